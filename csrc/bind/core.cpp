@@ -1,0 +1,202 @@
+// The module warpmerge._core: plain data in, plain data out. Tensors cross as (address, dtype code); Python keeps the
+// memory alive and has checked shapes. Nothing here imports torch or numpy.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <system_error>
+
+#include "../cpu/consensus.h"
+#include "../cpu/gram.h"
+#include "../cpu/moments.h"
+#include "../cpu/select.h"
+#include "../cpu/weighted_sum.h"
+
+namespace py = pybind11;
+using namespace warpmerge;
+
+namespace {
+
+using Address = std::pair<uintptr_t, int>;  // first element, dtype code
+
+Source source(const Address& address) { return {reinterpret_cast<const void*>(address.first), Dtype(address.second)}; }
+
+std::shared_ptr<Tensors> make_tensors(int64_t count, const std::vector<Address>& inputs, std::optional<Address> base,
+                                      bool wide, bool mapped, int policy) {
+  auto tensors = std::make_shared<Tensors>();
+  tensors->count = count;
+  for (const Address& input : inputs) tensors->inputs.push_back(source(input));
+  tensors->has_base = base.has_value();
+  if (base) tensors->base = source(*base);
+  tensors->wide = wide;
+  tensors->mapped = mapped;
+  tensors->policy = Nonfinite(policy);
+  return tensors;
+}
+
+// Waits with the GIL released, so that Python threads run and Ctrl-C is seen within `milliseconds`.
+bool wait_for(Launch& launch, int milliseconds) {
+  bool done;
+  {
+    py::gil_scoped_release release;
+    done = launch.wait_for(milliseconds);
+  }
+  if (done) launch.check();
+  return done;
+}
+
+const Kernels& kernels_named(const std::string& isa) {
+  const Kernels* kernels = find_kernels(isa.c_str());
+  if (!kernels) throw py::value_error("instruction set '" + isa + "' is unknown or not available on this processor");
+  return *kernels;
+}
+
+using ItemPtr = std::shared_ptr<Item>;
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "CPU kernels, thread pool and file access of warpmerge.";
+  py::register_exception_translator([](std::exception_ptr error) {
+    try {
+      if (error) std::rethrow_exception(error);
+    } catch (const std::system_error& e) {
+      errno = e.code().value();
+      PyErr_SetFromErrno(PyExc_OSError);
+    }
+  });
+
+  m.attr("BLOCK") = kBlock;
+  m.def("compiler", [] { return std::string(__VERSION__); });
+  m.def(
+      "isas",
+      [] {
+        std::vector<std::string> names;
+        for (const char* name : {"avx512", "avx2", "baseline"})
+          if (find_kernels(name)) names.push_back(name);
+        return names;
+      },
+      "Instruction sets compiled in and available on this processor, the best one first.");
+
+  py::class_<Background, std::shared_ptr<Background>>(m, "Background")
+      .def(py::init<>())
+      .def("read_ahead", &Background::read_ahead, py::arg("fd"), py::arg("offset"), py::arg("bytes"))
+      .def("drain", &Background::drain, py::call_guard<py::gil_scoped_release>())
+      .def("cancel", &Background::cancel);
+
+  py::class_<Tensors, std::shared_ptr<Tensors>>(m, "Tensors")
+      .def(py::init(&make_tensors), py::arg("count"), py::arg("inputs"), py::arg("base"), py::arg("wide"),
+           py::arg("mapped"), py::arg("policy"));
+
+  py::class_<Output>(m, "Output")
+      .def(py::init([](int dtype, uintptr_t memory, int fd, int64_t offset, std::shared_ptr<Background> background) {
+             return Output{Dtype(dtype), reinterpret_cast<char*>(memory), fd, offset, std::move(background)};
+           }),
+           py::arg("dtype"), py::arg("memory") = 0, py::arg("fd") = -1, py::arg("offset") = 0,
+           py::arg("background") = nullptr);
+
+  py::class_<Keep>(m, "Keep")
+      .def(py::init([](uint64_t threshold, int64_t tie_end) {
+             Keep keep;
+             keep.threshold = threshold;
+             keep.tie_end = tie_end;
+             return keep;
+           }),
+           py::arg("threshold") = 0, py::arg("tie_end") = INT64_MAX)
+      .def_static(
+          "drawn",
+          [](uint64_t key, uint32_t cut) {
+            Keep keep;
+            keep.random = true;
+            keep.key = key;
+            keep.cut = cut;
+            return keep;
+          },
+          py::arg("key"), py::arg("cut"));
+
+  py::class_<Item, ItemPtr>(m, "Item");
+  py::class_<TensorItem, Item, std::shared_ptr<TensorItem>>(m, "TensorItem")
+      .def_property_readonly("nonfinite", &TensorItem::nonfinite);
+  py::class_<CombineItem, TensorItem, std::shared_ptr<CombineItem>>(m, "CombineItem")
+      .def_property_readonly("digests", &CombineItem::digests);
+  py::class_<WeightedSumItem, CombineItem, std::shared_ptr<WeightedSumItem>>(m, "WeightedSum");
+  py::class_<ConsensusItem, CombineItem, std::shared_ptr<ConsensusItem>>(m, "Consensus");
+  py::class_<CopyItem, Item, std::shared_ptr<CopyItem>>(m, "Copy").def_property_readonly("digest", &CopyItem::digest);
+  py::class_<MomentsItem, TensorItem, std::shared_ptr<MomentsItem>>(m, "Moments")
+      .def_property_readonly("result", [](const MomentsItem& item) {
+        py::list rows;
+        for (const Moments& r : item.result())
+          rows.append(py::make_tuple(r.sum_abs, r.sum_sq, r.kept_abs, r.min, r.max, r.nonzero, r.kept));
+        return rows;
+      });
+  py::class_<GramItem, TensorItem, std::shared_ptr<GramItem>>(m, "Gram").def_property_readonly("result",
+                                                                                               &GramItem::result);
+  py::class_<SelectItemBase, TensorItem, std::shared_ptr<SelectItemBase>>(m, "Select")
+      .def_property_readonly("done", &SelectItemBase::done)
+      .def_property_readonly("sweeps", &SelectItemBase::sweeps)
+      .def_property_readonly("result", [](const SelectItemBase& item) {
+        py::list rows;
+        for (const Selection& r : item.result()) rows.append(py::make_tuple(r.threshold, r.tie_end, r.above, r.ties));
+        return rows;
+      });
+
+  py::class_<Launch, std::shared_ptr<Launch>>(m, "Launch")
+      .def("wait", &wait_for, py::arg("milliseconds"), "True when done; raises what a worker raised.")
+      .def("cancel", &Launch::cancel);
+
+  using TensorsPtr = std::shared_ptr<Tensors>;
+  py::class_<Pool, std::shared_ptr<Pool>>(m, "Pool")
+      .def(py::init(
+               [](int threads, const std::string& isa) { return std::make_shared<Pool>(threads, kernels_named(isa)); }),
+           py::arg("threads"), py::arg("isa") = "")
+      .def_property_readonly("threads", &Pool::threads)
+      .def_property_readonly("isa", [](const Pool& pool) { return pool.kernels().isa; })
+      .def(
+          "submit", [](Pool& pool, std::vector<ItemPtr> items) { return pool.submit(std::move(items)); },
+          py::arg("items"))
+      .def(
+          "weighted_sum",
+          [](const Pool& pool, TensorsPtr tensors, int64_t tile, std::vector<double> coefficients, bool agree,
+             std::vector<Output> outputs) {
+            return std::make_shared<WeightedSumItem>(pool.kernels(), tensors, tile, std::move(coefficients), agree,
+                                                     std::move(outputs));
+          },
+          py::arg("tensors"), py::arg("tile"), py::arg("coefficients"), py::arg("agree"), py::arg("outputs"))
+      .def(
+          "consensus",
+          [](const Pool& pool, TensorsPtr tensors, int64_t tile, std::vector<double> value, std::vector<double> ballot,
+             std::vector<double> divisor, double lambda, bool elect, std::vector<Keep> keep, Output output) {
+            return std::make_shared<ConsensusItem>(
+                pool.kernels(), tensors, tile,
+                ConsensusCoefficientLists{std::move(value), std::move(ballot), std::move(divisor), lambda, elect},
+                std::move(keep), std::move(output));
+          },
+          py::arg("tensors"), py::arg("tile"), py::arg("value"), py::arg("ballot"), py::arg("divisor"),
+          py::arg("lambda_"), py::arg("elect"), py::arg("keep"), py::arg("output"))
+      .def(
+          "copy",
+          [](const Pool& pool, uintptr_t data, int64_t bytes, bool mapped, int64_t tile_bytes, Output output) {
+            return std::make_shared<CopyItem>(pool.kernels(), reinterpret_cast<const void*>(data), bytes, mapped,
+                                              tile_bytes, std::move(output));
+          },
+          py::arg("data"), py::arg("bytes"), py::arg("mapped"), py::arg("tile_bytes"), py::arg("output"))
+      .def(
+          "moments",
+          [](const Pool& pool, TensorsPtr tensors, int64_t tile, std::vector<Keep> keep) {
+            return std::make_shared<MomentsItem>(pool.kernels(), tensors, tile, std::move(keep));
+          },
+          py::arg("tensors"), py::arg("tile"), py::arg("keep"))
+      .def(
+          "gram",
+          [](const Pool& pool, TensorsPtr tensors, int64_t tile) {
+            return std::make_shared<GramItem>(pool.kernels(), tensors, tile);
+          },
+          py::arg("tensors"), py::arg("tile"))
+      .def(
+          "select",
+          [](const Pool& pool, TensorsPtr tensors, int64_t tile, std::vector<int64_t> keep, bool keep_all_ties,
+             int64_t sample, int64_t capacity) {
+            return make_select_item(pool.kernels(), tensors, tile, std::move(keep), keep_all_ties, sample, capacity);
+          },
+          py::arg("tensors"), py::arg("tile"), py::arg("keep"), py::arg("keep_all_ties"), py::arg("sample") = 0,
+          py::arg("capacity") = 0);
+}

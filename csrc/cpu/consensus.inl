@@ -1,0 +1,98 @@
+// consensus over one tile. The fused form holds one element's K deltas in registers; the general one keeps running
+// votes, totals and divisors in arrays. Both add in the order of the models, so their bits agree.
+
+template <class T>
+struct ConsensusCoefficients {
+  const T *value, *ballot, *divisor;
+  T lambda;
+};
+
+template <class T, int K, bool kElect>
+void consensus_fused(T* const* deltas, const T* __restrict base, const ConsensusCoefficients<T>& c, int count,
+                     T* __restrict out) {
+  const T* __restrict d[K];
+  T value[K], ballot[K], divisor[K];
+  const T lambda = c.lambda;
+  for (int k = 0; k < K; ++k)
+    d[k] = deltas[k], value[k] = c.value[k], ballot[k] = c.ballot[k], divisor[k] = c.divisor[k];
+  for (int j = 0; j < count; ++j) {
+    T total = 0, weight = 0, votes = 0;
+    if (kElect)
+      for (int k = 0; k < K; ++k) votes = votes + ballot[k] * d[k][j];
+    for (int k = 0; k < K; ++k) {
+      const bool counted = !kElect || agrees(ballot[k] * d[k][j], votes);
+      total = total + (counted ? value[k] * d[k][j] : T(0));
+      if (kElect) weight = weight + (counted ? divisor[k] : T(0));
+    }
+    out[j] = add_delta(base[j], consensus_delta(total, weight, lambda));
+  }
+}
+
+template <class T, bool kElect>
+void consensus_any(T* const* deltas, int models, const T* __restrict base, const ConsensusCoefficients<T>& c, int count,
+                   T* __restrict out, T* __restrict votes, T* __restrict weight) {
+  for (int j = 0; j < count; ++j) out[j] = 0, votes[j] = 0, weight[j] = 0;
+  if (kElect)
+    for (int k = 0; k < models; ++k) {
+      const T* __restrict d = deltas[k];
+      const T ballot = c.ballot[k];
+      for (int j = 0; j < count; ++j) votes[j] = votes[j] + ballot * d[j];
+    }
+  for (int k = 0; k < models; ++k) {
+    const T* __restrict d = deltas[k];
+    const T value = c.value[k], ballot = c.ballot[k], divisor = c.divisor[k];
+    for (int j = 0; j < count; ++j) {
+      const bool counted = !kElect || agrees(ballot * d[j], votes[j]);
+      out[j] = out[j] + (counted ? value * d[j] : T(0));
+      if (kElect) weight[j] = weight[j] + (counted ? divisor : T(0));
+    }
+  }
+  for (int j = 0; j < count; ++j) out[j] = add_delta(base[j], consensus_delta(out[j], weight[j], c.lambda));
+}
+
+template <class T, bool kElect>
+void consensus_stage(T* const* d, int models, const T* base, const ConsensusCoefficients<T>& c, int count, T* out,
+                     T* votes, T* weight) {
+  switch (models) {
+    case 1:
+      return consensus_fused<T, 1, kElect>(d, base, c, count, out);
+    case 2:
+      return consensus_fused<T, 2, kElect>(d, base, c, count, out);
+    case 3:
+      return consensus_fused<T, 3, kElect>(d, base, c, count, out);
+    case 4:
+      return consensus_fused<T, 4, kElect>(d, base, c, count, out);
+    default:
+      return consensus_any<T, kElect>(d, models, base, c, count, out, votes, weight);
+  }
+}
+
+template <class T>
+void consensus(const Operands& operands, const ConsensusArgs& args, int64_t begin, int64_t count, void* out,
+               Dtype out_dtype, void* scratch, int64_t* nonfinite) {
+  const int models = operands.models;
+  Arena arena(scratch);
+  Staged<T> staged(operands, arena);
+  T* result = arena.take<T>(kStage);
+  T* votes = arena.take<T>(kStage);
+  T* weight = arena.take<T>(kStage);
+  uint16_t* lanes = arena.take<uint16_t>(kStage);
+  T* coefficients = arena.take<T>(3 * models);
+  for (int k = 0; k < models; ++k) {
+    coefficients[k] = T(args.value[k]);
+    coefficients[models + k] = T(args.ballot[k]);
+    coefficients[2 * models + k] = T(args.divisor[k]);
+  }
+  const ConsensusCoefficients<T> c{coefficients, coefficients + models, coefficients + 2 * models, T(args.lambda)};
+  for (int64_t done = 0; done < count; done += kStage) {
+    const int n = int(count - done < kStage ? count - done : kStage);
+    staged.load(operands, begin + done, n, nonfinite);
+    staged.subtract_base(operands, n);
+    for (int k = 0; k < models; ++k) drop(args.keep[k], begin + done, n, staged.x[k], lanes);
+    if (args.elect)
+      consensus_stage<T, true>(staged.x, models, staged.base, c, n, result, votes, weight);
+    else
+      consensus_stage<T, false>(staged.x, models, staged.base, c, n, result, votes, weight);
+    narrow_into(result, out_dtype, out, done, n);
+  }
+}

@@ -1,0 +1,16 @@
+static uint64_t digest(const void* data, size_t bytes, uint64_t first_word) {
+  const char* __restrict at = static_cast<const char*>(data);
+  const uint64_t words = bytes / 8;
+  uint64_t sum = 0;
+  for (uint64_t i = 0; i < words; ++i) {
+    uint64_t word;
+    __builtin_memcpy(&word, at + 8 * i, 8);
+    sum += digest_word(word, first_word + i);
+  }
+  if (bytes % 8) {
+    uint64_t word = 0;
+    __builtin_memcpy(&word, at + 8 * words, bytes % 8);
+    sum += digest_word(word, first_word + words);
+  }
+  return sum;
+}

@@ -1,0 +1,26 @@
+#include "gram.h"
+
+namespace warpmerge {
+
+GramItem::GramItem(const Kernels& kernels, std::shared_ptr<Tensors> tensors, int64_t tile_elements)
+    : TensorItem(kernels, std::move(tensors), whole_blocks(tile_elements)) {
+  blocks_.resize((tensors_->count + kBlock - 1) / kBlock * gram_size(tensors_->models()));
+}
+
+void GramItem::range(int64_t, int64_t begin, int64_t count, Worker& worker, int64_t* nonfinite) {
+  double* blocks = blocks_.data() + begin / kBlock * gram_size(tensors_->models());
+  const Operands operands = tensors_->operands();
+  if (tensors_->wide)
+    set<double>().gram(operands, begin, count, blocks, scratch(worker), nonfinite);
+  else
+    set<float>().gram(operands, begin, count, blocks, scratch(worker), nonfinite);
+}
+
+void GramItem::finish(Worker&) {
+  const int64_t size = gram_size(tensors_->models());
+  const int64_t count = int64_t(blocks_.size()) / size;
+  for (int64_t s = 0; s < size; ++s) result_.push_back(count ? sum_blocks(&blocks_[s], count, size) : 0.0);
+  blocks_ = {};
+}
+
+}  // namespace warpmerge

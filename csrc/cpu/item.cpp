@@ -1,0 +1,94 @@
+#include "item.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "../ops/digest.h"
+
+namespace warpmerge {
+
+void Tensors::fault_in_tile(int64_t begin, int64_t tile) const {
+  if (!mapped) return;
+  auto one = [&](const Source& source) {
+    const int64_t size = itemsize(source.dtype);
+    fault_in(static_cast<const char*>(source.data) + begin * size, size_t(tile * size));
+  };
+  for (const Source& source : inputs) one(source);
+  if (has_base) one(base);
+}
+
+TensorItem::TensorItem(const Kernels& kernels, std::shared_ptr<Tensors> tensors, int64_t tile_elements)
+    : kernels_(kernels), tensors_(std::move(tensors)), step_(tile_elements), nonfinite_(tensors_->models() + 1) {}
+
+void TensorItem::tile(int64_t index, Worker& worker) {
+  const int64_t begin = index * step_;
+  const int64_t count = std::min(step_, tensors_->count - begin);
+  tensors_->fault_in_tile(begin, count);
+  std::vector<int64_t> found(nonfinite_.size());
+  range(index, begin, count, worker, found.data());
+  for (size_t k = 0; k < found.size(); ++k)
+    if (found[k]) nonfinite_[k] += found[k];
+}
+
+CombineItem::CombineItem(const Kernels& kernels, std::shared_ptr<Tensors> tensors, int64_t tile_elements,
+                         std::vector<Output> outputs)
+    : TensorItem(kernels, std::move(tensors), tile_elements), outputs_(std::move(outputs)), digests_(outputs_.size()) {}
+
+void CombineItem::range(int64_t, int64_t begin, int64_t count, Worker& worker, int64_t* nonfinite) {
+  const size_t outputs = outputs_.size();
+  std::vector<void*> target(outputs);
+  size_t staged = 0;
+  for (const Output& output : outputs_)
+    if (!output.memory) staged += size_t(count) * itemsize(output.dtype) + 64;
+  char* buffer = staged ? static_cast<char*>(worker.tile_buffer(staged)) : nullptr;
+  for (size_t m = 0; m < outputs; ++m) {
+    const size_t size = itemsize(outputs_[m].dtype);
+    if (outputs_[m].memory) {
+      target[m] = outputs_[m].memory + begin * size;
+    } else {
+      target[m] = buffer;
+      buffer += (count * size + 63) / 64 * 64;
+    }
+  }
+  combine(begin, count, target.data(), worker, nonfinite);
+  for (size_t m = 0; m < outputs; ++m) {
+    const Output& output = outputs_[m];
+    if (output.memory) continue;
+    const int64_t size = itemsize(output.dtype);
+    digests_[m] += kernels_.digest(target[m], size_t(count * size), uint64_t(begin * size / 8));
+    write_at(output.fd, target[m], size_t(count * size), output.offset + begin * size);
+    if (output.background) output.background->wrote(output.fd, count * size);
+  }
+}
+
+std::vector<uint64_t> CombineItem::digests() const {
+  std::vector<uint64_t> result;
+  for (size_t m = 0; m < outputs_.size(); ++m)
+    result.push_back(digests_[m] + digest_length(uint64_t(tensors_->count * itemsize(outputs_[m].dtype))));
+  return result;
+}
+
+CopyItem::CopyItem(const Kernels& kernels, const void* data, int64_t bytes, bool mapped, int64_t tile_bytes,
+                   Output output)
+    : kernels_(kernels),
+      data_(static_cast<const char*>(data)),
+      bytes_(bytes),
+      mapped_(mapped),
+      step_(tile_bytes),
+      output_(std::move(output)) {}
+
+void CopyItem::tile(int64_t index, Worker&) {
+  const int64_t begin = index * step_;
+  const int64_t count = std::min(step_, bytes_ - begin);
+  const char* data = data_ + begin;
+  if (mapped_) fault_in(data, size_t(count));
+  digest_ += kernels_.digest(data, size_t(count), uint64_t(begin / 8));
+  if (output_.memory) std::memcpy(output_.memory + begin, data, size_t(count));
+  if (output_.fd < 0) return;
+  write_at(output_.fd, data, size_t(count), output_.offset + begin);
+  if (output_.background) output_.background->wrote(output_.fd, count);
+}
+
+uint64_t CopyItem::digest() const { return digest_ + digest_length(uint64_t(bytes_)); }
+
+}  // namespace warpmerge

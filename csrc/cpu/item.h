@@ -1,0 +1,102 @@
+// What the items of all kernels share: their operands, their output and the walk over tiles.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <vector>
+
+#include "../stream/file.h"
+#include "kernels.h"
+#include "pool.h"
+
+namespace warpmerge {
+
+// The inputs of one output tensor. The memory belongs to the caller, who keeps it alive.
+struct Tensors {
+  int64_t count = 0;
+  std::vector<Source> inputs;
+  Source base;
+  bool has_base = false;
+  bool wide = false;    // compute in float64
+  bool mapped = false;  // inputs are file mappings
+  Nonfinite policy = Nonfinite::error;
+
+  int models() const { return int(inputs.size()); }
+  Operands operands() const { return {inputs.data(), models(), has_base ? &base : nullptr, policy}; }
+  void fault_in_tile(int64_t begin, int64_t tile) const;
+};
+
+// Where results go: memory, or a region of a file.
+struct Output {
+  Dtype dtype = Dtype::f32;
+  char* memory = nullptr;
+  int fd = -1;
+  int64_t offset = 0;
+  std::shared_ptr<Background> background;
+};
+
+// An item over the elements of `tensors`, in tiles of `tile_elements`.
+class TensorItem : public Item {
+ public:
+  TensorItem(const Kernels& kernels, std::shared_ptr<Tensors> tensors, int64_t tile_elements);
+  int64_t tiles() const override { return tensors_->count == 0 ? 1 : (tensors_->count + step_ - 1) / step_; }
+  void tile(int64_t index, Worker& worker) final;
+
+  // Elements that are NaN or infinite, per model and last for the base.
+  std::vector<int64_t> nonfinite() const { return {nonfinite_.begin(), nonfinite_.end()}; }
+  const Tensors& tensors() const { return *tensors_; }
+
+ protected:
+  virtual void range(int64_t index, int64_t begin, int64_t count, Worker& worker, int64_t* nonfinite) = 0;
+  template <class T>
+  const KernelSet<T>& set() const {
+    return kernels_.of<T>();
+  }
+  void* scratch(Worker& worker) const { return worker.scratch(scratch_bytes(tensors_->models())); }
+
+  const Kernels& kernels_;
+  const std::shared_ptr<Tensors> tensors_;
+  const int64_t step_;
+
+ private:
+  std::vector<std::atomic<int64_t>> nonfinite_;
+};
+
+// A measuring item: its tiles are whole blocks of the reduction order.
+inline int64_t whole_blocks(int64_t tile_elements) { return (tile_elements + kBlock - 1) / kBlock * kBlock; }
+
+// An item that makes one or several output tensors.
+class CombineItem : public TensorItem {
+ public:
+  CombineItem(const Kernels& kernels, std::shared_ptr<Tensors> tensors, int64_t tile_elements,
+              std::vector<Output> outputs);
+  std::vector<uint64_t> digests() const;
+
+ protected:
+  void range(int64_t index, int64_t begin, int64_t count, Worker& worker, int64_t* nonfinite) final;
+  virtual void combine(int64_t begin, int64_t count, void* const* out, Worker& worker, int64_t* nonfinite) = 0;
+  const std::vector<Output> outputs_;
+
+ private:
+  std::vector<std::atomic<uint64_t>> digests_;
+};
+
+// Copies bytes and takes their digest; without an output only the digest.
+class CopyItem final : public Item {
+ public:
+  CopyItem(const Kernels& kernels, const void* data, int64_t bytes, bool mapped, int64_t tile_bytes, Output output);
+  int64_t tiles() const override { return bytes_ == 0 ? 1 : (bytes_ + step_ - 1) / step_; }
+  void tile(int64_t index, Worker& worker) override;
+  uint64_t digest() const;
+
+ private:
+  const Kernels& kernels_;
+  const char* data_;
+  const int64_t bytes_;
+  const bool mapped_;
+  const int64_t step_;
+  const Output output_;
+  std::atomic<uint64_t> digest_{0};
+};
+
+}  // namespace warpmerge

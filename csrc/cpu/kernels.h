@@ -1,0 +1,108 @@
+// The loops over one tile, compiled once per instruction set and reached through a table.
+//
+// A tile is the element range [begin, begin + count) of a tensor. Sources point at the tensor's first element and need
+// no alignment. Arguments are plain data; nothing here allocates.
+#pragma once
+
+#include <cstddef>
+
+#include "../ops/common.h"
+#include "../ops/gram.h"
+#include "../ops/keep.h"
+#include "../ops/moments.h"
+#include "../ops/reduce.h"
+
+namespace warpmerge {
+
+// Elements staged at once in the compute type. 512 floats per input keep 8 models and the base within a 32 KiB L1.
+constexpr int kStage = 512;
+
+struct Source {
+  const void* data = nullptr;
+  Dtype dtype = Dtype::f32;
+};
+
+struct Operands {
+  const Source* inputs;
+  int models;
+  const Source* base;  // null: none
+  Nonfinite policy;
+};
+
+struct WeightedSumArgs {
+  const double* coefficients;  // outputs x models
+  int outputs;
+  bool agree;
+};
+
+struct ConsensusArgs {
+  const double *value, *ballot, *divisor;  // one per model
+  const Keep* keep;                        // one per model
+  double lambda;
+  bool elect;
+};
+
+// One model's state in a sweep of `select`, and what the sweep of one tile found.
+struct SelectInterval {
+  uint64_t low, high;
+  bool histogram;  // count bins over [low, high] instead of collecting
+  int shift;
+};
+struct SelectCounts {
+  int64_t above = 0, at_high = 0, at_low = 0, inside = 0;
+};
+
+template <class T>
+struct KernelSet {
+  // Each returns through `nonfinite` how many elements of each input (and last, of the base) are NaN or infinite.
+  void (*weighted_sum)(const Operands&, const WeightedSumArgs&, int64_t begin, int64_t count, void* const* out,
+                       Dtype out_dtype, void* scratch, int64_t* nonfinite);
+  void (*consensus)(const Operands&, const ConsensusArgs&, int64_t begin, int64_t count, void* out, Dtype out_dtype,
+                    void* scratch, int64_t* nonfinite);
+  // `blocks`: one Moments per model and block of kBlock elements, blocks outermost. `begin` is a multiple of kBlock.
+  void (*moments)(const Operands&, const Keep*, int64_t begin, int64_t count, Moments* blocks, void* scratch,
+                  int64_t* nonfinite);
+  // `blocks`: gram_size(models) doubles per block.
+  void (*gram)(const Operands&, int64_t begin, int64_t count, double* blocks, void* scratch, int64_t* nonfinite);
+  // Magnitude keys of the deltas of one model, at most kStage of them.
+  void (*keys)(const Operands&, int model, int64_t begin, int count, Bits<T>* keys, void* scratch);
+  // Classifies the keys of a tile, for each model whose `active` is set. Keys strictly inside go to `inside[model]`,
+  // which has room for `count + 64` of them. `bins[model]`: kSelectBins counters for a histogram sweep.
+  void (*select)(const Operands&, const SelectInterval*, const bool* active, int64_t begin, int64_t count,
+                 SelectCounts* counts, Bits<T>* const* inside, int64_t* const* bins, void* scratch, int64_t* nonfinite);
+};
+
+struct Kernels {
+  const char* isa;
+  KernelSet<float> narrow;
+  KernelSet<double> wide;
+  uint64_t (*digest)(const void* data, size_t bytes, uint64_t first_word);
+
+  template <class T>
+  const KernelSet<T>& of() const {
+    if constexpr (sizeof(T) == sizeof(float))
+      return narrow;
+    else
+      return wide;
+  }
+};
+
+// Bytes of scratch that any kernel needs for this many models.
+constexpr size_t scratch_bytes(int models) {
+  const size_t stage = kStage * sizeof(double);
+  const size_t lanes = kLanes * sizeof(double);
+  const size_t combine = stage * (2 * size_t(models) + 8);
+  const size_t measure = combine + lanes * (3 * size_t(models) + size_t(models) * (models + 1) / 2);
+  return measure + 4096;
+}
+
+extern const Kernels kernels_baseline;
+#if defined(__x86_64__)
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512;
+#endif
+
+// Null if the name is unknown or the processor lacks the instructions. `name` empty: the best one.
+const Kernels* find_kernels(const char* name);
+
+}  // namespace warpmerge

@@ -1,0 +1,34 @@
+// Every tile loop, compiled by kernels_<isa>.cpp with that instruction set's flags. No standard library in here: an
+// inline function of it, compiled for AVX-512, could become the copy that the whole program uses.
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+#include <math.h>
+
+#include "../ops/consensus.h"
+#include "../ops/convert.h"
+#include "../ops/digest.h"
+#include "../ops/select.h"
+#include "../ops/weighted_sum.h"
+#include "kernels.h"
+
+namespace warpmerge {
+namespace {
+
+#include "stage.inl"
+// clang-format off: the kernels build on stage.inl
+#include "consensus.inl"
+#include "digest.inl"
+#include "gram.inl"
+#include "moments.inl"
+#include "select.inl"
+#include "weighted_sum.inl"
+// clang-format on
+
+template <class T>
+constexpr KernelSet<T> kernel_set() {
+  return {weighted_sum<T>, consensus<T>, moments<T>, gram<T>, keys<T>, select<T>};
+}
+
+}  // namespace
+}  // namespace warpmerge

@@ -1,0 +1,45 @@
+#include "moments.h"
+
+#include <algorithm>
+
+namespace warpmerge {
+
+MomentsItem::MomentsItem(const Kernels& kernels, std::shared_ptr<Tensors> tensors, int64_t tile_elements,
+                         std::vector<Keep> keep)
+    : TensorItem(kernels, std::move(tensors), whole_blocks(tile_elements)), keep_(std::move(keep)) {
+  blocks_.resize((tensors_->count + kBlock - 1) / kBlock * tensors_->models());
+}
+
+void MomentsItem::range(int64_t, int64_t begin, int64_t count, Worker& worker, int64_t* nonfinite) {
+  Moments* blocks = blocks_.data() + begin / kBlock * tensors_->models();
+  const Operands operands = tensors_->operands();
+  if (tensors_->wide)
+    set<double>().moments(operands, keep_.data(), begin, count, blocks, scratch(worker), nonfinite);
+  else
+    set<float>().moments(operands, keep_.data(), begin, count, blocks, scratch(worker), nonfinite);
+}
+
+void MomentsItem::finish(Worker&) {
+  const int models = tensors_->models();
+  const int64_t count = int64_t(blocks_.size()) / std::max(1, models);
+  const int64_t stride = models * int64_t(sizeof(Moments) / sizeof(double));
+  static_assert(sizeof(Moments) % sizeof(double) == 0, "Moments are strided as doubles");
+  result_.assign(size_t(models), Moments());
+  for (int k = 0; k < models && count > 0; ++k) {
+    Moments& total = result_[k];
+    total.min = blocks_[k].min, total.max = blocks_[k].max;
+    for (int64_t b = 0; b < count; ++b) {
+      const Moments& block = blocks_[b * models + k];
+      total.min = std::min(total.min, block.min);
+      total.max = std::max(total.max, block.max);
+      total.nonzero += block.nonzero;
+      total.kept += block.kept;
+    }
+    total.sum_abs = sum_blocks(&blocks_[k].sum_abs, count, stride);
+    total.sum_sq = sum_blocks(&blocks_[k].sum_sq, count, stride);
+    total.kept_abs = sum_blocks(&blocks_[k].kept_abs, count, stride);
+  }
+  blocks_ = {};
+}
+
+}  // namespace warpmerge

@@ -1,0 +1,22 @@
+#pragma once
+
+#include "item.h"
+
+namespace warpmerge {
+
+class MomentsItem final : public TensorItem {
+ public:
+  MomentsItem(const Kernels& kernels, std::shared_ptr<Tensors> tensors, int64_t tile_elements, std::vector<Keep> keep);
+  void finish(Worker&) override;
+  const std::vector<Moments>& result() const { return result_; }  // one per model
+
+ protected:
+  void range(int64_t index, int64_t begin, int64_t count, Worker& worker, int64_t* nonfinite) override;
+
+ private:
+  const std::vector<Keep> keep_;
+  std::vector<Moments> blocks_;  // blocks x models
+  std::vector<Moments> result_;
+};
+
+}  // namespace warpmerge

@@ -1,0 +1,106 @@
+// A pool of threads that works through launches in the order in which they were submitted. A launch is a list of items
+// (one kernel on one tensor each) cut into tiles; when a launch has no tile left to hand out, idle workers go on with
+// the next one, so that a host thread that submits ahead never lets them wait.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace warpmerge {
+
+struct Kernels;
+
+// What a worker owns: memory that is allocated once and grows to the largest request.
+class Worker {
+ public:
+  explicit Worker(int index) : index(index) {}
+  void* scratch(size_t bytes) { return grow(scratch_, bytes); }
+  void* tile_buffer(size_t bytes) { return grow(tile_, bytes); }
+  const int index;
+
+ private:
+  struct Memory {
+    std::unique_ptr<char[]> data;
+    size_t bytes = 0;
+  };
+  static void* grow(Memory& memory, size_t bytes);
+  Memory scratch_, tile_;
+};
+
+// One kernel on one tensor. `prepare` runs before the first tile, `finish` after the last, each on one worker.
+class Item {
+ public:
+  virtual ~Item() = default;
+  virtual int64_t tiles() const = 0;
+  virtual bool prepares() const { return false; }
+  virtual void prepare(Worker&) {}
+  virtual void tile(int64_t index, Worker&) = 0;
+  virtual void finish(Worker&) {}
+};
+
+class Launch {
+ public:
+  explicit Launch(std::vector<std::shared_ptr<Item>> items);
+  // True when all is done or given up; waits at most this long.
+  bool wait_for(int milliseconds);
+  // Drops the tiles that have not started.
+  void cancel() { cancelled_ = true; }
+  // Throws what a tile threw.
+  void check();
+
+ private:
+  friend class Pool;
+  struct Slot {
+    std::shared_ptr<Item> item;
+    int64_t first_task;  // its tiles; an item's `prepare` comes before the tiles of the item before it
+    int64_t tiles;
+    std::atomic<int64_t> remaining;
+    std::atomic<bool> prepared;
+  };
+  struct Task {
+    Slot* slot;
+    int64_t tile;  // -1: prepare
+  };
+  Task task(int64_t index);
+  void run(int64_t index, Worker& worker);
+  void retire();
+
+  std::vector<std::unique_ptr<Slot>> slots_;
+  int64_t tasks_ = 0, next_ = 0;  // next_ is guarded by the pool's mutex
+  std::atomic<int64_t> unfinished_{0};
+  std::atomic<bool> cancelled_{false};
+  std::mutex mutex_;
+  std::condition_variable done_;
+  std::exception_ptr error_;
+};
+
+class Pool {
+ public:
+  Pool(int threads, const Kernels& kernels);
+  ~Pool();
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
+
+  std::shared_ptr<Launch> submit(std::vector<std::shared_ptr<Item>> items);
+  int threads() const { return int(threads_.size()); }
+  const Kernels& kernels() const { return kernels_; }
+
+ private:
+  void work(int index);
+
+  const Kernels& kernels_;
+  std::mutex mutex_;
+  std::condition_variable available_;
+  std::deque<std::shared_ptr<Launch>> launches_;
+  bool stop_ = false;
+  std::vector<std::thread> threads_;
+};
+
+}  // namespace warpmerge

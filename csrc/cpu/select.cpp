@@ -1,0 +1,277 @@
+#include "select.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "../ops/digest.h"
+#include "../ops/select.h"
+
+namespace warpmerge {
+namespace {
+
+constexpr int kRun = 32;  // consecutive elements per sampled place: one cache line of a 16-bit tensor
+
+template <class T>
+class SelectItem final : public SelectItemBase {
+  using Key = Bits<T>;
+
+ public:
+  SelectItem(const Kernels& kernels, std::shared_ptr<Tensors> tensors, int64_t tile_elements, std::vector<int64_t> keep,
+             bool keep_all_ties, int64_t sample, int64_t capacity)
+      : SelectItemBase(kernels, std::move(tensors), whole_blocks(tile_elements)),
+        keep_(std::move(keep)),
+        keep_all_ties_(keep_all_ties),
+        sample_(sample ? sample : default_sample(tensors_->count)),
+        capacity_(capacity ? capacity : std::max<int64_t>(1 << 16, tensors_->count / 8)),
+        models_(tensors_->models()),
+        states_(models_),
+        result_(models_),
+        intervals_(models_),
+        active_(new bool[models_]) {
+    for (int k = 0; k < models_; ++k) active_[k] = tensors_->count > 0;
+  }
+
+  bool prepares() const override { return true; }
+
+  void prepare(Worker& worker) override {
+    ++sweeps_;
+    const size_t tiles = size_t(this->tiles());
+    for (int k = 0; k < models_; ++k) {
+      if (!active_[k]) continue;
+      if (sweeps_ == 1) bracket(k, worker);
+      State& state = states_[k];
+      state.counts.assign(tiles, {});
+      state.inside.clear();
+      state.segments.assign(tiles, {});
+      state.overflow = false;
+      if (intervals_[k].histogram) state.bins.assign(kSelectBins, 0);
+    }
+  }
+
+  void finish(Worker& worker) override {
+    for (int k = 0; k < models_; ++k)
+      if (active_[k]) conclude(k, worker);
+  }
+
+  bool done() const override {
+    return std::none_of(active_.get(), active_.get() + models_, [](bool a) { return a; });
+  }
+  const std::vector<Selection>& result() const override { return result_; }
+  int sweeps() const override { return sweeps_; }
+
+ protected:
+  void range(int64_t index, int64_t begin, int64_t count, Worker& worker, int64_t* nonfinite) override {
+    // Scratch: the kernel's own, then per model a buffer for one block's keys or the histogram of the tile.
+    const size_t own = scratch_bytes(models_);
+    const size_t each = std::max((kBlock + 64) * sizeof(Key), kSelectBins * sizeof(int64_t));
+    char* memory = static_cast<char*>(worker.scratch(own + each * models_));
+    std::vector<Key*> inside(models_);
+    std::vector<int64_t*> bins(models_);
+    std::vector<SelectCounts> totals(models_), counts(models_);
+    std::vector<std::vector<Key>> collected(models_);
+    for (int k = 0; k < models_; ++k) {
+      inside[k] = reinterpret_cast<Key*>(memory + own + each * k);
+      bins[k] = reinterpret_cast<int64_t*>(memory + own + each * k);
+      if (intervals_[k].histogram) std::fill_n(bins[k], kSelectBins, 0);
+    }
+    for (int64_t done = 0; done < count; done += kBlock) {
+      std::fill(counts.begin(), counts.end(), SelectCounts());
+      this->template set<T>().select(tensors_->operands(), intervals_.data(), active_.get(), begin + done,
+                                     std::min<int64_t>(kBlock, count - done), counts.data(), inside.data(), bins.data(),
+                                     memory, nonfinite);
+      for (int k = 0; k < models_; ++k) {
+        totals[k].above += counts[k].above;
+        totals[k].at_high += counts[k].at_high;
+        totals[k].at_low += counts[k].at_low;
+        totals[k].inside += counts[k].inside;
+        if (counts[k].inside) collected[k].insert(collected[k].end(), inside[k], inside[k] + counts[k].inside);
+      }
+    }
+    if (sweeps_ > 1) std::fill_n(nonfinite, models_ + 1, 0);  // counted by the first sweep
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (int k = 0; k < models_; ++k) {
+      if (!active_[k]) continue;
+      State& state = states_[k];
+      state.counts[index] = totals[k];
+      if (intervals_[k].histogram)
+        for (int b = 0; b < kSelectBins; ++b) state.bins[b] += bins[k][b];
+      if (state.overflow || int64_t(state.inside.size() + collected[k].size()) > capacity_) {
+        state.overflow = true;
+        state.inside.clear();
+        continue;
+      }
+      state.segments[index] = {state.inside.size(), state.inside.size() + collected[k].size()};
+      state.inside.insert(state.inside.end(), collected[k].begin(), collected[k].end());
+    }
+  }
+
+ private:
+  struct State {
+    std::vector<SelectCounts> counts;                 // per tile
+    std::vector<std::pair<size_t, size_t>> segments;  // per tile: where its keys lie in `inside`
+    std::vector<Key> inside;
+    std::vector<int64_t> bins;
+    bool overflow = false;
+  };
+
+  // Cost of a sampled key and of a collected one are alike; with a bracket of four standard deviations on either side
+  // their sum is least at about (2 n)^(2/3).
+  static int64_t default_sample(int64_t count) {
+    const int64_t best = int64_t(std::pow(2.0 * double(count), 2.0 / 3.0));
+    return std::max<int64_t>(4096, best / kRun * kRun);
+  }
+
+  void bracket(int k, Worker& worker) {
+    const int64_t count = tensors_->count;
+    const Operands operands = tensors_->operands();
+    void* scratch = this->scratch(worker);
+    std::vector<Key> keys;
+    if (count <= 4 * sample_) {  // small: look at everything
+      keys.resize(size_t(count));
+      for (int64_t at = 0; at < count; at += kStage)
+        this->template set<T>().keys(operands, k, at, int(std::min<int64_t>(kStage, count - at)), keys.data() + at,
+                                     scratch);
+      std::nth_element(keys.begin(), keys.begin() + (keep_[k] - 1), keys.end(), std::greater<Key>());
+      intervals_[k] = {keys[keep_[k] - 1], keys[keep_[k] - 1], false, 0};
+      return;
+    }
+    const int64_t runs = sample_ / kRun;
+    keys.resize(size_t(runs * kRun));
+    const int64_t stride = count / runs;
+    for (int64_t r = 0; r < runs; ++r) {
+      // A place within each stride that is the same every time but follows no row length.
+      const int64_t jitter = int64_t(mix64(uint64_t(r)) % uint64_t(stride - kRun + 1));
+      this->template set<T>().keys(operands, k, r * stride + jitter, kRun, keys.data() + r * kRun, scratch);
+    }
+    const double share = double(keep_[k]) / double(count);
+    const double size = double(keys.size());
+    const int64_t rank = int64_t(share * size);
+    const int64_t margin = 4 + int64_t(4.0 * std::sqrt(size * share * (1.0 - share)));
+    Key low = 0, high = Key(FloatTraits<T>::magnitude);
+    auto from = keys.begin();
+    if (rank > margin) {
+      std::nth_element(from, from + (rank - margin), keys.end(), std::greater<Key>());
+      from += rank - margin;
+      high = *from;
+    }
+    if (rank + margin < int64_t(keys.size())) {
+      auto at = keys.begin() + (rank + margin);
+      std::nth_element(from, at, keys.end(), std::greater<Key>());
+      low = *at;
+    }
+    intervals_[k] = {low, high, false, 0};
+  }
+
+  // Decides from one sweep: finished, or the next interval.
+  void conclude(int k, Worker& worker) {
+    State& state = states_[k];
+    SelectInterval& interval = intervals_[k];
+    SelectCounts total;
+    for (const SelectCounts& c : state.counts) {
+      total.above += c.above, total.at_high += c.at_high, total.at_low += c.at_low, total.inside += c.inside;
+    }
+    const int64_t rank = keep_[k] - total.above;  // among the keys at or below `high`, 1 is the largest
+    if (interval.histogram) return narrow(k, rank);
+    const uint64_t low = interval.low, high = interval.high;
+    const int64_t in_low = total.at_high + total.inside;
+    if (rank <= 0) {
+      widen(k, high + 1, FloatTraits<T>::magnitude);
+    } else if (rank <= total.at_high) {
+      settle(k, high, total.above, worker, [&](size_t tile) { return state.counts[tile].at_high; });
+    } else if (rank <= in_low) {
+      if (state.overflow) return widen(k, low + 1, high - 1);
+      std::vector<Key> keys = state.inside;
+      const auto at = keys.begin() + (rank - total.at_high - 1);
+      std::nth_element(keys.begin(), at, keys.end(), std::greater<Key>());
+      const Key threshold = *at;
+      const int64_t larger = std::count_if(keys.begin(), at, [&](Key key) { return key > threshold; });
+      settle(k, threshold, total.above + total.at_high + larger, worker, [&](size_t tile) {
+        const auto segment = state.segments[tile];
+        return int64_t(
+            std::count(state.inside.begin() + segment.first, state.inside.begin() + segment.second, threshold));
+      });
+    } else if (low != high && rank <= in_low + total.at_low) {
+      settle(k, low, total.above + in_low, worker, [&](size_t tile) { return state.counts[tile].at_low; });
+    } else {
+      widen(k, 0, low == 0 ? 0 : low - 1);
+    }
+  }
+
+  void widen(int k, uint64_t low, uint64_t high) { intervals_[k] = {low, high, true, select_shift(low, high)}; }
+
+  // After a histogram sweep: the bin that holds the rank, to be collected if it fits and else cut again.
+  void narrow(int k, int64_t rank) {
+    const SelectInterval interval = intervals_[k];
+    const std::vector<int64_t>& bins = states_[k].bins;
+    int bin = kSelectBins - 1;
+    while (bin > 0 && rank > bins[bin]) rank -= bins[bin--];
+    const uint64_t low = interval.low + (uint64_t(bin) << interval.shift);
+    const uint64_t high = std::min<uint64_t>(interval.high, low + ((uint64_t(1) << interval.shift) - 1));
+    const bool collect = low == high || bins[bin] <= capacity_;
+    intervals_[k] = {low, high, !collect, collect ? 0 : select_shift(low, high)};
+  }
+
+  template <class TiesOfTile>
+  void settle(int k, uint64_t threshold, int64_t above, Worker& worker, TiesOfTile ties_of_tile) {
+    active_[k] = false;
+    Selection& selection = result_[k];
+    selection.threshold = threshold;
+    selection.above = above;
+    int64_t budget = keep_[k] - above;
+    int64_t ties = 0, before = 0;
+    size_t tile = SIZE_MAX;
+    for (size_t t = 0; t < states_[k].counts.size(); ++t) {
+      const int64_t here = ties_of_tile(t);
+      if (tile == SIZE_MAX && ties + here > budget) tile = t, before = ties;
+      ties += here;
+    }
+    selection.ties = ties;
+    states_[k] = State();
+    // Zeros stay zeros whether they are kept or not.
+    if (keep_all_ties_ || threshold == 0 || tile == SIZE_MAX) return;
+    selection.tie_end = locate(k, threshold, int64_t(tile) * step_, budget - before, worker);
+  }
+
+  // The flat index just behind the `nth` tie at or after `begin`.
+  int64_t locate(int k, uint64_t threshold, int64_t begin, int64_t nth, Worker& worker) {
+    if (nth == 0) return begin;
+    Key keys[kStage];
+    for (int64_t at = begin; at < tensors_->count; at += kStage) {
+      const int n = int(std::min<int64_t>(kStage, tensors_->count - at));
+      this->template set<T>().keys(tensors_->operands(), k, at, n, keys, this->scratch(worker));
+      const int64_t here = std::count(keys, keys + n, Key(threshold));
+      if (here < nth) {
+        nth -= here;
+        continue;
+      }
+      for (int j = 0; j < n; ++j)
+        if (keys[j] == threshold && --nth == 0) return at + j + 1;
+    }
+    return tensors_->count;
+  }
+
+  const std::vector<int64_t> keep_;
+  const bool keep_all_ties_;
+  const int64_t sample_, capacity_;
+  const int models_;
+  std::vector<State> states_;
+  std::vector<Selection> result_;
+  std::vector<SelectInterval> intervals_;
+  std::unique_ptr<bool[]> active_;
+  std::mutex mutex_;
+  int sweeps_ = 0;
+};
+
+}  // namespace
+
+std::shared_ptr<SelectItemBase> make_select_item(const Kernels& kernels, std::shared_ptr<Tensors> tensors,
+                                                 int64_t tile_elements, std::vector<int64_t> keep, bool keep_all_ties,
+                                                 int64_t sample, int64_t capacity) {
+  if (tensors->wide)
+    return std::make_shared<SelectItem<double>>(kernels, std::move(tensors), tile_elements, std::move(keep),
+                                                keep_all_ties, sample, capacity);
+  return std::make_shared<SelectItem<float>>(kernels, std::move(tensors), tile_elements, std::move(keep), keep_all_ties,
+                                             sample, capacity);
+}
+
+}  // namespace warpmerge

@@ -1,0 +1,35 @@
+// Exact selection for all models of a tensor in one sweep over the base (method: ops/select.h).
+//
+// A sample brackets each model's threshold; one sweep counts around the bracket and collects what is inside; the rest
+// is arithmetic on the collected keys. Should the sample mislead, or the bracket hold too much, the interval is
+// narrowed by histogram sweeps: the host submits the item again until done().
+#pragma once
+
+#include <mutex>
+
+#include "item.h"
+
+namespace warpmerge {
+
+struct Selection {
+  uint64_t threshold = 0;       // keep keys above it ...
+  int64_t tie_end = INT64_MAX;  // ... and equal to it at a flat index below this
+  int64_t above = 0;            // elements above the threshold
+  int64_t ties = 0;             // elements equal to it
+};
+
+class SelectItemBase : public TensorItem {
+ public:
+  using TensorItem::TensorItem;
+  virtual bool done() const = 0;
+  virtual const std::vector<Selection>& result() const = 0;
+  virtual int sweeps() const = 0;
+};
+
+// `keep[k]`: how many elements of model k to keep, 1 .. count. `sample`: elements per model, 0 for the default;
+// `capacity`: keys per model that may be collected, 0 for the default.
+std::shared_ptr<SelectItemBase> make_select_item(const Kernels& kernels, std::shared_ptr<Tensors> tensors,
+                                                 int64_t tile_elements, std::vector<int64_t> keep, bool keep_all_ties,
+                                                 int64_t sample, int64_t capacity);
+
+}  // namespace warpmerge

@@ -1,0 +1,114 @@
+// The sweep of `select`: classify keys against an interval, count its ends, collect what lies strictly inside.
+
+template <class T>
+struct Sweep {
+  int64_t above = 0, at_high = 0, at_low = 0;
+};
+
+#if defined(__AVX512F__) && defined(__AVX512VL__)
+// Compression within a register and a full store: a masked compressing store to memory is microcoded on some
+// processors.
+static inline int64_t collect_inside(const float* d, int count, uint32_t low, uint32_t high, uint32_t* out,
+                                     SelectCounts& counts) {
+  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+  const __m512i vlow = _mm512_set1_epi32(int(low)), vhigh = _mm512_set1_epi32(int(high));
+  const __m512i one = _mm512_set1_epi32(1);
+  __m512i above = _mm512_setzero_si512(), from_high = above, from_low = above;
+  uint32_t* next = out;
+  for (int j = 0; j < count; j += 16) {
+    const __mmask16 valid = count - j >= 16 ? __mmask16(0xffff) : __mmask16((1u << (count - j)) - 1);
+    const __m512i key = _mm512_and_si512(_mm512_maskz_loadu_epi32(valid, d + j), magnitude);
+    const __mmask16 ge_low = _mm512_mask_cmpge_epu32_mask(valid, key, vlow);
+    const __mmask16 ge_high = _mm512_mask_cmpge_epu32_mask(valid, key, vhigh);
+    const __mmask16 gt_high = _mm512_mask_cmpgt_epu32_mask(valid, key, vhigh);
+    const __mmask16 gt_low = _mm512_mask_cmpgt_epu32_mask(valid, key, vlow);
+    from_low = _mm512_mask_add_epi32(from_low, ge_low, from_low, one);
+    from_high = _mm512_mask_add_epi32(from_high, ge_high, from_high, one);
+    above = _mm512_mask_add_epi32(above, gt_high, above, one);
+    const __mmask16 inside = __mmask16(gt_low & ~ge_high);
+    _mm512_storeu_si512(next, _mm512_maskz_compress_epi32(inside, key));
+    next += __builtin_popcount(inside);
+  }
+  const int64_t inside = next - out;
+  const int64_t n_above = _mm512_reduce_add_epi32(above), n_high = _mm512_reduce_add_epi32(from_high);
+  const int64_t n_low = _mm512_reduce_add_epi32(from_low);
+  counts.above += n_above;
+  counts.at_high += n_high - n_above;
+  counts.at_low += low == high ? 0 : n_low - n_high - inside;
+  counts.inside += inside;
+  return inside;
+}
+#endif
+
+template <class T>
+int64_t collect_inside(const T* __restrict d, int count, Bits<T> low, Bits<T> high, Bits<T>* __restrict out,
+                       SelectCounts& counts) {
+  constexpr int kGroup = 32;
+  int above = 0, from_high = 0, from_low = 0;
+  int64_t inside = 0;
+  for (int start = 0; start < count; start += kGroup) {
+    const int n = count - start < kGroup ? count - start : kGroup;
+    const T* __restrict group = d + start;
+    int g_above = 0, g_high = 0, g_low = 0, g_past = 0;
+    for (int j = 0; j < n; ++j) {
+      const Bits<T> key = magnitude_key(group[j]);
+      g_above += key > high;
+      g_high += key >= high;
+      g_low += key >= low;
+      g_past += key > low;
+    }
+    above += g_above, from_high += g_high, from_low += g_low;
+    if (g_past > g_high)
+      for (int j = 0; j < n; ++j) {
+        const Bits<T> key = magnitude_key(group[j]);
+        out[inside] = key;
+        inside += key > low && key < high;
+      }
+  }
+  counts.above += above;
+  counts.at_high += from_high - above;
+  counts.at_low += low == high ? 0 : from_low - from_high - inside;
+  counts.inside += inside;
+  return inside;
+}
+
+template <class T>
+void count_bins(const T* d, int count, const SelectInterval& interval, SelectCounts& counts, int64_t* bins) {
+  for (int j = 0; j < count; ++j) {
+    const uint64_t key = magnitude_key(d[j]);
+    counts.above += key > interval.high;
+    if (key >= interval.low && key <= interval.high) ++bins[(key - interval.low) >> interval.shift];
+  }
+}
+
+template <class T>
+void select(const Operands& operands, const SelectInterval* intervals, const bool* active, int64_t begin, int64_t count,
+            SelectCounts* counts, Bits<T>* const* inside, int64_t* const* bins, void* scratch, int64_t* nonfinite) {
+  Arena arena(scratch);
+  Staged<T> staged(operands, arena);
+  for (int64_t done = 0; done < count; done += kStage) {
+    const int n = int(count - done < kStage ? count - done : kStage);
+    staged.load(operands, begin + done, n, nonfinite);
+    staged.subtract_base(operands, n);
+    for (int k = 0; k < operands.models; ++k) {
+      if (!active[k]) continue;
+      const SelectInterval& interval = intervals[k];
+      if (interval.histogram)
+        count_bins(staged.x[k], n, interval, counts[k], bins[k]);
+      else
+        collect_inside(staged.x[k], n, Bits<T>(interval.low), Bits<T>(interval.high), inside[k] + counts[k].inside,
+                       counts[k]);
+    }
+  }
+}
+
+template <class T>
+void keys(const Operands& operands, int model, int64_t begin, int count, Bits<T>* out, void* scratch) {
+  Arena arena(scratch);
+  T* x = arena.take<T>(kStage);
+  T* base = arena.take<T>(kStage);
+  bool finite = widen_source(operands.inputs[model], begin, count, x) < FloatTraits<T>::infinity;
+  if (operands.base) finite &= widen_source(*operands.base, begin, count, base) < FloatTraits<T>::infinity;
+  Staged<T>::subtract(operands, x, base, finite, count);
+  for (int j = 0; j < count; ++j) out[j] = magnitude_key(x[j]);
+}

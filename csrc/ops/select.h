@@ -1,0 +1,22 @@
+// Exact selection of the k-th largest magnitude among n, without sorting: narrow an interval of keys until it holds
+// one.
+//
+// A sweep over the data classifies each key against an interval [low, high]; its two ends are counted, and only what
+// lies strictly between is collected. Deltas of 16-bit weights repeat few values, so a large group of equal keys nearly
+// always sits on an end, where it costs a counter and no memory.
+#pragma once
+
+#include "common.h"
+
+namespace warpmerge {
+
+constexpr int kSelectBins = 2048;
+
+// Bins of 2^shift keys so that at most kSelectBins cover [low, high].
+WM_FN int select_shift(uint64_t low, uint64_t high) {
+  int shift = 0;
+  while (((high - low) >> shift) >= kSelectBins) ++shift;
+  return shift;
+}
+
+}  // namespace warpmerge

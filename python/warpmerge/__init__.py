@@ -1,0 +1,56 @@
+"""warpmerge merges neural-network checkpoints: one read, one write, the same bits everywhere.
+
+    import warpmerge as wm
+    wm.merge("recipe.yml", "merged/")
+    y = wm.merge_tensors([a, b, c], "ties", base=x0, weight=[0.5, 0.3, 0.2], density=0.5)
+
+Importing this imports neither torch nor numpy; each call imports what it needs.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from . import backends, methods
+    from .api import MergeReport, VerifyReport, merge, merge_state_dicts, merge_tensors, verify
+    from .errors import CheckpointError, MergeError, OutputError, RecipeError
+    from .recipe import Recipe
+
+_HOME = {
+    **dict.fromkeys(["MergeReport", "VerifyReport", "merge", "merge_state_dicts", "merge_tensors", "verify"], "api"),
+    **dict.fromkeys(["CheckpointError", "MergeError", "OutputError", "RecipeError"], "errors"),
+    "Recipe": "recipe",
+}
+
+__all__ = [
+    "CheckpointError",
+    "MergeError",
+    "MergeReport",
+    "OutputError",
+    "Recipe",
+    "RecipeError",
+    "VerifyReport",
+    "__version__",
+    "backends",
+    "merge",
+    "merge_state_dicts",
+    "merge_tensors",
+    "methods",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("backends", "methods"):  # packages that can be called: see callable_package.py
+        return importlib.import_module(f".{name}", __name__)
+    if name in _HOME:
+        return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

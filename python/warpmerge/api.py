@@ -1,0 +1,153 @@
+"""What people call from Python; `import warpmerge` finds everything here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import backends
+from .checkpoint import OutputDirectory
+from .errors import RecipeError
+from .plan import Plan, make_plan
+from .recipe import Recipe
+from .streaming import Progress, run_plan
+from .tensors import merge_state_dicts, merge_tensors
+from .threads import thread_count
+from .units import parse_size, show_size
+from .verification import VerifyReport, verify
+
+__all__ = ["MergeReport", "VerifyReport", "merge", "merge_state_dicts", "merge_tensors", "verify"]
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What a merge did, or (`dry_run`) would do. Bytes read count every pass; `memory` is the estimate of section 'Memory'
+    in docs/performance.md, in bytes."""
+
+    out: Path
+    method: str
+    backend: str
+    threads: int
+    tensors: int
+    shards: int
+    bytes_read: int
+    bytes_written: int
+    memory: int
+    seconds: float
+    resumed_shards: int = 0
+    dry_run: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        return {name: str(v) if isinstance(v, Path) else v for name, v in vars(self).items()}
+
+
+def merge(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    out: str | Path,
+    *,
+    device: str = "auto",
+    backend: str = "auto",
+    memory: int | str | None = None,
+    threads: int | None = None,
+    shard_size: int | str = "5GB",
+    seed: int = 0,
+    resume: bool = False,
+    overwrite: bool = False,
+    sync: bool = True,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> MergeReport:
+    """Merges the checkpoints that `recipe` names into the model directory `out`.
+
+    recipe: a YAML file, a dictionary of the same keys, or a Recipe. memory: bound on allocated bytes (files in the page
+    cache not counted). shard_size: largest output file. sync: return only when the data is on the disk. resume: keep the
+    shards that an interrupted run of the same merge finished. progress: called with (bytes read, bytes to read).
+
+    Raises RecipeError, CheckpointError or OutputError (all MergeError); nothing that looks complete is left behind.
+    """
+    started = time.perf_counter()
+    if device not in ("auto", "cpu"):
+        raise RecipeError(f"device {device!r} is not part of this version; use cpu.")
+    info = backends.choose(backend)
+    plan = make_plan(Recipe.load(recipe), seed=seed, shard_size=parse_size(shard_size, "shard_size"))
+    try:
+        count = thread_count(threads)
+        tile, needed = _memory(plan, count, memory)
+        out = Path(out)
+        report = {
+            "out": out,
+            "method": plan.recipe.method.name,
+            "backend": info.name,
+            "threads": count,
+            "tensors": len(plan.jobs),
+            "shards": len(plan.shards),
+            "bytes_read": plan.read_bytes,
+            "bytes_written": plan.write_bytes,
+            "memory": needed,
+        }
+        directory = OutputDirectory(
+            out, inputs=[c.path for c in plan.checkpoints], overwrite=overwrite, resume=resume, sync=sync
+        )
+        if dry_run:
+            return MergeReport(**report, seconds=time.perf_counter() - started, dry_run=True)
+        engine_backend = backends.create(info, threads=count, tile=tile)
+        try:
+            resumed = run_plan(plan, directory, engine_backend, progress)
+        finally:
+            engine_backend.close()
+        return MergeReport(**report, seconds=time.perf_counter() - started, resumed_shards=resumed)
+    finally:
+        plan.close()
+
+
+def _memory(plan: Plan, threads: int, limit: int | str | None) -> tuple[int, int]:
+    """Tile in elements, and the bytes that will be allocated at most."""
+    from .backends import cpu
+
+    models = max((len(job.inputs) for job in plan.jobs), default=1)
+    budget = None if limit is None else parse_size(limit, "memory")
+    try:
+        tile = cpu.tile_for(budget, threads, models)
+    except ValueError as error:
+        least = show_size(error.args[0])
+        raise RecipeError(f"memory: {show_size(budget)} is too little; {threads} threads need {least}.") from None
+    return tile, cpu.memory(threads, tile, models)
+
+
+def describe(recipe: str | Path | Mapping[str, Any] | Recipe, **options: Any) -> dict[str, Any]:
+    """What merging would read, write and allocate: the rows of `warpmerge plan`. Options as in `merge`."""
+    seed, shard_size = options.get("seed", 0), parse_size(options.get("shard_size", "5GB"), "shard_size")
+    info = backends.choose(options.get("backend", "auto"))
+    plan = make_plan(Recipe.load(recipe), seed=seed, shard_size=shard_size)
+    try:
+        count = thread_count(options.get("threads"))
+        _, needed = _memory(plan, count, options.get("memory"))
+        merged = [job for job in plan.jobs if job.values is not None]
+        roles = {id(plan.donor): "donor", **{id(c): "input" for c in plan.inputs}, id(plan.base): "base"}
+        dtypes = ", ".join(f"{d} ({show_size(n)})" for d, n in plan.dtypes.items())
+        return {
+            "method": plan.recipe.method.name,
+            "tensors": f"{len(plan.jobs)} ({len(merged)} merged, {len(plan.jobs) - len(merged)} copied)",
+            "passes": max((plan.passes(job) for job in plan.jobs), default=0),
+            "bytes_read": plan.read_bytes,
+            "bytes_written": plan.write_bytes,
+            "output_dtypes": dtypes,
+            "shards": len(plan.shards),
+            "memory": needed,
+            "backend": f"{info.name}, {count} threads",
+            "models": [
+                {
+                    "model": str(c),
+                    "role": roles[id(c)],
+                    "tensors": len(c.entries),
+                    "bytes": sum(s.size for s in c.shards),
+                    "path": str(c.path),
+                }
+                for c in plan.checkpoints
+            ],
+        }
+    finally:
+        plan.close()

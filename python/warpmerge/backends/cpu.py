@@ -1,0 +1,186 @@
+"""The compiled CPU kernels: requests become native items, which a thread pool works through in order."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from .. import _core
+from ..ops import (
+    NO_TIE_END,
+    Consensus,
+    Copy,
+    Gram,
+    GramResult,
+    Keep,
+    KeepDrawn,
+    Moments,
+    MomentsResult,
+    Select,
+    Selection,
+    WeightedSum,
+)
+from ..tasks import FileSink, MemorySink, Outcome, Request, TensorTask, Work
+from ..threads import thread_count
+
+POLICIES = {"error": 0, "propagate": 1, "base": 2}
+
+# Elements per tile. Larger tiles fall out of a 1 MiB L2 with three models and a base; smaller ones pay for more calls.
+TILE = 128 * 1024
+# What the select kernel may hold at once per model, besides the tiles; see memory().
+POLL_MS = 100
+
+
+def memory(threads: int, tile: int, models: int) -> int:
+    """Upper estimate of the anonymous bytes that `threads` workers allocate."""
+    stage = 512 * 8 * (2 * models + 8) + 256 * 8 * (3 * models + models * (models + 1) // 2)
+    block = 4096 * 8 * models
+    return threads * (tile * 8 + stage + 3 * block) + models * (2 << 20)
+
+
+def tile_for(budget: int | None, threads: int, models: int) -> int:
+    """The tile that fits a memory budget in bytes (None: the default). Raises ValueError with the least budget."""
+    tile = TILE
+    while budget is not None and memory(threads, tile, models) > budget:
+        tile //= 2
+        if tile < 512:
+            raise ValueError(memory(threads, 512, models))
+    return tile
+
+
+class Ticket:
+    def __init__(self, backend: CpuBackend, work: list[Work]) -> None:
+        self._backend = backend
+        self._work = work
+        self._items = [backend.item(task, request) for task, request in work]
+        self._launch = backend.submit(self._items)
+
+    def wait(self) -> list[Outcome]:
+        """Blocks until all is done. Raises OSError if a file could not be written or read."""
+        while True:
+            while not self._launch.wait(POLL_MS):
+                pass
+            self._backend.retire(self._launch)
+            again = [i for i in self._items if isinstance(i, _core.Select) and not i.done]
+            if not again:
+                break
+            self._launch = self._backend.submit(again)
+        return [_outcome(request, item) for (_, request), item in zip(self._work, self._items, strict=True)]
+
+
+class CpuBackend:
+    name = "cpu"
+
+    def __init__(self, threads: int | None = None, tile: int | None = None, isa: str | None = None) -> None:
+        """`tile`: elements, a multiple of 512. `isa` forces an instruction set, else $WARPMERGE_ISA, else the best."""
+        self.pool = _core.Pool(thread_count(threads), isa or os.environ.get("WARPMERGE_ISA", ""))
+        self.tile = tile or TILE
+        self._launches: list[Any] = []
+
+    @property
+    def isa(self) -> str:
+        return self.pool.isa
+
+    def launch(self, work: list[Work]) -> Ticket:
+        return Ticket(self, work)
+
+    def submit(self, items: list[Any]) -> Any:
+        launch = self.pool.submit(items)
+        self._launches.append(launch)
+        return launch
+
+    def retire(self, launch: Any) -> None:
+        self._launches.remove(launch)
+
+    def cancel(self) -> None:
+        """Drops what has not started and waits for what has."""
+        for launch in self._launches:
+            launch.cancel()
+        for launch in self._launches:
+            try:
+                while not launch.wait(POLL_MS):
+                    pass
+            except OSError:
+                pass  # the error that led here is the one to show
+        self._launches.clear()
+
+    def close(self) -> None:
+        self.cancel()
+
+    def item(self, task: TensorTask, request: Request) -> Any:
+        pool, tile = self.pool, self.tile
+        if isinstance(request, Copy):
+            source = task.inputs[request.index]
+            return pool.copy(source.address, source.nbytes, task.mapped, tile * 2, _output(task))
+        tensors = _tensors(task, request.relative)
+        if isinstance(request, WeightedSum):
+            return pool.weighted_sum(tensors, tile, request.coefficients, request.agree, [_output(task)])
+        if isinstance(request, Consensus):
+            unused = (0.0,) * len(request.value)
+            return pool.consensus(
+                tensors,
+                tile,
+                request.value,
+                request.ballot or unused,
+                request.divisor or unused,
+                request.lambda_,
+                request.elect,
+                [_keep(k) for k in request.keep],
+                _output(task),
+            )
+        if isinstance(request, Select):
+            return pool.select(tensors, tile, request.counts, request.keep_all_ties)
+        if isinstance(request, Moments):
+            return pool.moments(tensors, tile, [_keep(k) for k in request.keep])
+        assert isinstance(request, Gram)
+        return pool.gram(tensors, tile)
+
+
+def _tensors(task: TensorTask, relative: bool) -> Any:
+    found = task.cache.get(relative)
+    if found is None:
+        base = (task.base.address, task.base.dtype.code) if relative and task.base else None
+        found = task.cache[relative] = _core.Tensors(
+            task.info.count,
+            [(b.address, b.dtype.code) for b in task.inputs],
+            base,
+            task.wide,
+            task.mapped,
+            POLICIES[task.values["nonfinite"]],
+        )
+    return found
+
+
+def _output(task: TensorTask) -> Any:
+    code = task.out_dtype.code or 0
+    if isinstance(task.sink, MemorySink):
+        return _core.Output(code, memory=task.sink.address)
+    if isinstance(task.sink, FileSink):
+        return _core.Output(code, fd=task.sink.fd, offset=task.sink.offset, background=task.sink.background)
+    return _core.Output(code)
+
+
+def _keep(keep: Keep) -> Any:
+    if isinstance(keep, KeepDrawn):
+        return _core.Keep.drawn(keep.key, keep.cut)
+    return _core.Keep(keep.threshold, min(keep.tie_end, NO_TIE_END))
+
+
+def _outcome(request: Request, item: Any) -> Outcome:
+    if isinstance(request, Copy):
+        return Outcome(item.digest)
+    nonfinite = tuple(item.nonfinite)
+    nonfinite = nonfinite if any(nonfinite) else ()
+    if isinstance(request, Select):
+        return Outcome([Selection(*row) for row in item.result], nonfinite)
+    if isinstance(request, Moments):
+        return Outcome([MomentsResult(*row) for row in item.result], nonfinite)
+    if isinstance(request, Gram):
+        flat = item.result
+        models = round((len(flat) * 2 + 0.25) ** 0.5 - 0.5)
+        return Outcome(GramResult.unpack(flat, models), nonfinite)
+    return Outcome(item.digests[0], nonfinite)
+
+
+def create(threads: int | None = None, tile: int | None = None) -> CpuBackend:
+    return CpuBackend(threads, tile)

@@ -1,0 +1,272 @@
+"""The reference: every kernel in plain PyTorch, written to be read. It defines what the compiled kernels compute.
+
+Whole tensors are processed at once, so memory is bounded by a few copies of the largest one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..dtypes import DType
+from ..ops import (
+    Consensus,
+    Copy,
+    Gram,
+    GramResult,
+    KeepDrawn,
+    Moments,
+    MomentsResult,
+    Select,
+    Selection,
+    WeightedSum,
+)
+from ..random import mix64
+from ..tasks import Buffer, Outcome, TensorTask, Work
+
+LANES, ROWS = 256, 16
+BLOCK = LANES * ROWS
+_MASK32 = 0xFFFFFFFF
+
+
+class TorchBackend:
+    name = "torch"
+
+    def launch(self, work: list[Work]) -> _Done:
+        return _Done([_carry_out(task, request) for task, request in work])
+
+    def cancel(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _Done:
+    def __init__(self, outcomes: list[Outcome]) -> None:
+        self._outcomes = outcomes
+
+    def wait(self) -> list[Outcome]:
+        return self._outcomes
+
+
+def _carry_out(task: TensorTask, request: Any) -> Outcome:
+    if isinstance(request, Copy):
+        return Outcome(_write(task, task.inputs[request.index].bytes()))
+    x, base, nonfinite = _operands(task, request.relative)
+    count = task.info.count
+    if isinstance(request, WeightedSum):
+        return Outcome(_write(task, narrow(weighted_sum(x, base, request), task.out_dtype)), nonfinite)
+    if isinstance(request, Consensus):
+        return Outcome(_write(task, narrow(consensus(x, base, request), task.out_dtype)), nonfinite)
+    if isinstance(request, Select):
+        chosen = [
+            select(d, k, request.keep_all_ties) if k else Selection() for d, k in zip(x, request.counts, strict=True)
+        ]
+        return Outcome(chosen, nonfinite)
+    if isinstance(request, Moments):
+        return Outcome([moments(d, k) for d, k in zip(x, request.keep, strict=True)], nonfinite)
+    assert isinstance(request, Gram) and count >= 0
+    return Outcome(gram(x), nonfinite)
+
+
+# --- operands -------------------------------------------------------------------------------------------------------
+
+
+def _operands(task: TensorTask, relative: bool) -> tuple[list[torch.Tensor], torch.Tensor | None, tuple[int, ...]]:
+    """Inputs (deltas if `relative`) and base, flat and in the compute type, and how many elements are not finite."""
+    compute = torch.float64 if task.wide else torch.float32
+    x = [_load(b).to(compute) for b in task.inputs]
+    base = _load(task.base).to(compute) if relative and task.base else None
+    counts = [int((~torch.isfinite(t)).sum()) for t in [*x, *([base] if base is not None else [])]]
+    if base is not None:
+        x = [t - base for t in x]
+    if task.values["nonfinite"] == "base":
+        x = [torch.where(torch.isfinite(d), d, torch.zeros_like(d)) for d in x]
+    counts += [0] * (len(x) + 1 - len(counts))
+    return x, base, tuple(counts) if any(counts) else ()
+
+
+def _load(buffer: Buffer) -> torch.Tensor:
+    data = torch.from_numpy(buffer.bytes().copy())
+    return data.view(getattr(torch, buffer.dtype.name)) if data.numel() else data.to(getattr(torch, buffer.dtype.name))
+
+
+def narrow(y: torch.Tensor, dtype: DType) -> torch.Tensor:
+    """Rounds once, to nearest even; every NaN becomes the canonical one."""
+    wanted = getattr(torch, dtype.name)
+    if y.dtype == torch.float64 and wanted in (torch.float16, torch.bfloat16):
+        y = _round_to_odd(y)
+    result = y.to(wanted)
+    return torch.where(torch.isnan(result), torch.full_like(result, float("nan")), result)
+
+
+def _round_to_odd(y: torch.Tensor) -> torch.Tensor:
+    """float64 to float32 such that a further rounding to 16 bits is the correct one: inexact values get a last bit of 1."""
+    nearest = y.to(torch.float32)
+    bits = nearest.view(torch.int32)
+    bits = torch.where(nearest.double().abs() > y.abs(), bits - 1, bits) | 1
+    return torch.where((nearest.double() == y) | torch.isnan(y), nearest, bits.view(torch.float32))
+
+
+def _write(task: TensorTask, data: Any) -> int:
+    if isinstance(data, torch.Tensor):
+        data = data.contiguous().view(torch.uint8).numpy() if data.numel() else np.empty(0, np.uint8)
+    task.sink.write(data, 0)
+    return digest(data)
+
+
+def digest(data: np.ndarray) -> int:
+    """csrc/ops/digest.h for (m,) uint8."""
+    padded = np.zeros(-(-data.size // 8) * 8, np.uint8)
+    padded[: data.size] = data
+    words = padded.view("<u8")
+    x = words + np.arange(1, words.size + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    total = int(x.sum(dtype=np.uint64)) + mix64(~data.size & (2**64 - 1))
+    return total & (2**64 - 1)
+
+
+# --- combine --------------------------------------------------------------------------------------------------------
+
+
+def weighted_sum(x: list[torch.Tensor], base: torch.Tensor | None, request: WeightedSum) -> torch.Tensor:
+    total = x[0] * _scalar(request.coefficients[0], x[0])
+    for d, c in zip(x[1:], request.coefficients[1:], strict=True):
+        total = total + d * _scalar(c, d)
+    if base is not None:
+        return _add_delta(base, total)
+    if request.agree:
+        integer = torch.int64 if total.dtype == torch.float64 else torch.int32
+        same = torch.ones_like(total, dtype=torch.bool)
+        for d in x[1:]:
+            same &= d.view(integer) == x[0].view(integer)
+        return torch.where(same, x[0], total)
+    return total
+
+
+def consensus(x: list[torch.Tensor], base: torch.Tensor, request: Consensus) -> torch.Tensor:
+    kept = [torch.where(keep_mask(d, k), d, torch.zeros_like(d)) for d, k in zip(x, request.keep, strict=True)]
+    zero = torch.zeros_like(base)
+    total, divisor = zero, zero
+    if not request.elect:
+        for d, value in zip(kept, request.value, strict=True):
+            total = total + d * _scalar(value, d)
+    else:
+        ballots = [d * _scalar(b, d) for d, b in zip(kept, request.ballot, strict=True)]
+        votes = zero
+        for ballot in ballots:
+            votes = votes + ballot
+        for d, ballot, value, share in zip(kept, ballots, request.value, request.divisor, strict=True):
+            agrees = torch.where(votes >= 0, ballot > 0, ballot < 0)
+            total = total + torch.where(agrees, d * _scalar(value, d), zero)
+            divisor = divisor + torch.where(agrees, _scalar(share, d), zero)
+    divisor = torch.where(divisor == 0, torch.ones_like(divisor), divisor)
+    return _add_delta(base, total / divisor * _scalar(request.lambda_, base))
+
+
+def _add_delta(base: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+    return torch.where(delta == 0, base, base + delta)
+
+
+def _scalar(value: float, like: torch.Tensor) -> torch.Tensor:
+    """A coefficient rounded once from float64 to the compute type."""
+    return torch.tensor(value, dtype=torch.float64).to(like.dtype)
+
+
+# --- sparsification -------------------------------------------------------------------------------------------------
+
+
+def magnitude_keys(d: torch.Tensor) -> torch.Tensor:
+    """(n,) int64: the bit pattern of |d|, with every NaN the canonical one."""
+    quiet = torch.where(torch.isnan(d), torch.full_like(d, float("nan")), d).abs()
+    return quiet.view(torch.int64 if d.dtype == torch.float64 else torch.int32).to(torch.int64)
+
+
+def keep_mask(d: torch.Tensor, keep: Any) -> torch.Tensor:
+    if isinstance(keep, KeepDrawn):
+        return philox_lanes(keep.key, d.numel()) < keep.cut
+    if keep.threshold > 2**63 - 1:
+        return torch.zeros(d.shape, dtype=torch.bool)
+    keys = magnitude_keys(d)
+    index = torch.arange(d.numel())
+    return (keys > keep.threshold) | ((keys == keep.threshold) & (index < keep.tie_end))
+
+
+def philox_lanes(key: int, count: int) -> torch.Tensor:
+    """(count,) int64: 16 bits per element, eight per call of Philox4x32-10 with counter (element // 8, 0, 0)."""
+    call = torch.arange(-(-count // 8), dtype=torch.int64)
+    c0, c1 = call & _MASK32, call >> 32
+    c2 = c3 = torch.zeros_like(call)
+    k0, k1 = key & _MASK32, key >> 32
+    for _ in range(10):
+        a, b = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # wraps at 64 bits, which leaves the bits right
+        c0 = ((b >> 32) & _MASK32) ^ c1 ^ k0
+        c2 = ((a >> 32) & _MASK32) ^ c3 ^ k1
+        c1, c3 = b & _MASK32, a & _MASK32
+        k0, k1 = (k0 + 0x9E3779B9) & _MASK32, (k1 + 0xBB67AE85) & _MASK32
+    halves = [h for word in (c0, c1, c2, c3) for h in (word & 0xFFFF, word >> 16)]
+    return torch.stack(halves, dim=1).flatten()[:count]
+
+
+def select(d: torch.Tensor, count: int, keep_all_ties: bool) -> Selection:
+    """The count-th largest magnitude of (n,) d, and the ties at it that complete the count, lowest index first."""
+    keys = magnitude_keys(d)
+    threshold = int(torch.kthvalue(keys, d.numel() - count + 1).values)
+    above = int((keys > threshold).sum())
+    ties = torch.nonzero(keys == threshold).flatten()
+    missing = count - above
+    exact = not keep_all_ties and threshold != 0 and missing < len(ties)
+    return (
+        Selection(threshold, int(ties[missing - 1]) + 1, above, len(ties))
+        if exact
+        else Selection(threshold, above=above, ties=len(ties))
+    )
+
+
+# --- reductions -----------------------------------------------------------------------------------------------------
+
+
+def fixed_sum(terms: torch.Tensor) -> float:
+    """Sum of (n,) terms in the one documented order (csrc/ops/reduce.h)."""
+    blocks = -(-terms.numel() // BLOCK)
+    if blocks == 0:
+        return 0.0
+    padded = torch.zeros(blocks * BLOCK, dtype=terms.dtype)
+    padded[: terms.numel()] = terms
+    matrix = padded.view(blocks, ROWS, LANES)
+    lanes = torch.zeros(blocks, LANES, dtype=terms.dtype)
+    for row in range(ROWS):
+        lanes = lanes + matrix[:, row]
+    while lanes.shape[1] > 1:
+        lanes = lanes[:, 0::2] + lanes[:, 1::2]
+    partial = lanes[:, 0].double()
+    while len(partial) > 1:
+        odd = partial[len(partial) // 2 * 2 :]
+        partial = torch.cat([partial[0 : len(partial) - len(odd) : 2] + partial[1::2], odd])
+    return float(partial[0])
+
+
+def moments(d: torch.Tensor, keep: Any) -> MomentsResult:
+    kept = torch.where(keep_mask(d, keep), d, torch.zeros_like(d))
+    return MomentsResult(
+        sum_abs=fixed_sum(d.abs()),
+        sum_sq=fixed_sum(d * d),
+        kept_abs=fixed_sum(kept.abs()),
+        min=float(d.min()) + 0.0 if d.numel() else 0.0,
+        max=float(d.max()) + 0.0 if d.numel() else 0.0,
+        nonzero=int((d != 0).sum()),
+        kept=int((kept != 0).sum()),
+    )
+
+
+def gram(x: list[torch.Tensor]) -> GramResult:
+    flat = [fixed_sum(v * v) for v in x]
+    flat += [fixed_sum((x[i] - x[k]) * (x[i] - x[k])) for i in range(len(x)) for k in range(i + 1, len(x))]
+    return GramResult.unpack(flat, len(x))
+
+
+def create(threads: int | None = None, tile: int | None = None) -> TorchBackend:
+    return TorchBackend()

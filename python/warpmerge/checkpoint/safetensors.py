@@ -1,0 +1,140 @@
+"""The safetensors file format: headers that are believed only as far as they can be checked, and headers for output.
+
+A file is an 8-byte little-endian header length, the header (JSON, padded with spaces) and the data. Offsets in the header
+count from the start of the data. Format: https://github.com/huggingface/safetensors
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..dtypes import BY_SAFETENSORS, DType
+from ..errors import CheckpointError
+
+MAX_HEADER = 100_000_000  # the limit of the reference implementation
+PAGE = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """Where a tensor lies: `offset` counts from the start of the file."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.shape)
+
+
+def read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
+    """The tensors of a file in the order of their data, and its metadata.
+
+    Raises CheckpointError if a length, an offset, a dtype or a shape is impossible, or tensors overlap, leave gaps, share
+    a name or do not fill the file exactly.
+    """
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        prefix = file.read(8)
+        if len(prefix) < 8:
+            raise CheckpointError(
+                f"{path}: {size} bytes is too short for a safetensors file; it is truncated or empty."
+            )
+        length = int.from_bytes(prefix, "little")
+        if length > MAX_HEADER or 8 + length > size:
+            raise CheckpointError(
+                f"{path}: the header claims {length:,} bytes but the file has {size:,}; it is truncated or not safetensors."
+            )
+        raw = file.read(length)
+    try:
+        header = json.loads(raw.decode("utf-8"), object_pairs_hook=lambda pairs: _unique(pairs, path))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: the header is not valid JSON ({error}).") from None
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: the header is not a JSON object.")
+    metadata = header.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict):
+        raise CheckpointError(f"{path}: __metadata__ is not a JSON object.")
+    start = 8 + length
+    entries = [_entry(path, name, fields, start) for name, fields in header.items()]
+    entries.sort(key=lambda e: (e.offset, e.nbytes))
+    expected = start
+    for entry in entries:
+        if entry.offset != expected:
+            what = "overlaps the tensor before it" if entry.offset < expected else "leaves a gap before it"
+            raise CheckpointError(f"{path}: tensor '{entry.name}' {what}; the header is wrong.")
+        expected += entry.nbytes
+    if expected != size:
+        problem = "is truncated" if expected > size else "has bytes that no tensor owns"
+        raise CheckpointError(f"{path}: the tensors end at byte {expected:,} but the file at {size:,}; it {problem}.")
+    return {e.name: e for e in entries}, metadata
+
+
+def _unique(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise CheckpointError(f"{path}: the header has '{twice}' twice.")
+    return result
+
+
+def _is_index(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _entry(path: Path, name: str, fields: Any, start: int) -> TensorEntry:
+    where = f"{path}: tensor '{name}'"
+    if not isinstance(fields, dict) or not {"dtype", "shape", "data_offsets"} <= fields.keys():
+        raise CheckpointError(f"{where}: the header lacks its dtype, shape or data_offsets.")
+    dtype = BY_SAFETENSORS.get(fields["dtype"]) if isinstance(fields["dtype"], str) else None
+    if dtype is None:
+        raise CheckpointError(f"{where}: unknown dtype {fields['dtype']!r}.")
+    shape, offsets = fields["shape"], fields["data_offsets"]
+    if not isinstance(shape, list) or not all(map(_is_index, shape)):
+        raise CheckpointError(f"{where}: impossible shape {shape!r}.")
+    if (
+        not isinstance(offsets, list)
+        or len(offsets) != 2
+        or not all(map(_is_index, offsets))
+        or offsets[0] > offsets[1]
+    ):
+        raise CheckpointError(f"{where}: impossible data_offsets {offsets!r}.")
+    nbytes = offsets[1] - offsets[0]
+    if math.prod(shape) * dtype.itemsize != nbytes:
+        raise CheckpointError(
+            f"{where}: shape {shape} of {dtype} needs {math.prod(shape) * dtype.itemsize:,} bytes, "
+            f"the header gives it {nbytes:,}."
+        )
+    return TensorEntry(name, dtype, tuple(shape), start + offsets[0], nbytes)
+
+
+def layout(
+    tensors: Iterable[tuple[str, DType, tuple[int, ...]]], metadata: Mapping[str, str]
+) -> tuple[bytes, dict[str, TensorEntry], int]:
+    """Header bytes for tensors stored in the given order, where each will lie, and the size of the file.
+
+    The header is padded with spaces so that the data starts on a page.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    placed: list[tuple[str, DType, tuple[int, ...], int, int]] = []
+    at = 0
+    for name, dtype, shape in tensors:
+        nbytes = math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": dtype.safetensors, "shape": list(shape), "data_offsets": [at, at + nbytes]}
+        placed.append((name, dtype, shape, at, nbytes))
+        at += nbytes
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    length = -(-(8 + len(text)) // PAGE) * PAGE - 8
+    prefix = length.to_bytes(8, "little") + text.ljust(length)
+    entries = {n: TensorEntry(n, d, s, len(prefix) + offset, nbytes) for n, d, s, offset, nbytes in placed}
+    return prefix, entries, len(prefix) + at

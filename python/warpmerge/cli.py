@@ -1,0 +1,234 @@
+"""The command line. Exit status: 0 done, 2 wrong usage or recipe, 1 anything else, 130 interrupted."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from . import __version__
+from .errors import MergeError
+from .units import show_seconds, show_size
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="warpmerge")
+def cli() -> None:
+    """Merges neural-network checkpoints: one read, one write, the same bits everywhere."""
+
+
+def _merge_options(command: Callable) -> Callable:
+    """Options that `merge` and `plan` share."""
+    for option in reversed(
+        [
+            click.option("--device", default="auto", show_default=True, help="auto or cpu."),
+            click.option("--backend", default="auto", show_default=True, help="auto, cpu or torch."),
+            click.option("--memory", metavar="SIZE", help="Bound on allocated memory, such as 4GB."),
+            click.option("--threads", type=click.IntRange(min=1), help="Worker threads; default: all cores."),
+            click.option("--shard-size", default="5GB", show_default=True, metavar="SIZE", help="Largest output file."),
+            click.option("--seed", type=int, default=0, show_default=True, help="For methods that draw at random."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+@cli.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("out_dir", type=click.Path(path_type=Path))
+@_merge_options
+@click.option("--resume", is_flag=True, help="Keep the shards that an interrupted run of this merge finished.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing output.")
+@click.option("--no-sync", is_flag=True, help="Return before the data is on the disk, as cp does.")
+@click.option("--dry-run", is_flag=True, help="Check everything, write nothing.")
+@click.option("--quiet", is_flag=True, help="Print errors only.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def merge(recipe: Path, out_dir: Path, quiet: bool, as_json: bool, no_sync: bool, **options: Any) -> None:
+    """Merge the models that RECIPE (YAML) names into the model directory OUT_DIR."""
+    from .api import merge as run
+
+    with _Progress(quiet or as_json) as progress:
+        report = run(recipe, out_dir, sync=not no_sync, progress=progress, **options)
+    if as_json:
+        click.echo(json.dumps(report.as_dict()))
+    elif not quiet:
+        rate = show_size((report.bytes_read + report.bytes_written) / max(report.seconds, 1e-9))
+        if report.dry_run:
+            click.echo(
+                f"would merge {report.tensors} tensors with {report.method}: read {show_size(report.bytes_read)}, "
+                f"write {show_size(report.bytes_written)} in {report.shards} shard{'s' * (report.shards != 1)}"
+            )
+        else:
+            again = f" ({report.resumed_shards} shards from before)" if report.resumed_shards else ""
+            click.echo(
+                f"{report.method}: {report.tensors} tensors, {show_size(report.bytes_written)} written to {report.out} "
+                f"in {show_seconds(report.seconds)}, {rate}/s read and written{again}"
+            )
+
+
+@cli.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@_merge_options
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
+def plan(recipe: Path, as_json: bool, **options: Any) -> None:
+    """Show what a merge would read and write, and in which passes. Writes nothing."""
+    from .api import describe
+
+    rows = describe(recipe, **options)
+    if as_json:
+        click.echo(json.dumps(rows, default=str))
+        return
+    shown = {name: show_size(v) if name.startswith(("bytes", "memory")) else v for name, v in rows.items()}
+    models = shown.pop("models")
+    for name, value in shown.items():
+        click.echo(f"{name.replace('_', ' '):<16} {value}")
+    click.echo()
+    click.echo(
+        table(
+            ["model", "role", "tensors", "size", "path"],
+            [[m["model"], m["role"], f"{m['tensors']}", show_size(m["bytes"]), m["path"]] for m in models],
+            right={2, 3},
+        )
+    )
+
+
+@cli.command()
+@click.argument("out_dir", type=click.Path(path_type=Path))
+@click.option("--threads", type=click.IntRange(min=1), help="Worker threads; default: all cores.")
+def verify(out_dir: Path, threads: int | None) -> None:
+    """Check a finished merge against its manifest."""
+    from .api import verify as run
+
+    report = run(out_dir, threads=threads)
+    for problem in report.problems:
+        click.echo(problem)
+    if report.problems:
+        raise MergeError(f"{out_dir} differs from its manifest in {len(report.problems)} of {report.tensors} tensors.")
+    click.echo(f"{out_dir}: {report.tensors} tensors, {show_size(report.nbytes)}, all as the manifest says")
+
+
+@cli.command()
+@click.argument("name", required=False)
+def methods(name: str | None) -> None:
+    """List the merge methods, or describe one."""
+    from .methods import REGISTRY, find
+
+    if name is None:
+        rows = [[m.name, m.summary] for _, m in sorted(REGISTRY.items())]
+        click.echo(table(["method", "what it does"], rows))
+        return
+    method = find(name)
+    least, most = method.models
+    count = f"exactly {least}" if most == least else f"at least {least}" if most is None else f"{least} to {most}"
+    click.echo(f"{method.name}: {method.summary}\n")
+    click.echo(f"models      {count}{' besides the base' if method.base.name == 'REFERENCE' else ''}")
+    click.echo(f"base_model  {method.base.value}")
+    if method.paper:
+        click.echo(f"paper       {method.paper}")
+    if method.notes:
+        click.echo(f"note        {method.notes}")
+    click.echo()
+    rows = []
+    for p in method.parameters:
+        default = "required" if p.required else "-" if p.default is None else str(p.default).lower()
+        rows.append([p.name, "per model" if p.per_model else "all models", default, p.kind, p.help])
+    click.echo(table(["parameter", "scope", "default", "values", "meaning"], rows))
+
+
+@cli.command()
+def info() -> None:
+    """Show version, backends, instruction sets and devices."""
+    import platform
+
+    from . import _core, backends
+    from .threads import thread_count
+
+    click.echo(
+        f"warpmerge {__version__}, Python {platform.python_version()}, native module built by GCC/Clang "
+        f"{_core.compiler()}"
+    )
+    click.echo(f"instruction sets: {', '.join(_core.isas())} (best first); threads: {thread_count()}\n")
+    rows = [[b.name, "yes" if b.available else "no", b.reason or b.summary] for b in backends.BACKENDS]
+    click.echo(table(["backend", "available", ""], rows))
+
+
+@cli.command()
+@click.argument("directory", required=False, type=click.Path(path_type=Path))
+def demo(directory: Path | None) -> None:
+    """Make small real checkpoints, merge them, and show what merging did (about a minute; needs torch)."""
+    from .demo import run
+
+    if not run(directory, echo=click.echo).ok:
+        raise MergeError("no merged model beats every single model; please report this.")
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: set[int] | frozenset[int] = frozenset()) -> str:
+    """Columns padded to their widest cell; those in `right` are right-aligned."""
+    lines = [list(head), *[list(map(str, row)) for row in rows]]
+    widths = [max(len(line[c]) for line in lines) for c in range(len(head))]
+    lines.insert(1, ["-" * w for w in widths])
+    return "\n".join(
+        "  ".join(
+            c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+class _Progress:
+    """A progress bar with bytes per second and time left, on a terminal only."""
+
+    def __init__(self, hidden: bool) -> None:
+        self._hidden = hidden or not sys.stderr.isatty()
+        self._bar: Any = None
+
+    def __enter__(self) -> Callable[[int, int], None] | None:
+        return None if self._hidden else self._show
+
+    def _show(self, done: int, total: int) -> None:
+        if self._bar is None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, unit="B", unit_scale=True, desc="merging", leave=False)
+        self._bar.update(done - self._bar.n)
+
+    def __exit__(self, *_: Any) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line and exits."""
+    sys.exit(_main(arguments))
+
+
+def _main(arguments: list[str] | None) -> int:
+    try:
+        cli.main(arguments, prog_name="warpmerge", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help())
+        return 2
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except click.exceptions.Abort:
+        click.echo("interrupted.", err=True)
+        return 130
+    except KeyboardInterrupt as error:
+        click.echo(f"\n{error or 'interrupted.'}", err=True)
+        return 130
+    except MergeError as error:
+        click.echo(f"error: {error}", err=True)
+        return error.exit_status
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""Runs tasks on a backend: each task's method generator measures, solves and combines, many tensors at a time.
+
+Tasks are taken in batches. A batch's next request is launched as soon as its last one is answered, and several batches are
+in flight, so the backend always has work while Python solves.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from .errors import CheckpointError, MergeError
+from .ops import Copy, WeightedSum
+from .tasks import Outcome, TensorTask
+
+# Input bytes per batch: enough to hide the host's work per batch (about 0.2 ms), little enough that a second pass
+# finds part of it in the last-level cache.
+BATCH_BYTES = 32 << 20
+BATCH_TENSORS = 256
+IN_FLIGHT = 3
+
+Progress = Callable[[int], None]  # bytes read since the last call
+
+
+def batches(tasks: Iterable[TensorTask]) -> Iterator[list[TensorTask]]:
+    batch: list[TensorTask] = []
+    size = 0
+    for task in tasks:
+        batch.append(task)
+        size += task.nbytes
+        if size >= BATCH_BYTES or len(batch) == BATCH_TENSORS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+class _Flight:
+    """A batch under way: each unfinished task with its generator and its present request."""
+
+    def __init__(self, batch: list[TensorTask], backend: Any) -> None:
+        self._backend = backend
+        self._steps = []
+        for task in batch:
+            steps = _steps(task)
+            self._steps.append((task, steps, next(steps)))
+        self._launch()
+
+    def _launch(self) -> None:
+        self._ticket = self._backend.launch([(task, request) for task, _, request in self._steps])
+
+    def advance(self, progress: Progress) -> bool:
+        """Waits for the present requests and launches the next ones. False when the batch is complete."""
+        outcomes = self._ticket.wait()
+        following = []
+        for (task, steps, request), outcome in zip(self._steps, outcomes, strict=True):
+            progress(task.inputs[request.index].nbytes if isinstance(request, Copy) else task.nbytes)
+            if outcome.nonfinite and task.values["nonfinite"] == "error":
+                if not _identical(task):
+                    raise _nonfinite_error(task, outcome)
+                # The same in every input: it comes out as it is, like any tensor that no model changes.
+                steps = _steps(task, frozen=True)
+                following.append((task, steps, next(steps)))
+                continue
+            try:
+                following.append((task, steps, steps.send(outcome)))
+            except StopIteration:
+                pass
+        self._steps = following
+        if following:
+            self._launch()
+        return bool(following)
+
+
+def _steps(task: TensorTask, frozen: bool = False) -> Iterator[Any]:
+    """Requests of one task, the combination last; it is sent outcomes."""
+    if task.method is None or frozen:
+        combine = as_copy(task)
+    else:
+        steps = task.method.steps(task.info, task.values)
+        answer = None
+        while True:
+            try:
+                request = steps.send(answer)
+            except StopIteration as stop:
+                combine = stop.value
+                break
+            answer = (yield request).value
+        if isinstance(combine, Copy):
+            combine = as_copy(task, combine.index)
+    outcome = yield combine
+    if task.done:
+        task.done(outcome.value)
+
+
+def as_copy(task: TensorTask, index: int = 0) -> Copy | WeightedSum:
+    """A copy of one input: bytes where the dtype stays, the exact value rounded once where it changes."""
+    if task.inputs[index].dtype == task.out_dtype:
+        return Copy(index)
+    coefficients = tuple(float(k == index) for k in range(len(task.inputs)))
+    if len(coefficients) > 1:
+        task.inputs = [task.inputs[index]]
+        coefficients = (1.0,)
+        task.cache.clear()
+    return WeightedSum(coefficients, relative=False, agree=True)
+
+
+def _identical(task: TensorTask) -> bool:
+    """Whether all inputs and the base hold the same bytes, in the dtype of the output."""
+    buffers = [*task.inputs, *([task.base] if task.base else [])]
+    first = buffers[0]
+    if len(buffers) == 1 or any(b.dtype != task.out_dtype for b in buffers):
+        return False
+    return all((b.bytes() == first.bytes()).all() for b in buffers[1:])
+
+
+def _nonfinite_error(task: TensorTask, outcome: Outcome) -> MergeError:
+    found = [(label, count) for label, count in zip(task.labels, outcome.nonfinite, strict=False) if count]
+    where = " and ".join(f"{count:,} of {task.info.count:,} in '{label}'" for label, count in found)
+    return CheckpointError(
+        f"tensor '{task.info.name}' has NaN or infinite elements: {where}. Repair the model, or set the parameter "
+        "nonfinite to 'propagate' or 'base'."
+    )
+
+
+def run(tasks: Iterable[TensorTask], backend: Any, progress: Progress = lambda done: None) -> None:
+    """Merges every task. Raises MergeError, or OSError of a file; what has started is finished or dropped first."""
+    flights: deque[_Flight] = deque()
+    try:
+        for batch in batches(tasks):
+            flights.append(_Flight(batch, backend))
+            while len(flights) >= IN_FLIGHT:
+                _turn(flights, progress)
+        while flights:
+            _turn(flights, progress)
+    except BaseException:
+        backend.cancel()
+        raise
+
+
+def _turn(flights: deque[_Flight], progress: Progress) -> None:
+    flight = flights.popleft()
+    if flight.advance(progress):
+        flights.append(flight)

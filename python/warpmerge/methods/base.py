@@ -1,0 +1,180 @@
+"""What a merge method is: a record of its parameters, and a generator that measures, solves and combines.
+
+    @method("ties", base=Base.REFERENCE, parameters=[WEIGHT, DENSITY], ...)
+    def ties(tensor, p):
+        selected = yield Select(...)          # measure: one read of the inputs; the result comes back
+        ...                                   # solve: float64, on the host
+        return Consensus(...)                 # combine: one read, one write
+
+Each `yield` is one pass over the inputs, the `return` is the last. A method names no backend.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import RecipeError, close_matches
+from ..ops import Combine, Measure
+
+
+class Base(enum.Enum):
+    """What a recipe's `base_model` is to a method."""
+
+    REFERENCE = "required; deltas are taken from it"
+    ENDPOINT = "required; one of the two models, the one at t = 0"
+    DONOR = "optional; gives the config and tokenizer only"
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a method. `convert` turns a value from a recipe into its final form or raises ValueError."""
+
+    name: str
+    convert: Callable[[Any], Any]
+    kind: str  # for people: "number in [0, 1]"
+    default: Any = None
+    required: bool = False
+    per_model: bool = False
+    interpolates: bool = False
+    help: str = ""
+
+
+def number(
+    name: str, *, low: float | None = None, high: float | None = None, optional: bool = False, **more: Any
+) -> Parameter:
+    """A float; lists of it are gradients."""
+    if low is not None and high is not None:
+        kind = f"number in [{low:g}, {high:g}]"
+    else:
+        kind = "number" if low is None else f"number >= {low:g}"
+
+    def convert(value: Any) -> float | None:
+        if value is None and optional:
+            return None
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError(f"expected a {kind}, got {value!r}")
+        if not abs(value) < float("inf"):
+            raise ValueError(f"expected a finite number, got {value!r}")
+        if (low is not None and value < low) or (high is not None and value > high):
+            raise ValueError(f"expected a {kind}, got {value!r}")
+        return float(value)
+
+    return Parameter(name, convert, kind, interpolates=True, **more)
+
+
+def boolean(name: str, **more: Any) -> Parameter:
+    def convert(value: Any) -> bool:
+        if isinstance(value, bool):
+            return value
+        if value in (0, 1):
+            return bool(value)
+        raise ValueError(f"expected true or false, got {value!r}")
+
+    return Parameter(name, convert, "true or false", **more)
+
+
+def choice(name: str, values: list[str], *, aliases: Mapping[Any, str] | None = None, **more: Any) -> Parameter:
+    """One of `values`; `aliases` are other spellings, such as true and false."""
+    aliases = dict(aliases or {})
+
+    def convert(value: Any) -> str:
+        for alias, meant in aliases.items():
+            if type(value) is type(alias) and value == alias:
+                return meant
+        if value in values:
+            return value
+        raise ValueError(f"expected one of {', '.join(values)}, got {value!r}{close_matches(value, values)}")
+
+    return Parameter(name, convert, " | ".join(values), **more)
+
+
+NONFINITE = choice(
+    "nonfinite",
+    ["error", "propagate", "base"],
+    default="error",
+    help="what a NaN or infinity in a weight does: stop the merge, pass through, or count as unchanged",
+)
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a method may know of the tensor it merges."""
+
+    name: str
+    count: int  # number of elements
+    models: int  # number of inputs, a reference base not counted
+    seed: int = 0
+
+
+Steps = Generator[Measure, Any, Combine]
+
+
+@dataclass(frozen=True)
+class Method:
+    name: str
+    summary: str
+    base: Base
+    parameters: tuple[Parameter, ...]
+    steps: Callable[[TensorInfo, Mapping[str, Any]], Steps]
+    passes: Callable[[Mapping[str, Any]], int]  # reads of the inputs for these values
+    models: tuple[int, int | None] = (1, None)  # least and most inputs, a reference base not counted
+    check: Callable[[Mapping[str, Any]], None] = lambda values: None
+    paper: str = ""
+    notes: str = ""
+    by_name: Mapping[str, Parameter] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "by_name", {p.name: p for p in self.parameters})
+
+    def parameter(self, name: str, where: str) -> Parameter:
+        if name not in self.by_name:
+            known = ", ".join(sorted(self.by_name))
+            raise RecipeError(
+                f"{where}: method '{self.name}' has no parameter '{name}'"
+                f"{close_matches(name, self.by_name) or '.'} It takes: {known}."
+            )
+        return self.by_name[name]
+
+    def check_models(self, count: int) -> None:
+        """Raises if this many inputs (a reference base not counted) cannot be merged."""
+        least, most = self.models
+        if least <= count and (most is None or count <= most):
+            return
+        wanted = f"exactly {least}" if least == most else f"at least {least}" if most is None else f"{least}-{most}"
+        besides = " besides the base" if self.base is Base.REFERENCE else ""
+        raise RecipeError(
+            f"method '{self.name}' merges {wanted} model{'s' if wanted[-2:] != ' 1' else ''}{besides}, got {count}."
+        )
+
+
+REGISTRY: dict[str, Method] = {}
+
+
+def method(
+    name: str,
+    *,
+    parameters: list[Parameter],
+    passes: Callable[[Mapping[str, Any]], int] | int = 1,
+    **more: Any,
+) -> Callable:
+    """Registers a generator function as a merge method. See this module's text."""
+
+    def register(steps: Callable[[TensorInfo, Mapping[str, Any]], Steps]) -> Callable:
+        count = passes if callable(passes) else lambda values: passes
+        summary = (steps.__doc__ or "").strip().splitlines()[0]
+        REGISTRY[name] = Method(name, summary, parameters=(*parameters, NONFINITE), steps=steps, passes=count, **more)
+        return steps
+
+    return register
+
+
+def find(name: object) -> Method:
+    if name not in REGISTRY:
+        raise RecipeError(
+            f"unknown merge method {name!r}{close_matches(str(name), REGISTRY) or '.'} "
+            f"Known: {', '.join(sorted(REGISTRY))}."
+        )
+    return REGISTRY[str(name)]

@@ -1,0 +1,205 @@
+"""Task arithmetic and its sparsified, sign-electing kin: deltas from a base, trimmed or dropped, voted on, summed.
+
+The defaults are mergekit's; where the papers differ, the named options reach their meaning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from typing import Any
+
+from ..errors import RecipeError
+from ..ops import KEEP_ALL, KEEP_NONE, Consensus, Keep, KeepDrawn, Moments, Select, WeightedSum
+from ..random import stream_key
+from .base import Base, Parameter, Steps, TensorInfo, boolean, choice, method, number
+
+WEIGHT = number("weight", required=True, per_model=True, help="coefficient of the model's delta")
+DENSITY = number("density", low=0, high=1, default=1.0, per_model=True, help="share of the delta that is kept")
+LAMBDA = number("lambda", default=1.0, help="factor of the merged delta")
+INT8_MASK = boolean("int8_mask", default=False, help="accepted for mergekit's sake; changes nothing")
+ELECT = choice(
+    "elect",
+    ["weighted", "unweighted"],
+    default="weighted",
+    help="votes are weighted deltas (mergekit) or bare ones (paper, PEFT)",
+)
+TIES = choice(
+    "ties",
+    ["lowest_index", "keep_all"],
+    default="lowest_index",
+    help="of equal magnitudes at the threshold keep the first, for an exact count, or all",
+)
+ZERO_SUM = 1e-8  # without an election, weights that sum to less are not divided by (mergekit)
+ZERO_L1 = 1e-7  # sums of magnitudes below this are not rescaled by (mergekit)
+
+
+def _normalize(default: bool) -> Parameter:
+    return boolean("normalize", default=default, help="short for divisor: weights (true) or none (false)")
+
+
+def _divisor() -> Parameter:
+    return choice(
+        "divisor",
+        ["weights", "count", "none"],
+        default=None,
+        aliases={None: None},
+        help="divide by the sum of the agreeing weights, by their number (paper, PEFT), or not; default: see normalize",
+    )
+
+
+def _rescale(default: str) -> Parameter:
+    return choice(
+        "rescale",
+        ["l1", "inverse_density", "false"],
+        default=default,
+        aliases={True: "l1", False: "false"},
+        help="restore the delta's L1 norm (true, l1: mergekit), divide by the density (paper), or neither",
+    )
+
+
+def divisor_of(p: Mapping[str, Any]) -> str:
+    return p["divisor"] or ("weights" if p["normalize"] else "none")
+
+
+def kept_count(density: float, count: int) -> int:
+    """How many of `count` elements a density keeps: the float64 product truncated, at least 1 where density > 0."""
+    return max(1, int(density * count)) if density > 0 else 0
+
+
+def _sparse(p: Mapping[str, Any]) -> bool:
+    return any(0 < d < 1 for d in p["density"])
+
+
+def trim(tensor: TensorInfo, p: Mapping[str, Any]) -> Generator[Select, Any, tuple[Keep, ...]]:
+    """Keeps the largest magnitudes of each delta, per tensor."""
+    counts = [kept_count(d, tensor.count) for d in p["density"]]
+    partial = [0 < c < tensor.count for c in counts]
+    if any(partial):
+        asked = tuple(c if part else 0 for c, part in zip(counts, partial, strict=True))
+        selected = yield Select(asked, keep_all_ties=p["ties"] == "keep_all")
+        return tuple(
+            s.keep() if part else (KEEP_ALL if d > 0 else KEEP_NONE)
+            for s, part, d in zip(selected, partial, p["density"], strict=True)
+        )
+    return tuple(KEEP_ALL if d > 0 else KEEP_NONE for d in p["density"])
+
+
+def drop_at_random(tensor: TensorInfo, p: Mapping[str, Any]) -> tuple[Keep, ...]:
+    """Keeps each element with the probability `density`, in steps of 1/65536."""
+    keep: list[Keep] = []
+    for ordinal, density in enumerate(p["density"]):
+        if density >= 1:
+            keep.append(KEEP_ALL)
+        elif density <= 0:
+            keep.append(KEEP_NONE)
+        else:
+            cut = min(65535, max(1, round(density * 65536)))
+            keep.append(KeepDrawn(stream_key(tensor.seed, tensor.name, ordinal), cut))
+    return tuple(keep)
+
+
+def rescaling(p: Mapping[str, Any], keep: tuple[Keep, ...]) -> Generator[Moments, Any, list[float]]:
+    """The factor that makes up for what was dropped, per model."""
+    if p["rescale"] == "false" or not _sparse(p):
+        return [1.0] * len(keep)
+    if p["rescale"] == "inverse_density":
+        # A drawn element survives with the realised probability cut / 65536.
+        kept = [k.cut / 65536 if isinstance(k, KeepDrawn) else d for k, d in zip(keep, p["density"], strict=True)]
+        return [1.0 / d if d > 0 else 1.0 for d in kept]
+    moments = yield Moments(keep)
+    return [m.sum_abs / m.kept_abs if m.sum_abs >= ZERO_L1 and m.kept_abs >= ZERO_L1 else 1.0 for m in moments]
+
+
+def merge_kept(p: Mapping[str, Any], keep: tuple[Keep, ...], scale: list[float], *, elect: bool) -> Consensus:
+    """Consensus of the kept, rescaled deltas. Without an election the divisor is one number and joins lambda."""
+    weights = p["weight"]
+    value = tuple(w * s for w, s in zip(weights, scale, strict=True))
+    divisor = divisor_of(p)
+    if not elect:
+        total = {"weights": sum(weights), "count": float(len(weights)), "none": 1.0}[divisor]
+        return Consensus(value, keep, lambda_=p["lambda"] / (total if abs(total) >= ZERO_SUM else 1.0))
+    share = {"weights": tuple(weights), "count": (1.0,) * len(weights), "none": (0.0,) * len(weights)}[divisor]
+    ballot = value if p["elect"] == "weighted" else tuple(scale)
+    return Consensus(value, keep, ballot, share, p["lambda"], elect=True)
+
+
+def _check_elected(p: Mapping[str, Any]) -> None:
+    if divisor_of(p) == "weights" and min(p["weight"], default=0) < 0:
+        raise RecipeError(
+            "a negative weight under a sign election that divides by the agreeing weights would add the task vector it "
+            "should subtract; set normalize: false (or divisor: count)."
+        )
+
+
+ELECTED = [ELECT, _divisor(), LAMBDA, INT8_MASK]
+
+
+@method(
+    "task_arithmetic",
+    base=Base.REFERENCE,
+    parameters=[
+        WEIGHT,
+        _normalize(False),
+        LAMBDA,
+        boolean("rescale", default=False, help="accepted for mergekit's sake; changes nothing"),
+        INT8_MASK,
+    ],
+    paper="Ilharco et al. 2022, Editing models with task arithmetic, arXiv 2212.04089",
+)
+def task_arithmetic(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+    """Base plus the weighted sum of the deltas: x_0 + lambda sum w_i (x_i - x_0)."""
+    total = sum(p["weight"]) if p["normalize"] else 1.0
+    factor = p["lambda"] / (total if abs(total) >= ZERO_SUM else 1.0)
+    return WeightedSum(tuple(w * factor for w in p["weight"]), relative=True)
+    yield
+
+
+@method(
+    "ties",
+    base=Base.REFERENCE,
+    parameters=[WEIGHT, DENSITY, _normalize(True), _rescale("false"), TIES, *ELECTED],
+    check=_check_elected,
+    passes=lambda p: 1 + _sparse(p) + (_sparse(p) and p["rescale"] == "l1"),
+    paper="Yadav et al. 2023, TIES-Merging, arXiv 2306.01708",
+    notes="Trims per tensor, as mergekit does; the paper trims the whole model at once and elects on bare deltas.",
+)
+def ties(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+    """Trims each delta to its largest magnitudes, elects a sign per element, averages those who agree."""
+    keep = yield from trim(tensor, p)
+    scale = yield from rescaling(p, keep)
+    return merge_kept(p, keep, scale, elect=True)
+
+
+def _dare_passes(p: Mapping[str, Any]) -> int:
+    return 1 + (_sparse(p) and p["rescale"] == "l1")
+
+
+@method(
+    "dare_linear",
+    base=Base.REFERENCE,
+    parameters=[WEIGHT, DENSITY, _normalize(False), _rescale("l1"), _divisor(), LAMBDA, INT8_MASK],
+    passes=_dare_passes,
+    paper="Yu et al. 2023, Language models are Super Mario, arXiv 2311.03099",
+    notes="The paper rescales by 1/density (rescale: inverse_density), which takes one pass instead of two.",
+)
+def dare_linear(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+    """Drops elements of each delta at random, rescales the rest, adds the weighted sum to the base."""
+    keep = drop_at_random(tensor, p)
+    scale = yield from rescaling(p, keep)
+    return merge_kept(p, keep, scale, elect=False)
+
+
+@method(
+    "dare_ties",
+    base=Base.REFERENCE,
+    parameters=[WEIGHT, DENSITY, _normalize(False), _rescale("l1"), *ELECTED],
+    check=_check_elected,
+    passes=_dare_passes,
+    paper="Yu et al. 2023, Language models are Super Mario, arXiv 2311.03099",
+    notes="Drops at random and elects signs, as mergekit does; the paper's version trims by magnitude as well.",
+)
+def dare_ties(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+    """Like dare_linear, with a sign election per element as in TIES."""
+    keep = drop_at_random(tensor, p)
+    scale = yield from rescaling(p, keep)
+    return merge_kept(p, keep, scale, elect=True)

@@ -1,0 +1,223 @@
+"""Recipe x checkpoints -> jobs. Everything that can be known before a weight is read is checked here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from . import __version__
+from .checkpoint import INDEX, SINGLE, Checkpoint, Shard, TensorEntry, layout
+from .dtypes import FLOAT64, DType
+from .errors import CheckpointError, close_matches
+from .methods import Base
+from .recipe import Layers, Recipe, Resolver
+
+Located = tuple[Shard, TensorEntry]
+
+
+@dataclass(slots=True)
+class Job:
+    """One output tensor. `values` is None for a tensor that is copied (integers, booleans)."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: DType
+    inputs: list[Located]
+    base: Located | None
+    values: Mapping[str, Any] | None
+    wide: bool
+    shard: int = 0
+    entry: TensorEntry | None = None
+
+    @property
+    def located(self) -> list[Located]:
+        return [*self.inputs, *([self.base] if self.base else [])]
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of one pass."""
+        return sum(entry.nbytes for _, entry in self.located)
+
+
+@dataclass(frozen=True)
+class OutputShard:
+    name: str
+    header: bytes
+    nbytes: int
+
+
+@dataclass
+class Plan:
+    """What a merge will read, compute and write."""
+
+    recipe: Recipe
+    seed: int
+    inputs: list[Checkpoint]  # merged models, in order
+    base: Checkpoint | None  # the reference, if the method has one
+    donor: Checkpoint
+    jobs: list[Job]
+    shards: list[OutputShard]
+
+    @property
+    def labels(self) -> list[str]:
+        return [str(c) for c in [*self.inputs, *([self.base] if self.base else [])]]
+
+    @property
+    def checkpoints(self) -> list[Checkpoint]:
+        unique = {id(c): c for c in [*self.inputs, *([self.base] if self.base else []), self.donor]}
+        return list(unique.values())
+
+    def passes(self, job: Job) -> int:
+        return 1 if job.values is None else self.recipe.method.passes(job.values)
+
+    @property
+    def read_bytes(self) -> int:
+        return sum(job.read_bytes * self.passes(job) for job in self.jobs)
+
+    @property
+    def write_bytes(self) -> int:
+        return sum(shard.nbytes for shard in self.shards)
+
+    @property
+    def dtypes(self) -> dict[DType, int]:
+        """Bytes of output per element type."""
+        counted: dict[DType, int] = {}
+        for job in self.jobs:
+            counted[job.dtype] = counted.get(job.dtype, 0) + job.entry.nbytes
+        return counted
+
+    def fingerprint(self) -> str:
+        """Changes with anything that changes the output or its layout: what --resume compares."""
+        files = [[str(s.path), s.size, s.mtime_ns] for checkpoint in self.checkpoints for s in checkpoint.shards]
+        parts = [
+            __version__,
+            self.recipe.to_yaml(),
+            self.seed,
+            files,
+            [(s.name, s.nbytes) for s in self.shards],
+        ]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def close(self) -> None:
+        for checkpoint in self.checkpoints:
+            checkpoint.close()
+
+
+def make_plan(recipe: Recipe, *, seed: int = 0, shard_size: int = 5 * 10**9) -> Plan:
+    """Opens the checkpoints' headers, checks that they fit and lays out the output.
+
+    Raises RecipeError for a model or parameter that is wrong, CheckpointError for files that are.
+    """
+    opened: dict[Any, Checkpoint] = {}
+
+    def checkpoint(ref: Any) -> Checkpoint:
+        if ref not in opened:
+            opened[ref] = Checkpoint(ref)
+        return opened[ref]
+
+    donor = checkpoint(recipe.donor)
+    inputs = [checkpoint(m.ref) for m in recipe.inputs]
+    base = checkpoint(recipe.base) if recipe.method.base is Base.REFERENCE else None
+    for other in [*inputs, *([base] if base else [])]:
+        _check_names(donor, other)
+    resolver = Resolver(recipe, Layers(donor.entries))
+    jobs = [_job(name, recipe, resolver, donor, inputs, base) for name in donor.entries]
+    shards = _place(jobs, shard_size)
+    return Plan(recipe, seed, inputs, base, donor, jobs, shards)
+
+
+def _check_names(donor: Checkpoint, other: Checkpoint) -> None:
+    missing = [name for name in donor.entries if name not in other.entries]
+    if missing:
+        near = close_matches(missing[0], other.entries)
+        raise CheckpointError(
+            f"model '{other}' lacks the tensor '{missing[0]}' of '{donor}'{_more(missing)}{near or '.'} "
+            "Are both the same architecture?"
+        )
+    extra = [name for name in other.entries if name not in donor.entries]
+    if extra:
+        raise CheckpointError(
+            f"model '{other}' has the tensor '{extra[0]}', which '{donor}' lacks{_more(extra)}. If one of them stores tied "
+            "weights twice, save it again with them tied."
+        )
+
+
+def _more(names: list[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+
+
+def _job(
+    name: str,
+    recipe: Recipe,
+    resolver: Resolver,
+    donor: Checkpoint,
+    inputs: list[Checkpoint],
+    base: Checkpoint | None,
+) -> Job:
+    donated = donor.entries[name]
+    own = donated[1]
+    located = [c.entries[name] for c in inputs]
+    reference = base.entries[name] if base else None
+    checkpoints = [*inputs, *([base] if base else [])]
+    for found, (_, entry) in zip(checkpoints, [*located, *([reference] if reference else [])], strict=True):
+        if entry.shape != own.shape:
+            hint = " Their vocabularies differ." if "embed" in name or "lm_head" in name or "wte" in name else ""
+            raise CheckpointError(
+                f"tensor '{name}' is {list(own.shape)} in '{donor}' but {list(entry.shape)} in '{found}'.{hint}"
+            )
+        if entry.dtype.is_float != own.dtype.is_float:
+            raise CheckpointError(f"tensor '{name}' is {own.dtype} in '{donor}' but {entry.dtype} in '{found}'.")
+    if not own.dtype.is_float:
+        copying = recipe.method.name == "passthrough"
+        if any(e.dtype.is_quantized for _, e in [donated, *located]) and not copying:
+            raise CheckpointError(
+                f"tensor '{name}' is quantized ({own.dtype}); dequantize the models before merging them."
+            )
+        # Never averaged: the base's, or the first model's if all models agree.
+        sources = [donated] if recipe.base and not copying else located
+        return Job(name, own.shape, own.dtype, sources, None, None, False)
+    dtype = recipe.out_dtype or recipe.dtype or own.dtype
+    dtypes = [e.dtype for _, e in [*located, *([reference] if reference else [])]]
+    wide = FLOAT64 in (recipe.dtype, *dtypes)
+    return Job(name, own.shape, dtype, located, reference, resolver.values(name), wide)
+
+
+def _place(jobs: list[Job], shard_size: int) -> list[OutputShard]:
+    """Fills shards in the order of the jobs, none larger than `shard_size` unless a single tensor is."""
+    groups: list[list[Job]] = [[]]
+    filled = 0
+    for job in jobs:
+        nbytes = _nbytes(job)
+        if groups[-1] and filled + nbytes > shard_size:
+            groups.append([])
+            filled = 0
+        groups[-1].append(job)
+        filled += nbytes
+    shards = []
+    for number, group in enumerate(groups):
+        name = SINGLE if len(groups) == 1 else f"model-{number + 1:05d}-of-{len(groups):05d}.safetensors"
+        header, entries, size = layout(((j.name, j.dtype, j.shape) for j in group), {"format": "pt"})
+        for job in group:
+            job.shard, job.entry = number, entries[job.name]
+        shards.append(OutputShard(name, header, size))
+    return shards
+
+
+def _nbytes(job: Job) -> int:
+    count = 1
+    for length in job.shape:
+        count *= length
+    return count * job.dtype.itemsize
+
+
+def index_document(plan: Plan) -> dict[str, Any]:
+    """The contents of model.safetensors.index.json."""
+    total = sum(job.entry.nbytes for job in plan.jobs)
+    weight_map = {job.name: plan.shards[job.shard].name for job in plan.jobs}
+    return {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+
+
+__all__ = ["INDEX", "Job", "OutputShard", "Plan", "index_document", "make_plan"]

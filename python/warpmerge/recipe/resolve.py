@@ -1,0 +1,87 @@
+"""A recipe's parameters for one tensor: which layer it belongs to, and which source's value wins."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ..errors import RecipeError
+from ..methods.base import Parameter
+from .model import Recipe
+
+# model.layers.3.  transformer.h.3.  blocks.3.  encoder.layer.3.  decoder.block.3.
+_LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)(?=\.|$)")
+
+
+class Layers:
+    """Places tensors on the layer axis: t runs from 0 (first layer) to 1 (last) in each stack of layers.
+
+    Tensors outside of any layer (embeddings, final norm, head) are at t = 0 and a single layer is at t = 1, as in
+    mergekit. Stacks (an encoder and a decoder, say) are told apart by what comes before the number.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._last: dict[str, int] = {}
+        for name in names:
+            found = _LAYER.search(name)
+            if found:
+                stack = name[: found.start(1)]
+                self._last[stack] = max(self._last.get(stack, 0), int(found[1]))
+
+    def t(self, name: str) -> float:
+        found = _LAYER.search(name)
+        if not found:
+            return 0.0
+        last = self._last[name[: found.start(1)]]
+        return int(found[1]) / last if last else 1.0
+
+
+class Resolver:
+    """Values of all parameters of a recipe's method, tensor by tensor.
+
+    Per model: the model's own `parameters` win over the recipe's; a source whose filters match nothing is passed over.
+    """
+
+    def __init__(self, recipe: Recipe, layers: Layers) -> None:
+        self._recipe = recipe
+        self._layers = layers
+        self._sources = {
+            p.name: [
+                [s[p.name] for s in scopes if p.name in s]
+                for scopes in (
+                    [(m.parameters, recipe.parameters) for m in recipe.inputs]
+                    if p.per_model
+                    else [(recipe.parameters,)]
+                )
+            ]
+            for p in recipe.method.parameters
+        }
+        constant = all(s.constant for rows in self._sources.values() for row in rows for s in row)
+        self._shared = self._resolve("", 0.0) if constant else None
+
+    def values(self, name: str) -> Mapping[str, Any]:
+        """Parameter values for the tensor `name`: a scalar each, a tuple of K where the parameter is per model."""
+        return self._shared if self._shared is not None else self._resolve(name, self._layers.t(name))
+
+    def _resolve(self, name: str, t: float) -> Mapping[str, Any]:
+        values: dict[str, Any] = {}
+        for parameter in self._recipe.method.parameters:
+            rows = self._sources[parameter.name]
+            found = [self._first(parameter, rows[i], name, t, i) for i in range(len(rows))]
+            values[parameter.name] = tuple(found) if parameter.per_model else found[0]
+        self._recipe.method.check(values)
+        return values
+
+    def _first(self, parameter: Parameter, row: list, name: str, t: float, index: int) -> Any:
+        for setting in row:
+            value = setting.at(name, t)
+            if value is not None:
+                return value
+        if parameter.required:
+            model = f" for the model '{self._recipe.inputs[index].ref}'" if parameter.per_model else ""
+            tensor = f" (tensor '{name}')" if name else ""
+            raise RecipeError(
+                f"method '{self._recipe.method.name}' needs the parameter '{parameter.name}'{model}{tensor}."
+            )
+        return parameter.default

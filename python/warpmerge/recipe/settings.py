@@ -1,0 +1,92 @@
+"""One parameter's value in a recipe: a scalar, a gradient over the layers, or values chosen by tensor name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import RecipeError, close_matches
+from ..methods.base import Parameter
+
+
+@dataclass(frozen=True)
+class Constant:
+    value: Any
+
+    constant = True
+
+    def at(self, tensor: str, t: float) -> Any:
+        return self.value
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """Numbers are interpolated linearly over t in [0, 1], anything else advances in steps."""
+
+    values: tuple[Any, ...]
+    interpolates: bool
+
+    constant = False
+
+    def at(self, tensor: str, t: float) -> Any:
+        place = t * (len(self.values) - 1)
+        first = int(place)
+        if not self.interpolates:
+            return self.values[first]
+        second = min(first + 1, len(self.values) - 1)
+        share = place - first
+        return (1 - share) * self.values[first] + share * self.values[second]
+
+
+@dataclass(frozen=True)
+class ByName:
+    """The first entry whose filter is part of the tensor's name; None, so that the next source is asked, if none is."""
+
+    entries: tuple[tuple[str | None, Setting], ...]
+
+    constant = False
+
+    def at(self, tensor: str, t: float) -> Any:
+        for pattern, setting in self.entries:
+            if pattern is None or pattern in tensor:
+                return setting.at(tensor, t)
+        return None
+
+
+Setting = Constant | Gradient | ByName
+
+
+def parse_setting(value: Any, parameter: Parameter, where: str) -> Setting:
+    """Checks a recipe's value for `parameter` in every place where one can stand."""
+    if isinstance(value, Mapping):
+        value = [value]
+    if isinstance(value, list):
+        if not value:
+            raise RecipeError(f"{where}: '{parameter.name}' is an empty list.")
+        if any(isinstance(item, Mapping) for item in value):
+            return ByName(tuple(_entry(item, parameter, where) for item in value))
+        return Gradient(tuple(_scalar(v, parameter, where) for v in value), parameter.interpolates)
+    return Constant(_scalar(value, parameter, where))
+
+
+def _entry(item: Any, parameter: Parameter, where: str) -> tuple[str | None, Setting]:
+    here = f"{where}: '{parameter.name}'"
+    if not isinstance(item, Mapping):  # a bare value in the list is its default
+        return None, parse_setting(item, parameter, where)
+    for key in item:
+        if key not in ("filter", "value"):
+            raise RecipeError(f"{here}: unknown key {key!r}{close_matches(key, ['filter', 'value']) or '.'}")
+    if "value" not in item:
+        raise RecipeError(f"{here}: an entry with a filter needs a 'value'.")
+    pattern = item.get("filter")
+    if pattern is not None and not isinstance(pattern, str):
+        raise RecipeError(f"{here}: a filter is part of a tensor's name, got {pattern!r}.")
+    return None if pattern in (None, "*") else pattern, parse_setting(item["value"], parameter, where)
+
+
+def _scalar(value: Any, parameter: Parameter, where: str) -> Any:
+    try:
+        return parameter.convert(value)
+    except ValueError as error:
+        raise RecipeError(f"{where}: '{parameter.name}': {error}.") from None

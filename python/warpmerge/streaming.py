@@ -1,0 +1,130 @@
+"""Runs a plan: from mapped input files through the engine to a published model directory."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from . import __version__, _core, engine
+from .checkpoint import OutputDirectory
+from .checkpoint.companions import CARD, MANIFEST, card, donated, manifest
+from .errors import CheckpointError
+from .methods import TensorInfo
+from .plan import Job, Plan, index_document
+from .readahead import ReadAhead
+from .tasks import Buffer, FileSink, TensorTask
+
+Progress = Callable[[int, int], None]  # bytes read so far, bytes to read in all
+
+
+class _Run:
+    """The state of one run: what is written where, and what is left of each shard."""
+
+    def __init__(self, plan: Plan, directory: OutputDirectory, background: Any, total: int) -> None:
+        self.plan, self.directory, self.background = plan, directory, background
+        self.digests: dict[str, str] = {}
+        self.left = [0] * len(plan.shards)
+        for job in plan.jobs:
+            self.left[job.shard] += 1
+        self.total = total
+
+    def take_finished(self, finished: Mapping[str, Mapping[str, str]]) -> list[Job]:
+        """Credits the shards of an interrupted run; returns the jobs that remain."""
+        for digests in finished.values():
+            self.digests.update(digests)
+        return [job for job in self.plan.jobs if self.plan.shards[job.shard].name not in finished]
+
+    def tasks(self, jobs: list[Job]) -> Iterator[TensorTask]:
+        ahead = ReadAhead(jobs, self.background)
+        labels = self.plan.labels
+        for number, job in enumerate(jobs):
+            ahead.advance(number)
+            yield self._task(job, labels)
+
+    def _task(self, job: Job, labels: list[str]) -> TensorTask:
+        shard = self.plan.shards[job.shard]
+        fd = self.directory.shard(shard.name, shard.header, shard.nbytes)
+        located = [Buffer(s.address(e), e.nbytes, e.dtype, s) for s, e in job.inputs]
+        base = None
+        if job.base:
+            base = Buffer(job.base[0].address(job.base[1]), job.base[1].nbytes, job.base[1].dtype, job.base[0])
+        if job.values is None:
+            located = [_agreed(job, located, labels)]
+        count = job.entry.count
+        return TensorTask(
+            info=TensorInfo(job.name, count, len(located), self.plan.seed),
+            method=self.plan.recipe.method if job.values is not None else None,
+            values=job.values if job.values is not None else {"nonfinite": "propagate"},
+            inputs=located,
+            base=base,
+            out_dtype=job.dtype,
+            sink=FileSink(fd, job.entry.offset, self.background),
+            labels=labels,
+            wide=job.wide,
+            mapped=True,
+            done=lambda digest: self._done(job, digest),
+        )
+
+    def _done(self, job: Job, digest: int) -> None:
+        self.digests[job.name] = f"{digest:016x}"
+        self.left[job.shard] -= 1
+        if self.left[job.shard] == 0:
+            name = self.plan.shards[job.shard].name
+            mine = {j.name: self.digests[j.name] for j in self.plan.jobs if j.shard == job.shard}
+            self.directory.finish_shard(name, mine)
+
+
+def _agreed(job: Job, located: list[Buffer], labels: list[str]) -> Buffer:
+    """The one source of a tensor that is never averaged."""
+    first = located[0].bytes()
+    for buffer, label in zip(located[1:], labels[1:], strict=False):
+        if not (buffer.bytes() == first).all():
+            raise CheckpointError(
+                f"tensor '{job.name}' ({job.dtype}) differs between '{labels[0]}' and '{label}' and cannot be averaged; "
+                "name a base_model to take it from."
+            )
+    return located[0]
+
+
+def run_plan(plan: Plan, directory: OutputDirectory, backend: Any, progress: Progress | None = None) -> int:
+    """Merges and publishes. Returns how many shards an interrupted run had already finished."""
+    background = _core.Background()
+    finished = directory.open(plan.fingerprint(), plan.write_bytes)
+    resumed = len(finished)
+    try:
+        run = _Run(plan, directory, background, plan.read_bytes)
+        jobs = run.take_finished(finished)
+        done = run.total - sum(j.read_bytes * plan.passes(j) for j in jobs)
+
+        def advance(nbytes: int) -> None:
+            nonlocal done
+            done += nbytes
+            if progress:
+                progress(done, run.total)
+
+        try:
+            engine.run(run.tasks(jobs), backend, advance)
+        except OSError as error:
+            if error.errno == errno.EFAULT:
+                raise CheckpointError("an input file shrank or could not be read during the merge.") from None
+            raise directory.error(error) from None
+        background.drain()
+        dtypes = plan.dtypes
+        main = max((d for d in dtypes if d.is_float), key=dtypes.get, default=None)
+        files = {
+            **donated(plan.donor.path, plan.donor.config(), main),
+            CARD: card(plan),
+            MANIFEST: manifest(plan, __version__, run.digests),
+        }
+        index = index_document(plan) if len(plan.shards) > 1 else None
+        directory.publish([s.name for s in plan.shards], index, files)
+    except BaseException as error:
+        background.cancel()
+        background.drain()
+        kept = directory.abort()
+        if isinstance(error, KeyboardInterrupt):
+            again = f" {kept} of {len(plan.shards)} shards are finished; --resume keeps them." if kept else ""
+            raise KeyboardInterrupt(f"interrupted; nothing was published.{again}") from None
+        raise
+    return resumed

@@ -1,0 +1,43 @@
+"""Sizes of memory and files, as people write and read them."""
+
+from __future__ import annotations
+
+import re
+
+from .errors import RecipeError
+
+_UNITS = {
+    "": 1,
+    "k": 10**3,
+    "m": 10**6,
+    "g": 10**9,
+    "t": 10**12,
+    "ki": 2**10,
+    "mi": 2**20,
+    "gi": 2**30,
+    "ti": 2**40,
+}
+
+
+def parse_size(value: int | str, name: str) -> int:
+    """Bytes: `5GB` is 5 * 10^9, `4GiB` 4 * 2^30, `5B` is 5 * 10^9 as in mergekit. Raises RecipeError."""
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?(b)?\s*", str(value).lower())
+    if not found or float(found[1]) <= 0:
+        raise RecipeError(f"{name}: {value!r} is not a size; write for example 5GB or 4GiB.")
+    unit = found[2] or ("g" if found[3] else "")
+    return int(float(found[1]) * _UNITS[unit])
+
+
+def show_size(count: float) -> str:
+    """Three significant digits: `1.23 GB`."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(count) < 999.5 or unit == "TB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:#.3g} {unit}".replace(". ", " ")
+        count /= 1000
+    raise AssertionError
+
+
+def show_seconds(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds < 100 else f"{seconds / 60:.1f} min"

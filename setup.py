@@ -1,0 +1,41 @@
+"""Builds the native module with CMake. Everything declarative is in pyproject.toml."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pybind11
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+
+
+class CMakeBuild(build_ext):
+    """Configures, builds and installs into the package's directory; a kept build directory makes rebuilds incremental."""
+
+    def build_extension(self, ext: Extension) -> None:
+        target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
+        build = ROOT / "build" / f"cmake-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+        build.mkdir(parents=True, exist_ok=True)
+        configure = [
+            "cmake",
+            f"-S{ROOT}",
+            f"-B{build}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            # In an isolated build these live in a directory that is gone the next time: never trust the cache.
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            *os.environ.get("CMAKE_ARGS", "").split(),
+        ]
+        ninja = shutil.which("ninja")
+        if ninja and "CMAKE_GENERATOR" not in os.environ:
+            configure += ["-GNinja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+        subprocess.run(configure, check=True)
+        subprocess.run(["cmake", "--build", build, "--parallel"], check=True)
+        subprocess.run(["cmake", "--install", build, "--prefix", target], check=True)
+
+
+setup(ext_modules=[Extension("warpmerge._core", sources=[])], cmdclass={"build_ext": CMakeBuild})

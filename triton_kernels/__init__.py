@@ -1,0 +1,1 @@
+"""Triton kernels: the same mathematics for a GPU without a CUDA compiler. None are here yet."""

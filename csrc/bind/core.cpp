@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstring>
 #include <system_error>
 
 #include "../cpu/consensus.h"
@@ -76,6 +77,21 @@ PYBIND11_MODULE(_core, m) {
         return names;
       },
       "Instruction sets compiled in and available on this processor, the best one first.");
+
+  py::class_<Mapping, std::shared_ptr<Mapping>>(m, "Mapping", "A file mapped for reading until this is dropped.")
+      .def(py::init<int, size_t>(), py::arg("fd"), py::arg("bytes"))
+      .def_property_readonly("address",
+                             [](const Mapping& mapping) { return reinterpret_cast<uintptr_t>(mapping.data()); });
+  m.def(
+      "equal",
+      [](const std::vector<uintptr_t>& addresses, size_t bytes) {
+        py::gil_scoped_release release;
+        for (size_t i = 1; i < addresses.size(); ++i)
+          if (std::memcmp(reinterpret_cast<void*>(addresses[0]), reinterpret_cast<void*>(addresses[i]), bytes) != 0)
+            return false;
+        return true;
+      },
+      py::arg("addresses"), py::arg("bytes"), "Whether the same bytes lie at all addresses.");
 
   py::class_<Background, std::shared_ptr<Background>>(m, "Background")
       .def(py::init<>())
@@ -181,10 +197,10 @@ PYBIND11_MODULE(_core, m) {
           py::arg("data"), py::arg("bytes"), py::arg("mapped"), py::arg("tile_bytes"), py::arg("output"))
       .def(
           "moments",
-          [](const Pool& pool, TensorsPtr tensors, int64_t tile, std::vector<Keep> keep) {
-            return std::make_shared<MomentsItem>(pool.kernels(), tensors, tile, std::move(keep));
+          [](const Pool& pool, TensorsPtr tensors, int64_t tile, std::vector<Keep> keep, bool only_l1) {
+            return std::make_shared<MomentsItem>(pool.kernels(), tensors, tile, std::move(keep), only_l1);
           },
-          py::arg("tensors"), py::arg("tile"), py::arg("keep"))
+          py::arg("tensors"), py::arg("tile"), py::arg("keep"), py::arg("only_l1") = false)
       .def(
           "gram",
           [](const Pool& pool, TensorsPtr tensors, int64_t tile) {

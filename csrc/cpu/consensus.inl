@@ -7,7 +7,9 @@ struct ConsensusCoefficients {
   T lambda;
 };
 
-template <class T, int K, bool kElect>
+// `kWeighted`: ballots are the values themselves, so that agreeing terms are the positive parts in the elected
+// direction.
+template <class T, int K, bool kElect, bool kWeighted>
 void consensus_fused(T* const* deltas, const T* __restrict base, const ConsensusCoefficients<T>& c, int count,
                      T* __restrict out) {
   const T* __restrict d[K];
@@ -18,13 +20,20 @@ void consensus_fused(T* const* deltas, const T* __restrict base, const Consensus
   for (int j = 0; j < count; ++j) {
     T total = 0, weight = 0, votes = 0;
     if (kElect)
-      for (int k = 0; k < K; ++k) votes = votes + ballot[k] * d[k][j];
+      for (int k = 0; k < K; ++k) votes = votes + (kWeighted ? value[k] : ballot[k]) * d[k][j];
+    const bool negative = votes < T(0);
     for (int k = 0; k < K; ++k) {
-      const bool counted = !kElect || agrees(ballot[k] * d[k][j], votes);
-      total = total + (counted ? value[k] * d[k][j] : T(0));
-      if (kElect) weight = weight + (counted ? divisor[k] : T(0));
+      const T term = value[k] * d[k][j];
+      if (!kElect) {
+        total = total + term;
+        continue;
+      }
+      const T along = toward(kWeighted ? term : ballot[k] * d[k][j], negative);
+      total = total + (kWeighted ? (along > T(0) ? along : T(0)) : (along > T(0) ? term : T(0)));
+      weight = weight + (along > T(0) ? divisor[k] : T(0));
     }
-    out[j] = add_delta(base[j], consensus_delta(total, weight, lambda));
+    if (kWeighted) total = toward(total, negative);
+    out[j] = add_delta(base[j], consensus_delta(votes, total, weight, lambda));
   }
 }
 
@@ -42,26 +51,26 @@ void consensus_any(T* const* deltas, int models, const T* __restrict base, const
     const T* __restrict d = deltas[k];
     const T value = c.value[k], ballot = c.ballot[k], divisor = c.divisor[k];
     for (int j = 0; j < count; ++j) {
-      const bool counted = !kElect || agrees(ballot * d[j], votes[j]);
+      const bool counted = !kElect || toward(ballot * d[j], votes[j] < T(0)) > T(0);
       out[j] = out[j] + (counted ? value * d[j] : T(0));
       if (kElect) weight[j] = weight[j] + (counted ? divisor : T(0));
     }
   }
-  for (int j = 0; j < count; ++j) out[j] = add_delta(base[j], consensus_delta(out[j], weight[j], c.lambda));
+  for (int j = 0; j < count; ++j) out[j] = add_delta(base[j], consensus_delta(votes[j], out[j], weight[j], c.lambda));
 }
 
-template <class T, bool kElect>
+template <class T, bool kElect, bool kWeighted>
 void consensus_stage(T* const* d, int models, const T* base, const ConsensusCoefficients<T>& c, int count, T* out,
                      T* votes, T* weight) {
   switch (models) {
     case 1:
-      return consensus_fused<T, 1, kElect>(d, base, c, count, out);
+      return consensus_fused<T, 1, kElect, kWeighted>(d, base, c, count, out);
     case 2:
-      return consensus_fused<T, 2, kElect>(d, base, c, count, out);
+      return consensus_fused<T, 2, kElect, kWeighted>(d, base, c, count, out);
     case 3:
-      return consensus_fused<T, 3, kElect>(d, base, c, count, out);
+      return consensus_fused<T, 3, kElect, kWeighted>(d, base, c, count, out);
     case 4:
-      return consensus_fused<T, 4, kElect>(d, base, c, count, out);
+      return consensus_fused<T, 4, kElect, kWeighted>(d, base, c, count, out);
     default:
       return consensus_any<T, kElect>(d, models, base, c, count, out, votes, weight);
   }
@@ -76,9 +85,10 @@ void consensus(const Operands& operands, const ConsensusArgs& args, int64_t begi
   T* result = arena.take<T>(kStage);
   T* votes = arena.take<T>(kStage);
   T* weight = arena.take<T>(kStage);
-  uint16_t* lanes = arena.take<uint16_t>(kStage);
   T* coefficients = arena.take<T>(3 * models);
+  bool weighted = true;
   for (int k = 0; k < models; ++k) {
+    weighted &= args.value[k] == args.ballot[k];
     coefficients[k] = T(args.value[k]);
     coefficients[models + k] = T(args.ballot[k]);
     coefficients[2 * models + k] = T(args.divisor[k]);
@@ -86,13 +96,13 @@ void consensus(const Operands& operands, const ConsensusArgs& args, int64_t begi
   const ConsensusCoefficients<T> c{coefficients, coefficients + models, coefficients + 2 * models, T(args.lambda)};
   for (int64_t done = 0; done < count; done += kStage) {
     const int n = int(count - done < kStage ? count - done : kStage);
-    staged.load(operands, begin + done, n, nonfinite);
-    staged.subtract_base(operands, n);
-    for (int k = 0; k < models; ++k) drop(args.keep[k], begin + done, n, staged.x[k], lanes);
-    if (args.elect)
-      consensus_stage<T, true>(staged.x, models, staged.base, c, n, result, votes, weight);
+    staged.load(operands, args.keep, begin + done, n, nonfinite);
+    if (!args.elect)
+      consensus_stage<T, false, false>(staged.d, models, staged.base, c, n, result, votes, weight);
+    else if (weighted)
+      consensus_stage<T, true, true>(staged.d, models, staged.base, c, n, result, votes, weight);
     else
-      consensus_stage<T, false>(staged.x, models, staged.base, c, n, result, votes, weight);
+      consensus_stage<T, true, false>(staged.d, models, staged.base, c, n, result, votes, weight);
     narrow_into(result, out_dtype, out, done, n);
   }
 }

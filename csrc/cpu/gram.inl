@@ -10,20 +10,15 @@ void gram(const Operands& operands, int64_t begin, int64_t count, double* blocks
     for (int j = 0; j < size * kLanes; ++j) lanes[j] = T(0);
     for (int64_t done = 0; done < length; done += kStage) {
       const int n = int(length - done < kStage ? length - done : kStage);
-      staged.load(operands, begin + start + done, n, nonfinite);
-      staged.subtract_base(operands, n);
+      staged.load(operands, nullptr, begin + start + done, n, nonfinite);
       for (int k = 0; k < models; ++k)
-        for (int j = n; j < kStage; ++j) staged.x[k][j] = T(0);
+        for (int j = n; j < kStage; ++j) staged.d[k][j] = T(0);
       T* __restrict sums = lanes;
-      for (int k = 0; k < models; ++k, sums += kLanes) {
-        const T* __restrict x = staged.x[k];
-        for (int row = 0; row < kStage; row += kLanes)
-          for (int l = 0; l < kLanes; ++l) sums[l] = sums[l] + x[row + l] * x[row + l];
-      }
+      for (int k = 0; k < models; ++k, sums += kLanes) add_squares(staged.d[k], sums);
       for (int i = 0; i < models; ++i)
         for (int k = i + 1; k < models; ++k, sums += kLanes) {
-          const T* __restrict x = staged.x[i];
-          const T* __restrict y = staged.x[k];
+          const T* __restrict x = staged.d[i];
+          const T* __restrict y = staged.d[k];
           for (int row = 0; row < kStage; row += kLanes)
             for (int l = 0; l < kLanes; ++l) {
               const T difference = x[row + l] - y[row + l];

@@ -60,8 +60,9 @@ struct KernelSet {
   void (*consensus)(const Operands&, const ConsensusArgs&, int64_t begin, int64_t count, void* out, Dtype out_dtype,
                     void* scratch, int64_t* nonfinite);
   // `blocks`: one Moments per model and block of kBlock elements, blocks outermost. `begin` is a multiple of kBlock.
-  void (*moments)(const Operands&, const Keep*, int64_t begin, int64_t count, Moments* blocks, void* scratch,
-                  int64_t* nonfinite);
+  // `only_l1`: just the sums of magnitudes.
+  void (*moments)(const Operands&, const Keep*, bool only_l1, int64_t begin, int64_t count, Moments* blocks,
+                  void* scratch, int64_t* nonfinite);
   // `blocks`: gram_size(models) doubles per block.
   void (*gram)(const Operands&, int64_t begin, int64_t count, double* blocks, void* scratch, int64_t* nonfinite);
   // Magnitude keys of the deltas of one model, at most kStage of them.
@@ -93,7 +94,7 @@ constexpr size_t scratch_bytes(int models) {
   const size_t lanes = kLanes * sizeof(double);
   const size_t combine = stage * (2 * size_t(models) + 8);
   const size_t measure = combine + lanes * (3 * size_t(models) + size_t(models) * (models + 1) / 2);
-  return measure + 4096;
+  return measure + 512 * (4 * size_t(models) + 16);
 }
 
 extern const Kernels kernels_baseline;

@@ -15,12 +15,13 @@
 namespace warpmerge {
 namespace {
 
+// clang-format off: each builds on those before it
+#include "draw.inl"
 #include "stage.inl"
-// clang-format off: the kernels build on stage.inl
 #include "consensus.inl"
 #include "digest.inl"
-#include "gram.inl"
 #include "moments.inl"
+#include "gram.inl"
 #include "select.inl"
 #include "weighted_sum.inl"
 // clang-format on

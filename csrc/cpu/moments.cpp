@@ -5,8 +5,8 @@
 namespace warpmerge {
 
 MomentsItem::MomentsItem(const Kernels& kernels, std::shared_ptr<Tensors> tensors, int64_t tile_elements,
-                         std::vector<Keep> keep)
-    : TensorItem(kernels, std::move(tensors), whole_blocks(tile_elements)), keep_(std::move(keep)) {
+                         std::vector<Keep> keep, bool only_l1)
+    : TensorItem(kernels, std::move(tensors), whole_blocks(tile_elements)), keep_(std::move(keep)), only_l1_(only_l1) {
   blocks_.resize((tensors_->count + kBlock - 1) / kBlock * tensors_->models());
 }
 
@@ -14,9 +14,9 @@ void MomentsItem::range(int64_t, int64_t begin, int64_t count, Worker& worker, i
   Moments* blocks = blocks_.data() + begin / kBlock * tensors_->models();
   const Operands operands = tensors_->operands();
   if (tensors_->wide)
-    set<double>().moments(operands, keep_.data(), begin, count, blocks, scratch(worker), nonfinite);
+    set<double>().moments(operands, keep_.data(), only_l1_, begin, count, blocks, scratch(worker), nonfinite);
   else
-    set<float>().moments(operands, keep_.data(), begin, count, blocks, scratch(worker), nonfinite);
+    set<float>().moments(operands, keep_.data(), only_l1_, begin, count, blocks, scratch(worker), nonfinite);
 }
 
 void MomentsItem::finish(Worker&) {
@@ -27,8 +27,8 @@ void MomentsItem::finish(Worker&) {
   result_.assign(size_t(models), Moments());
   for (int k = 0; k < models && count > 0; ++k) {
     Moments& total = result_[k];
-    total.min = blocks_[k].min, total.max = blocks_[k].max;
-    for (int64_t b = 0; b < count; ++b) {
+    if (!only_l1_) total.min = blocks_[k].min, total.max = blocks_[k].max;
+    for (int64_t b = 0; b < count && !only_l1_; ++b) {
       const Moments& block = blocks_[b * models + k];
       total.min = std::min(total.min, block.min);
       total.max = std::max(total.max, block.max);

@@ -6,7 +6,8 @@ namespace warpmerge {
 
 class MomentsItem final : public TensorItem {
  public:
-  MomentsItem(const Kernels& kernels, std::shared_ptr<Tensors> tensors, int64_t tile_elements, std::vector<Keep> keep);
+  MomentsItem(const Kernels& kernels, std::shared_ptr<Tensors> tensors, int64_t tile_elements, std::vector<Keep> keep,
+              bool only_l1);
   void finish(Worker&) override;
   const std::vector<Moments>& result() const { return result_; }  // one per model
 
@@ -15,6 +16,7 @@ class MomentsItem final : public TensorItem {
 
  private:
   const std::vector<Keep> keep_;
+  const bool only_l1_;
   std::vector<Moments> blocks_;  // blocks x models
   std::vector<Moments> result_;
 };

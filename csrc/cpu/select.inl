@@ -1,10 +1,5 @@
 // The sweep of `select`: classify keys against an interval, count its ends, collect what lies strictly inside.
 
-template <class T>
-struct Sweep {
-  int64_t above = 0, at_high = 0, at_low = 0;
-};
-
 #if defined(__AVX512F__) && defined(__AVX512VL__)
 // Compression within a register and a full store: a masked compressing store to memory is microcoded on some
 // processors.
@@ -15,9 +10,9 @@ static inline int64_t collect_inside(const float* d, int count, uint32_t low, ui
   const __m512i one = _mm512_set1_epi32(1);
   __m512i above = _mm512_setzero_si512(), from_high = above, from_low = above;
   uint32_t* next = out;
-  for (int j = 0; j < count; j += 16) {
-    const __mmask16 valid = count - j >= 16 ? __mmask16(0xffff) : __mmask16((1u << (count - j)) - 1);
-    const __m512i key = _mm512_and_si512(_mm512_maskz_loadu_epi32(valid, d + j), magnitude);
+  const int whole = count & ~15;
+  const __mmask16 tail = __mmask16((1u << (count - whole)) - 1);
+  const auto classify = [&](__m512i key, __mmask16 valid) __attribute__((always_inline)) {
     const __mmask16 ge_low = _mm512_mask_cmpge_epu32_mask(valid, key, vlow);
     const __mmask16 ge_high = _mm512_mask_cmpge_epu32_mask(valid, key, vhigh);
     const __mmask16 gt_high = _mm512_mask_cmpgt_epu32_mask(valid, key, vhigh);
@@ -25,10 +20,12 @@ static inline int64_t collect_inside(const float* d, int count, uint32_t low, ui
     from_low = _mm512_mask_add_epi32(from_low, ge_low, from_low, one);
     from_high = _mm512_mask_add_epi32(from_high, ge_high, from_high, one);
     above = _mm512_mask_add_epi32(above, gt_high, above, one);
-    const __mmask16 inside = __mmask16(gt_low & ~ge_high);
+    const __mmask16 inside = _kandn_mask16(ge_high, gt_low);
     _mm512_storeu_si512(next, _mm512_maskz_compress_epi32(inside, key));
-    next += __builtin_popcount(inside);
-  }
+    next += __builtin_popcount(_cvtmask16_u32(inside));
+  };
+  for (int j = 0; j < whole; j += 16) classify(_mm512_and_si512(_mm512_loadu_si512(d + j), magnitude), 0xffff);
+  if (tail) classify(_mm512_and_si512(_mm512_maskz_loadu_epi32(tail, d + whole), magnitude), tail);
   const int64_t inside = next - out;
   const int64_t n_above = _mm512_reduce_add_epi32(above), n_high = _mm512_reduce_add_epi32(from_high);
   const int64_t n_low = _mm512_reduce_add_epi32(from_low);
@@ -88,15 +85,14 @@ void select(const Operands& operands, const SelectInterval* intervals, const boo
   Staged<T> staged(operands, arena);
   for (int64_t done = 0; done < count; done += kStage) {
     const int n = int(count - done < kStage ? count - done : kStage);
-    staged.load(operands, begin + done, n, nonfinite);
-    staged.subtract_base(operands, n);
+    staged.load(operands, nullptr, begin + done, n, nonfinite);
     for (int k = 0; k < operands.models; ++k) {
       if (!active[k]) continue;
       const SelectInterval& interval = intervals[k];
       if (interval.histogram)
-        count_bins(staged.x[k], n, interval, counts[k], bins[k]);
+        count_bins(staged.d[k], n, interval, counts[k], bins[k]);
       else
-        collect_inside(staged.x[k], n, Bits<T>(interval.low), Bits<T>(interval.high), inside[k] + counts[k].inside,
+        collect_inside(staged.d[k], n, Bits<T>(interval.low), Bits<T>(interval.high), inside[k] + counts[k].inside,
                        counts[k]);
     }
   }
@@ -104,11 +100,10 @@ void select(const Operands& operands, const SelectInterval* intervals, const boo
 
 template <class T>
 void keys(const Operands& operands, int model, int64_t begin, int count, Bits<T>* out, void* scratch) {
+  const Operands one{operands.inputs + model, 1, operands.base, operands.policy};
+  int64_t nonfinite[2];
   Arena arena(scratch);
-  T* x = arena.take<T>(kStage);
-  T* base = arena.take<T>(kStage);
-  bool finite = widen_source(operands.inputs[model], begin, count, x) < FloatTraits<T>::infinity;
-  if (operands.base) finite &= widen_source(*operands.base, begin, count, base) < FloatTraits<T>::infinity;
-  Staged<T>::subtract(operands, x, base, finite, count);
-  for (int j = 0; j < count; ++j) out[j] = magnitude_key(x[j]);
+  Staged<T> staged(one, arena);
+  staged.load(one, nullptr, begin, count, nonfinite);
+  for (int j = 0; j < count; ++j) out[j] = magnitude_key(staged.d[0][j]);
 }

@@ -6,7 +6,7 @@ class Arena {
   explicit Arena(void* memory) : next_(static_cast<char*>(memory)) {}
   template <class U>
   U* take(size_t count) {
-    next_ = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(next_) + 63) & ~uintptr_t(63));
+    next_ = reinterpret_cast<char*>(((reinterpret_cast<uintptr_t>(next_) + 63) & ~uintptr_t(63)));
     U* result = reinterpret_cast<U*>(next_);
     next_ += count * sizeof(U);
     return result;
@@ -16,25 +16,61 @@ class Arena {
   char* next_;
 };
 
-// Widens `count` elements and returns the largest magnitude key among them (infinity or above: not all finite).
 template <class D, class T>
-Bits<T> widen_all(const char* __restrict source, T* __restrict out, int count) {
-  Bits<T> top = 0;
-  for (int j = 0; j < count; ++j) {
-    D stored;
-    __builtin_memcpy(&stored, source + j * sizeof(D), sizeof(D));
-    const T x = T(widen(stored));
-    const Bits<T> key = magnitude_key(x);
-    top = key > top ? key : top;
-    out[j] = x;
-  }
-  return top;
+WM_FN T load(const char* source, int j) {
+  D stored;
+  __builtin_memcpy(&stored, source + j * sizeof(D), sizeof(D));
+  return T(widen(stored));
+}
+
+static inline const char* element(const Source& source, int64_t index) {
+  return static_cast<const char*>(source.data) + index * itemsize(source.dtype);
+}
+
+template <class D, class T>
+void widen_all(const char* __restrict source, T* __restrict out, int count) {
+  for (int j = 0; j < count; ++j) out[j] = load<D, T>(source, j);
 }
 
 template <class T>
-Bits<T> widen_source(const Source& source, int64_t begin, int count, T* out) {
-  const char* data = static_cast<const char*>(source.data) + begin * itemsize(source.dtype);
-  return visit(source.dtype, [&](auto tag) { return widen_all<decltype(tag), T>(data, out, count); });
+void widen_source(const Source& source, int64_t begin, int count, T* out) {
+  visit(source.dtype, [&](auto tag) { widen_all<decltype(tag), T>(element(source, begin), out, count); });
+}
+
+// What becomes of a delta at position j of a stage: the three forms of Keep.
+struct KeepAny {
+  template <class T>
+  WM_FN T apply(const KeepAny&, T d, int) {
+    return d;
+  }
+};
+template <class T>
+struct KeepFrom {
+  Bits<T> low;
+  WM_FN T apply(const KeepFrom& keep, T d, int) { return magnitude_key(d) >= keep.low ? d : T(0); }
+};
+struct KeepLanes {
+  const uint16_t* __restrict lanes;
+  uint32_t cut;
+  template <class T>
+  WM_FN T apply(const KeepLanes& keep, T d, int j) {
+    return keep.lanes[j] < keep.cut ? d : T(0);
+  }
+};
+
+// Deltas of `count` elements with the dropped ones zeroed. Returns the largest magnitude key among all deltas: infinity
+// or above means that some input is not finite (or that a difference overflowed).
+template <class D, class T, class K>
+Bits<T> load_deltas(const char* __restrict source, const T* __restrict base, const K keep, T* __restrict out,
+                    int count) {
+  Bits<T> top = 0;
+  for (int j = 0; j < count; ++j) {
+    const T d = load<D, T>(source, j) - base[j];
+    const Bits<T> key = magnitude_key(d);
+    top = key > top ? key : top;
+    out[j] = K::apply(keep, d, j);
+  }
+  return top;
 }
 
 template <class D, class T>
@@ -58,88 +94,102 @@ int64_t count_nonfinite(const T* x, int count) {
   return total;
 }
 
-// All inputs and the base of one stage.
+template <class T, class K>
+void drop_all(const T* __restrict d, const K keep, T* __restrict out, int count) {
+  for (int j = 0; j < count; ++j) out[j] = K::apply(keep, d[j], j);
+}
+
+// All deltas of one stage, side by side, with what `keep` drops zeroed. Without a base the deltas are the inputs
+// themselves: x - 0 is x, bit for bit.
 template <class T>
 struct Staged {
-  T** x;    // one array per model; shared scratch, overwritten by every call
+  T** d;    // one array per model; shared scratch, overwritten by every call
   T* base;  // zeros if there is none
-  bool finite;
+  uint16_t* lanes;
 
-  Staged(const Operands& operands, Arena& arena) : x(arena.take<T*>(operands.models)), base(arena.take<T>(kStage)) {
-    for (int k = 0; k < operands.models; ++k) x[k] = arena.take<T>(kStage);
+  Staged(const Operands& operands, Arena& arena)
+      : d(arena.take<T*>(operands.models)), base(arena.take<T>(kStage)), lanes(arena.take<uint16_t>(kStage)) {
+    for (int k = 0; k < operands.models; ++k) d[k] = arena.take<T>(kStage);
     if (!operands.base)
       for (int j = 0; j < kStage; ++j) base[j] = T(0);
   }
 
-  void load(const Operands& operands, int64_t begin, int count, int64_t* nonfinite) {
-    finite = true;
-    for (int k = 0; k < operands.models; ++k) load_one(operands.inputs[k], begin, count, x[k], nonfinite[k]);
-    if (operands.base) load_one(*operands.base, begin, count, base, nonfinite[operands.models]);
+  // `keep`: one rule per model, or null to keep all.
+  void load(const Operands& operands, const Keep* keep, int64_t begin, int count, int64_t* nonfinite) {
+    if (operands.base) widen_source(*operands.base, begin, count, base);
+    Bits<T> top = 0;
+    for (int k = 0; k < operands.models; ++k) {
+      const Bits<T> key = load_model(operands.inputs[k], keep ? keep + k : nullptr, begin, count, d[k]);
+      top = key > top ? key : top;
+    }
+    if (top >= FloatTraits<T>::infinity) load_nonfinite(operands, keep, begin, count, nonfinite);
   }
 
-  // Turns every x[k] into its delta, with the policy for values that are not finite applied.
-  void subtract_base(const Operands& operands, int count) {
-    for (int k = 0; k < operands.models; ++k) subtract(operands, x[k], base, finite, count);
-  }
-
-  static void subtract(const Operands& operands, T* __restrict x, const T* __restrict base, bool finite, int count) {
-    if (operands.base)
-      for (int j = 0; j < count; ++j) x[j] = x[j] - base[j];
-    if (!finite)
-      for (int j = 0; j < count; ++j) x[j] = settle_nonfinite(x[j], operands.policy);
+  // Copies a loaded delta with what `keep` drops zeroed.
+  void drop(const Keep& keep, int64_t begin, int count, const T* delta, T* out) {
+    if (keep.random) {
+      draw(keep.key, begin, lanes);
+      drop_all(delta, KeepLanes{lanes, keep.cut}, out, count);
+    } else {
+      by_threshold(keep, begin, count,
+                   [&](int done, int run, auto rule) { drop_all(delta + done, rule, out + done, run); });
+    }
   }
 
  private:
-  void load_one(const Source& source, int64_t begin, int count, T* out, int64_t& nonfinite) {
-    if (widen_source(source, begin, count, out) >= FloatTraits<T>::infinity) {
-      nonfinite += count_nonfinite(out, count);
-      finite = false;
+  template <class K>
+  Bits<T> load_run(const Source& source, int64_t index, const T* from, const K& keep, T* out, int count) {
+    return visit(source.dtype, [&](auto tag) {
+      return load_deltas<decltype(tag), T>(element(source, index), from, keep, out, count);
+    });
+  }
+
+  Bits<T> load_model(const Source& source, const Keep* keep, int64_t begin, int count, T* out) {
+    if (!keep) return load_run(source, begin, base, KeepAny{}, out, count);
+    if (keep->random) {
+      draw(keep->key, begin, lanes);
+      return load_run(source, begin, base, KeepLanes{lanes, keep->cut}, out, count);
+    }
+    Bits<T> top = 0;
+    by_threshold(*keep, begin, count, [&](int done, int run, auto rule) {
+      const Bits<T> key = load_run(source, begin + done, base + done, rule, out + done, run);
+      top = key > top ? key : top;
+    });
+    return top;
+  }
+
+  // Calls body(first, count, rule) for the runs of a stage before and from tie_end on: at most two.
+  template <class Body>
+  static void by_threshold(const Keep& keep, int64_t begin, int count, Body&& body) {
+    for (int done = 0; done < count;) {
+      const int64_t left = keep.tie_end - (begin + done);
+      const int run = left > 0 && left < count - done ? int(left) : count - done;
+      const uint64_t lowest = lowest_kept_key(keep, begin + done);
+      // No finite delta has the key of all ones: that threshold keeps nothing.
+      const Bits<T> low = lowest > FloatTraits<T>::magnitude ? ~Bits<T>(0) : Bits<T>(lowest);
+      if (low == 0)
+        body(done, run, KeepAny{});
+      else
+        body(done, run, KeepFrom<T>{low});
+      done += run;
+    }
+  }
+
+  // The rare case: count what is not finite, settle the deltas by policy, then drop.
+  void load_nonfinite(const Operands& operands, const Keep* keep, int64_t begin, int count, int64_t* nonfinite) {
+    if (operands.base) nonfinite[operands.models] += count_nonfinite(base, count);
+    for (int k = 0; k < operands.models; ++k) {
+      T* out = d[k];
+      widen_source(operands.inputs[k], begin, count, out);
+      nonfinite[k] += count_nonfinite(out, count);
+      const bool random = keep && keep[k].random;
+      if (random) draw(keep[k].key, begin, lanes);
+      for (int j = 0; j < count; ++j) {
+        const T delta = settle_nonfinite(out[j] - base[j], operands.policy);
+        const bool kept = !keep || (random ? lanes[j] < keep[k].cut
+                                           : uint64_t(magnitude_key(delta)) >= lowest_kept_key(keep[k], begin + j));
+        out[j] = kept ? delta : T(0);
+      }
     }
   }
 };
-
-// 16-bit decisions for a stage of elements from flat index `begin` on, a multiple of kPhiloxLanes. Round by round over
-// all counters: so the multiplications vectorise.
-static void draw(uint64_t seed, int64_t begin, uint16_t* __restrict lanes) {
-  constexpr int kCalls = kStage / kPhiloxLanes;
-  uint32_t c0[kCalls], c1[kCalls], c2[kCalls], c3[kCalls];
-  const uint64_t first = uint64_t(begin / kPhiloxLanes);
-  for (int i = 0; i < kCalls; ++i) {
-    c0[i] = uint32_t(first + uint64_t(i));
-    c1[i] = uint32_t((first + uint64_t(i)) >> 32);
-    c2[i] = c3[i] = 0;
-  }
-  PhiloxKey key{uint32_t(seed), uint32_t(seed >> 32)};
-  for (int round = 0; round < kPhiloxRounds; ++round, key = philox_next(key))
-    for (int i = 0; i < kCalls; ++i) philox_round(c0[i], c1[i], c2[i], c3[i], key);
-  for (int i = 0; i < kCalls; ++i) {
-    const uint32_t word[4] = {c0[i], c1[i], c2[i], c3[i]};
-    __builtin_memcpy(lanes + i * kPhiloxLanes, word, sizeof(word));  // little-endian: the low half is the first lane
-  }
-}
-
-// Zeroes what `keep` drops from one staged delta.
-template <class T>
-void drop(const Keep& keep, int64_t begin, int count, T* __restrict d, uint16_t* __restrict lanes) {
-  if (keep.random) {
-    draw(keep.key, begin, lanes);
-    const uint32_t cut = keep.cut;
-    for (int j = 0; j < count; ++j) d[j] = lanes[j] < cut ? d[j] : T(0);
-    return;
-  }
-  int done = 0;
-  while (done < count) {
-    // At most two runs: before tie_end and from it on.
-    const int64_t left = keep.tie_end - (begin + done);
-    const int run = left > 0 && left < count - done ? int(left) : count - done;
-    const uint64_t lowest = lowest_kept_key(keep, begin + done);
-    const bool none = lowest > FloatTraits<T>::magnitude;
-    const Bits<T> low = Bits<T>(none ? 0 : lowest);
-    T* __restrict part = d + done;
-    if (none)
-      for (int j = 0; j < run; ++j) part[j] = T(0);
-    else if (low > 0)
-      for (int j = 0; j < run; ++j) part[j] = magnitude_key(part[j]) >= low ? part[j] : T(0);
-    done += run;
-  }
-}

@@ -12,14 +12,17 @@
 
 namespace warpmerge {
 
+// A ballot seen in the elected direction (- for votes below zero, else +): the model agrees iff this is above zero.
 template <class T>
-WM_FN bool agrees(T ballot, T votes) {
-  return ((votes >= T(0)) & (ballot > T(0))) | (!(votes >= T(0)) & (ballot < T(0)));  // no branches: it vectorises
+WM_FN T toward(T ballot, bool negative) {
+  return negative ? -ballot : ballot;
 }
 
+// Votes that are NaN have no sign: the result is NaN, not the sum of those who happen to agree.
 template <class T>
-WM_FN T consensus_delta(T total, T divisor, T lambda) {
-  return total / (divisor == T(0) ? T(1) : divisor) * lambda;
+WM_FN T consensus_delta(T votes, T total, T divisor, T lambda) {
+  const T delta = total / (divisor == T(0) ? T(1) : divisor) * lambda;
+  return votes == votes ? delta : votes;
 }
 
 }  // namespace warpmerge

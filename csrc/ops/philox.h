@@ -7,6 +7,8 @@
 
 namespace warpmerge {
 
+constexpr uint32_t kPhiloxM0 = 0xD2511F53u, kPhiloxM1 = 0xCD9E8D57u;
+constexpr int kPhiloxRounds = 10;
 constexpr int kPhiloxLanes = 8;  // 16-bit decisions of one call
 
 struct PhiloxKey {
@@ -15,8 +17,8 @@ struct PhiloxKey {
 
 // One of the ten rounds, on one counter.
 WM_FN void philox_round(uint32_t& c0, uint32_t& c1, uint32_t& c2, uint32_t& c3, PhiloxKey key) {
-  const uint64_t a = uint64_t(c0) * 0xD2511F53u;
-  const uint64_t b = uint64_t(c2) * 0xCD9E8D57u;
+  const uint64_t a = uint64_t(c0) * kPhiloxM0;
+  const uint64_t b = uint64_t(c2) * kPhiloxM1;
   c0 = uint32_t(b >> 32) ^ c1 ^ key.low;
   c1 = uint32_t(b);
   c2 = uint32_t(a >> 32) ^ c3 ^ key.high;
@@ -24,7 +26,5 @@ WM_FN void philox_round(uint32_t& c0, uint32_t& c1, uint32_t& c2, uint32_t& c3, 
 }
 
 WM_FN PhiloxKey philox_next(PhiloxKey key) { return {key.low + 0x9E3779B9u, key.high + 0xBB67AE85u}; }
-
-constexpr int kPhiloxRounds = 10;
 
 }  // namespace warpmerge

@@ -23,6 +23,16 @@ void write_at(int fd, const void* data, size_t bytes, int64_t offset) {
   }
 }
 
+Mapping::Mapping(int fd, size_t bytes) : data_(nullptr), bytes_(bytes) {
+  if (bytes == 0) return;
+  data_ = ::mmap(nullptr, bytes, PROT_READ, MAP_SHARED, fd, 0);
+  if (data_ == MAP_FAILED) throw std::system_error(errno, std::generic_category());
+}
+
+Mapping::~Mapping() {
+  if (data_) ::munmap(data_, bytes_);
+}
+
 void fault_in(const void* data, size_t bytes) {
 #if defined(__linux__)
   constexpr int kPopulateRead = 22;  // MADV_POPULATE_READ, Linux 5.14

@@ -18,6 +18,20 @@ void write_at(int fd, const void* data, size_t bytes, int64_t offset);
 // here instead of a SIGBUS there. Does nothing where the kernel does not know how.
 void fault_in(const void* data, size_t bytes);
 
+// A file mapped for reading. The mapping outlives the descriptor; the destructor removes it.
+class Mapping {
+ public:
+  Mapping(int fd, size_t bytes);
+  ~Mapping();
+  Mapping(const Mapping&) = delete;
+  Mapping& operator=(const Mapping&) = delete;
+  const void* data() const { return data_; }
+
+ private:
+  void* data_;
+  size_t bytes_;
+};
+
 // Requests are served in order by one thread; they are hints and never fail.
 class Background {
  public:

@@ -16,14 +16,18 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from . import backends, methods
-    from .api import MergeReport, VerifyReport, merge, merge_state_dicts, merge_tensors, verify
+    from .api import MergeReport, merge
     from .errors import CheckpointError, MergeError, OutputError, RecipeError
     from .recipe import Recipe
+    from .tensors import merge_state_dicts, merge_tensors
+    from .verification import VerifyReport, verify
 
 _HOME = {
-    **dict.fromkeys(["MergeReport", "VerifyReport", "merge", "merge_state_dicts", "merge_tensors", "verify"], "api"),
+    **dict.fromkeys(["MergeReport", "merge"], "api"),
     **dict.fromkeys(["CheckpointError", "MergeError", "OutputError", "RecipeError"], "errors"),
     "Recipe": "recipe",
+    **dict.fromkeys(["merge_state_dicts", "merge_tensors"], "tensors"),
+    **dict.fromkeys(["VerifyReport", "verify"], "verification"),
 }
 
 __all__ = [

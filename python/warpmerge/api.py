@@ -1,4 +1,4 @@
-"""What people call from Python; `import warpmerge` finds everything here."""
+"""`merge`, from a recipe to a published model directory, and `describe`, what it would do."""
 
 from __future__ import annotations
 
@@ -14,12 +14,8 @@ from .errors import RecipeError
 from .plan import Plan, make_plan
 from .recipe import Recipe
 from .streaming import Progress, run_plan
-from .tensors import merge_state_dicts, merge_tensors
 from .threads import thread_count
 from .units import parse_size, show_size
-from .verification import VerifyReport, verify
-
-__all__ = ["MergeReport", "VerifyReport", "merge", "merge_state_dicts", "merge_tensors", "verify"]
 
 
 @dataclass(frozen=True)

@@ -101,13 +101,14 @@ def plan(recipe: Path, as_json: bool, **options: Any) -> None:
 @click.option("--threads", type=click.IntRange(min=1), help="Worker threads; default: all cores.")
 def verify(out_dir: Path, threads: int | None) -> None:
     """Check a finished merge against its manifest."""
-    from .api import verify as run
+    from .verification import verify as run
 
     report = run(out_dir, threads=threads)
     for problem in report.problems:
-        click.echo(problem)
+        _complain(problem)
     if report.problems:
-        raise MergeError(f"{out_dir} differs from its manifest in {len(report.problems)} of {report.tensors} tensors.")
+        count = len(report.problems)
+        raise MergeError(f"{out_dir} differs from its manifest in {count} tensor{'s' * (count != 1)}.")
     click.echo(f"{out_dir}: {report.tensors} tensors, {show_size(report.nbytes)}, all as the manifest says")
 
 
@@ -203,31 +204,38 @@ class _Progress:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line and exits."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(
+                errors="backslashreplace"
+            )  # paths and tensor names need not be in the terminal's encoding
     sys.exit(_main(arguments))
 
 
 def _main(arguments: list[str] | None) -> int:
     try:
         cli.main(arguments, prog_name="warpmerge", standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.ctx.get_help())
-        return 2
     except click.ClickException as error:
         error.show()
         return 2
-    except click.exceptions.Abort:
-        click.echo("interrupted.", err=True)
-        return 130
-    except KeyboardInterrupt as error:
-        click.echo(f"\n{error or 'interrupted.'}", err=True)
+    except (click.exceptions.Abort, KeyboardInterrupt) as error:  # click wraps Ctrl-C in an Abort
+        _complain(str(error.__cause__ or error) or "interrupted.")
         return 130
     except MergeError as error:
-        click.echo(f"error: {error}", err=True)
+        _complain(f"error: {error}")
         return error.exit_status
-    except BrokenPipeError:
-        sys.stderr.close()
+    except MemoryError:
+        _complain("error: out of memory; pass --memory or fewer --threads.")
+        return 1
+    except OSError as error:
+        _complain(f"error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}.")
         return 1
     return 0
+
+
+def _complain(text: str) -> None:
+    """On stderr, with control characters of names and paths made visible: they could be commands to the terminal."""
+    click.echo("".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text), err=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 
 from .errors import CheckpointError, MergeError
 from .ops import Copy, WeightedSum
-from .tasks import Outcome, TensorTask
+from .tasks import Outcome, TensorTask, same_bytes
 
 # Input bytes per batch: enough to hide the host's work per batch (about 0.2 ms), little enough that a second pass
 # finds part of it in the last-level cache.
@@ -109,10 +109,9 @@ def as_copy(task: TensorTask, index: int = 0) -> Copy | WeightedSum:
 def _identical(task: TensorTask) -> bool:
     """Whether all inputs and the base hold the same bytes, in the dtype of the output."""
     buffers = [*task.inputs, *([task.base] if task.base else [])]
-    first = buffers[0]
     if len(buffers) == 1 or any(b.dtype != task.out_dtype for b in buffers):
         return False
-    return all((b.bytes() == first.bytes()).all() for b in buffers[1:])
+    return same_bytes(buffers)
 
 
 def _nonfinite_error(task: TensorTask, outcome: Outcome) -> MergeError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
 
 
@@ -26,7 +27,17 @@ class OutputError(MergeError):
     """The output directory cannot be used."""
 
 
-def close_matches(name: str, candidates: Iterable[str]) -> str:
+def close_matches(name: object, candidates: Iterable[object]) -> str:
     """`"; did you mean 'a' or 'b'?"`, or nothing if no candidate is near."""
-    found = difflib.get_close_matches(str(name), [str(c) for c in candidates], n=3, cutoff=0.6)
+    found = difflib.get_close_matches(str(name)[:200], [str(c) for c in candidates], n=3, cutoff=0.6)
     return f"; did you mean {' or '.join(repr(f) for f in found)}?" if found else ""
+
+
+_short = reprlib.Repr()
+_short.maxlevel, _short.maxlist, _short.maxtuple, _short.maxdict = 2, 4, 4, 4
+_short.maxstring, _short.maxlong, _short.maxother = 100, 60, 60
+
+
+def shown(value: object) -> str:
+    """A value for a message: its repr, shortened, whatever the size of what a recipe or a header holds."""
+    return _short.repr(value)

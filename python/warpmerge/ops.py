@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 NO_TIE_END = 2**63 - 1
 
 
@@ -61,9 +59,13 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """Sums, extremes and counts of each delta, and of what `keep` leaves of it -> list of K `MomentsResult`."""
+    """Sums, extremes and counts of each delta, and of what `keep` leaves of it -> list of K `MomentsResult`.
+
+    `only_l1`: just `sum_abs` and `kept_abs`, which costs half; the rest is 0.
+    """
 
     keep: tuple[Keep, ...]
+    only_l1: bool = False
     relative: bool = True
 
 
@@ -87,16 +89,18 @@ class Gram:
 
 @dataclass(frozen=True, slots=True)
 class GramResult:
-    norms_sq: np.ndarray  # (K,) float64
-    distances_sq: np.ndarray  # (K, K) float64, symmetric
+    """`norms_sq`: K numbers; `distances_sq[i][k]`: a symmetric K x K table, zero on its diagonal."""
+
+    norms_sq: tuple[float, ...]
+    distances_sq: tuple[tuple[float, ...], ...]
 
     @classmethod
     def unpack(cls, flat: list[float], models: int) -> GramResult:
         """From K norms followed by the distances of (0,1), (0,2), ..., (1,2), ..."""
-        distances = np.zeros((models, models))
-        rows, columns = np.triu_indices(models, 1)
-        distances[rows, columns] = distances[columns, rows] = flat[models:]
-        return cls(np.asarray(flat[:models], dtype=np.float64), distances)
+        rest = iter(flat[models:])
+        above = {(i, k): next(rest) for i in range(models) for k in range(i + 1, models)}
+        table = [[above.get((min(i, k), max(i, k)), 0.0) for k in range(models)] for i in range(models)]
+        return cls(tuple(flat[:models]), tuple(map(tuple, table)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import __version__
-from .checkpoint import INDEX, SINGLE, Checkpoint, Shard, TensorEntry, layout
+from .checkpoint import INDEX, SINGLE, Checkpoint, Shard, TensorEntry, allow_open_files, layout
+from .checkpoint.companions import donated
 from .dtypes import FLOAT64, DType
 from .errors import CheckpointError, close_matches
 from .methods import Base
-from .recipe import Layers, Recipe, Resolver
+from .recipe import Layers, ModelRef, Recipe, Resolver
 
 Located = tuple[Shard, TensorEntry]
 
@@ -111,9 +112,9 @@ def make_plan(recipe: Recipe, *, seed: int = 0, shard_size: int = 5 * 10**9) -> 
 
     Raises RecipeError for a model or parameter that is wrong, CheckpointError for files that are.
     """
-    opened: dict[Any, Checkpoint] = {}
+    opened: dict[ModelRef, Checkpoint] = {}
 
-    def checkpoint(ref: Any) -> Checkpoint:
+    def checkpoint(ref: ModelRef) -> Checkpoint:
         if ref not in opened:
             opened[ref] = Checkpoint(ref)
         return opened[ref]
@@ -123,16 +124,18 @@ def make_plan(recipe: Recipe, *, seed: int = 0, shard_size: int = 5 * 10**9) -> 
     base = checkpoint(recipe.base) if recipe.method.base is Base.REFERENCE else None
     for other in [*inputs, *([base] if base else [])]:
         _check_names(donor, other)
+    donated(donor.path, donor.config(), None)  # whether they can be read shows now, not after the merge
     resolver = Resolver(recipe, Layers(donor.entries))
     jobs = [_job(name, recipe, resolver, donor, inputs, base) for name in donor.entries]
     shards = _place(jobs, shard_size)
+    allow_open_files(len(shards) + sum(len(c.shards) for c in opened.values()))
     return Plan(recipe, seed, inputs, base, donor, jobs, shards)
 
 
 def _check_names(donor: Checkpoint, other: Checkpoint) -> None:
     missing = [name for name in donor.entries if name not in other.entries]
     if missing:
-        near = close_matches(missing[0], other.entries)
+        near = close_matches(missing[0], other.entries.keys() - donor.entries.keys())
         raise CheckpointError(
             f"model '{other}' lacks the tensor '{missing[0]}' of '{donor}'{_more(missing)}{near or '.'} "
             "Are both the same architecture?"
@@ -140,8 +143,8 @@ def _check_names(donor: Checkpoint, other: Checkpoint) -> None:
     extra = [name for name in other.entries if name not in donor.entries]
     if extra:
         raise CheckpointError(
-            f"model '{other}' has the tensor '{extra[0]}', which '{donor}' lacks{_more(extra)}. If one of them stores tied "
-            "weights twice, save it again with them tied."
+            f"model '{other}' has the tensor '{extra[0]}', which '{donor}' lacks{_more(extra)}. If one of them stores "
+            "tied weights twice, save it again with them tied."
         )
 
 
@@ -157,8 +160,8 @@ def _job(
     inputs: list[Checkpoint],
     base: Checkpoint | None,
 ) -> Job:
-    donated = donor.entries[name]
-    own = donated[1]
+    own_place = donor.entries[name]
+    own = own_place[1]
     located = [c.entries[name] for c in inputs]
     reference = base.entries[name] if base else None
     checkpoints = [*inputs, *([base] if base else [])]
@@ -168,16 +171,22 @@ def _job(
             raise CheckpointError(
                 f"tensor '{name}' is {list(own.shape)} in '{donor}' but {list(entry.shape)} in '{found}'.{hint}"
             )
-        if entry.dtype.is_float != own.dtype.is_float:
+        if entry.dtype != own.dtype and not (entry.dtype.is_float and own.dtype.is_float):
             raise CheckpointError(f"tensor '{name}' is {own.dtype} in '{donor}' but {entry.dtype} in '{found}'.")
     if not own.dtype.is_float:
         copying = recipe.method.name == "passthrough"
-        if any(e.dtype.is_quantized for _, e in [donated, *located]) and not copying:
+        if any(e.dtype.is_quantized for _, e in [own_place, *located]) and not copying:
             raise CheckpointError(
                 f"tensor '{name}' is quantized ({own.dtype}); dequantize the models before merging them."
             )
+        quantized = next((c for c in [donor, *inputs] if c.config().get("quantization_config")), None)
+        if quantized is not None and not copying:
+            raise CheckpointError(
+                f"model '{quantized}' is quantized (its config.json says so, and tensor '{name}' is {own.dtype}); "
+                "dequantize it before merging."
+            )
         # Never averaged: the base's, or the first model's if all models agree.
-        sources = [donated] if recipe.base and not copying else located
+        sources = [own_place] if recipe.base and not copying else located
         return Job(name, own.shape, own.dtype, sources, None, None, False)
     dtype = recipe.out_dtype or recipe.dtype or own.dtype
     dtypes = [e.dtype for _, e in [*located, *([reference] if reference else [])]]

@@ -13,7 +13,7 @@ from .errors import CheckpointError
 from .methods import TensorInfo
 from .plan import Job, Plan, index_document
 from .readahead import ReadAhead
-from .tasks import Buffer, FileSink, TensorTask
+from .tasks import Buffer, FileSink, TensorTask, same_bytes
 
 Progress = Callable[[int, int], None]  # bytes read so far, bytes to read in all
 
@@ -59,7 +59,7 @@ class _Run:
             inputs=located,
             base=base,
             out_dtype=job.dtype,
-            sink=FileSink(fd, job.entry.offset, self.background),
+            sink=FileSink(fd, job.entry.offset, self.background if self.directory.sync else None),
             labels=labels,
             wide=job.wide,
             mapped=True,
@@ -77,9 +77,8 @@ class _Run:
 
 def _agreed(job: Job, located: list[Buffer], labels: list[str]) -> Buffer:
     """The one source of a tensor that is never averaged."""
-    first = located[0].bytes()
     for buffer, label in zip(located[1:], labels[1:], strict=False):
-        if not (buffer.bytes() == first).all():
+        if not same_bytes([located[0], buffer]):
             raise CheckpointError(
                 f"tensor '{job.name}' ({job.dtype}) differs between '{labels[0]}' and '{label}' and cannot be averaged; "
                 "name a base_model to take it from."

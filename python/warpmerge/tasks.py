@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
+from . import _core
 from .dtypes import DType
 from .methods import Method, TensorInfo
 from .ops import Combine, Measure
@@ -24,11 +23,11 @@ class Buffer:
     dtype: DType
     owner: Any = None
 
-    def bytes(self) -> np.ndarray:
-        """The memory itself as (nbytes,) uint8, read-only by convention."""
+    def view(self) -> memoryview:
+        """The memory itself, as bytes."""
         if self.nbytes == 0:
-            return np.empty(0, np.uint8)
-        return np.ctypeslib.as_array((ctypes.c_uint8 * self.nbytes).from_address(self.address))
+            return memoryview(b"")
+        return memoryview((ctypes.c_uint8 * self.nbytes).from_address(self.address)).cast("B")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +35,9 @@ class MemorySink:
     address: int
     owner: Any = None
 
-    def write(self, data: np.ndarray, offset: int) -> None:
-        """Puts (m,) uint8 at byte `offset` of the result."""
-        if data.size:
-            ctypes.memmove(self.address + offset, data.ctypes.data, data.size)
+    def write(self, data: memoryview) -> None:
+        """Puts the whole result's bytes in place."""
+        Buffer(self.address, data.nbytes, None).view()[:] = data
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +46,16 @@ class FileSink:
     offset: int
     background: Any = None  # native Background that starts writing back, or None
 
-    def write(self, data: np.ndarray, offset: int) -> None:
-        view = memoryview(np.ascontiguousarray(data))
-        at = self.offset + offset
-        while view:
-            written = os.pwrite(self.fd, view, at)
-            view, at = view[written:], at + written
+    def write(self, data: memoryview) -> None:
+        at = self.offset
+        while data:
+            written = os.pwrite(self.fd, data, at)
+            data, at = data[written:], at + written
 
 
 @dataclass(slots=True)
 class TensorTask:
-    """`inputs` are the K merged models' tensors, `base` the reference; `copy_of` set: no arithmetic, copy that input."""
+    """`inputs` are the K merged models' tensors, `base` the reference. `method` None: a copy."""
 
     info: TensorInfo
     method: Method | None
@@ -77,6 +74,11 @@ class TensorTask:
     def nbytes(self) -> int:
         """Bytes that one pass reads."""
         return sum(b.nbytes for b in self.inputs) + (self.base.nbytes if self.base else 0)
+
+
+def same_bytes(buffers: list[Buffer]) -> bool:
+    """Whether all hold the same bytes; they must be of one size."""
+    return _core.equal([b.address for b in buffers], buffers[0].nbytes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from . import backends, engine
 from .dtypes import BY_NAME, FLOAT64, DType, float_dtype
 from .errors import CheckpointError, RecipeError
 from .methods import Base, Method, TensorInfo, find
-from .tasks import Buffer, MemorySink, TensorTask
+from .tasks import Buffer, MemorySink, TensorTask, same_bytes
 
 _shared: dict[tuple, Any] = {}
 
@@ -221,7 +221,7 @@ def _task(
             raise CheckpointError(f"tensor '{name}' is quantized ({owner.dtype}); dequantize it before merging.")
         if origin is None:
             for label, source in zip(labels, sources, strict=True):
-                if not (source.buffer().bytes() == owner.buffer().bytes()).all():
+                if not same_bytes([source.buffer(), owner.buffer()]):
                     raise CheckpointError(
                         f"tensor '{name}' ({owner.dtype}) differs in {label} and cannot be averaged; give a base."
                     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from .errors import RecipeError
+from .errors import RecipeError, shown
 
 _UNITS = {
     "": 1,
@@ -24,10 +24,11 @@ def parse_size(value: int | str, name: str) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return value
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?(b)?\s*", str(value).lower())
-    if not found or float(found[1]) <= 0:
-        raise RecipeError(f"{name}: {value!r} is not a size; write for example 5GB or 4GiB.")
-    unit = found[2] or ("g" if found[3] else "")
-    return int(float(found[1]) * _UNITS[unit])
+    unit = found and (found[2] or ("g" if found[3] else ""))
+    count = float(found[1]) * _UNITS[unit] if found else 0
+    if not 1 <= count < 2**63:
+        raise RecipeError(f"{name}: {shown(value)} is not a size; write for example 5GB or 4GiB.")
+    return int(count)
 
 
 def show_size(count: float) -> str:

@@ -6,11 +6,11 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from . import _core
 from .checkpoint import Checkpoint
 from .checkpoint.companions import MANIFEST
-from .dtypes import BY_NAME
 from .errors import CheckpointError
 from .threads import thread_count
 
@@ -30,23 +30,17 @@ def verify(out: str | Path, *, threads: int | None = None) -> VerifyReport:
     Raises CheckpointError if there is no manifest or the files cannot be read; differences are listed in the report.
     """
     path = Path(out)
-    try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        expected = manifest["tensors"]
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} has no {MANIFEST}: it is not a finished merge of warpmerge.") from None
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path / MANIFEST} cannot be read ({error}).") from None
+    expected = _expected(path / MANIFEST)
     checkpoint = Checkpoint(str(path.resolve()))
+    problems = [f"tensor '{name}' is missing" for name in expected if name not in checkpoint.entries]
     pool = _core.Pool(thread_count(threads), os.environ.get("WARPMERGE_ISA", ""))
-    problems = [f"tensor '{n}' is missing" for n in expected if n not in checkpoint.entries]
     items = []
     for name, (shard, entry) in checkpoint.entries.items():
         record = expected.get(name)
         if record is None:
             problems.append(f"tensor '{name}' is not in the manifest")
-        elif [entry.dtype, list(entry.shape)] != [BY_NAME[record["dtype"]], record["shape"]]:
-            problems.append(f"tensor '{name}' is {entry.dtype}{list(entry.shape)}, not as the manifest says")
+        elif [entry.dtype.name, list(entry.shape)] != [record["dtype"], record["shape"]]:
+            problems.append(f"tensor '{name}' is {entry.dtype} {list(entry.shape)}, not as the manifest says")
         else:
             item = pool.copy(shard.address(entry), entry.nbytes, True, TILE_BYTES, _core.Output(0))
             items.append((name, record["digest"], item))
@@ -56,9 +50,29 @@ def verify(out: str | Path, *, threads: int | None = None) -> VerifyReport:
             pass
     except OSError:
         raise CheckpointError(f"{path}: a file could not be read to its end.") from None
+    except BaseException:
+        launch.cancel()
+        while not launch.wait(100):  # nothing may be unmapped before the last worker is done with it
+            pass
+        raise
     for name, digest, item in items:
         if f"{item.digest:016x}" != digest:
             problems.append(f"tensor '{name}' does not have the digest of the manifest")
     nbytes = sum(entry.nbytes for _, entry in checkpoint.entries.values())
     checkpoint.close()
     return VerifyReport(len(checkpoint.entries), nbytes, tuple(problems))
+
+
+def _expected(manifest: Path) -> dict[str, dict[str, Any]]:
+    """Dtype, shape and digest of every tensor."""
+    try:
+        tensors = json.loads(manifest.read_text(encoding="utf-8"))["tensors"]
+        return {name: {key: record[key] for key in ("dtype", "shape", "digest")} for name, record in tensors.items()}
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointError(
+            f"{manifest.parent} has no {MANIFEST}: it is not a finished merge of warpmerge."
+        ) from None
+    except OSError as error:
+        raise CheckpointError(f"cannot read {manifest}: {error.strerror}.") from None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise CheckpointError(f"{manifest} is not a manifest of warpmerge; it is damaged.") from None

@@ -131,7 +131,7 @@ class CpuBackend:
         if isinstance(request, Select):
             return pool.select(tensors, tile, request.counts, request.keep_all_ties)
         if isinstance(request, Moments):
-            return pool.moments(tensors, tile, [_keep(k) for k in request.keep])
+            return pool.moments(tensors, tile, [_keep(k) for k in request.keep], request.only_l1)
         assert isinstance(request, Gram)
         return pool.gram(tensors, tile)
 

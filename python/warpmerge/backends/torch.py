@@ -52,7 +52,7 @@ class _Done:
 
 def _carry_out(task: TensorTask, request: Any) -> Outcome:
     if isinstance(request, Copy):
-        return Outcome(_write(task, task.inputs[request.index].bytes()))
+        return Outcome(_write(task, np.frombuffer(task.inputs[request.index].view(), np.uint8)))
     x, base, nonfinite = _operands(task, request.relative)
     count = task.info.count
     if isinstance(request, WeightedSum):
@@ -65,7 +65,7 @@ def _carry_out(task: TensorTask, request: Any) -> Outcome:
         ]
         return Outcome(chosen, nonfinite)
     if isinstance(request, Moments):
-        return Outcome([moments(d, k) for d, k in zip(x, request.keep, strict=True)], nonfinite)
+        return Outcome([moments(d, k, request.only_l1) for d, k in zip(x, request.keep, strict=True)], nonfinite)
     assert isinstance(request, Gram) and count >= 0
     return Outcome(gram(x), nonfinite)
 
@@ -88,7 +88,7 @@ def _operands(task: TensorTask, relative: bool) -> tuple[list[torch.Tensor], tor
 
 
 def _load(buffer: Buffer) -> torch.Tensor:
-    data = torch.from_numpy(buffer.bytes().copy())
+    data = torch.from_numpy(np.frombuffer(buffer.view(), np.uint8).copy())
     return data.view(getattr(torch, buffer.dtype.name)) if data.numel() else data.to(getattr(torch, buffer.dtype.name))
 
 
@@ -112,7 +112,7 @@ def _round_to_odd(y: torch.Tensor) -> torch.Tensor:
 def _write(task: TensorTask, data: Any) -> int:
     if isinstance(data, torch.Tensor):
         data = data.contiguous().view(torch.uint8).numpy() if data.numel() else np.empty(0, np.uint8)
-    task.sink.write(data, 0)
+    task.sink.write(memoryview(data).cast("B"))
     return digest(data)
 
 
@@ -150,21 +150,20 @@ def weighted_sum(x: list[torch.Tensor], base: torch.Tensor | None, request: Weig
 def consensus(x: list[torch.Tensor], base: torch.Tensor, request: Consensus) -> torch.Tensor:
     kept = [torch.where(keep_mask(d, k), d, torch.zeros_like(d)) for d, k in zip(x, request.keep, strict=True)]
     zero = torch.zeros_like(base)
-    total, divisor = zero, zero
-    if not request.elect:
-        for d, value in zip(kept, request.value, strict=True):
-            total = total + d * _scalar(value, d)
-    else:
-        ballots = [d * _scalar(b, d) for d, b in zip(kept, request.ballot, strict=True)]
-        votes = zero
-        for ballot in ballots:
-            votes = votes + ballot
-        for d, ballot, value, share in zip(kept, ballots, request.value, request.divisor, strict=True):
-            agrees = torch.where(votes >= 0, ballot > 0, ballot < 0)
-            total = total + torch.where(agrees, d * _scalar(value, d), zero)
-            divisor = divisor + torch.where(agrees, _scalar(share, d), zero)
+    votes, total, divisor = zero, zero, zero
+    ballots = [d * _scalar(b, d) for d, b in zip(kept, request.ballot, strict=False)] if request.elect else []
+    for ballot in ballots:
+        votes = votes + ballot
+    for k, (d, value) in enumerate(zip(kept, request.value, strict=True)):
+        term = d * _scalar(value, d)
+        if request.elect:
+            agrees = torch.where(votes < 0, ballots[k] < 0, ballots[k] > 0)
+            term = torch.where(agrees, term, zero)
+            divisor = divisor + torch.where(agrees, _scalar(request.divisor[k], d), zero)
+        total = total + term
     divisor = torch.where(divisor == 0, torch.ones_like(divisor), divisor)
-    return _add_delta(base, total / divisor * _scalar(request.lambda_, base))
+    merged = total / divisor * _scalar(request.lambda_, base)
+    return _add_delta(base, torch.where(torch.isnan(votes), votes, merged))
 
 
 def _add_delta(base: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
@@ -249,8 +248,10 @@ def fixed_sum(terms: torch.Tensor) -> float:
     return float(partial[0])
 
 
-def moments(d: torch.Tensor, keep: Any) -> MomentsResult:
+def moments(d: torch.Tensor, keep: Any, only_l1: bool = False) -> MomentsResult:
     kept = torch.where(keep_mask(d, keep), d, torch.zeros_like(d))
+    if only_l1:
+        return MomentsResult(fixed_sum(d.abs()), 0.0, fixed_sum(kept.abs()), 0.0, 0.0, 0, 0)
     return MomentsResult(
         sum_abs=fixed_sum(d.abs()),
         sum_sq=fixed_sum(d * d),

@@ -2,7 +2,7 @@
 
 from .output import OutputDirectory
 from .safetensors import TensorEntry, layout, read_header
-from .source import INDEX, SINGLE, Checkpoint, Shard
+from .source import INDEX, SINGLE, Checkpoint, Shard, allow_open_files
 
 __all__ = [
     "INDEX",
@@ -11,6 +11,7 @@ __all__ = [
     "OutputDirectory",
     "Shard",
     "TensorEntry",
+    "allow_open_files",
     "layout",
     "read_header",
 ]

@@ -6,13 +6,17 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from ..dtypes import DType
+from ..errors import CheckpointError
 
 if TYPE_CHECKING:
     from ..plan import Plan
 
 MANIFEST = "warpmerge.json"
 CARD = "README.md"
+LARGEST = 256 << 20  # bytes; a larger file is data, not part of a model
 COPIED_SUFFIXES = {".json", ".jinja", ".model", ".txt", ".tiktoken", ".bpe", ".vocab", ".py"}
 NOT_COPIED = {
     CARD,
@@ -24,56 +28,70 @@ NOT_COPIED = {
 }
 
 
+def companions(directory: Path) -> list[Path]:
+    """The files of a model that a merge takes over as they are."""
+    return [
+        path
+        for path in sorted(directory.iterdir())
+        if path.suffix in COPIED_SUFFIXES
+        and path.name not in NOT_COPIED
+        and not path.name.endswith(".index.json")
+        and path.is_file()
+        and path.stat().st_size <= LARGEST
+    ]
+
+
 def donated(directory: Path, config: dict[str, Any], dtype: DType | None) -> dict[str, bytes]:
     """Files that the output takes over: tokenizer, chat template, generation config, custom code, and the config with
-    the output's dtype."""
-    files = {}
-    for path in sorted(directory.iterdir()):
-        index = path.name.endswith(".index.json")
-        if path.is_file() and path.suffix in COPIED_SUFFIXES and path.name not in NOT_COPIED and not index:
-            files[path.name] = path.read_bytes()
+    the output's dtype. Raises CheckpointError if one cannot be read."""
+    try:
+        files = {path.name: path.read_bytes() for path in companions(directory)}
+    except OSError as error:
+        raise CheckpointError(f"cannot read {error.filename or directory}: {error.strerror}.") from None
     if config:
-        config = dict(config)
-        key = "torch_dtype" if "torch_dtype" in config else "dtype"
-        if dtype is not None:
-            config[key] = dtype.name
-        files["config.json"] = (json.dumps(config, indent=2) + "\n").encode()
+        files["config.json"] = (json.dumps(_with_dtype(config, dtype), indent=2) + "\n").encode()
     return files
+
+
+def _with_dtype(config: dict[str, Any], dtype: DType | None) -> dict[str, Any]:
+    """The config with the dtype in place of its own; parts of a multimodal model have one each."""
+    if dtype is None:
+        return config
+    config = {k: _with_dtype(v, dtype) if isinstance(v, dict) and _dtypes(v) else v for k, v in config.items()}
+    return config | dict.fromkeys(_dtypes(config) or ["torch_dtype"], dtype.name)
+
+
+def _dtypes(config: dict[str, Any]) -> list[str]:
+    return [key for key in ("torch_dtype", "dtype") if key in config]
 
 
 def card(plan: Plan) -> bytes:
     """A model card that says what was merged and how."""
-    method = plan.recipe.method
-    models = [m.ref for m in plan.recipe.models]
-    names = [str(r) for r in dict.fromkeys([*([plan.recipe.base] if plan.recipe.base else []), *models])]
-    front = ["---", "base_model:", *(f"- {json.dumps(n)}" for n in names), "library_name: transformers"]
-    front += ["tags:", "- merge", "- warpmerge", "---"]
-    body = [
-        "",
-        "# Merged model",
-        "",
-        f"Made by [warpmerge](https://pypi.org/project/warpmerge/) with the method `{method.name}`"
-        + (f" ({method.paper})." if method.paper else "."),
-        "",
-        "Models:",
-        "",
-        *(f"- {r}{' (base)' if r == plan.recipe.base else ''}" for r in names_with_base(plan)),
-        "",
-        "Recipe:",
-        "",
-        "```yaml",
-        plan.recipe.to_yaml().rstrip(),
-        "```",
-        "",
-        f"Seed {plan.seed}. `warpmerge verify` checks the weights against `{MANIFEST}`.",
-        "",
-    ]
-    return "\n".join([*front, *body]).encode()
+    recipe = plan.recipe
+    base = [recipe.base] if recipe.base else []
+    models = list(dict.fromkeys([*base, *(m.ref for m in recipe.models)]))
+    front = {"base_model": [str(m) for m in models], "library_name": "transformers", "tags": ["merge", "warpmerge"]}
+    paper = f" ({recipe.method.paper})" if recipe.method.paper else ""
+    text = f"""---
+{yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=1000)}---
 
+# Merged model
 
-def names_with_base(plan: Plan) -> list[Any]:
-    base = [plan.recipe.base] if plan.recipe.base else []
-    return list(dict.fromkeys([*base, *(m.ref for m in plan.recipe.models)]))
+Made by [warpmerge](https://pypi.org/project/warpmerge/) with the method `{recipe.method.name}`{paper}.
+
+Models:
+
+{chr(10).join(f"- {m}{' (base)' if m == recipe.base else ''}" for m in models)}
+
+Recipe:
+
+```yaml
+{recipe.to_yaml().rstrip()}
+```
+
+Seed {plan.seed}. `warpmerge verify` checks the weights against `{MANIFEST}`.
+"""
+    return text.encode(errors="backslashreplace")  # paths need not be Unicode
 
 
 def manifest(plan: Plan, version: str, digests: dict[str, str]) -> bytes:
@@ -91,6 +109,7 @@ def manifest(plan: Plan, version: str, digests: dict[str, str]) -> bytes:
             }
             for c in plan.checkpoints
         ],
+        "files": sorted({CARD, MANIFEST, "config.json", *(p.name for p in companions(plan.donor.path))}),
         "shards": [{"name": s.name, "bytes": s.nbytes} for s in plan.shards],
         "tensors": {
             job.name: {

@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MergeError, OutputError
+from ..units import show_size
+from .companions import MANIFEST
 from .source import INDEX, SINGLE
 
 STAGING = ".warpmerge-partial"
-JOURNAL = "journal.json"
+JOURNAL = "journal"  # no suffix, so that no file taken over from a model has this name
 
 
 class OutputDirectory:
@@ -30,7 +32,7 @@ class OutputDirectory:
     def __init__(self, path: Path, *, inputs: Iterable[Path], overwrite: bool, resume: bool, sync: bool) -> None:
         self.path = Path(path)
         self.staging = self.path / STAGING
-        self._overwrite, self._resume, self._sync = overwrite, resume, sync
+        self._overwrite, self._resume, self.sync = overwrite, resume, sync
         self._lock: int | None = None
         self._created = False
         self._fds: dict[str, int] = {}
@@ -40,12 +42,24 @@ class OutputDirectory:
         self._check(list(inputs))
 
     def _check(self, inputs: list[Path]) -> None:
-        if self.path.exists() and not self.path.is_dir():
-            raise OutputError(f"the output {self.path} exists and is not a directory.")
-        here = self.path.resolve()
-        for source in inputs:
-            if source.resolve() == here:
-                raise OutputError(f"the output {self.path} is also an input; choose another directory.")
+        try:
+            if self.path.exists() and not self.path.is_dir():
+                raise OutputError(f"the output {self.path} exists and is not a directory.")
+            here = self.path.resolve()
+            for source in inputs:
+                there = source.resolve()
+                if there == here:
+                    raise OutputError(f"the output {self.path} is also an input; choose another directory.")
+                if there in here.parents:
+                    raise OutputError(f"the output {self.path} lies in the input {source}; choose another directory.")
+                for file in there.iterdir():
+                    if file.resolve().parent == here:
+                        raise OutputError(f"{file} lies in the output {self.path}; choose another directory.")
+            self._refuse_existing()
+        except OSError as error:
+            raise OutputError(f"cannot use the output {self.path}: {error.strerror}.") from None
+
+    def _refuse_existing(self) -> None:
         if self.path.is_dir() and not self._overwrite and any(p.name != STAGING for p in self.path.iterdir()):
             raise OutputError(f"the output {self.path} is not empty; choose another directory or pass --overwrite.")
 
@@ -55,34 +69,45 @@ class OutputDirectory:
         try:
             self._created = not self.path.exists()
             self.staging.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.staging, os.O_RDONLY | os.O_CLOEXEC)
+            self._lock = os.open(self.staging, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:
             raise OutputError(f"cannot make the output directory {self.path}: {error.strerror}.") from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Another merge may have published, and removed what is locked here, since it was opened.
+            mine = os.path.samestat(os.fstat(self._lock), self.staging.stat())
         except OSError:
+            mine = False
+        if not mine:
             os.close(self._lock)
             self._lock = None
-            raise OutputError(f"another merge is writing to {self.path}.") from None
+            raise OutputError(f"another merge is writing to {self.path}.")
         done = self._finished(fingerprint) if self._resume else {}
-        for stale in self.staging.iterdir():
-            if stale.name not in done and stale.name != JOURNAL:
-                _remove(stale)
-        self._journal = {"fingerprint": fingerprint, "shards": dict(done)}
-        needed -= sum((self.staging / name).stat().st_size for name in done)
-        free = shutil.disk_usage(self.path).free
-        if needed > free:
+        self._journal = {"fingerprint": fingerprint, "shards": done}
+        try:
+            self._refuse_existing()
+            for stale in self.staging.iterdir():
+                if stale.name not in done and not (done and stale.name == JOURNAL):
+                    _remove(stale)
+            needed -= sum(record["bytes"] for record in done.values())
+            free = shutil.disk_usage(self.path).free
+            if needed > free:
+                raise OutputError(
+                    f"no space for the output: {self.path} has {show_size(free)} free, {show_size(needed)} are needed."
+                )
+        except BaseException as error:
             self.abort()
-            raise OutputError(f"no space for the output: {self.path} has {free:,} bytes free, {needed:,} are needed.")
-        return done
+            raise self.error(error) if isinstance(error, OSError) else error from None
+        return {name: record["digests"] for name, record in done.items()}
 
-    def _finished(self, fingerprint: str) -> dict[str, dict[str, str]]:
+    def _finished(self, fingerprint: str) -> dict[str, Any]:
+        """The journal's shards that are there in full: `bytes` and `digests` of each."""
         try:
             journal = json.loads((self.staging / JOURNAL).read_text())
             if journal["fingerprint"] != fingerprint:
                 return {}
-            return {n: d for n, d in journal["shards"].items() if (self.staging / n).is_file()}
-        except (OSError, ValueError, KeyError):
+            return {n: r for n, r in journal["shards"].items() if (self.staging / n).stat().st_size == r["bytes"]}
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
             return {}
 
     def shard(self, name: str, header: bytes, nbytes: int) -> int:
@@ -92,7 +117,7 @@ class OutputDirectory:
             try:
                 fd = os.open(self.staging / name, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
                 self._fds[name] = fd
-                os.posix_fallocate(fd, 0, nbytes)
+                _reserve(fd, nbytes)
                 os.pwrite(fd, header, 0)
             except OSError as error:
                 raise self.error(error) from None
@@ -114,11 +139,12 @@ class OutputDirectory:
 
     def _close_shard(self, fd: int, name: str, digests: Mapping[str, str]) -> None:
         try:
-            if self._sync:
+            if self.sync:
                 os.fdatasync(fd)
+            nbytes = os.fstat(fd).st_size
         finally:
             os.close(fd)
-        self._journal["shards"][name] = dict(digests)
+        self._journal["shards"][name] = {"bytes": nbytes, "digests": dict(digests)}
         temporary = self.staging / (JOURNAL + ".tmp")
         temporary.write_text(json.dumps(self._journal))
         temporary.replace(self.staging / JOURNAL)
@@ -132,15 +158,19 @@ class OutputDirectory:
             if index is not None:
                 self._write_all({INDEX: (json.dumps(index, indent=2) + "\n").encode()})
             last = INDEX if index is not None else SINGLE
+            names = [*others, *(s for s in shards if s != last), last]
+            for name in names:
+                if (self.path / name).is_dir():
+                    raise OutputError(f"{self.path / name} is a directory; remove it.")
             if self._overwrite:
-                self._retire_old({*shards, *others, last})
-            for name in [*others, *(s for s in shards if s != last), last]:
+                self._retire_old(set(names))
+            for name in names:
                 (self.staging / name).replace(self.path / name)
             _remove(self.staging)
-            if self._sync:
-                directory = os.open(self.path, os.O_RDONLY)
-                os.fsync(directory)
-                os.close(directory)
+            if self.sync:
+                _sync_directory(self.path)
+                if self._created:
+                    _sync_directory(self.path.parent)
         except OSError as error:
             raise self.error(error) from None
         self.close()
@@ -149,21 +179,31 @@ class OutputDirectory:
         for name, data in files.items():
             with open(self.staging / name, "wb") as file:
                 file.write(data)
-                if self._sync:
+                if self.sync:
                     file.flush()
                     os.fsync(file.fileno())
 
     def _retire_old(self, new: set[str]) -> None:
-        """Before the first file of the new model appears, the old one stops looking complete."""
+        """Before the first file of the new model appears, the old one stops looking complete. Shards, a tokenizer and
+        the like that the new one does not have go as well."""
+        stale = self._old_files()
         for name in (INDEX, SINGLE):
-            with contextlib.suppress(FileNotFoundError):
-                (self.path / name).unlink()
-        for old in self.path.glob("model-*-of-*.safetensors"):
-            if old.name not in new:
-                old.unlink()
+            (self.path / name).unlink(missing_ok=True)
+        for name in stale - new:
+            (self.path / name).unlink(missing_ok=True)
+
+    def _old_files(self) -> set[str]:
+        """The old model's weights, and whatever its manifest says that a merge wrote."""
+        names = {p.name for p in self.path.glob("model-*-of-*.safetensors")}
+        try:
+            written = json.loads((self.path / MANIFEST).read_text())["files"]
+            names.update(name for name in written if Path(name).name == name)
+        except (OSError, ValueError, LookupError, TypeError):
+            pass  # not a merge of this program's: nothing else is known to belong to it
+        return {name for name in names if not (self.path / name).is_dir()}
 
     def abort(self) -> int:
-        """After a failure or Ctrl-C: keeps finished shards for --resume, removes the rest. Returns how many are kept."""
+        """After a failure or Ctrl-C: keeps finished shards for --resume, removes the rest. Returns how many it kept."""
         for fd in self._fds.values():
             os.close(fd)
         self._fds.clear()
@@ -171,14 +211,14 @@ class OutputDirectory:
             with contextlib.suppress(Exception):
                 future.result()
         kept = self._journal.get("shards", {})
-        if kept:
-            for path in self.staging.iterdir():
-                if path.name not in kept and path.name != JOURNAL:
-                    _remove(path)
-        elif self.staging.exists():
-            _remove(self.staging)
-            if self._created:
-                with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # the error that led here is the one to show
+            if kept:
+                for path in self.staging.iterdir():
+                    if path.name not in kept and path.name != JOURNAL:
+                        _remove(path)
+            else:
+                _remove(self.staging)
+                if self._created:
                     self.path.rmdir()
         self.close()
         return len(kept)
@@ -189,6 +229,23 @@ class OutputDirectory:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def _reserve(fd: int, nbytes: int) -> None:
+    try:
+        os.posix_fallocate(fd, 0, nbytes)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+            raise
+        os.ftruncate(fd, nbytes)  # not every file system can reserve space
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _remove(path: Path) -> None:

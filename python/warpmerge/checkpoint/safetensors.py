@@ -1,7 +1,7 @@
 """The safetensors file format: headers that are believed only as far as they can be checked, and headers for output.
 
-A file is an 8-byte little-endian header length, the header (JSON, padded with spaces) and the data. Offsets in the header
-count from the start of the data. Format: https://github.com/huggingface/safetensors
+A file is an 8-byte little-endian header length, the header (JSON, padded with spaces) and the data. Offsets in the
+header count from the start of the data. Format: https://github.com/huggingface/safetensors
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from ..dtypes import BY_SAFETENSORS, DType
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shown
 
 MAX_HEADER = 100_000_000  # the limit of the reference implementation
 PAGE = 4096
+LARGEST = 2**63 - 1  # of an offset, a length or a number of elements
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +40,8 @@ class TensorEntry:
 def read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
     """The tensors of a file in the order of their data, and its metadata.
 
-    Raises CheckpointError if a length, an offset, a dtype or a shape is impossible, or tensors overlap, leave gaps, share
-    a name or do not fill the file exactly.
+    Raises CheckpointError if a length, an offset, a dtype or a shape is impossible, or tensors overlap, leave gaps,
+    share a name or do not fill the file exactly.
     """
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -52,18 +53,11 @@ def read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
         length = int.from_bytes(prefix, "little")
         if length > MAX_HEADER or 8 + length > size:
             raise CheckpointError(
-                f"{path}: the header claims {length:,} bytes but the file has {size:,}; it is truncated or not safetensors."
+                f"{path}: the header claims {length:,} bytes but the file has {size:,}; "
+                "it is truncated or not safetensors."
             )
         raw = file.read(length)
-    try:
-        header = json.loads(raw.decode("utf-8"), object_pairs_hook=lambda pairs: _unique(pairs, path))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: the header is not valid JSON ({error}).") from None
-    if not isinstance(header, dict):
-        raise CheckpointError(f"{path}: the header is not a JSON object.")
-    metadata = header.pop("__metadata__", None) or {}
-    if not isinstance(metadata, dict):
-        raise CheckpointError(f"{path}: __metadata__ is not a JSON object.")
+    header, metadata = _parse(raw, path)
     start = 8 + length
     entries = [_entry(path, name, fields, start) for name, fields in header.items()]
     entries.sort(key=lambda e: (e.offset, e.nbytes))
@@ -79,17 +73,43 @@ def read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
     return {e.name: e for e in entries}, metadata
 
 
-def _unique(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise CheckpointError(f"{path}: the header has '{twice}' twice.")
-    return result
+def _parse(raw: bytes, path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The tensors' part of a header, and the metadata: JSON, as strictly as the reference implementation reads it."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            seen: set[str] = set()
+            twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+            raise CheckpointError(f"{path}: the header has '{twice}' twice.")
+        return result
+
+    def constant(text: str) -> None:
+        raise ValueError(f"{text} is not a JSON value")
+
+    try:
+        header = json.loads(raw.decode("utf-8"), object_pairs_hook=unique, parse_int=_integer, parse_constant=constant)
+        if b"\\ud" in raw or b"\\uD" in raw:
+            json.dumps(header, ensure_ascii=False).encode()  # fails on halves of surrogate pairs, which JSON can spell
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise CheckpointError(f"{path}: the header is not valid JSON ({reason}).") from None
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: the header is not a JSON object.")
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise CheckpointError(f"{path}: __metadata__ is not a JSON object of strings.")
+    return header, metadata
+
+
+def _integer(text: str) -> int | float:
+    """-0 and what exceeds 64 bits are no integers; Python would refuse very long ones with an error of its own."""
+    return float(text) if text == "-0" or len(text) > 20 else int(text)
 
 
 def _is_index(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST
 
 
 def _entry(path: Path, name: str, fields: Any, start: int) -> TensorEntry:
@@ -98,24 +118,26 @@ def _entry(path: Path, name: str, fields: Any, start: int) -> TensorEntry:
         raise CheckpointError(f"{where}: the header lacks its dtype, shape or data_offsets.")
     dtype = BY_SAFETENSORS.get(fields["dtype"]) if isinstance(fields["dtype"], str) else None
     if dtype is None:
-        raise CheckpointError(f"{where}: unknown dtype {fields['dtype']!r}.")
+        raise CheckpointError(f"{where}: the dtype {shown(fields['dtype'])} is not supported.")
     shape, offsets = fields["shape"], fields["data_offsets"]
     if not isinstance(shape, list) or not all(map(_is_index, shape)):
-        raise CheckpointError(f"{where}: impossible shape {shape!r}.")
-    if (
-        not isinstance(offsets, list)
-        or len(offsets) != 2
-        or not all(map(_is_index, offsets))
-        or offsets[0] > offsets[1]
-    ):
-        raise CheckpointError(f"{where}: impossible data_offsets {offsets!r}.")
-    nbytes = offsets[1] - offsets[0]
-    if math.prod(shape) * dtype.itemsize != nbytes:
+        raise CheckpointError(f"{where}: impossible shape {shown(shape)}.")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_index, offsets)):
+        raise CheckpointError(f"{where}: impossible data_offsets {shown(offsets)}.")
+    begin, end = offsets
+    count = 1
+    for length in shape:
+        count *= length
+        if count > LARGEST:  # even if a later length is 0: others multiply in 64 bits
+            raise CheckpointError(f"{where}: impossible shape {shown(shape)}.")
+    if begin > end:
+        raise CheckpointError(f"{where}: impossible data_offsets {offsets}.")
+    if count * dtype.itemsize != end - begin:
         raise CheckpointError(
-            f"{where}: shape {shape} of {dtype} needs {math.prod(shape) * dtype.itemsize:,} bytes, "
-            f"the header gives it {nbytes:,}."
+            f"{where}: shape {shown(shape)} of {dtype} needs {count * dtype.itemsize:,} bytes, "
+            f"the header gives it {end - begin:,}."
         )
-    return TensorEntry(name, dtype, tuple(shape), start + offsets[0], nbytes)
+    return TensorEntry(name, dtype, tuple(shape), start + begin, end - begin)
 
 
 def layout(

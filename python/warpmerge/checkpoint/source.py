@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import mmap
 import os
+import resource
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ..errors import CheckpointError, RecipeError, close_matches
+from .. import _core
+from ..errors import CheckpointError, RecipeError, close_matches, shown
 from ..recipe import ModelRef
 from .safetensors import TensorEntry, read_header
 
@@ -27,32 +26,55 @@ class Shard:
             self.entries, self.metadata = read_header(path)
             stat = path.stat()
         except OSError as error:
-            raise CheckpointError(f"cannot read {path}: {error.strerror}.") from None
+            raise self._unreadable(error) from None
         self.size, self.mtime_ns = stat.st_size, stat.st_mtime_ns
-        self.identity = (stat.st_dev, stat.st_ino)
+        self._state = _state(stat)
         self._fd: int | None = None
-        self._map: mmap.mmap | None = None
-        self._address = 0
+        self._map: _core.Mapping | None = None
 
     @property
     def fd(self) -> int:
+        """Raises CheckpointError if the file is not the one whose header was read."""
         if self._fd is None:
-            self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+                changed = _state(os.fstat(self._fd)) != self._state
+            except OSError as error:
+                raise self._unreadable(error) from None
+            if changed:
+                raise CheckpointError(f"{self.path} changed while it was being read.")
         return self._fd
 
     def address(self, entry: TensorEntry) -> int:
-        """Where the tensor's first byte is mapped. Raises CheckpointError if the file changed since its header was read."""
+        """Where the tensor's first byte is mapped."""
         if self._map is None:
-            if os.fstat(self.fd).st_size != self.size:
-                raise CheckpointError(f"{self.path} changed while it was being read.")
-            self._map = mmap.mmap(self.fd, 0, access=mmap.ACCESS_READ)
-            self._address = np.frombuffer(self._map, dtype=np.uint8).ctypes.data
-        return self._address + entry.offset
+            fd = self.fd
+            try:
+                self._map = _core.Mapping(fd, self.size)
+            except OSError as error:
+                raise self._unreadable(error) from None
+        return self._map.address + entry.offset
+
+    def _unreadable(self, error: OSError) -> CheckpointError:
+        return CheckpointError(f"cannot read {self.path}: {error.strerror or error}.")
 
     def close(self) -> None:
         if self._fd is not None:
             os.close(self._fd)
         self._fd = self._map = None
+
+
+def allow_open_files(count: int) -> None:
+    """Raises the process's soft limit of open files to `count` and some, as far as its hard limit lets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + 256  # what else the process has open
+    wanted = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _state(stat: os.stat_result) -> tuple[int, int, int, int]:
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 class Checkpoint:
@@ -61,39 +83,42 @@ class Checkpoint:
     def __init__(self, ref: ModelRef | str) -> None:
         self.ref = ref if isinstance(ref, ModelRef) else ModelRef(str(ref))
         self.path = resolve(self.ref)
+        self._config: dict[str, Any] | None = None
         self.shards = [Shard(path) for path in self._shard_paths()]
         self.entries: dict[str, tuple[Shard, TensorEntry]] = {}
         for shard in self.shards:
             for name, entry in shard.entries.items():
                 if name in self.entries:
-                    raise CheckpointError(
-                        f"{self.path}: tensor '{name}' is in both {self.entries[name][0].path.name} and {shard.path.name}."
-                    )
+                    files = f"{self.entries[name][0].path.name} and {shard.path.name}"
+                    raise CheckpointError(f"{self.path}: tensor '{name}' is in both {files}.")
                 self.entries[name] = (shard, entry)
         self._check_index()
+        if not self.entries:
+            raise CheckpointError(f"{self.path} holds no tensors.")
 
     def __str__(self) -> str:
         return str(self.ref)
 
     def _shard_paths(self) -> list[Path]:
+        """The single file where there is one, as transformers has it, else what the index names."""
         self._weight_map: dict[str, str] | None = None
-        index = self.path / INDEX
-        if not index.is_file():
+        if (self.path / SINGLE).is_file():
             return [self.path / SINGLE]
-        try:
-            document = json.loads(index.read_text(encoding="utf-8"))
-            self._weight_map = document["weight_map"]
-            names = sorted(set(self._weight_map.values()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{index}: not a valid index ({type(error).__name__}: {error}).") from None
-        paths = []
-        for name in names:
-            if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
-                raise CheckpointError(f"{index}: '{name}' is not the name of a file in this directory.")
-            if not (self.path / name).is_file():
+        index = self.path / INDEX
+        document = _read_json(index)
+        self._weight_map = document.get("weight_map")
+        if not isinstance(self._weight_map, dict):
+            raise CheckpointError(f"{index}: not a valid index; it has no 'weight_map' from tensors to files.")
+        paths = {}
+        for tensor, name in self._weight_map.items():
+            if not isinstance(name, str) or Path(name).name != name or name in ("", ".."):
+                raise CheckpointError(
+                    f"{index}: tensor '{tensor}' is in {shown(name)}, which does not name a file in this directory."
+                )
+            if name not in paths and not os.path.isfile(self.path / name):
                 raise CheckpointError(f"{index}: it names {name}, which is missing. Download the model again.")
-            paths.append(self.path / name)
-        return paths
+            paths[name] = self.path / name
+        return [paths[name] for name in sorted(paths)]
 
     def _check_index(self) -> None:
         for name, file in (self._weight_map or {}).items():
@@ -102,58 +127,90 @@ class Checkpoint:
 
     def config(self) -> dict[str, Any]:
         """The parsed config.json, empty if there is none."""
-        path = self.path / "config.json"
-        if not path.is_file():
-            return {}
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path}: not valid JSON ({error}).") from None
+        if self._config is None:
+            path = self.path / "config.json"
+            self._config = _read_json(path) if path.is_file() else {}
+        return self._config
 
     def close(self) -> None:
         for shard in self.shards:
             shard.close()
 
 
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}.") from None
+    except RecursionError:
+        raise CheckpointError(f"{path}: not valid JSON (nested too deeply).") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error}).") from None
+    if not isinstance(document, dict):
+        raise CheckpointError(f"{path}: not a JSON object.")
+    return document
+
+
 def resolve(ref: ModelRef) -> Path:
     """The directory of a model: a path, else the hub's cache, else a download. Raises RecipeError if there is none."""
-    path = Path(ref.path).expanduser()
-    if path.is_dir() and ref.revision is None:
+    path = Path(os.path.expanduser(ref.path))
+    if os.path.isdir(path):
+        if ref.revision is not None:
+            raise RecipeError(f"model '{ref}': {ref.path} is a directory, which has no revisions; remove the '@'.")
         return _with_weights(path)
-    if path.is_file():
+    if os.path.isfile(path):
         raise RecipeError(f"model '{ref}' is a file; give the directory that holds it.")
-    looks_local = ref.path.startswith((".", "/", "~")) or ref.path.count("/") > 1
-    if not looks_local and (snapshot := _hub(ref)):
-        return _with_weights(snapshot)
-    parent = path.parent
-    siblings = [p.name for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
-    near = close_matches(path.name, siblings)
-    hub = "" if looks_local else ", nor can it be had from the Hugging Face hub"
-    raise RecipeError(f"model '{ref}' is not a directory{hub}{near or '.'}")
+    reason = ""
+    if not ref.path.startswith((".", "/", "~")) and ref.path.count("/") <= 1:
+        found, why = _hub(ref)
+        if found:
+            return _with_weights(found)
+        reason = f", nor can it be had from the Hugging Face hub ({why})"
+    try:
+        siblings = [p.name for p in path.parent.iterdir() if p.is_dir()]
+    except (OSError, ValueError):
+        siblings = []
+    raise RecipeError(f"model '{ref}' is not a directory{reason}{close_matches(path.name, siblings) or '.'}")
+
+
+def _has_weights(path: Path) -> bool:
+    return (path / SINGLE).is_file() or (path / INDEX).is_file()
 
 
 def _with_weights(path: Path) -> Path:
-    if (path / INDEX).is_file() or (path / SINGLE).is_file():
+    if _has_weights(path):
         return path
     if list(path.glob("pytorch_model*.bin")):
         raise CheckpointError(f"{path} holds only pytorch_model*.bin; convert it to safetensors first.")
     raise CheckpointError(f"{path} holds neither {INDEX} nor {SINGLE}.")
 
 
-def _hub(ref: ModelRef) -> Path | None:
+_HUB_ERRORS = {
+    "GatedRepoError": "access has to be granted there first",
+    "HFValidationError": "that is no id",
+    "LocalEntryNotFoundError": "there is no connection",
+    "RepositoryNotFoundError": "there is none, or it needs a login",
+    "RevisionNotFoundError": "there is no such revision",
+}
+
+
+def _hub(ref: ModelRef) -> tuple[Path | None, str]:
+    """The snapshot of a model on the hub, from the cache if it is there, or why there is none."""
     try:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HFValidationError
     except ImportError:
-        return None
+        return None, "huggingface_hub is not installed"
     patterns = ["*.safetensors", "*.json", "*.model", "*.jinja", "*.txt", "*.tiktoken", "*.py"]
-    for local_only in (True, False):
+    why = ""
+    for cached in (True, False):
         try:
-            return Path(
-                snapshot_download(ref.path, revision=ref.revision, local_files_only=local_only, allow_patterns=patterns)
+            path = Path(
+                snapshot_download(ref.path, revision=ref.revision, local_files_only=cached, allow_patterns=patterns)
             )
-        except HFValidationError:
-            return None
-        except Exception:  # the hub's errors share no base: whatever it was, the model is not there
+        except Exception as error:  # the hub's errors share no base: whatever it was, the model is not there
+            name = type(error).__name__
+            why = _HUB_ERRORS.get(name, name)
             continue
-    return None
+        if _has_weights(path) or not cached:  # a cache can hold the config alone
+            return path, ""
+    return None, why

@@ -46,5 +46,5 @@ def slerp(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Spherical interpolation between two models."""
     gram = yield Gram(relative=False)
     norm0, norm1 = gram.norms_sq
-    a, b, straight = slerp_coefficients(float(norm0), float(norm1), float(gram.distances_sq[0, 1]), p["t"])
+    a, b, straight = slerp_coefficients(norm0, norm1, gram.distances_sq[0][1], p["t"])
     return WeightedSum((a, b), relative=False, agree=straight)

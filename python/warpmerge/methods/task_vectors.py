@@ -106,7 +106,7 @@ def rescaling(p: Mapping[str, Any], keep: tuple[Keep, ...]) -> Generator[Moments
         # A drawn element survives with the realised probability cut / 65536.
         kept = [k.cut / 65536 if isinstance(k, KeepDrawn) else d for k, d in zip(keep, p["density"], strict=True)]
         return [1.0 / d if d > 0 else 1.0 for d in kept]
-    moments = yield Moments(keep)
+    moments = yield Moments(keep, only_l1=True)
     return [m.sum_abs / m.kept_abs if m.sum_abs >= ZERO_L1 and m.kept_abs >= ZERO_L1 else 1.0 for m in moments]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 import yaml
 
 from ..dtypes import DType, float_dtype
-from ..errors import RecipeError, close_matches
+from ..errors import RecipeError, close_matches, shown
 from ..methods import Base, Method, find
 from .settings import Setting, parse_setting
 
@@ -26,10 +28,18 @@ LATER = {
 
 @dataclass(frozen=True)
 class ModelRef:
-    """A directory, or an id on the Hugging Face hub with an optional revision."""
+    """A directory, or an id on the Hugging Face hub with an optional revision.
 
-    path: str
+    Two references to one directory are equal, however they spell it; `str` is the recipe's spelling.
+    """
+
+    path: str = field(compare=False)
     revision: str | None = None
+    identity: str = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        local = os.path.expanduser(self.path)
+        object.__setattr__(self, "identity", os.path.realpath(local) if os.path.isdir(local) else self.path)
 
     def __str__(self) -> str:
         return self.path if self.revision is None else f"{self.path}@{self.revision}"
@@ -62,20 +72,14 @@ class Recipe:
         if isinstance(source, Recipe):
             return source
         if isinstance(source, Mapping):
-            return parse(source, "recipe")
+            try:
+                return parse(_plain(source), "recipe")
+            except RecursionError:
+                raise RecipeError("recipe: it contains itself or is nested too deeply.") from None
+        if not isinstance(source, (str, os.PathLike)):
+            raise RecipeError(f"a recipe is a path, a dictionary or a Recipe, got {shown(source)}.")
         path = Path(source)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not a text file"
-            raise RecipeError(f"cannot read the recipe {path}: {reason}.") from None
-        try:
-            document = yaml.load(text, Loader=_Loader)
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-            raise RecipeError(f"{path}{place}: not valid YAML: {getattr(error, 'problem', error)}.") from None
-        return parse(document, str(path))
+        return parse(_read(path), str(path))
 
     @property
     def inputs(self) -> tuple[RecipeModel, ...]:
@@ -96,19 +100,48 @@ class Recipe:
         return yaml.safe_dump(_plain(self.source), sort_keys=False, allow_unicode=True, default_flow_style=None)
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses a key given twice, of which YAML would silently keep the last."""
+def _read(path: Path) -> Any:
+    """The YAML document in a file. Raises RecipeError with the line of what is wrong."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path that no file can have
+        reason = getattr(error, "strerror", None) or "not a text file"
+        raise RecipeError(f"cannot read the recipe {path}: {reason}.") from None
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = " ".join(part for part in (error.context, error.problem) if part)
+        raise RecipeError(f"{path}{place}: not valid YAML: {problem}.") from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise RecipeError(f"{path}, line {line}: not valid YAML: a character that YAML does not allow.") from None
+    except RecursionError:
+        raise RecipeError(f"{path}: nested too deeply.") from None
+    except ValueError as error:  # a date or a number that there cannot be
+        raise RecipeError(f"{path}: not valid YAML: {error}.") from None
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key given twice, of which YAML would keep the last; reads 1e-5 as a number, as YAML 1.2 does."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
         seen = set()
-        for key_node, _ in node.value:
-            key = key_node.value
-            if key in seen and key_node.tag != "tag:yaml.org,2002:merge":
-                raise yaml.constructor.ConstructorError(
-                    problem=f"the key '{key}' is given twice", problem_mark=key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.composer.ComposerError(
+                        problem=f"the key '{key.value}' is given twice", problem_mark=key.start_mark
+                    )
+                seen.add(key.value)
+        return node
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 def parse(document: Any, where: str) -> Recipe:
@@ -118,14 +151,15 @@ def parse(document: Any, where: str) -> Recipe:
         if key in LATER and document[key] is not None:
             raise RecipeError(f"{where}: '{key}' is not supported yet: {LATER[key]}.")
         if key not in KEYS and key not in LATER:
-            raise RecipeError(f"{where}: unknown key {key!r}{close_matches(key, KEYS) or '.'} Keys: {', '.join(KEYS)}.")
-    if "merge_method" not in document:
-        raise RecipeError(f"{where}: 'merge_method' is missing.")
-    method = find(document["merge_method"])
+            near = close_matches(key, KEYS) or "."
+            raise RecipeError(f"{where}: unknown key {shown(key)}{near} Keys: {', '.join(KEYS)}.")
+    method = _method(document, where)
     listed = document.get("models")
     if not isinstance(listed, list) or not listed:
-        raise RecipeError(f"{where}: 'models' must be a list of at least one model.")
-    base = _model_ref(document["base_model"], f"{where}: base_model") if document.get("base_model") else None
+        got = "" if listed is None else f", got {shown(listed)}"
+        raise RecipeError(f"{where}: 'models' must be a list of at least one model{got}.")
+    base = document.get("base_model")
+    base = None if base is None else _model_ref(base, f"{where}: base_model")
     models = tuple(_model(entry, base, method, f"{where}: models[{i}]") for i, entry in enumerate(listed))
     _check_models(method, models, base, where)
     recipe = Recipe(
@@ -133,15 +167,37 @@ def parse(document: Any, where: str) -> Recipe:
         models=models,
         base=base,
         parameters=_parameters(document.get("parameters"), method, f"{where}: parameters"),
-        dtype=float_dtype(document["dtype"], f"{where}: dtype") if document.get("dtype") else None,
-        out_dtype=float_dtype(document["out_dtype"], f"{where}: out_dtype") if document.get("out_dtype") else None,
+        dtype=_dtype(document, "dtype", where),
+        out_dtype=_dtype(document, "out_dtype", where),
         source=dict(document),
     )
     try:
         method.check_models(len(recipe.inputs))
     except RecipeError as error:
-        raise RecipeError(f"{where}: {error}") from None
+        outside = method.base is Base.ENDPOINT and base not in [m.ref for m in models]
+        raise RecipeError(f"{where}: {error}{' The base_model counts as one of them.' * outside}") from None
     return recipe
+
+
+def _method(document: Mapping[str, Any], where: str) -> Method:
+    name = document.get("merge_method")
+    if name is None:
+        raise RecipeError(f"{where}: 'merge_method' is missing.")
+    if not isinstance(name, str):
+        raise RecipeError(f"{where}: merge_method is the name of a method, got {shown(name)}.")
+    try:
+        return find(name)
+    except RecipeError as error:
+        raise RecipeError(f"{where}: {error}") from None
+
+
+def _dtype(document: Mapping[str, Any], key: str, where: str) -> DType | None:
+    name = document.get(key)
+    if name is None:
+        return None
+    if not isinstance(name, str):
+        raise RecipeError(f"{where}: {key} is the name of a floating-point type, got {shown(name)}.")
+    return float_dtype(name, f"{where}: {key}")
 
 
 def _check_models(method: Method, models: tuple[RecipeModel, ...], base: ModelRef | None, where: str) -> None:
@@ -160,7 +216,7 @@ def _model(entry: Any, base: ModelRef | None, method: Method, where: str) -> Rec
         raise RecipeError(f"{where}: each entry is a mapping with 'model' and, if needed, 'parameters'.")
     for key in entry:
         if key not in ("model", "parameters"):
-            raise RecipeError(f"{where}: unknown key {key!r}{close_matches(key, ['model', 'parameters']) or '.'}")
+            raise RecipeError(f"{where}: unknown key {shown(key)}{close_matches(key, ['model', 'parameters']) or '.'}")
     ref = _model_ref(entry["model"], where)
     where = f"{where} ({ref})"
     parameters = _parameters(entry.get("parameters"), method, where)
@@ -172,39 +228,61 @@ def _model(entry: Any, base: ModelRef | None, method: Method, where: str) -> Rec
 
 def _model_ref(value: Any, where: str) -> ModelRef:
     if isinstance(value, Mapping):
-        if value.get("lora"):
-            raise RecipeError(
-                f"{where}: a LoRA reference is not supported yet: merge the adapter into its model first."
-            )
-        inner = value.get("model", value)
-        if isinstance(inner, Mapping):
-            if not isinstance(inner.get("path"), str):
-                raise RecipeError(f"{where}: a model reference needs a 'path'.")
-            return ModelRef(inner["path"], inner.get("revision"))
-        value = inner
+        return _mapped_ref(value, where)
     if not isinstance(value, str) or not value:
-        raise RecipeError(f"{where}: a model is a path or a Hugging Face id, got {value!r}.")
-    if "+" in value and not Path(value).exists():
-        raise RecipeError(
-            f"{where}: '{value}' names a LoRA adapter, which is not supported yet: merge it into its model first."
-        )
-    if "@" in value and not Path(value).exists():
-        path, _, revision = value.partition("@")
-        return ModelRef(path, revision)
+        raise RecipeError(f"{where}: a model is a path or a Hugging Face id, got {shown(value)}.")
+    if not os.path.exists(os.path.expanduser(value)):
+        if "+" in value:
+            raise RecipeError(
+                f"{where}: '{value}' is not a directory. If a LoRA adapter follows the '+': that is not supported yet, "
+                "merge it into its model first."
+            )
+        path, found, revision = value.partition("@")
+        if found:
+            return ModelRef(path, revision)
     return ModelRef(value)
+
+
+def _mapped_ref(value: Mapping[str, Any], where: str) -> ModelRef:
+    """mergekit's long form: {model: {path, revision}, lora, override_architecture}."""
+    if value.get("lora") is not None:
+        raise RecipeError(f"{where}: 'lora' is not supported yet: merge the adapter into its model first.")
+    if value.get("override_architecture") is not None:
+        raise RecipeError(f"{where}: 'override_architecture' is not supported: remove it; the tensors' names count.")
+    inner = value.get("model", value)
+    if not isinstance(inner, Mapping):
+        inner = {"path": inner}
+    known = {"path", "revision"} if inner is value else {"model", "lora", "override_architecture"}
+    unknown = [*(k for k in value if k not in known), *(k for k in inner if k not in ("path", "revision"))]
+    if unknown:
+        raise RecipeError(f"{where}: unknown key {shown(unknown[0])} of a model reference.")
+    path, revision = inner.get("path"), inner.get("revision")
+    if revision is None:
+        return _model_ref(path if not isinstance(path, Mapping) else None, where)
+    if not isinstance(path, str) or not isinstance(revision, str):
+        raise RecipeError(f"{where}: 'path' and 'revision' of a model are strings (quote them).")
+    return ModelRef(path, revision)
 
 
 def _parameters(value: Any, method: Method, where: str) -> dict[str, Setting]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise RecipeError(f"{where}: parameters are a mapping of names to values, got {value!r}.")
+        raise RecipeError(f"{where}: parameters are a mapping of names to values, got {shown(value)}.")
     return {name: parse_setting(v, method.parameter(name, where), where) for name, v in value.items()}
 
 
 def _plain(value: Any) -> Any:
+    """What YAML can hold, of what Python callers give: tuples, paths, numbers of numpy, dtypes of torch."""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {k if isinstance(k, str) else str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
-    return str(value) if isinstance(value, Path) else value
+    if isinstance(value, type):
+        return value.__name__
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    for kind in (bool, int, float):
+        if isinstance(value, kind):
+            return kind(value)
+    return None if value is None else str(value)

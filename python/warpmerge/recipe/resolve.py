@@ -11,7 +11,7 @@ from ..methods.base import Parameter
 from .model import Recipe
 
 # model.layers.3.  transformer.h.3.  blocks.3.  encoder.layer.3.  decoder.block.3.
-_LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)(?=\.|$)")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.([0-9]{1,9})(?=\.|$)")
 
 
 class Layers:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import RecipeError, close_matches
+from ..errors import RecipeError, close_matches, shown
 from ..methods.base import Parameter
 
 
@@ -43,7 +43,7 @@ class Gradient:
 class ByName:
     """The first entry whose filter is part of the tensor's name; None, so that the next source is asked, if none is."""
 
-    entries: tuple[tuple[str | None, Setting], ...]
+    entries: tuple[tuple[str | None, Constant | Gradient], ...]
 
     constant = False
 
@@ -61,32 +61,41 @@ def parse_setting(value: Any, parameter: Parameter, where: str) -> Setting:
     """Checks a recipe's value for `parameter` in every place where one can stand."""
     if isinstance(value, Mapping):
         value = [value]
-    if isinstance(value, list):
-        if not value:
-            raise RecipeError(f"{where}: '{parameter.name}' is an empty list.")
-        if any(isinstance(item, Mapping) for item in value):
-            return ByName(tuple(_entry(item, parameter, where) for item in value))
-        return Gradient(tuple(_scalar(v, parameter, where) for v in value), parameter.interpolates)
-    return Constant(_scalar(value, parameter, where))
+    if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        return ByName(tuple(_entry(item, parameter, where) for item in value))
+    return _unfiltered(value, parameter, where)
 
 
-def _entry(item: Any, parameter: Parameter, where: str) -> tuple[str | None, Setting]:
+def _unfiltered(value: Any, parameter: Parameter, where: str) -> Constant | Gradient:
+    if not isinstance(value, list):
+        return Constant(_scalar(value, parameter, where))
+    if not value:
+        raise RecipeError(f"{where}: '{parameter.name}' is an empty list.")
+    values = tuple(_scalar(v, parameter, where) for v in value)
+    if None in values:
+        raise RecipeError(f"{where}: '{parameter.name}': a gradient has a value at each of its points, not null.")
+    return Gradient(values, parameter.interpolates)
+
+
+def _entry(item: Any, parameter: Parameter, where: str) -> tuple[str | None, Constant | Gradient]:
     here = f"{where}: '{parameter.name}'"
     if not isinstance(item, Mapping):  # a bare value in the list is its default
-        return None, parse_setting(item, parameter, where)
+        return None, _unfiltered(item, parameter, where)
     for key in item:
         if key not in ("filter", "value"):
-            raise RecipeError(f"{here}: unknown key {key!r}{close_matches(key, ['filter', 'value']) or '.'}")
+            raise RecipeError(f"{here}: unknown key {shown(key)}{close_matches(key, ['filter', 'value']) or '.'}")
     if "value" not in item:
         raise RecipeError(f"{here}: an entry with a filter needs a 'value'.")
     pattern = item.get("filter")
     if pattern is not None and not isinstance(pattern, str):
-        raise RecipeError(f"{here}: a filter is part of a tensor's name, got {pattern!r}.")
-    return None if pattern in (None, "*") else pattern, parse_setting(item["value"], parameter, where)
+        raise RecipeError(f"{here}: a filter is part of a tensor's name, got {shown(pattern)}.")
+    return None if pattern in (None, "*") else pattern, _unfiltered(item["value"], parameter, where)
 
 
 def _scalar(value: Any, parameter: Parameter, where: str) -> Any:
     try:
+        if isinstance(value, (list, Mapping)):
+            raise ValueError(f"expected a {parameter.kind}, got {shown(value)}")
         return parameter.convert(value)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise RecipeError(f"{where}: '{parameter.name}': {error}.") from None

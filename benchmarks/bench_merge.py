@@ -1,0 +1,142 @@
+"""Whole merges from the command line against cat+cp, round by round in the same run.
+
+Each round is a fresh process that writes into an empty folder. What the rounds leave behind is removed, and
+the file system synced, outside the timing, so that no round pays for the writes of another.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from . import pagecache, process
+from .baseline import cat_cp, fastest_disk_read
+from .cases import METHODS, TARGET_SHAPE, Case, make_case, total_bytes
+from .check import check_output
+from .conftest import bench_dir
+
+REGIMES = {
+    # name: (sync, cold). Cold runs do not sync, so that they wait for the reads and nothing else.
+    "warm": (False, False),
+    "warm, synced": (True, False),
+    "cold": (False, True),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("regime", REGIMES, ids=lambda name: name.replace(", ", "-"))
+def test_merge(benchmark, checkpoints, scratch, request, regime: str, method: str) -> None:
+    shape = request.config.getoption("shape")
+    case = make_case(method, checkpoints(shape), bench_dir() / "recipes" / shape)
+    measure(benchmark, case, scratch, regime, request.config.getoption("rounds"), shape)
+
+
+@pytest.mark.parametrize("method", ["linear", "ties"])
+def test_many_small_tensors(benchmark, checkpoints, scratch, request, method: str) -> None:
+    """A mixture of experts: 4,827 tensors, so that what one tensor costs beside its bytes shows."""
+    case = make_case(method, checkpoints("moe"), bench_dir() / "recipes" / "moe")
+    measure(benchmark, case, scratch, "warm", request.config.getoption("rounds"), "moe")
+
+
+def test_tiny_merge(benchmark, checkpoints, scratch) -> None:
+    """The fixed cost of a merge: 26 tensors of 0.2 MB in all."""
+    case = make_case("ties", checkpoints("tiny"), bench_dir() / "recipes" / "tiny")
+    command = merge_command(case, scratch / "out")
+    process.run(command, cwd=scratch)
+    check_output(scratch / "out", case)
+    startup(benchmark, "merge of a tiny model", 0.5, command, scratch)
+
+
+def test_version(benchmark, scratch) -> None:
+    startup(benchmark, "warpmerge --version", 0.15, [*process.warpmerge_command(), "--version"], scratch)
+
+
+def merge_command(case: Case, out: Path, *, sync: bool = True) -> list[str]:
+    options = ["--quiet", "--overwrite", *([] if sync else ["--no-sync"])]
+    return [*process.warpmerge_command(), "merge", str(case.recipe), str(out), *options]
+
+
+def measure(benchmark, case: Case, scratch: Path, regime: str, rounds: int, shape: str) -> None:
+    sync, cold = REGIMES[regime]
+    out, copy = scratch / "out", scratch / "copy"
+    command = merge_command(case, out, sync=sync)
+    _, peak = process.run(command, cwd=scratch, poll=True)
+    check_output(out, case)
+    written = sum(path.stat().st_size for path in out.iterdir())
+
+    clear(out)
+    disk = fastest_disk_read(case.read) if cold else None
+    baseline: list[float] = []
+    disk_seconds: list[float] = []
+
+    def condition() -> None:
+        clear(out, copy)
+        copy.mkdir()
+        (pagecache.drop if cold else pagecache.warm)(case.read)
+
+    def setup() -> None:
+        condition()
+        if disk:
+            disk_seconds.append(disk.seconds(case.read))
+            condition()
+        baseline.append(cat_cp(case.read, case.copied, copy, sync=sync).total)
+        condition()
+
+    benchmark.group = "merge"
+    benchmark.pedantic(
+        lambda: process.run(command, cwd=scratch), setup=setup, rounds=min(rounds, 3) if cold else rounds
+    )
+    clear(out, copy)
+    if benchmark.stats is None:  # --benchmark-disable: it was run and checked, not timed
+        return
+    seconds = list(benchmark.stats.stats.data)
+    read = total_bytes(case.read)
+    benchmark.extra_info |= {
+        "what": case.method.name,
+        "regime": regime,
+        "shape": shape,
+        "bytes_read": read,
+        "bytes_written": written,
+        "gb_per_s": (read + written) / statistics.median(seconds) / 1e9,
+        "roof": {"name": "cat+cp", **spread(baseline)},
+        "ratio": spread([a / b for a, b in zip(seconds, baseline, strict=True)]),
+        "peak_anonymous_mb": round(peak, 1),
+        "reach": case.method.reach if shape == TARGET_SHAPE else None,
+        "aim": case.method.aim if shape == TARGET_SHAPE else None,
+    }
+    if disk:
+        ratio = spread([a / b for a, b in zip(seconds, disk_seconds, strict=True)])
+        benchmark.extra_info["disk"] = {"name": str(disk), **spread(disk_seconds), "ratio": ratio}
+
+
+def clear(*folders: Path) -> None:
+    """Removes what a round wrote and waits until the disk is quiet."""
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+    os.sync()
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def startup(benchmark, what: str, reach: float, command: list[str], cwd: Path) -> None:
+    """Times a short command; an empty Python program, run in turn with it, is the floor."""
+    floor: list[float] = []
+    empty = [sys.executable, "-c", "pass"]
+    benchmark.group = "startup"
+    benchmark.pedantic(
+        lambda: process.run(command, cwd=cwd),
+        setup=lambda: floor.append(process.run(empty, cwd=cwd)[0]),
+        rounds=20,
+    )
+    if benchmark.stats is not None:
+        roof = {"name": "python -c pass", **spread(floor)}
+        benchmark.extra_info |= {"what": what, "reach": reach, "roof": roof}

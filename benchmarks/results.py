@@ -1,0 +1,101 @@
+"""Turns what pytest-benchmark measured into one small file per machine and commit, and that into tables.
+
+    python -m benchmarks.results collect build/bench/merge.json     prints the path of the file it wrote
+    python -m benchmarks.results table benchmarks/results/FILE.json
+    python -m benchmarks.results readme benchmarks/results/FILE.json
+
+A second `collect` on the same machine and commit replaces the rows that were measured again and keeps the
+rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from . import machine, tables
+from .machine import ROOT
+
+FOLDER = ROOT / "benchmarks" / "results"
+MARKERS = ("<!-- benchmarks:begin -->", "<!-- benchmarks:end -->")
+ROUNDS_KEPT = 20  # of a micro-benchmark's thousands of rounds the statistics say enough
+
+
+def collect(measured: Path, folder: Path = FOLDER, name: str | None = None) -> Path:
+    """Merges one pytest-benchmark file into the result file of its machine and commit."""
+    report = json.loads(measured.read_text())
+    about = report["machine_info"].get("warpmerge") or machine.describe()
+    path = folder / f"{name or machine.slug(about)}-{about['commit']}.json"
+    rows: dict[str, Any] = {}
+    if path.exists():
+        rows = {row["id"]: row for row in json.loads(path.read_text())["rows"]}
+    for benchmark in report["benchmarks"]:
+        row = _row(benchmark)
+        if row.keys() & {"what", "kernel"}:  # else its test failed
+            rows[row["id"]] = row
+    folder.mkdir(parents=True, exist_ok=True)
+    result = {"format": 1, "date": report["datetime"][:10], "machine": about, "rows": list(rows.values())}
+    path.write_text(json.dumps(_rounded(result), indent=1) + "\n")
+    return path
+
+
+def _row(benchmark: dict[str, Any]) -> dict[str, Any]:
+    stats = benchmark["stats"]
+    seconds = {key: stats[key] for key in ("median", "min", "max")}
+    data = stats.get("data") or []
+    if len(data) <= ROUNDS_KEPT:
+        seconds["rounds"] = data
+    return {
+        "id": f"{benchmark['fullname']} {benchmark['extra_info'].get('shape', '')}".strip(),
+        "group": benchmark["group"] or "other",
+        "seconds": seconds,
+        **benchmark["extra_info"],
+    }
+
+
+def _rounded(value: Any) -> Any:
+    """Six significant digits: no measurement has more."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list) else value
+
+
+def splice(readme: Path, text: str) -> None:
+    """Replaces what is between the markers."""
+    content = readme.read_text()
+    begin, end = MARKERS
+    if content.count(begin) != 1 or content.count(end) != 1 or content.index(begin) > content.index(end):
+        raise SystemExit(f"{readme}: needs one {begin} and, after it, one {end}")
+    head, rest = content.split(begin)
+    readme.write_text(f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Collect and show benchmark results.")
+    actions = parser.add_subparsers(dest="action", required=True)
+    action = actions.add_parser("collect", help="pytest-benchmark files -> the file of this machine and commit")
+    action.add_argument("file", type=Path, nargs="+")
+    action.add_argument("--machine", help="the name of the machine in the file's name")
+    action.add_argument("--folder", type=Path, default=FOLDER)
+    for name, text in (("table", "print the tables"), ("readme", "put the tables into the README")):
+        action = actions.add_parser(name, help=text)
+        action.add_argument("file", type=Path)
+        action.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    arguments = parser.parse_args()
+    if arguments.action == "collect":
+        paths = {collect(file, arguments.folder, arguments.machine) for file in arguments.file}
+        print(*sorted(paths), sep="\n")
+        return
+    text = tables.render(json.loads(arguments.file.read_text()))
+    if arguments.action == "readme":
+        splice(arguments.readme, text)
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,322 @@
+"""Recipes: what is refused and in which words, and which value of a parameter holds for which tensor and model."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import write_recipe
+from warpmerge.errors import RecipeError
+from warpmerge.recipe import Layers, ModelRef, Recipe, Resolver
+
+TIES = "merge_method: ties\nbase_model: /m/base\nmodels: [{model: /m/a}, {model: /m/b}]\n"
+LINEAR = "merge_method: linear\nmodels: [{model: /m/a}, {model: /m/b}]\n"
+SLERP = "merge_method: slerp\nbase_model: /m/a\nmodels: [{model: /m/a}, {model: /m/b}]\n"
+
+# Each: the YAML, and what the message must contain.
+BAD = {
+    "empty": ("", ["mapping", "merge_method"]),
+    "a list": ("- a\n- b\n", ["mapping"]),
+    "a word": ("ties", ["mapping"]),
+    "two documents": (f"{LINEAR}---\n{LINEAR}", ["line 3", "single document"]),
+    "unclosed bracket": ("merge_method: linear\nmodels: [a, b\n", ["line 3", "not valid YAML"]),
+    "tab": ("merge_method: linear\nmodels:\n\t- model: a\n", ["line 3", "not valid YAML"]),
+    "NUL": ("merge_method: linear\nmodels: [a\0]\n", ["line 2", "not valid YAML"]),
+    "impossible date": ("merge_method: 2001-99-99\n", ["not valid YAML"]),
+    "undefined alias": ("merge_method: *x\n", ["line 1", "alias"]),
+    "deep": ("a: " + "[" * 5000 + "]" * 5000, ["nested too deeply"]),
+    "list as key": ("? [a, b]\n: 1\n", ["line 1", "unhashable"]),
+    "duplicate key": (f"{LINEAR}models: [{{model: /m/c}}]\n", ["line 3", "'models'", "twice"]),
+    "duplicate inner key": (f"{LINEAR}parameters:\n  weight: 1\n  weight: 2\n", ["line 5", "'weight'", "twice"]),
+    "slices": (f"{LINEAR}slices: []\n", ["'slices'", "not supported"]),
+    "modules": (f"{LINEAR}modules: {{}}\n", ["'modules'", "not supported"]),
+    "tokenizer": (f"{LINEAR}tokenizer: {{source: union}}\n", ["'tokenizer'", "not supported"]),
+    "tokenizer_source": (f"{LINEAR}tokenizer_source: union\n", ["'tokenizer_source'", "not supported"]),
+    "chat_template": (f"{LINEAR}chat_template: auto\n", ["'chat_template'", "not supported"]),
+    "misspelt key": (f"{LINEAR}base_modl: /m/a\n", ["'base_modl'", "did you mean 'base_model'"]),
+    "number as key": (f"{LINEAR}1: x\n", ["unknown key 1"]),
+    "no method": ("models: [{model: /m/a}]\n", ["'merge_method' is missing"]),
+    "misspelt method": (LINEAR.replace("linear", "linaer"), ["'linaer'", "did you mean 'linear'"]),
+    "method is a list": (LINEAR.replace("linear", "[linear]"), ["merge_method", "['linear']"]),
+    "method is null": (LINEAR.replace("linear", "null"), ["'merge_method' is missing"]),
+    "no models": ("merge_method: linear\n", ["'models' must be a list"]),
+    "models is empty": ("merge_method: linear\nmodels: []\n", ["'models' must be a list of at least one"]),
+    "models is a dict": ("merge_method: linear\nmodels: {model: /m/a}\n", ["'models' must be a list", "'/m/a'"]),
+    "model is a number": ("merge_method: linear\nmodels: [{model: 7}]\n", ["models[0]", "path", "7"]),
+    "model is null": ("merge_method: linear\nmodels: [{model: null}]\n", ["models[0]", "None"]),
+    "model is empty": ('merge_method: linear\nmodels: [{model: ""}]\n', ["models[0]", "''"]),
+    "entry is a list": ("merge_method: linear\nmodels: [[a]]\n", ["models[0]", "'model'"]),
+    "entry without model": ("merge_method: linear\nmodels: [{path: a}]\n", ["models[0]", "'model'"]),
+    "entry's unknown key": ("merge_method: linear\nmodels: [{model: a, weight: 1}]\n", ["unknown key 'weight'"]),
+    "entry's misspelt key": ("merge_method: linear\nmodels: [{model: a, parmeters: {}}]\n", ["mean 'parameters'"]),
+    "lora": ("merge_method: linear\nmodels: [{model: a+b}]\n", ["a+b", "LoRA", "not supported"]),
+    "lora key": ("merge_method: linear\nmodels: [{model: {model: a, lora: b}}]\n", ["'lora'", "not supported"]),
+    "architecture": (
+        "merge_method: linear\nmodels: [{model: {model: a, override_architecture: X}}]\n",
+        ["'override_architecture'", "not supported"],
+    ),
+    "model reference's key": ("merge_method: linear\nmodels: [{model: {path: a, rev: b}}]\n", ["unknown key 'rev'"]),
+    "revision": ("merge_method: linear\nmodels: [{model: {path: a, revision: 1}}]\n", ["'revision'", "quote"]),
+    "twice": (LINEAR.replace("/m/b", "/m/a"), ["/m/a", "listed twice"]),
+    "no base": (TIES.replace("base_model: /m/base\n", ""), ["'ties'", "needs a 'base_model'"]),
+    "base is empty": (TIES.replace("/m/base", '""'), ["base_model", "''"]),
+    "base is false": (TIES.replace("/m/base", "false"), ["base_model", "False"]),
+    "only the base": (TIES.replace("{model: /m/a}, {model: /m/b}", "/m/base"), ["at least 1", "got 0"]),
+    "slerp of three": (SLERP.replace("{model: /m/b}", "/m/b, /m/c"), ["'slerp'", "exactly 2", "got 3"]),
+    "slerp of one": (SLERP.replace(", {model: /m/b}", ""), ["'slerp'", "exactly 2", "got 1"]),
+    "slerp, base outside": (SLERP.replace("base_model: /m/a", "base_model: /m/c"), ["got 3", "counts as one"]),
+    "parameters is a list": (f"{LINEAR}parameters: [weight]\n", ["parameters", "mapping"]),
+    "parameters is a word": (f"{LINEAR}parameters: weight\n", ["parameters", "mapping"]),
+    "misspelt parameter": (f"{TIES}parameters: {{densty: 1}}\n", ["'ties'", "'densty'", "mean 'density'"]),
+    "number as parameter": (f"{TIES}parameters: {{1: 1}}\n", ["no parameter '1'"]),
+    "global under a model": (
+        "merge_method: linear\nmodels: [{model: /m/a, parameters: {normalize: true}}]\n",
+        ["models[0] (/m/a)", "'normalize'", "top-level"],
+    ),
+    "weight is a word": (f"{TIES}parameters: {{weight: heavy}}\n", ["'weight'", "number", "'heavy'"]),
+    "weight is quoted": (f"{TIES}parameters: {{weight: '0.5'}}\n", ["'weight'", "number", "'0.5'"]),
+    "weight is a boolean": (f"{TIES}parameters: {{weight: true}}\n", ["'weight'", "number", "True"]),
+    "weight is null": (f"{TIES}parameters: {{weight: null}}\n", ["'weight'", "number", "None"]),
+    "weight is nan": (f"{TIES}parameters: {{weight: .nan}}\n", ["'weight'", "finite"]),
+    "weight is infinite": (f"{TIES}parameters: {{weight: -.inf}}\n", ["'weight'", "finite"]),
+    "weight overflows": (f"{TIES}parameters: {{weight: 1{'0' * 400}}}\n", ["'weight'"]),
+    "weight of 5000 digits": (f"{TIES}parameters: {{weight: {'9' * 5000}}}\n", ["not valid YAML", "digits"]),
+    "density above 1": (f"{TIES}parameters: {{density: 1.5}}\n", ["'density'", "[0, 1]", "1.5"]),
+    "density below 0": (f"{TIES}parameters: {{density: -0.1}}\n", ["'density'", "[0, 1]", "-0.1"]),
+    "density in a gradient": (f"{TIES}parameters: {{density: [0.5, 2]}}\n", ["'density'", "[0, 1]", "2"]),
+    "density in a filter": (
+        f"{TIES}parameters: {{density: [{{filter: mlp, value: [0, 7]}}]}}\n",
+        ["'density'", "[0, 1]", "7"],
+    ),
+    "boolean is a word": (f"{TIES}parameters: {{normalize: maybe}}\n", ["'normalize'", "true or false", "'maybe'"]),
+    "misspelt choice": (f"{TIES}parameters: {{nonfinite: eror}}\n", ["'nonfinite'", "mean 'error'"]),
+    "empty gradient": (f"{TIES}parameters: {{weight: []}}\n", ["'weight'", "empty list"]),
+    "null in a gradient": (
+        "merge_method: passthrough\nmodels: [a]\nparameters: {scale: [1, null]}",
+        ["'scale'", "null"],
+    ),
+    "gradient in a gradient": (f"{TIES}parameters: {{weight: [1, [2, 3]]}}\n", ["'weight'", "number"]),
+    "filter without value": (f"{TIES}parameters: {{weight: {{filter: mlp}}}}\n", ["'weight'", "needs a 'value'"]),
+    "misspelt filter": (f"{TIES}parameters: {{weight: [{{fliter: a, value: 1}}]}}\n", ["'fliter'", "mean 'filter'"]),
+    "filter is a number": (f"{TIES}parameters: {{weight: [{{filter: 3, value: 1}}]}}\n", ["filter", "name", "3"]),
+    "filter in a filter": (
+        f"{TIES}parameters: {{weight: [{{filter: a, value: [{{filter: b, value: 1}}]}}]}}\n",
+        ["'weight'", "number"],
+    ),
+    "filter contains itself": (f"{TIES}parameters: {{weight: &x [{{filter: a, value: *x}}]}}\n", ["'weight'"]),
+    "unknown dtype": (f"{LINEAR}dtype: bfloat61\n", ["dtype", "mean 'bfloat16'"]),
+    "integer dtype": (f"{LINEAR}out_dtype: int8\n", ["out_dtype", "'int8'", "float32"]),
+    "dtype is empty": (f'{LINEAR}dtype: ""\n', ["dtype", "''"]),
+    "dtype is a list": (f"{LINEAR}dtype: [float32]\n", ["dtype", "['float32']"]),
+}
+# Ten lists, each of ten times the one before: 10^10 elements, if anything spells them out.
+BOMB = "[&a0 [x]" + "".join(f", &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 11)) + "]"
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_recipes(tmp_path, name):
+    text, expected = BAD[name]
+    path = write_recipe(tmp_path / "r.yml", text)
+    with pytest.raises(RecipeError) as caught:
+        Recipe.load(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 400 + len(str(path))
+    for part in [str(path), *expected]:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["merge_method: {}", "dtype: {}", "base_model: {}", "models: {}", "parameters: {}", "parameters: {{weight: {}}}"],
+)
+def test_values_that_would_be_huge_are_not_spelt_out(tmp_path, line):
+    key = line.split(":")[0]
+    others = [other for other in TIES.splitlines() if not other.startswith(key)]
+    with pytest.raises(RecipeError, match=key) as caught:
+        Recipe.load(write_recipe(tmp_path / "r.yml", "\n".join([*others, line.format(BOMB)])))
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(("content", "reason"), [(None, "No such file"), (b"\xff\xfe\x00", "not a text file")])
+def test_recipe_that_cannot_be_read(tmp_path, content, reason):
+    path = tmp_path / "r.yml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(RecipeError, match=reason):
+        Recipe.load(path)
+
+
+@pytest.mark.parametrize("source", [tuple(), 7, None])
+def test_recipe_of_a_wrong_type(source):
+    with pytest.raises(RecipeError, match="a recipe is a path, a dictionary or a Recipe"):
+        Recipe.load(source)
+    with pytest.raises(RecipeError, match="Is a directory"):
+        Recipe.load("/")
+
+
+def test_dictionaries_take_what_python_callers_have(tmp_path):
+    """Paths, numpy numbers and arrays, tuples, torch dtypes; and the recipe can be written down again."""
+    recipe = Recipe.load(
+        {
+            "merge_method": "ties",
+            "base_model": tmp_path / "base",
+            "models": ({"model": tmp_path / "a", "parameters": {"weight": np.float64(0.5)}}, str(tmp_path / "b")),
+            "parameters": {"weight": np.float32(0.25), "density": np.array([0.5, 1.0]), "lambda": np.int64(2)},
+            "dtype": torch.float32,
+            "out_dtype": np.float16,
+        }
+    )
+    assert recipe.dtype.name == "float32" and recipe.out_dtype.name == "float16"
+    values = Resolver(recipe, Layers(["layers.0.w", "layers.2.w"])).values("layers.1.w")
+    assert values["weight"] == (0.5, 0.25) and values["density"] == (0.75, 0.75) and values["lambda"] == 2
+    again = Recipe.load(write_recipe(tmp_path / "again.yml", recipe.to_yaml()))
+    assert again.to_yaml() == recipe.to_yaml()
+    endless = {}
+    endless["models"] = endless
+    with pytest.raises(RecipeError, match="contains itself"):
+        Recipe.load(endless)
+
+
+def test_spellings_of_one_directory_are_one_model(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "link").symlink_to("a")
+    monkeypatch.chdir(tmp_path)
+    assert len({ModelRef(p) for p in ["a", "./a", "a/", "link", str(tmp_path / "a")]}) == 1
+    assert ModelRef("b") != ModelRef("./b")  # neither exists: the first may be on the hub
+    recipe = Recipe.load({"merge_method": "ties", "base_model": "a", "models": ["./a/", "/m/b"]})
+    assert [str(m.ref) for m in recipe.inputs] == ["/m/b"]
+
+
+def test_long_form_of_models_revisions_and_odd_paths(tmp_path):
+    def refs(*models):
+        recipe = Recipe.load({"merge_method": "linear", "models": list(models)})
+        return [(m.ref.path, m.ref.revision) for m in recipe.models]
+
+    assert refs("org/m@v1", {"model": {"model": {"path": "org/m", "revision": "v2"}, "lora": None}}) == [
+        ("org/m", "v1"),
+        ("org/m", "v2"),
+    ]
+    odd = tmp_path / "a+b@c d-é"
+    odd.mkdir()
+    assert refs(str(odd)) == [(str(odd), None)]
+
+
+def test_yaml_features_that_recipes_use(tmp_path):
+    """Exponents without a dot (a string in YAML 1.1), anchors and merge keys, a byte order mark."""
+    text = """\ufeffmerge_method: task_arithmetic
+base_model: /m/base
+models:
+  - {model: /m/a, parameters: &p {weight: 1e-5}}
+  - {model: /m/b, parameters: {<<: *p}}
+  - {model: /m/c, parameters: {<<: *p, weight: 2E+1}}
+slices: null
+"""
+    recipe = Recipe.load(write_recipe(tmp_path / "r.yml", text))
+    assert resolve(recipe)["weight"] == (1e-5, 1e-5, 20.0)
+
+
+def resolve(recipe, name="model.layers.0.w", layers=("model.layers.0.w",)):
+    return Resolver(recipe, Layers(layers)).values(name)
+
+
+def values_of(setting, names, *, parameter="weight", layers=None):
+    """The value of one global setting of ties for each tensor."""
+    document = {"merge_method": "ties", "base_model": "/m/base", "models": ["/m/a"]}
+    document["parameters"] = {"weight": 1.0, parameter: setting}
+    resolver = Resolver(Recipe.load(document), Layers(layers or names))
+    values = [resolver.values(name)[parameter] for name in names]
+    return [v[0] if isinstance(v, tuple) else v for v in values]
+
+
+FIVE = [f"model.layers.{i}.mlp.up_proj.weight" for i in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ([0, 1], [0, 0.25, 0.5, 0.75, 1]),
+        ([0, 1, 0.5], [0, 0.5, 1, 0.75, 0.5]),
+        ([0.5], [0.5] * 5),
+        ([0, 1, 2, 3, 4, 5], [0, 1.25, 2.5, 3.75, 5]),
+        ({"value": [0, 1]}, [0, 0.25, 0.5, 0.75, 1]),
+        ([{"filter": "mlp", "value": [0, 4]}, {"value": 9}], [0, 1, 2, 3, 4]),
+        ([{"filter": "attn", "value": [0, 4]}, 9], [9] * 5),
+    ],
+)
+def test_gradients(setting, expected):
+    assert values_of(setting, FIVE) == pytest.approx(expected, abs=1e-15)
+
+
+def test_gradients_of_what_cannot_be_interpolated_step():
+    assert values_of([True, False], FIVE, parameter="normalize") == [True] * 4 + [False]
+    assert values_of(["error", "base"], FIVE, parameter="nonfinite") == ["error"] * 4 + ["base"]
+    assert values_of([True, False, True], FIVE, parameter="normalize") == [True, True, False, False, True]
+
+
+@pytest.mark.parametrize(
+    "stack", ["model.layers.{}.w", "h.{}.w", "transformer.h.{}.w", "blocks.{}.w", "encoder.layer.{}.w", "d.block.{}"]
+)
+def test_layers_are_found_under_every_name(stack):
+    names = [stack.format(i) for i in range(3)]
+    assert values_of([0, 1], names) == [0, 0.5, 1]
+
+
+def test_place_of_tensors_on_the_layer_axis():
+    """Outside of layers the first value, in a stack of one the last; each stack has an axis; experts are no layers."""
+    names = [
+        "embed.w",
+        "norm.w",
+        "enc.layers.0.w",
+        "enc.layers.4.w",
+        "dec.layers.0.w",
+        "one.layers.0.w",
+        "sublayers.3.w",
+    ]
+    assert values_of([1, 3], names) == [1, 1, 1, 3, 3, 3, 1]
+    inner = "model.layers.1.mlp.experts.7.w"
+    assert values_of([0, 1], [inner], layers=[inner, "model.layers.2.w"]) == [0.5]
+    assert Layers([f"layers.{'9' * 5000}.w"]).t(f"layers.{'9' * 5000}.w") == 0
+
+
+def test_precedence_and_filters():
+    """A model's own value wins; the first filter that is part of the name wins; no match asks the next source."""
+    recipe = Recipe.load(
+        {
+            "merge_method": "ties",
+            "base_model": "/m/base",
+            "models": [
+                {"model": "/m/a", "parameters": {"weight": 2, "density": {"filter": "mlp", "value": 0.25}}},
+                {"model": "/m/base"},
+                {
+                    "model": "/m/b",
+                    "parameters": {
+                        "weight": [{"filter": "q_proj", "value": 3}, {"filter": "attn", "value": 4}],
+                        "density": [{"filter": "*", "value": 0.75}, {"filter": "mlp", "value": 0}],
+                    },
+                },
+            ],
+            "parameters": {"weight": [{"filter": "mlp", "value": 5}, {"value": 6}], "density": {"value": 0.5}},
+        }
+    )
+    expected = {
+        "attn.q_proj": ((2, 3), (0.5, 0.75)),
+        "attn.k_proj": ((2, 4), (0.5, 0.75)),
+        "mlp.up": ((2, 5), (0.25, 0.75)),
+        "norm": ((2, 6), (0.5, 0.75)),
+    }
+    for name, (weight, density) in expected.items():
+        values = resolve(recipe, name)
+        assert (values["weight"], values["density"]) == (weight, density)
+
+
+def test_required_parameters_name_the_model_and_the_tensor():
+    with pytest.raises(RecipeError, match=r"'linear' needs the parameter 'weight' for the model '/m/b'"):
+        resolve(Recipe.load({"merge_method": "linear", "models": [entry("/m/a", 1), "/m/b"]}))
+    slerp = {"merge_method": "slerp", "base_model": "/m/a", "models": ["/m/a", "/m/b"]}
+    with pytest.raises(RecipeError, match=r"'slerp' needs the parameter 't'\."):
+        resolve(Recipe.load(slerp))
+    with pytest.raises(RecipeError, match=r"'t' \(tensor 'norm.w'\)"):
+        resolve(Recipe.load({**slerp, "parameters": {"t": {"filter": "mlp", "value": 0.5}}}), "norm.w")
+
+
+def entry(model, weight):
+    return {"model": model, "parameters": {"weight": weight}}

@@ -3,7 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <cstring>
+#include <optional>
 #include <system_error>
 
 #include "../cpu/consensus.h"
@@ -17,19 +17,18 @@ using namespace warpmerge;
 
 namespace {
 
-using Address = std::pair<uintptr_t, int>;  // first element, dtype code
+Place place(int dtype, uintptr_t memory, int fd, int64_t offset) {
+  return {Dtype(dtype), reinterpret_cast<const char*>(memory), fd, offset};
+}
 
-Source source(const Address& address) { return {reinterpret_cast<const void*>(address.first), Dtype(address.second)}; }
-
-std::shared_ptr<Tensors> make_tensors(int64_t count, const std::vector<Address>& inputs, std::optional<Address> base,
-                                      bool wide, bool mapped, int policy) {
+std::shared_ptr<Tensors> make_tensors(int64_t count, std::vector<Place> inputs, std::optional<Place> base, bool wide,
+                                      int policy) {
   auto tensors = std::make_shared<Tensors>();
   tensors->count = count;
-  for (const Address& input : inputs) tensors->inputs.push_back(source(input));
+  tensors->inputs = std::move(inputs);
   tensors->has_base = base.has_value();
-  if (base) tensors->base = source(*base);
+  if (base) tensors->base = *base;
   tensors->wide = wide;
-  tensors->mapped = mapped;
   tensors->policy = Nonfinite(policy);
   return tensors;
 }
@@ -78,30 +77,17 @@ PYBIND11_MODULE(_core, m) {
       },
       "Instruction sets compiled in and available on this processor, the best one first.");
 
-  py::class_<Mapping, std::shared_ptr<Mapping>>(m, "Mapping", "A file mapped for reading until this is dropped.")
-      .def(py::init<int, size_t>(), py::arg("fd"), py::arg("bytes"))
-      .def_property_readonly("address",
-                             [](const Mapping& mapping) { return reinterpret_cast<uintptr_t>(mapping.data()); });
-  m.def(
-      "equal",
-      [](const std::vector<uintptr_t>& addresses, size_t bytes) {
-        py::gil_scoped_release release;
-        for (size_t i = 1; i < addresses.size(); ++i)
-          if (std::memcmp(reinterpret_cast<void*>(addresses[0]), reinterpret_cast<void*>(addresses[i]), bytes) != 0)
-            return false;
-        return true;
-      },
-      py::arg("addresses"), py::arg("bytes"), "Whether the same bytes lie at all addresses.");
-
   py::class_<Background, std::shared_ptr<Background>>(m, "Background")
       .def(py::init<>())
       .def("read_ahead", &Background::read_ahead, py::arg("fd"), py::arg("offset"), py::arg("bytes"))
       .def("drain", &Background::drain, py::call_guard<py::gil_scoped_release>())
       .def("cancel", &Background::cancel);
 
+  py::class_<Place>(m, "Place", "Where a tensor's elements are: at an address, or in an open file.")
+      .def(py::init(&place), py::arg("dtype"), py::arg("memory") = 0, py::arg("fd") = -1, py::arg("offset") = 0);
   py::class_<Tensors, std::shared_ptr<Tensors>>(m, "Tensors")
       .def(py::init(&make_tensors), py::arg("count"), py::arg("inputs"), py::arg("base"), py::arg("wide"),
-           py::arg("mapped"), py::arg("policy"));
+           py::arg("policy"));
 
   py::class_<Output>(m, "Output")
       .def(py::init([](int dtype, uintptr_t memory, int fd, int64_t offset, std::shared_ptr<Background> background) {
@@ -190,11 +176,10 @@ PYBIND11_MODULE(_core, m) {
           py::arg("lambda_"), py::arg("elect"), py::arg("keep"), py::arg("output"))
       .def(
           "copy",
-          [](const Pool& pool, uintptr_t data, int64_t bytes, bool mapped, int64_t tile_bytes, Output output) {
-            return std::make_shared<CopyItem>(pool.kernels(), reinterpret_cast<const void*>(data), bytes, mapped,
-                                              tile_bytes, std::move(output));
+          [](const Pool& pool, Place source, int64_t bytes, int64_t tile_bytes, Output output) {
+            return std::make_shared<CopyItem>(pool.kernels(), source, bytes, tile_bytes, std::move(output));
           },
-          py::arg("data"), py::arg("bytes"), py::arg("mapped"), py::arg("tile_bytes"), py::arg("output"))
+          py::arg("source"), py::arg("bytes"), py::arg("tile_bytes"), py::arg("output"))
       .def(
           "moments",
           [](const Pool& pool, TensorsPtr tensors, int64_t tile, std::vector<Keep> keep, bool only_l1) {

@@ -8,10 +8,10 @@ ConsensusItem::ConsensusItem(const Kernels& kernels, std::shared_ptr<Tensors> te
       coefficients_(std::move(coefficients)),
       keep_(std::move(keep)) {}
 
-void ConsensusItem::combine(int64_t begin, int64_t count, void* const* out, Worker& worker, int64_t* nonfinite) {
+void ConsensusItem::combine(const Operands& operands, int64_t begin, int64_t count, void* const* out, Worker& worker,
+                            int64_t* nonfinite) {
   const auto& c = coefficients_;
   const ConsensusArgs args{c.value.data(), c.ballot.data(), c.divisor.data(), keep_.data(), c.lambda, c.elect};
-  const Operands operands = tensors_->operands();
   const Dtype dtype = outputs_[0].dtype;
   if (tensors_->wide)
     set<double>().consensus(operands, args, begin, count, out[0], dtype, scratch(worker), nonfinite);

@@ -16,7 +16,8 @@ class ConsensusItem final : public CombineItem {
                 ConsensusCoefficientLists coefficients, std::vector<Keep> keep, Output output);
 
  protected:
-  void combine(int64_t begin, int64_t count, void* const* out, Worker& worker, int64_t* nonfinite) override;
+  void combine(const Operands& operands, int64_t begin, int64_t count, void* const* out, Worker& worker,
+               int64_t* nonfinite) override;
 
  private:
   const ConsensusCoefficientLists coefficients_;

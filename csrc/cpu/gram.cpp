@@ -7,9 +7,9 @@ GramItem::GramItem(const Kernels& kernels, std::shared_ptr<Tensors> tensors, int
   blocks_.resize((tensors_->count + kBlock - 1) / kBlock * gram_size(tensors_->models()));
 }
 
-void GramItem::range(int64_t, int64_t begin, int64_t count, Worker& worker, int64_t* nonfinite) {
+void GramItem::range(int64_t, const Operands& operands, int64_t begin, int64_t count, Worker& worker,
+                     int64_t* nonfinite) {
   double* blocks = blocks_.data() + begin / kBlock * gram_size(tensors_->models());
-  const Operands operands = tensors_->operands();
   if (tensors_->wide)
     set<double>().gram(operands, begin, count, blocks, scratch(worker), nonfinite);
   else

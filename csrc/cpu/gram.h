@@ -11,7 +11,8 @@ class GramItem final : public TensorItem {
   const std::vector<double>& result() const { return result_; }  // layout: ops/gram.h
 
  protected:
-  void range(int64_t index, int64_t begin, int64_t count, Worker& worker, int64_t* nonfinite) override;
+  void range(int64_t index, const Operands& operands, int64_t begin, int64_t count, Worker& worker,
+             int64_t* nonfinite) override;
 
  private:
   std::vector<double> blocks_;  // blocks x gram_size

@@ -7,14 +7,27 @@
 
 namespace warpmerge {
 
-void Tensors::fault_in_tile(int64_t begin, int64_t tile) const {
-  if (!mapped) return;
-  auto one = [&](const Source& source) {
-    const int64_t size = itemsize(source.dtype);
-    fault_in(static_cast<const char*>(source.data) + begin * size, size_t(tile * size));
-  };
-  for (const Source& source : inputs) one(source);
-  if (has_base) one(base);
+Loaded::Loaded(const Tensors& tensors, int64_t begin, int64_t count, Worker& worker)
+    : models_(tensors.models()), base_(nullptr), first_(begin), policy_(tensors.policy) {
+  const auto aligned = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };
+  std::vector<const Place*> places;
+  for (const Place& place : tensors.inputs) places.push_back(&place);
+  if (tensors.has_base) places.push_back(&tensors.base);
+  int64_t needed = 0;
+  for (const Place* place : places)
+    if (!place->memory) needed += aligned(count * itemsize(place->dtype));
+  char* buffer = needed ? static_cast<char*>(worker.input_buffer(size_t(needed))) : nullptr;
+  for (const Place* place : places) {
+    const int64_t size = itemsize(place->dtype);
+    if (place->memory) {
+      sources_.push_back({place->memory + begin * size, place->dtype});
+      continue;
+    }
+    read_at(place->fd, buffer, size_t(count * size), place->offset + begin * size);
+    sources_.push_back({buffer, place->dtype});
+    buffer += aligned(count * size);
+  }
+  if (tensors.has_base) base_ = &sources_.back();
 }
 
 TensorItem::TensorItem(const Kernels& kernels, std::shared_ptr<Tensors> tensors, int64_t tile_elements)
@@ -23,9 +36,9 @@ TensorItem::TensorItem(const Kernels& kernels, std::shared_ptr<Tensors> tensors,
 void TensorItem::tile(int64_t index, Worker& worker) {
   const int64_t begin = index * step_;
   const int64_t count = std::min(step_, tensors_->count - begin);
-  tensors_->fault_in_tile(begin, count);
   std::vector<int64_t> found(nonfinite_.size());
-  range(index, begin, count, worker, found.data());
+  const Loaded loaded(*tensors_, begin, count, worker);
+  range(index, loaded.operands(), begin, count, worker, found.data());
   for (size_t k = 0; k < found.size(); ++k)
     if (found[k]) nonfinite_[k] += found[k];
 }
@@ -34,13 +47,14 @@ CombineItem::CombineItem(const Kernels& kernels, std::shared_ptr<Tensors> tensor
                          std::vector<Output> outputs)
     : TensorItem(kernels, std::move(tensors), tile_elements), outputs_(std::move(outputs)), digests_(outputs_.size()) {}
 
-void CombineItem::range(int64_t, int64_t begin, int64_t count, Worker& worker, int64_t* nonfinite) {
+void CombineItem::range(int64_t, const Operands& operands, int64_t begin, int64_t count, Worker& worker,
+                        int64_t* nonfinite) {
   const size_t outputs = outputs_.size();
   std::vector<void*> target(outputs);
   size_t staged = 0;
   for (const Output& output : outputs_)
     if (!output.memory) staged += size_t(count) * itemsize(output.dtype) + 64;
-  char* buffer = staged ? static_cast<char*>(worker.tile_buffer(staged)) : nullptr;
+  char* buffer = staged ? static_cast<char*>(worker.output_buffer(staged)) : nullptr;
   for (size_t m = 0; m < outputs; ++m) {
     const size_t size = itemsize(outputs_[m].dtype);
     if (outputs_[m].memory) {
@@ -50,7 +64,7 @@ void CombineItem::range(int64_t, int64_t begin, int64_t count, Worker& worker, i
       buffer += (count * size + 63) / 64 * 64;
     }
   }
-  combine(begin, count, target.data(), worker, nonfinite);
+  combine(operands, begin, count, target.data(), worker, nonfinite);
   for (size_t m = 0; m < outputs; ++m) {
     const Output& output = outputs_[m];
     if (output.memory) continue;
@@ -68,20 +82,18 @@ std::vector<uint64_t> CombineItem::digests() const {
   return result;
 }
 
-CopyItem::CopyItem(const Kernels& kernels, const void* data, int64_t bytes, bool mapped, int64_t tile_bytes,
-                   Output output)
-    : kernels_(kernels),
-      data_(static_cast<const char*>(data)),
-      bytes_(bytes),
-      mapped_(mapped),
-      step_(tile_bytes),
-      output_(std::move(output)) {}
+CopyItem::CopyItem(const Kernels& kernels, Place source, int64_t bytes, int64_t tile_bytes, Output output)
+    : kernels_(kernels), source_(source), bytes_(bytes), step_(tile_bytes), output_(std::move(output)) {}
 
-void CopyItem::tile(int64_t index, Worker&) {
+void CopyItem::tile(int64_t index, Worker& worker) {
   const int64_t begin = index * step_;
   const int64_t count = std::min(step_, bytes_ - begin);
-  const char* data = data_ + begin;
-  if (mapped_) fault_in(data, size_t(count));
+  const char* data = source_.memory + begin;
+  if (!source_.memory) {
+    void* buffer = worker.input_buffer(size_t(count));
+    read_at(source_.fd, buffer, size_t(count), source_.offset + begin);
+    data = static_cast<const char*>(buffer);
+  }
   digest_ += kernels_.digest(data, size_t(count), uint64_t(begin / 8));
   if (output_.memory) std::memcpy(output_.memory + begin, data, size_t(count));
   if (output_.fd < 0) return;

@@ -11,19 +11,38 @@
 
 namespace warpmerge {
 
-// The inputs of one output tensor. The memory belongs to the caller, who keeps it alive.
+// Where a tensor's elements are: in memory that the caller keeps alive, or in an open file.
+struct Place {
+  Dtype dtype = Dtype::f32;
+  const char* memory = nullptr;
+  int fd = -1;
+  int64_t offset = 0;
+};
+
+// The inputs of one output tensor.
 struct Tensors {
   int64_t count = 0;
-  std::vector<Source> inputs;
-  Source base;
+  std::vector<Place> inputs;
+  Place base;
   bool has_base = false;
-  bool wide = false;    // compute in float64
-  bool mapped = false;  // inputs are file mappings
+  bool wide = false;  // compute in float64
   Nonfinite policy = Nonfinite::error;
 
   int models() const { return int(inputs.size()); }
-  Operands operands() const { return {inputs.data(), models(), has_base ? &base : nullptr, policy}; }
-  void fault_in_tile(int64_t begin, int64_t tile) const;
+};
+
+// The elements [begin, begin + count) of all operands: where they are in memory, or read into the worker's buffer.
+class Loaded {
+ public:
+  Loaded(const Tensors& tensors, int64_t begin, int64_t count, Worker& worker);
+  Operands operands() const { return {sources_.data(), models_, base_, first_, policy_}; }
+
+ private:
+  std::vector<Source> sources_;  // the models, then the base
+  int models_;
+  const Source* base_;
+  int64_t first_;
+  Nonfinite policy_;
 };
 
 // Where results go: memory, or a region of a file.
@@ -47,7 +66,8 @@ class TensorItem : public Item {
   const Tensors& tensors() const { return *tensors_; }
 
  protected:
-  virtual void range(int64_t index, int64_t begin, int64_t count, Worker& worker, int64_t* nonfinite) = 0;
+  virtual void range(int64_t index, const Operands& operands, int64_t begin, int64_t count, Worker& worker,
+                     int64_t* nonfinite) = 0;
   template <class T>
   const KernelSet<T>& set() const {
     return kernels_.of<T>();
@@ -73,8 +93,10 @@ class CombineItem : public TensorItem {
   std::vector<uint64_t> digests() const;
 
  protected:
-  void range(int64_t index, int64_t begin, int64_t count, Worker& worker, int64_t* nonfinite) final;
-  virtual void combine(int64_t begin, int64_t count, void* const* out, Worker& worker, int64_t* nonfinite) = 0;
+  void range(int64_t index, const Operands& operands, int64_t begin, int64_t count, Worker& worker,
+             int64_t* nonfinite) final;
+  virtual void combine(const Operands& operands, int64_t begin, int64_t count, void* const* out, Worker& worker,
+                       int64_t* nonfinite) = 0;
   const std::vector<Output> outputs_;
 
  private:
@@ -84,16 +106,15 @@ class CombineItem : public TensorItem {
 // Copies bytes and takes their digest; without an output only the digest.
 class CopyItem final : public Item {
  public:
-  CopyItem(const Kernels& kernels, const void* data, int64_t bytes, bool mapped, int64_t tile_bytes, Output output);
+  CopyItem(const Kernels& kernels, Place source, int64_t bytes, int64_t tile_bytes, Output output);
   int64_t tiles() const override { return bytes_ == 0 ? 1 : (bytes_ + step_ - 1) / step_; }
   void tile(int64_t index, Worker& worker) override;
   uint64_t digest() const;
 
  private:
   const Kernels& kernels_;
-  const char* data_;
+  const Place source_;
   const int64_t bytes_;
-  const bool mapped_;
   const int64_t step_;
   const Output output_;
   std::atomic<uint64_t> digest_{0};

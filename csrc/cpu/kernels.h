@@ -1,7 +1,7 @@
 // The loops over one tile, compiled once per instruction set and reached through a table.
 //
-// A tile is the element range [begin, begin + count) of a tensor. Sources point at the tensor's first element and need
-// no alignment. Arguments are plain data; nothing here allocates.
+// A tile is the element range [begin, begin + count) of a tensor. Sources need no alignment. Arguments are plain data;
+// nothing here allocates.
 #pragma once
 
 #include <cstddef>
@@ -26,6 +26,7 @@ struct Operands {
   const Source* inputs;
   int models;
   const Source* base;  // null: none
+  int64_t first;       // flat index of the elements that the sources point at
   Nonfinite policy;
 };
 

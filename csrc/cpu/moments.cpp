@@ -10,9 +10,9 @@ MomentsItem::MomentsItem(const Kernels& kernels, std::shared_ptr<Tensors> tensor
   blocks_.resize((tensors_->count + kBlock - 1) / kBlock * tensors_->models());
 }
 
-void MomentsItem::range(int64_t, int64_t begin, int64_t count, Worker& worker, int64_t* nonfinite) {
+void MomentsItem::range(int64_t, const Operands& operands, int64_t begin, int64_t count, Worker& worker,
+                        int64_t* nonfinite) {
   Moments* blocks = blocks_.data() + begin / kBlock * tensors_->models();
-  const Operands operands = tensors_->operands();
   if (tensors_->wide)
     set<double>().moments(operands, keep_.data(), only_l1_, begin, count, blocks, scratch(worker), nonfinite);
   else

@@ -12,7 +12,8 @@ class MomentsItem final : public TensorItem {
   const std::vector<Moments>& result() const { return result_; }  // one per model
 
  protected:
-  void range(int64_t index, int64_t begin, int64_t count, Worker& worker, int64_t* nonfinite) override;
+  void range(int64_t index, const Operands& operands, int64_t begin, int64_t count, Worker& worker,
+             int64_t* nonfinite) override;
 
  private:
   const std::vector<Keep> keep_;

@@ -22,7 +22,8 @@ class Worker {
  public:
   explicit Worker(int index) : index(index) {}
   void* scratch(size_t bytes) { return grow(scratch_, bytes); }
-  void* tile_buffer(size_t bytes) { return grow(tile_, bytes); }
+  void* input_buffer(size_t bytes) { return grow(input_, bytes); }
+  void* output_buffer(size_t bytes) { return grow(output_, bytes); }
   const int index;
 
  private:
@@ -31,7 +32,7 @@ class Worker {
     size_t bytes = 0;
   };
   static void* grow(Memory& memory, size_t bytes);
-  Memory scratch_, tile_;
+  Memory scratch_, input_, output_;
 };
 
 // One kernel on one tensor. `prepare` runs before the first tile, `finish` after the last, each on one worker.

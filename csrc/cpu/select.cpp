@@ -9,7 +9,7 @@
 namespace warpmerge {
 namespace {
 
-constexpr int kRun = 32;  // consecutive elements per sampled place: one cache line of a 16-bit tensor
+constexpr int kRun = 256;  // consecutive elements per sampled place: one read of a file for many keys
 
 template <class T>
 class SelectItem final : public SelectItemBase {
@@ -36,9 +36,9 @@ class SelectItem final : public SelectItemBase {
   void prepare(Worker& worker) override {
     ++sweeps_;
     const size_t tiles = size_t(this->tiles());
+    if (sweeps_ == 1) bracket(worker);
     for (int k = 0; k < models_; ++k) {
       if (!active_[k]) continue;
-      if (sweeps_ == 1) bracket(k, worker);
       State& state = states_[k];
       state.counts.assign(tiles, {});
       state.inside.clear();
@@ -60,7 +60,8 @@ class SelectItem final : public SelectItemBase {
   int sweeps() const override { return sweeps_; }
 
  protected:
-  void range(int64_t index, int64_t begin, int64_t count, Worker& worker, int64_t* nonfinite) override {
+  void range(int64_t index, const Operands& operands, int64_t begin, int64_t count, Worker& worker,
+             int64_t* nonfinite) override {
     // Scratch: the kernel's own, then per model a buffer for one block's keys or the histogram of the tile.
     const size_t own = scratch_bytes(models_);
     const size_t each = std::max((kBlock + 64) * sizeof(Key), kSelectBins * sizeof(int64_t));
@@ -76,7 +77,7 @@ class SelectItem final : public SelectItemBase {
     }
     for (int64_t done = 0; done < count; done += kBlock) {
       std::fill(counts.begin(), counts.end(), SelectCounts());
-      this->template set<T>().select(tensors_->operands(), intervals_.data(), active_.get(), begin + done,
+      this->template set<T>().select(operands, intervals_.data(), active_.get(), begin + done,
                                      std::min<int64_t>(kBlock, count - done), counts.data(), inside.data(), bins.data(),
                                      memory, nonfinite);
       for (int k = 0; k < models_; ++k) {
@@ -121,45 +122,73 @@ class SelectItem final : public SelectItemBase {
     return std::max<int64_t>(4096, best / kRun * kRun);
   }
 
-  void bracket(int k, Worker& worker) {
-    const int64_t count = tensors_->count;
-    const Operands operands = tensors_->operands();
-    void* scratch = this->scratch(worker);
-    std::vector<Key> keys;
-    if (count <= 4 * sample_) {  // small: look at everything
-      keys.resize(size_t(count));
+  // Keys of all models at [begin, begin + count), appended to `keys`.
+  void append_keys(int64_t begin, int64_t count, Worker& worker, std::vector<std::vector<Key>>& keys) {
+    const Loaded loaded(*tensors_, begin, count, worker);
+    for (int k = 0; k < models_; ++k) {
+      if (!active_[k]) continue;
+      const size_t old = keys[k].size();
+      keys[k].resize(old + size_t(count));
       for (int64_t at = 0; at < count; at += kStage)
-        this->template set<T>().keys(operands, k, at, int(std::min<int64_t>(kStage, count - at)), keys.data() + at,
-                                     scratch);
-      std::nth_element(keys.begin(), keys.begin() + (keep_[k] - 1), keys.end(), std::greater<Key>());
-      intervals_[k] = {keys[keep_[k] - 1], keys[keep_[k] - 1], false, 0};
+        this->template set<T>().keys(loaded.operands(), k, begin + at, int(std::min<int64_t>(kStage, count - at)),
+                                     keys[k].data() + old + at, this->scratch(worker));
+    }
+  }
+
+  // The first intervals: exact for a small tensor, else from a sample.
+  void bracket(Worker& worker) {
+    const int64_t count = tensors_->count;
+    std::vector<std::vector<Key>> keys(models_);
+    if (count <= 4 * sample_) {
+      for (int64_t at = 0; at < count; at += kBlock)
+        append_keys(at, std::min<int64_t>(kBlock, count - at), worker, keys);
+      for (int k = 0; k < models_; ++k) {
+        if (!active_[k]) continue;
+        const auto at = keys[k].begin() + (keep_[k] - 1);
+        std::nth_element(keys[k].begin(), at, keys[k].end(), std::greater<Key>());
+        intervals_[k] = {*at, *at, false, 0};
+      }
       return;
     }
-    const int64_t runs = sample_ / kRun;
-    keys.resize(size_t(runs * kRun));
+    const int64_t runs = std::max<int64_t>(1, sample_ / kRun);
     const int64_t stride = count / runs;
     for (int64_t r = 0; r < runs; ++r) {
       // A place within each stride that is the same every time but follows no row length.
       const int64_t jitter = int64_t(mix64(uint64_t(r)) % uint64_t(stride - kRun + 1));
-      this->template set<T>().keys(operands, k, r * stride + jitter, kRun, keys.data() + r * kRun, scratch);
+      append_keys(r * stride + jitter, kRun, worker, keys);
     }
-    const double share = double(keep_[k]) / double(count);
-    const double size = double(keys.size());
-    const int64_t rank = int64_t(share * size);
-    const int64_t margin = 4 + int64_t(4.0 * std::sqrt(size * share * (1.0 - share)));
+    for (int k = 0; k < models_; ++k)
+      if (active_[k]) intervals_[k] = around(keys[k], double(keep_[k]) / double(count));
+  }
+
+  // An interval that holds the threshold unless the sample is four standard errors off. Neighbours are alike (a row of
+  // an embedding changed or did not), so the error is taken from how much the runs differ, not from the number of keys.
+  static SelectInterval around(const std::vector<Key>& sample, double share) {
+    const int64_t size = int64_t(sample.size());
+    const int64_t rank = std::min(size - 1, int64_t(share * double(size)));
+    std::vector<Key> keys = sample;
+    std::nth_element(keys.begin(), keys.begin() + rank, keys.end(), std::greater<Key>());
+    const Key middle = keys[rank];
+    double squares_above = 0, squares_from = 0, above = 0, from = 0;
+    for (int64_t r = 0; r < size; r += kRun) {
+      int64_t run_above = 0, run_from = 0;
+      for (int64_t j = r; j < r + kRun; ++j) run_above += sample[j] > middle, run_from += sample[j] >= middle;
+      above += double(run_above), squares_above += double(run_above) * double(run_above);
+      from += double(run_from), squares_from += double(run_from) * double(run_from);
+    }
+    const double runs = double(size) / kRun;
+    const double error = std::sqrt(std::max(squares_above - above * above / runs, squares_from - from * from / runs));
+    const int64_t margin = 4 + int64_t(4.0 * error);
     Key low = 0, high = Key(FloatTraits<T>::magnitude);
-    auto from = keys.begin();
     if (rank > margin) {
-      std::nth_element(from, from + (rank - margin), keys.end(), std::greater<Key>());
-      from += rank - margin;
-      high = *from;
+      std::nth_element(keys.begin(), keys.begin() + (rank - margin), keys.begin() + rank, std::greater<Key>());
+      high = keys[rank - margin];
     }
-    if (rank + margin < int64_t(keys.size())) {
-      auto at = keys.begin() + (rank + margin);
-      std::nth_element(from, at, keys.end(), std::greater<Key>());
-      low = *at;
+    if (rank + margin < size) {
+      std::nth_element(keys.begin() + rank, keys.begin() + (rank + margin), keys.end(), std::greater<Key>());
+      low = keys[rank + margin];
     }
-    intervals_[k] = {low, high, false, 0};
+    return {low, high, false, 0};
   }
 
   // Decides from one sweep: finished, or the next interval.
@@ -235,17 +264,19 @@ class SelectItem final : public SelectItemBase {
   // The flat index just behind the `nth` tie at or after `begin`.
   int64_t locate(int k, uint64_t threshold, int64_t begin, int64_t nth, Worker& worker) {
     if (nth == 0) return begin;
-    Key keys[kStage];
-    for (int64_t at = begin; at < tensors_->count; at += kStage) {
-      const int n = int(std::min<int64_t>(kStage, tensors_->count - at));
-      this->template set<T>().keys(tensors_->operands(), k, at, n, keys, this->scratch(worker));
-      const int64_t here = std::count(keys, keys + n, Key(threshold));
+    std::vector<std::vector<Key>> keys(models_);
+    for (int64_t at = begin; at < tensors_->count; at += kBlock) {
+      keys[k].clear();
+      active_[k] = true;
+      append_keys(at, std::min<int64_t>(kBlock, tensors_->count - at), worker, keys);
+      active_[k] = false;
+      const int64_t here = std::count(keys[k].begin(), keys[k].end(), Key(threshold));
       if (here < nth) {
         nth -= here;
         continue;
       }
-      for (int j = 0; j < n; ++j)
-        if (keys[j] == threshold && --nth == 0) return at + j + 1;
+      for (size_t j = 0; j < keys[k].size(); ++j)
+        if (keys[k][j] == threshold && --nth == 0) return at + int64_t(j) + 1;
     }
     return tensors_->count;
   }

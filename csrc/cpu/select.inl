@@ -100,7 +100,7 @@ void select(const Operands& operands, const SelectInterval* intervals, const boo
 
 template <class T>
 void keys(const Operands& operands, int model, int64_t begin, int count, Bits<T>* out, void* scratch) {
-  const Operands one{operands.inputs + model, 1, operands.base, operands.policy};
+  const Operands one{operands.inputs + model, 1, operands.base, operands.first, operands.policy};
   int64_t nonfinite[2];
   Arena arena(scratch);
   Staged<T> staged(one, arena);

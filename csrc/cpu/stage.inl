@@ -116,10 +116,11 @@ struct Staged {
 
   // `keep`: one rule per model, or null to keep all.
   void load(const Operands& operands, const Keep* keep, int64_t begin, int count, int64_t* nonfinite) {
-    if (operands.base) widen_source(*operands.base, begin, count, base);
+    if (operands.base) widen_source(*operands.base, begin - operands.first, count, base);
     Bits<T> top = 0;
     for (int k = 0; k < operands.models; ++k) {
-      const Bits<T> key = load_model(operands.inputs[k], keep ? keep + k : nullptr, begin, count, d[k]);
+      const Bits<T> key =
+          load_model(operands.inputs[k], keep ? keep + k : nullptr, begin, begin - operands.first, count, d[k]);
       top = key > top ? key : top;
     }
     if (top >= FloatTraits<T>::infinity) load_nonfinite(operands, keep, begin, count, nonfinite);
@@ -144,15 +145,15 @@ struct Staged {
     });
   }
 
-  Bits<T> load_model(const Source& source, const Keep* keep, int64_t begin, int count, T* out) {
-    if (!keep) return load_run(source, begin, base, KeepAny{}, out, count);
+  Bits<T> load_model(const Source& source, const Keep* keep, int64_t begin, int64_t at, int count, T* out) {
+    if (!keep) return load_run(source, at, base, KeepAny{}, out, count);
     if (keep->random) {
       draw(keep->key, begin, lanes);
-      return load_run(source, begin, base, KeepLanes{lanes, keep->cut}, out, count);
+      return load_run(source, at, base, KeepLanes{lanes, keep->cut}, out, count);
     }
     Bits<T> top = 0;
     by_threshold(*keep, begin, count, [&](int done, int run, auto rule) {
-      const Bits<T> key = load_run(source, begin + done, base + done, rule, out + done, run);
+      const Bits<T> key = load_run(source, at + done, base + done, rule, out + done, run);
       top = key > top ? key : top;
     });
     return top;
@@ -180,7 +181,7 @@ struct Staged {
     if (operands.base) nonfinite[operands.models] += count_nonfinite(base, count);
     for (int k = 0; k < operands.models; ++k) {
       T* out = d[k];
-      widen_source(operands.inputs[k], begin, count, out);
+      widen_source(operands.inputs[k], begin - operands.first, count, out);
       nonfinite[k] += count_nonfinite(out, count);
       const bool random = keep && keep[k].random;
       if (random) draw(keep[k].key, begin, lanes);

@@ -8,9 +8,9 @@ WeightedSumItem::WeightedSumItem(const Kernels& kernels, std::shared_ptr<Tensors
       coefficients_(std::move(coefficients)),
       agree_(agree) {}
 
-void WeightedSumItem::combine(int64_t begin, int64_t count, void* const* out, Worker& worker, int64_t* nonfinite) {
+void WeightedSumItem::combine(const Operands& operands, int64_t begin, int64_t count, void* const* out, Worker& worker,
+                              int64_t* nonfinite) {
   const WeightedSumArgs args{coefficients_.data(), int(outputs_.size()), agree_};
-  const Operands operands = tensors_->operands();
   const Dtype dtype = outputs_[0].dtype;
   if (tensors_->wide)
     set<double>().weighted_sum(operands, args, begin, count, out, dtype, scratch(worker), nonfinite);

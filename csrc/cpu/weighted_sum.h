@@ -11,7 +11,8 @@ class WeightedSumItem final : public CombineItem {
                   std::vector<double> coefficients, bool agree, std::vector<Output> outputs);
 
  protected:
-  void combine(int64_t begin, int64_t count, void* const* out, Worker& worker, int64_t* nonfinite) override;
+  void combine(const Operands& operands, int64_t begin, int64_t count, void* const* out, Worker& worker,
+               int64_t* nonfinite) override;
 
  private:
   const std::vector<double> coefficients_;

@@ -1,7 +1,6 @@
 #include "file.h"
 
 #include <fcntl.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -23,31 +22,16 @@ void write_at(int fd, const void* data, size_t bytes, int64_t offset) {
   }
 }
 
-Mapping::Mapping(int fd, size_t bytes) : data_(nullptr), bytes_(bytes) {
-  if (bytes == 0) return;
-  data_ = ::mmap(nullptr, bytes, PROT_READ, MAP_SHARED, fd, 0);
-  if (data_ == MAP_FAILED) throw std::system_error(errno, std::generic_category());
-}
-
-Mapping::~Mapping() {
-  if (data_) ::munmap(data_, bytes_);
-}
-
-void fault_in(const void* data, size_t bytes) {
-#if defined(__linux__)
-  constexpr int kPopulateRead = 22;  // MADV_POPULATE_READ, Linux 5.14
-  static const uintptr_t page = uintptr_t(::sysconf(_SC_PAGESIZE));
-  if (bytes == 0) return;
-  const uintptr_t start = reinterpret_cast<uintptr_t>(data) & ~(page - 1);
-  const uintptr_t end = reinterpret_cast<uintptr_t>(data) + bytes;
-  while (::madvise(reinterpret_cast<void*>(start), end - start, kPopulateRead) != 0) {
-    if (errno == EINTR || errno == EAGAIN) continue;
-    if (errno == EFAULT || errno == EHWPOISON) throw std::system_error(EFAULT, std::generic_category());
-    return;
+void read_at(int fd, void* data, size_t bytes, int64_t offset) {
+  char* next = static_cast<char*>(data);
+  while (bytes > 0) {
+    const ssize_t got = ::pread(fd, next, bytes, offset);
+    if (got < 0 && errno == EINTR) continue;
+    if (got <= 0) throw std::system_error(EFAULT, std::generic_category());
+    next += got;
+    offset += got;
+    bytes -= size_t(got);
   }
-#else
-  (void)data, (void)bytes;
-#endif
 }
 
 Background::Background() : thread_([this] { serve(); }) {}

@@ -14,23 +14,9 @@ namespace warpmerge {
 // Writes all of it or throws std::system_error. Safe from many threads: the file offset is not used.
 void write_at(int fd, const void* data, size_t bytes, int64_t offset);
 
-// Brings mapped pages into memory before a kernel touches them. A file that shrank or a failing disk is an exception
-// here instead of a SIGBUS there. Does nothing where the kernel does not know how.
-void fault_in(const void* data, size_t bytes);
-
-// A file mapped for reading. The mapping outlives the descriptor; the destructor removes it.
-class Mapping {
- public:
-  Mapping(int fd, size_t bytes);
-  ~Mapping();
-  Mapping(const Mapping&) = delete;
-  Mapping& operator=(const Mapping&) = delete;
-  const void* data() const { return data_; }
-
- private:
-  void* data_;
-  size_t bytes_;
-};
+// Reads all of it. Throws std::system_error with EFAULT if the file ends early or cannot be read, so that callers can
+// tell an input's fault from the output's.
+void read_at(int fd, void* data, size_t bytes, int64_t offset);
 
 // Requests are served in order by one thread; they are hints and never fail.
 class Background {

@@ -14,6 +14,8 @@ from . import __version__
 from .errors import MergeError
 from .units import show_seconds, show_size
 
+THREADS = click.IntRange(1, 1024)
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="warpmerge")
@@ -28,7 +30,7 @@ def _merge_options(command: Callable) -> Callable:
             click.option("--device", default="auto", show_default=True, help="auto or cpu."),
             click.option("--backend", default="auto", show_default=True, help="auto, cpu or torch."),
             click.option("--memory", metavar="SIZE", help="Bound on allocated memory, such as 4GB."),
-            click.option("--threads", type=click.IntRange(min=1), help="Worker threads; default: all cores."),
+            click.option("--threads", type=THREADS, help="Worker threads; default: all cores."),
             click.option("--shard-size", default="5GB", show_default=True, metavar="SIZE", help="Largest output file."),
             click.option("--seed", type=int, default=0, show_default=True, help="For methods that draw at random."),
         ]
@@ -98,7 +100,7 @@ def plan(recipe: Path, as_json: bool, **options: Any) -> None:
 
 @cli.command()
 @click.argument("out_dir", type=click.Path(path_type=Path))
-@click.option("--threads", type=click.IntRange(min=1), help="Worker threads; default: all cores.")
+@click.option("--threads", type=THREADS, help="Worker threads; default: all cores.")
 def verify(out_dir: Path, threads: int | None) -> None:
     """Check a finished merge against its manifest."""
     from .verification import verify as run

@@ -11,7 +11,7 @@ from .checkpoint import OutputDirectory
 from .checkpoint.companions import CARD, MANIFEST, card, donated, manifest
 from .errors import CheckpointError
 from .methods import TensorInfo
-from .plan import Job, Plan, index_document
+from .plan import Job, Located, Plan, index_document
 from .readahead import ReadAhead
 from .tasks import Buffer, FileSink, TensorTask, same_bytes
 
@@ -45,10 +45,8 @@ class _Run:
     def _task(self, job: Job, labels: list[str]) -> TensorTask:
         shard = self.plan.shards[job.shard]
         fd = self.directory.shard(shard.name, shard.header, shard.nbytes)
-        located = [Buffer(s.address(e), e.nbytes, e.dtype, s) for s, e in job.inputs]
-        base = None
-        if job.base:
-            base = Buffer(job.base[0].address(job.base[1]), job.base[1].nbytes, job.base[1].dtype, job.base[0])
+        located = [_buffer(place) for place in job.inputs]
+        base = _buffer(job.base) if job.base else None
         if job.values is None:
             located = [_agreed(job, located, labels)]
         count = job.entry.count
@@ -62,7 +60,6 @@ class _Run:
             sink=FileSink(fd, job.entry.offset, self.background if self.directory.sync else None),
             labels=labels,
             wide=job.wide,
-            mapped=True,
             done=lambda digest: self._done(job, digest),
         )
 
@@ -73,6 +70,11 @@ class _Run:
             name = self.plan.shards[job.shard].name
             mine = {j.name: self.digests[j.name] for j in self.plan.jobs if j.shard == job.shard}
             self.directory.finish_shard(name, mine)
+
+
+def _buffer(place: Located) -> Buffer:
+    shard, entry = place
+    return Buffer(entry.nbytes, entry.dtype, fd=shard.fd, offset=entry.offset, owner=shard)
 
 
 def _agreed(job: Job, located: list[Buffer], labels: list[str]) -> Buffer:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import _core
 from .dtypes import DType
 from .methods import Method, TensorInfo
 from .ops import Combine, Measure
@@ -16,18 +16,30 @@ from .ops import Combine, Measure
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """Contiguous elements in memory; `owner` keeps them alive."""
+    """Contiguous elements: in memory at `address`, or in the open file `fd` at `offset`. `owner` keeps either alive."""
 
-    address: int
     nbytes: int
     dtype: DType
+    address: int = 0
+    fd: int = -1
+    offset: int = 0
     owner: Any = None
 
-    def view(self) -> memoryview:
-        """The memory itself, as bytes."""
-        if self.nbytes == 0:
-            return memoryview(b"")
-        return memoryview((ctypes.c_uint8 * self.nbytes).from_address(self.address)).cast("B")
+    def read(self, start: int = 0, nbytes: int | None = None) -> bytes | memoryview:
+        """The bytes [start, start + nbytes), all of them by default. Raises OSError (EFAULT) if the file ends early."""
+        nbytes = self.nbytes - start if nbytes is None else nbytes
+        if nbytes == 0:
+            return b""
+        if self.fd < 0:
+            return memoryview((ctypes.c_uint8 * nbytes).from_address(self.address + start)).cast("B")
+        parts = []
+        while nbytes:
+            part = os.pread(self.fd, nbytes, self.offset + start)
+            if not part:
+                raise OSError(errno.EFAULT, "file ends early")
+            parts.append(part)
+            start, nbytes = start + len(part), nbytes - len(part)
+        return b"".join(parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +49,7 @@ class MemorySink:
 
     def write(self, data: memoryview) -> None:
         """Puts the whole result's bytes in place."""
-        Buffer(self.address, data.nbytes, None).view()[:] = data
+        memoryview((ctypes.c_uint8 * data.nbytes).from_address(self.address)).cast("B")[:] = data
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +78,6 @@ class TensorTask:
     sink: MemorySink | FileSink | None
     labels: list[str]  # names of the models, the base's last
     wide: bool = False
-    mapped: bool = False
     cache: dict = field(default_factory=dict)  # for the backend: its own form of the operands
     done: Any = None  # called by the engine with the digest when the result is complete
 
@@ -78,7 +89,12 @@ class TensorTask:
 
 def same_bytes(buffers: list[Buffer]) -> bool:
     """Whether all hold the same bytes; they must be of one size."""
-    return _core.equal([b.address for b in buffers], buffers[0].nbytes)
+    step = 4 << 20
+    for start in range(0, buffers[0].nbytes, step):
+        parts = [bytes(b.read(start, min(step, b.nbytes - start))) for b in buffers]
+        if any(part != parts[0] for part in parts[1:]):
+            return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)

@@ -165,8 +165,9 @@ class _Array:
 
     def buffer(self) -> Buffer:
         if isinstance(self.host, np.ndarray):
-            return Buffer(self.host.ctypes.data, self.host.nbytes, self.dtype, self.host)
-        return Buffer(self.host.data_ptr(), self.host.numel() * self.host.element_size(), self.dtype, self.host)
+            return Buffer(self.host.nbytes, self.dtype, self.host.ctypes.data, owner=self.host)
+        nbytes = self.host.numel() * self.host.element_size()
+        return Buffer(nbytes, self.dtype, self.host.data_ptr(), owner=self.host)
 
     def empty(self, dtype: DType) -> _Result:
         if isinstance(self.host, np.ndarray):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import _core
+from . import _core, backends
 from .checkpoint import Checkpoint
 from .checkpoint.companions import MANIFEST
 from .errors import CheckpointError
@@ -30,6 +30,7 @@ def verify(out: str | Path, *, threads: int | None = None) -> VerifyReport:
     Raises CheckpointError if there is no manifest or the files cannot be read; differences are listed in the report.
     """
     path = Path(out)
+    backends.choose("cpu")  # raises if the native module cannot be used as the environment asks
     expected = _expected(path / MANIFEST)
     checkpoint = Checkpoint(str(path.resolve()))
     problems = [f"tensor '{name}' is missing" for name in expected if name not in checkpoint.entries]
@@ -42,7 +43,9 @@ def verify(out: str | Path, *, threads: int | None = None) -> VerifyReport:
         elif [entry.dtype.name, list(entry.shape)] != [record["dtype"], record["shape"]]:
             problems.append(f"tensor '{name}' is {entry.dtype} {list(entry.shape)}, not as the manifest says")
         else:
-            item = pool.copy(shard.address(entry), entry.nbytes, True, TILE_BYTES, _core.Output(0))
+            item = pool.copy(
+                _core.Place(0, fd=shard.fd, offset=entry.offset), entry.nbytes, TILE_BYTES, _core.Output(0)
+            )
             items.append((name, record["digest"], item))
     launch = pool.submit([item for _, _, item in items])
     try:

@@ -20,7 +20,7 @@ from ..ops import (
     Selection,
     WeightedSum,
 )
-from ..tasks import FileSink, MemorySink, Outcome, Request, TensorTask, Work
+from ..tasks import Buffer, FileSink, MemorySink, Outcome, Request, TensorTask, Work
 from ..threads import thread_count
 
 POLICIES = {"error": 0, "propagate": 1, "base": 2}
@@ -111,7 +111,7 @@ class CpuBackend:
         pool, tile = self.pool, self.tile
         if isinstance(request, Copy):
             source = task.inputs[request.index]
-            return pool.copy(source.address, source.nbytes, task.mapped, tile * 2, _output(task))
+            return pool.copy(_place(source), source.nbytes, tile * 2, _output(task))
         tensors = _tensors(task, request.relative)
         if isinstance(request, WeightedSum):
             return pool.weighted_sum(tensors, tile, request.coefficients, request.agree, [_output(task)])
@@ -139,16 +139,18 @@ class CpuBackend:
 def _tensors(task: TensorTask, relative: bool) -> Any:
     found = task.cache.get(relative)
     if found is None:
-        base = (task.base.address, task.base.dtype.code) if relative and task.base else None
         found = task.cache[relative] = _core.Tensors(
             task.info.count,
-            [(b.address, b.dtype.code) for b in task.inputs],
-            base,
+            [_place(b) for b in task.inputs],
+            _place(task.base) if relative and task.base else None,
             task.wide,
-            task.mapped,
             POLICIES[task.values["nonfinite"]],
         )
     return found
+
+
+def _place(buffer: Buffer) -> Any:
+    return _core.Place(buffer.dtype.code or 0, buffer.address, buffer.fd, buffer.offset)
 
 
 def _output(task: TensorTask) -> Any:

@@ -52,7 +52,7 @@ class _Done:
 
 def _carry_out(task: TensorTask, request: Any) -> Outcome:
     if isinstance(request, Copy):
-        return Outcome(_write(task, np.frombuffer(task.inputs[request.index].view(), np.uint8)))
+        return Outcome(_write(task, np.frombuffer(task.inputs[request.index].read(), np.uint8)))
     x, base, nonfinite = _operands(task, request.relative)
     count = task.info.count
     if isinstance(request, WeightedSum):
@@ -88,7 +88,7 @@ def _operands(task: TensorTask, relative: bool) -> tuple[list[torch.Tensor], tor
 
 
 def _load(buffer: Buffer) -> torch.Tensor:
-    data = torch.from_numpy(np.frombuffer(buffer.view(), np.uint8).copy())
+    data = torch.from_numpy(np.frombuffer(buffer.read(), np.uint8).copy())
     return data.view(getattr(torch, buffer.dtype.name)) if data.numel() else data.to(getattr(torch, buffer.dtype.name))
 
 

@@ -36,7 +36,7 @@ class OutputDirectory:
         self._lock: int | None = None
         self._created = False
         self._fds: dict[str, int] = {}
-        self._journal: dict[str, Any] = {}
+        self._done: dict[str, Any] = {}  # the journal's records of the finished shards
         self._syncing: list[Future] = []
         self._syncer = ThreadPoolExecutor(1, "sync") if sync else None
         self._check(list(inputs))
@@ -45,15 +45,15 @@ class OutputDirectory:
         try:
             if self.path.exists() and not self.path.is_dir():
                 raise OutputError(f"the output {self.path} exists and is not a directory.")
-            here = self.path.resolve()
+            here = Path(os.path.realpath(self.path))
             for source in inputs:
-                there = source.resolve()
+                there = Path(os.path.realpath(source))
                 if there == here:
                     raise OutputError(f"the output {self.path} is also an input; choose another directory.")
                 if there in here.parents:
                     raise OutputError(f"the output {self.path} lies in the input {source}; choose another directory.")
                 for file in there.iterdir():
-                    if file.resolve().parent == here:
+                    if os.path.dirname(os.path.realpath(file)) == str(here):
                         raise OutputError(f"{file} lies in the output {self.path}; choose another directory.")
             self._refuse_existing()
         except OSError as error:
@@ -82,13 +82,13 @@ class OutputDirectory:
             os.close(self._lock)
             self._lock = None
             raise OutputError(f"another merge is writing to {self.path}.")
-        done = self._finished(fingerprint) if self._resume else {}
-        self._journal = {"fingerprint": fingerprint, "shards": done}
+        done = self._done = self._finished(fingerprint) if self._resume else {}
         try:
             self._refuse_existing()
             for stale in self.staging.iterdir():
-                if stale.name not in done and not (done and stale.name == JOURNAL):
+                if stale.name not in done:
                     _remove(stale)
+            self._write_journal(fingerprint, *map(json.dumps, done.values()))
             needed -= sum(record["bytes"] for record in done.values())
             free = shutil.disk_usage(self.path).free
             if needed > free:
@@ -102,13 +102,16 @@ class OutputDirectory:
 
     def _finished(self, fingerprint: str) -> dict[str, Any]:
         """The journal's shards that are there in full: `bytes` and `digests` of each."""
+        done = {}
         try:
-            journal = json.loads((self.staging / JOURNAL).read_text())
-            if journal["fingerprint"] != fingerprint:
-                return {}
-            return {n: r for n, r in journal["shards"].items() if (self.staging / n).stat().st_size == r["bytes"]}
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):
-            return {}
+            sizes = {path.name: path.stat().st_size for path in self.staging.iterdir()}
+            first, *records = (self.staging / JOURNAL).read_text(encoding="utf-8").splitlines()
+            for record in map(json.loads, records) if first == fingerprint else ():
+                if sizes.get(record["name"]) == record["bytes"]:
+                    done[record["name"]] = record
+        except (OSError, ValueError, LookupError, TypeError):
+            pass  # no journal, or its last line was being written when the machine stopped
+        return done
 
     def shard(self, name: str, header: bytes, nbytes: int) -> int:
         """A descriptor of the shard's file: header written, space reserved. Opened when first asked for."""
@@ -144,10 +147,13 @@ class OutputDirectory:
             nbytes = os.fstat(fd).st_size
         finally:
             os.close(fd)
-        self._journal["shards"][name] = {"bytes": nbytes, "digests": dict(digests)}
-        temporary = self.staging / (JOURNAL + ".tmp")
-        temporary.write_text(json.dumps(self._journal))
-        temporary.replace(self.staging / JOURNAL)
+        self._done[name] = {"name": name, "bytes": nbytes, "digests": dict(digests)}
+        self._write_journal(json.dumps(self._done[name]))
+
+    def _write_journal(self, *lines: str) -> None:
+        """Adds to what --resume reads: a line of the merge's fingerprint, then one for each shard."""
+        with open(self.staging / JOURNAL, "a", encoding="utf-8") as file:
+            file.writelines(line + "\n" for line in lines)
 
     def publish(self, shards: list[str], index: Mapping[str, Any] | None, others: Mapping[str, bytes]) -> None:
         """Moves everything in place; the index, or the only shard, last."""
@@ -164,8 +170,8 @@ class OutputDirectory:
                     raise OutputError(f"{self.path / name} is a directory; remove it.")
             if self._overwrite:
                 self._retire_old(set(names))
-            for name in names:
-                (self.staging / name).replace(self.path / name)
+            self._move(names)
+            self._done.clear()
             _remove(self.staging)
             if self.sync:
                 _sync_directory(self.path)
@@ -174,6 +180,18 @@ class OutputDirectory:
         except OSError as error:
             raise self.error(error) from None
         self.close()
+
+    def _move(self, names: list[str]) -> None:
+        """From the staging directory to where they belong, in this order; all back again if it comes to no end."""
+        try:
+            for name in names:
+                (self.staging / name).replace(self.path / name)
+        except BaseException:
+            if (self.staging / names[-1]).exists():
+                for name in names:
+                    if not (self.staging / name).exists():
+                        (self.path / name).replace(self.staging / name)
+            raise
 
     def _write_all(self, files: Mapping[str, bytes]) -> None:
         for name, data in files.items():
@@ -202,15 +220,16 @@ class OutputDirectory:
             pass  # not a merge of this program's: nothing else is known to belong to it
         return {name for name in names if not (self.path / name).is_dir()}
 
-    def abort(self) -> int:
-        """After a failure or Ctrl-C: keeps finished shards for --resume, removes the rest. Returns how many it kept."""
+    def abort(self, keep: bool = True) -> int:
+        """After a failure or Ctrl-C: keeps finished shards for --resume (if `keep`), removes the rest. Returns how many
+        it kept."""
         for fd in self._fds.values():
             os.close(fd)
         self._fds.clear()
         for future in self._syncing:
             with contextlib.suppress(Exception):
                 future.result()
-        kept = self._journal.get("shards", {})
+        kept = self._done if keep else {}
         with contextlib.suppress(OSError):  # the error that led here is the one to show
             if kept:
                 for path in self.staging.iterdir():

@@ -1,4 +1,4 @@
-"""A model directory as a source: its index, its shards, and its tensors as mapped memory."""
+"""A model directory as a source: its index, its shards, and where its tensors lie."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import resource
 from pathlib import Path
 from typing import Any
 
-from .. import _core
 from ..errors import CheckpointError, RecipeError, close_matches, shown
 from ..recipe import ModelRef
 from .safetensors import TensorEntry, read_header
@@ -18,7 +17,7 @@ SINGLE = "model.safetensors"
 
 
 class Shard:
-    """One safetensors file, mapped when first used."""
+    """One safetensors file, opened when first used."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -30,7 +29,6 @@ class Shard:
         self.size, self.mtime_ns = stat.st_size, stat.st_mtime_ns
         self._state = _state(stat)
         self._fd: int | None = None
-        self._map: _core.Mapping | None = None
 
     @property
     def fd(self) -> int:
@@ -45,23 +43,13 @@ class Shard:
                 raise CheckpointError(f"{self.path} changed while it was being read.")
         return self._fd
 
-    def address(self, entry: TensorEntry) -> int:
-        """Where the tensor's first byte is mapped."""
-        if self._map is None:
-            fd = self.fd
-            try:
-                self._map = _core.Mapping(fd, self.size)
-            except OSError as error:
-                raise self._unreadable(error) from None
-        return self._map.address + entry.offset
-
     def _unreadable(self, error: OSError) -> CheckpointError:
         return CheckpointError(f"cannot read {self.path}: {error.strerror or error}.")
 
     def close(self) -> None:
         if self._fd is not None:
             os.close(self._fd)
-        self._fd = self._map = None
+        self._fd = None
 
 
 def allow_open_files(count: int) -> None:

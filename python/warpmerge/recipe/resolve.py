@@ -70,7 +70,10 @@ class Resolver:
             rows = self._sources[parameter.name]
             found = [self._first(parameter, rows[i], name, t, i) for i in range(len(rows))]
             values[parameter.name] = tuple(found) if parameter.per_model else found[0]
-        self._recipe.method.check(values)
+        try:
+            self._recipe.method.check(values)
+        except RecipeError as error:
+            raise RecipeError(f"tensor '{name}': {error}" if name else str(error)) from None
         return values
 
     def _first(self, parameter: Parameter, row: list, name: str, t: float, index: int) -> Any:

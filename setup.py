@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent
 
 
 class CMakeBuild(build_ext):
-    """Configures, builds and installs into the package's directory; a kept build directory makes rebuilds incremental."""
+    """Configures, builds and installs into the package's directory; the build directory is kept: rebuilds are quick."""
 
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent

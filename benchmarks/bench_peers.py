@@ -17,6 +17,10 @@ from .cases import DENSITY, Case, make_case
 from .check import Checkpoint, check_output, oracle
 from .conftest import bench_dir
 
+# Seconds for Qwen2.5-0.5B with at most 0.2 of two cores busy elsewhere. linear: default 12.7, -j 1 11.1, -j 2
+# 11.4, --lazy-unpickle 11.5, --async-write 12.5, --low-cpu-memory 13.5; task_arithmetic: default 11.7, -j 1
+# 13.6; dare_linear: default 42, -j 1 35. No flag but -j 1 changes anything beyond noise, so these two
+# compete.
 FLAGS = {"default": (), "j1": ("-j", "1")}
 TOOLS = ("warpmerge", "mergekit")
 METHODS = ["linear", "task_arithmetic", "dare_linear", "dare_ties", "slerp", "ties"]

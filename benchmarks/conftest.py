@@ -17,12 +17,12 @@ from .checkpoints import CheckpointSet, Settings, make
 from .pagecache import NotControlled
 from .shapes import SHAPES
 
-ROOT = Path(__file__).resolve().parent.parent
+MACHINE = pytest.StashKey[dict[str, Any]]()
 
 
 def bench_dir() -> Path:
     """Where checkpoints are made and merged: `WARPMERGE_BENCH_DIR`, by default build/bench. Needs 10 GB."""
-    return Path(os.environ.get("WARPMERGE_BENCH_DIR") or ROOT / "build" / "bench").resolve()
+    return Path(os.environ.get("WARPMERGE_BENCH_DIR") or machine.ROOT / "build" / "bench").resolve()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -33,18 +33,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("python_files", "bench_*.py")
+    config.stash[MACHINE] = machine.describe()  # now: afterwards the load would be our own
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """A merge of a large model by a slow tool may take longer than any test should."""
     if config.pluginmanager.hasplugin("timeout"):
         for item in items:
-            if item.path.is_relative_to(ROOT / "benchmarks"):
+            if item.path.is_relative_to(Path(__file__).parent):
                 item.add_marker(pytest.mark.timeout(3600))
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    machine_info["warpmerge"] = machine.describe()
+    machine_info["warpmerge"] = config.stash[MACHINE]
 
 
 @pytest.hookimpl(wrapper=True)

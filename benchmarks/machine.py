@@ -22,6 +22,7 @@ def describe() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(int(_first(r"MemTotal:\s*(\d+)", "/proc/meminfo") or 0) * 1024 / 1e9, 1),
         "gpu": _line(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]),
+        "load": round(os.getloadavg()[0], 1),
         "kernel": platform.release(),
         "python": platform.python_version(),
         "compiler": _line([os.environ.get("CXX") or "c++", "--version"]),

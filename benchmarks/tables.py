@@ -22,6 +22,8 @@ def render(result: dict[str, Any]) -> str:
     parts = [about["cpu"], f"{about['cores']} cores", f"{about['memory_gb']:.0f} GB", about.get("gpu", "")]
     tools = f"Python {about['python']}, {about['compiler']}, Linux {about['kernel']}, commit {about['commit']}"
     blocks = [f"Measured on {', '.join(filter(None, parts))} ({tools}), {result['date']}."]
+    if about.get("load", 0) > 0.5:
+        blocks[0] += f" The machine was not idle: its load average was {about['load']} before the run."
     groups: dict[str, list[Row]] = {}
     for row in result["rows"]:
         groups.setdefault(row["group"], []).append(row)
@@ -136,7 +138,7 @@ def _peers(rows: list[Row]) -> str:
         ours, theirs, copying = seconds["warpmerge"], seconds["mergekit"], seconds["cat+cp"]
         body.append(
             [
-                f"`{row['what']}`",
+                f"`{row['what']}`" + (f", {row['shape']}" if row["shape"] != TARGET_SHAPE else ""),
                 f"{_number(ours)} s",
                 f"{_number(theirs)} s" + (f" (`{row['flags']}`)" if row["flags"] else ""),
                 _number(theirs / ours),

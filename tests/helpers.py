@@ -34,6 +34,18 @@ CODES = {
 NUMPY = {code: np.dtype(name) for name, code in CODES.items()}
 CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "float32"}
 
+# Beside a model's weights: what a merge copies, and what it does not.
+FILES = {
+    "tokenizer.json": '{"version": "1.0"}',
+    "tokenizer_config.json": "{}",
+    "chat_template.jinja": "{{ messages }}",
+    "generation_config.json": '{"temperature": 0.5}',
+    "modeling_own.py": "x = 1\n",
+    "README.md": "the base's own card",
+    "trainer_state.json": "{}",
+    "notes.log": "not a part of the model",
+}
+
 # As a safetensors header describes it: dtype code, shape, little-endian bytes in row-major order.
 Raw = tuple[str, tuple[int, ...], bytes]
 Tensors = Mapping[str, "np.ndarray | Raw"]
@@ -164,6 +176,25 @@ def write_recipe(path: Path, document: Mapping[str, Any] | str) -> Path:
     text = document if isinstance(document, str) else yaml.safe_dump(dict(document), sort_keys=False)
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def write_ties(folder: Path) -> Path:
+    """`base` with FILES, fine-tunes `a` and `b`, and the recipe `r.yml` of their TIES merge."""
+    for seed, name in enumerate(["base", "a", "b"]):
+        write_model(folder / name, llama(seed), shards=3 - seed, files=FILES if name == "base" else {})
+    document = {
+        "merge_method": "ties",
+        "base_model": str(folder / "base"),
+        "models": [str(folder / "a"), str(folder / "b")],
+        "parameters": {"weight": 0.5, "density": 0.5},
+    }
+    write_recipe(folder / "r.yml", document)
+    return folder
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    """Every file below a directory, with its bytes."""
+    return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
 
 
 class Finished(NamedTuple):

@@ -1,5 +1,6 @@
 """Model directories as inputs: where they are found, what their index may say, which models fit together."""
 
+import itertools
 import json
 import os
 import resource
@@ -31,7 +32,7 @@ def test_directories_of_any_name_are_opened(tmp_path, shards, name):
     assert {n: e.shape for n, (_, e) in checkpoint.entries.items()} == {"a.weight": (2, 3), "b.weight": (4,)}
     assert len(checkpoint.shards) == shards
     for shard, entry in checkpoint.entries.values():
-        assert shard.address(entry) % 4 == entry.offset % 4
+        assert os.pread(shard.fd, entry.nbytes, entry.offset) == np.float32(1).tobytes() * entry.count
     checkpoint.close()
 
 
@@ -73,6 +74,23 @@ def test_models_that_are_not_there(tmp_path, path, error, parts):
         resolve(ModelRef(path, revision or None))
     for part in parts:
         assert part.format(tmp_path) in str(caught.value)
+
+
+def test_a_cached_model_without_weights_is_downloaded(tmp_path, monkeypatch):
+    """The hub's cache may hold no more than a config; a failed download says why."""
+    (tmp_path / "cached").mkdir()
+    write_model(tmp_path / "downloaded", small())
+    asked = []
+
+    def download(name, *, revision, local_files_only, allow_patterns):
+        asked.append((name, revision, local_files_only))
+        return str(tmp_path / ("cached" if local_files_only else "downloaded"))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert resolve(ModelRef("org/model", "v1")) == tmp_path / "downloaded"
+    assert asked == [("org/model", "v1", True), ("org/model", "v1", False)]
+    write_model(tmp_path / "cached", small())
+    assert resolve(ModelRef("org/model")) == tmp_path / "cached"
 
 
 def sharded(path, change):
@@ -148,10 +166,10 @@ def test_files_that_cannot_be_read(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     checkpoint = Checkpoint(str(path))
-    shard, entry = checkpoint.entries["a.weight"]
+    shard, _ = checkpoint.entries["a.weight"]
     monkeypatch.setattr("os.open", refuse)
     with pytest.raises(CheckpointError, match=r"cannot read .*model.safetensors: Permission denied"):
-        shard.address(entry)
+        _ = shard.fd
     monkeypatch.setattr("builtins.open", refuse)
     with pytest.raises(CheckpointError, match=r"cannot read .*model.safetensors: Permission denied"):
         Checkpoint(str(path))
@@ -160,14 +178,14 @@ def test_files_that_cannot_be_read(tmp_path, monkeypatch):
 @pytest.mark.parametrize("change", ["shorter", "longer", "other", "rewritten"])
 def test_files_that_change_after_their_header_was_read(tmp_path, change):
     path = write_model(tmp_path / "m", small()) / SINGLE
-    shard, entry = Checkpoint(str(path.parent)).entries["a.weight"]
+    shard, _ = Checkpoint(str(path.parent)).entries["a.weight"]
     content = path.read_bytes()
     if change == "other":
         path.unlink()
     path.write_bytes({"shorter": content[:-4], "longer": content + bytes(4)}.get(change, content))
     os.utime(path, ns=(0, 0))
     with pytest.raises(CheckpointError, match="changed while it was being read"):
-        shard.address(entry)
+        _ = shard.fd
 
 
 def test_a_single_file_wins_over_an_index_as_in_transformers(tmp_path):
@@ -246,6 +264,22 @@ def test_jobs_follow_the_files(tmp_path):
     made = plan(tmp_path, a=None, b=dict(reversed(llama(1).items())))
     assert [job.name for job in made.jobs] == list(llama(0))
     assert len(made.shards) == 1
+
+
+@pytest.mark.parametrize("size", [1, 255, 256, 512, 543, 544, 800, 1056, 10**9])
+def test_shards_hold_as_many_tensors_as_fit(tmp_path, size):
+    """Those of the model have 512, 256, 512, 32, 256, 512, 32 and 32 bytes."""
+    write_model(tmp_path / "a", llama(0))
+    recipe = {"merge_method": "passthrough", "models": [str(tmp_path / "a")]}
+    made = make_plan(Recipe.load(recipe), shard_size=size)
+    groups = [[job.entry.nbytes for job in made.jobs if job.shard == i] for i in range(len(made.shards))]
+    assert [nbytes for group in groups for nbytes in group] == [512, 256, 512, 32, 256, 512, 32, 32]
+    assert all(sum(group) <= size or len(group) == 1 for group in groups)
+    assert all(sum(group) + following[0] > size for group, following in itertools.pairwise(groups))
+    assert [shard.nbytes for shard in made.shards] == [4096 + sum(group) for group in groups]
+    count = len(groups)
+    names = [SINGLE] if count == 1 else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    assert [shard.name for shard in made.shards] == names
 
 
 def test_the_limit_of_open_files_is_raised_where_it_must(tmp_path):

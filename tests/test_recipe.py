@@ -1,10 +1,15 @@
-"""Recipes: what is refused and in which words, and which value of a parameter holds for which tensor and model."""
+"""Recipes: what is refused and in which words, and what may be written in more than one way."""
+
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 from helpers import write_recipe
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from warpmerge.errors import RecipeError
+from warpmerge.methods import REGISTRY, Parameter
 from warpmerge.recipe import Layers, ModelRef, Recipe, Resolver
 
 TIES = "merge_method: ties\nbase_model: /m/base\nmodels: [{model: /m/a}, {model: /m/b}]\n"
@@ -211,112 +216,44 @@ models:
 slices: null
 """
     recipe = Recipe.load(write_recipe(tmp_path / "r.yml", text))
-    assert resolve(recipe)["weight"] == (1e-5, 1e-5, 20.0)
+    assert Resolver(recipe, Layers([])).values("w")["weight"] == (1e-5, 1e-5, 20.0)
 
 
-def resolve(recipe, name="model.layers.0.w", layers=("model.layers.0.w",)):
-    return Resolver(recipe, Layers(layers)).values(name)
+NO = Parameter("none", str, "nothing")
+NAMES = sorted({p.name for m in REGISTRY.values() for p in m.parameters})
+WORDS = st.sampled_from(["filter", "value", "model", "*", "l1", "error", "true", "", *NAMES])
+LEAVES = WORDS | st.integers() | st.floats() | st.booleans() | st.none() | st.dates()
+VALUES = st.recursive(LEAVES, lambda v: st.lists(v, max_size=3) | st.dictionaries(WORDS, v, max_size=2), max_leaves=6)
+NUMBERS = st.floats(0, 1) | st.lists(st.floats(0, 1), min_size=1, max_size=3)
+SETTINGS = NUMBERS | st.fixed_dictionaries({"value": NUMBERS}, optional={"filter": WORDS})
+PARAMETERS = st.dictionaries(st.sampled_from(NAMES), SETTINGS | st.lists(SETTINGS, max_size=3) | VALUES, max_size=3)
 
 
-def values_of(setting, names, *, parameter="weight", layers=None):
-    """The value of one global setting of ties for each tensor."""
-    document = {"merge_method": "ties", "base_model": "/m/base", "models": ["/m/a"]}
-    document["parameters"] = {"weight": 1.0, parameter: setting}
-    resolver = Resolver(Recipe.load(document), Layers(layers or names))
-    values = [resolver.values(name)[parameter] for name in names]
-    return [v[0] if isinstance(v, tuple) else v for v in values]
+def test_whatever_parameters_hold_is_refused_or_means_the_same_when_written_down(tmp_path):
+    path, layers = tmp_path / "r.yml", Layers(["layers.0.a", "layers.3.b"])
+    seen = Counter()
 
-
-FIVE = [f"model.layers.{i}.mlp.up_proj.weight" for i in range(5)]
-
-
-@pytest.mark.parametrize(
-    ("setting", "expected"),
-    [
-        ([0, 1], [0, 0.25, 0.5, 0.75, 1]),
-        ([0, 1, 0.5], [0, 0.5, 1, 0.75, 0.5]),
-        ([0.5], [0.5] * 5),
-        ([0, 1, 2, 3, 4, 5], [0, 1.25, 2.5, 3.75, 5]),
-        ({"value": [0, 1]}, [0, 0.25, 0.5, 0.75, 1]),
-        ([{"filter": "mlp", "value": [0, 4]}, {"value": 9}], [0, 1, 2, 3, 4]),
-        ([{"filter": "attn", "value": [0, 4]}, 9], [9] * 5),
-    ],
-)
-def test_gradients(setting, expected):
-    assert values_of(setting, FIVE) == pytest.approx(expected, abs=1e-15)
-
-
-def test_gradients_of_what_cannot_be_interpolated_step():
-    assert values_of([True, False], FIVE, parameter="normalize") == [True] * 4 + [False]
-    assert values_of(["error", "base"], FIVE, parameter="nonfinite") == ["error"] * 4 + ["base"]
-    assert values_of([True, False, True], FIVE, parameter="normalize") == [True, True, False, False, True]
-
-
-@pytest.mark.parametrize(
-    "stack", ["model.layers.{}.w", "h.{}.w", "transformer.h.{}.w", "blocks.{}.w", "encoder.layer.{}.w", "d.block.{}"]
-)
-def test_layers_are_found_under_every_name(stack):
-    names = [stack.format(i) for i in range(3)]
-    assert values_of([0, 1], names) == [0, 0.5, 1]
-
-
-def test_place_of_tensors_on_the_layer_axis():
-    """Outside of layers the first value, in a stack of one the last; each stack has an axis; experts are no layers."""
-    names = [
-        "embed.w",
-        "norm.w",
-        "enc.layers.0.w",
-        "enc.layers.4.w",
-        "dec.layers.0.w",
-        "one.layers.0.w",
-        "sublayers.3.w",
-    ]
-    assert values_of([1, 3], names) == [1, 1, 1, 3, 3, 3, 1]
-    inner = "model.layers.1.mlp.experts.7.w"
-    assert values_of([0, 1], [inner], layers=[inner, "model.layers.2.w"]) == [0.5]
-    assert Layers([f"layers.{'9' * 5000}.w"]).t(f"layers.{'9' * 5000}.w") == 0
-
-
-def test_precedence_and_filters():
-    """A model's own value wins; the first filter that is part of the name wins; no match asks the next source."""
-    recipe = Recipe.load(
-        {
-            "merge_method": "ties",
-            "base_model": "/m/base",
-            "models": [
-                {"model": "/m/a", "parameters": {"weight": 2, "density": {"filter": "mlp", "value": 0.25}}},
-                {"model": "/m/base"},
-                {
-                    "model": "/m/b",
-                    "parameters": {
-                        "weight": [{"filter": "q_proj", "value": 3}, {"filter": "attn", "value": 4}],
-                        "density": [{"filter": "*", "value": 0.75}, {"filter": "mlp", "value": 0}],
-                    },
-                },
-            ],
-            "parameters": {"weight": [{"filter": "mlp", "value": 5}, {"value": 6}], "density": {"value": 0.5}},
+    @settings(max_examples=400, deadline=None, database=None, derandomize=True)
+    @given(st.sampled_from(sorted(REGISTRY)), PARAMETERS, PARAMETERS)
+    def check(method, shared, own):
+        known = REGISTRY[method].by_name
+        document = {
+            "merge_method": method,
+            "base_model": "/m/a",
+            "models": [{"model": "/m/b", "parameters": {k: v for k, v in own.items() if known.get(k, NO).per_model}}],
+            "parameters": {"weight": 1.0, "t": 0.5} | shared,
         }
-    )
-    expected = {
-        "attn.q_proj": ((2, 3), (0.5, 0.75)),
-        "attn.k_proj": ((2, 4), (0.5, 0.75)),
-        "mlp.up": ((2, 5), (0.25, 0.75)),
-        "norm": ((2, 6), (0.5, 0.75)),
-    }
-    for name, (weight, density) in expected.items():
-        values = resolve(recipe, name)
-        assert (values["weight"], values["density"]) == (weight, density)
+        document["parameters"] = {k: v for k, v in document["parameters"].items() if k in known}
+        for source in (document, write_recipe(path, document)):
+            try:
+                recipe = Recipe.load(source)
+                values = Resolver(recipe, layers).values("layers.1.a")
+            except RecipeError as error:
+                assert len(str(error)) < 400 + len(str(path))
+                seen["refused"] += 1
+                continue
+            assert Resolver(Recipe.load(write_recipe(path, recipe.to_yaml())), layers).values("layers.1.a") == values
+            seen["read"] += 1
 
-
-def test_required_parameters_name_the_model_and_the_tensor():
-    with pytest.raises(RecipeError, match=r"'linear' needs the parameter 'weight' for the model '/m/b'"):
-        resolve(Recipe.load({"merge_method": "linear", "models": [entry("/m/a", 1), "/m/b"]}))
-    slerp = {"merge_method": "slerp", "base_model": "/m/a", "models": ["/m/a", "/m/b"]}
-    with pytest.raises(RecipeError, match=r"'slerp' needs the parameter 't'\."):
-        resolve(Recipe.load(slerp))
-    with pytest.raises(RecipeError, match=r"'t' \(tensor 'norm.w'\)"):
-        resolve(Recipe.load({**slerp, "parameters": {"t": {"filter": "mlp", "value": 0.5}}}), "norm.w")
-
-
-def entry(model, weight):
-    return {"model": model, "parameters": {"weight": weight}}
+    check()
+    assert seen["refused"] > 50 and seen["read"] > 50

@@ -2,9 +2,15 @@
 
 // Lane sums over the rows of a stage.
 template <class T>
-void add_magnitudes(const T* __restrict d, T* __restrict sums) {
-  for (int row = 0; row < kStage; row += kLanes)
-    for (int l = 0; l < kLanes; ++l) sums[l] = sums[l] + bit_cast<T>(magnitude_key(d[row + l]));
+void add_magnitudes(const T* __restrict d, const T* __restrict kept, T* __restrict sums, T* __restrict kept_sums) {
+  static_assert(kStage == 2 * kLanes, "a stage is two rows");
+  for (int l = 0; l < kLanes; ++l) {
+    const T first = bit_cast<T>(magnitude_key(d[l])), second = bit_cast<T>(magnitude_key(d[kLanes + l]));
+    sums[l] = sums[l] + first + second;
+    const T kept_first = bit_cast<T>(magnitude_key(kept[l])),
+            kept_second = bit_cast<T>(magnitude_key(kept[kLanes + l]));
+    kept_sums[l] = kept_sums[l] + kept_first + kept_second;
+  }
 }
 
 template <class T>
@@ -34,8 +40,9 @@ void extremes(const T* __restrict d, int count, Moments& block) {
 }
 
 template <class T>
-void moments(const Operands& operands, const Keep* keep, bool only_l1, int64_t begin, int64_t count, Moments* blocks,
+void moments(const Operands& given, const Keep* keep, bool only_l1, int64_t begin, int64_t count, Moments* blocks,
              void* scratch, int64_t* nonfinite) {
+  const Operands operands = over_finite(given);
   const int models = operands.models;
   Arena arena(scratch);
   Staged<T> staged(operands, arena);
@@ -55,8 +62,7 @@ void moments(const Operands& operands, const Keep* keep, bool only_l1, int64_t b
         T* sums = lanes + size_t(k) * 3 * kLanes;
         for (int j = n; j < kStage; ++j) d[j] = T(0);
         staged.drop(keep[k], at, kStage, d, kept);
-        add_magnitudes(d, sums);
-        add_magnitudes(kept, sums + kLanes);
+        add_magnitudes(d, kept, sums, sums + kLanes);
         if (only_l1) continue;
         add_squares(d, sums + 2 * kLanes);
         extremes(d, n, block[k]);

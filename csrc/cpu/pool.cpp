@@ -19,68 +19,54 @@ void* Worker::grow(Memory& memory, size_t bytes) {
   return reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(memory.data.get()) + kAlign - 1) & ~(kAlign - 1));
 }
 
-// Tasks in the order: prepare 0, then for each item i: prepare i+1, tiles of i. When the tiles of an item come up, its
-// prepare was handed out a whole item earlier.
+// Tasks: one for each item that prepares itself, then the tiles of all items in order.
 Launch::Launch(std::vector<std::shared_ptr<Item>> items) {
   slots_.reserve(items.size());
   for (auto& item : items) {
     const int64_t tiles = item->tiles();
-    auto slot = std::unique_ptr<Slot>(new Slot{std::move(item), 0, tiles, {tiles}, {false}});
-    slots_.push_back(std::move(slot));
+    const bool prepares = item->prepares();
+    slots_.push_back(std::unique_ptr<Slot>(new Slot{std::move(item), 0, tiles, {tiles}, {!prepares}}));
+    if (prepares) to_prepare_.push_back(slots_.back().get());
   }
-  tasks_ = slots_.empty() ? 0 : 1;
-  for (size_t i = 0; i < slots_.size(); ++i) {
-    if (i + 1 < slots_.size()) ++tasks_;
-    slots_[i]->first_task = tasks_;
-    tasks_ += slots_[i]->tiles;
+  tasks_ = int64_t(to_prepare_.size());
+  for (auto& slot : slots_) {
+    slot->first_task = tasks_;
+    tasks_ += slot->tiles;
   }
   unfinished_ = tasks_;
 }
 
-Launch::Task Launch::task(int64_t index) {
-  if (index == 0) return {slots_[0].get(), -1};
-  auto after = std::upper_bound(slots_.begin(), slots_.end(), index,
-                                [](int64_t i, const std::unique_ptr<Slot>& slot) { return i < slot->first_task; });
-  if (after != slots_.begin()) {
-    Slot* slot = (after - 1)->get();
-    if (index < slot->first_task + slot->tiles) return {slot, index - slot->first_task};
-  }
-  // Directly before the tiles of slot `after` sits the prepare of the slot behind it.
-  return {(after + 1)->get(), -1};
+Launch::Slot& Launch::slot_of(int64_t task) const {
+  const auto after = std::upper_bound(slots_.begin(), slots_.end(), task,
+                                      [](int64_t t, const std::unique_ptr<Slot>& s) { return t < s->first_task; });
+  return **(after - 1);
 }
 
-void Launch::run(int64_t index, Worker& worker) {
-  const Task task = this->task(index);
-  Slot& slot = *task.slot;
-  if (!cancelled_) {
-    try {
-      if (task.tile < 0) {
-        slot.item->prepare(worker);
-      } else {
-        while (!slot.prepared.load(std::memory_order_acquire)) std::this_thread::yield();
-        if (!cancelled_) slot.item->tile(task.tile, worker);
-      }
-    } catch (...) {
-      std::lock_guard<std::mutex> lock(mutex_);
-      if (!error_) error_ = std::current_exception();
-      cancelled_ = true;
-    }
+bool Launch::ready() const {
+  return next_ < int64_t(to_prepare_.size()) || cancelled_ || slot_of(next_).prepared.load(std::memory_order_acquire);
+}
+
+void Launch::attempt(const std::function<void()>& action) {
+  if (cancelled_) return;
+  try {
+    action();
+  } catch (...) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (!error_) error_ = std::current_exception();
+    cancelled_ = true;
   }
-  if (task.tile < 0) {
+}
+
+void Launch::run(int64_t task, Worker& worker) {
+  if (task < int64_t(to_prepare_.size())) {
+    Slot& slot = *to_prepare_[size_t(task)];
+    attempt([&] { slot.item->prepare(worker); });
     slot.prepared.store(true, std::memory_order_release);
-  } else if (slot.remaining.fetch_sub(1, std::memory_order_acq_rel) == 1 && !cancelled_) {
-    try {
-      slot.item->finish(worker);
-    } catch (...) {
-      std::lock_guard<std::mutex> lock(mutex_);
-      if (!error_) error_ = std::current_exception();
-      cancelled_ = true;
-    }
+  } else {
+    Slot& slot = slot_of(task);
+    attempt([&] { slot.item->tile(task - slot.first_task, worker); });
+    if (slot.remaining.fetch_sub(1, std::memory_order_acq_rel) == 1) attempt([&] { slot.item->finish(worker); });
   }
-  retire();
-}
-
-void Launch::retire() {
   if (unfinished_.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
   std::lock_guard<std::mutex> lock(mutex_);
   done_.notify_all();
@@ -97,10 +83,17 @@ void Launch::check() {
 }
 
 Pool::Pool(int threads, const Kernels& kernels) : kernels_(kernels) {
-  for (int i = 0; i < std::max(1, threads); ++i) threads_.emplace_back([this, i] { work(i); });
+  try {
+    for (int i = 0; i < std::max(1, threads); ++i) threads_.emplace_back([this, i] { work(i); });
+  } catch (...) {  // no more threads to be had: the ones there are must end before the error leaves
+    stop();
+    throw;
+  }
 }
 
-Pool::~Pool() {
+Pool::~Pool() { stop(); }
+
+void Pool::stop() {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     for (auto& launch : launches_) launch->cancel();
@@ -126,16 +119,22 @@ void Pool::work(int index) {
 #endif
   Worker worker(index);
   std::unique_lock<std::mutex> lock(mutex_);
+  auto next = launches_.end();
   for (;;) {
-    available_.wait(lock, [this] { return stop_ || !launches_.empty(); });
-    if (launches_.empty()) return;
-    std::shared_ptr<Launch> launch = launches_.front();
+    available_.wait(lock, [&] {
+      next = std::find_if(launches_.begin(), launches_.end(), [](const auto& launch) { return launch->ready(); });
+      return next != launches_.end() || (stop_ && launches_.empty());
+    });
+    if (next == launches_.end()) return;
+    std::shared_ptr<Launch> launch = *next;
     const int64_t task = launch->next_++;
-    if (launch->next_ == launch->tasks_) launches_.pop_front();
+    if (launch->next_ == launch->tasks_) launches_.erase(next);
     lock.unlock();
     launch->run(task, worker);
+    const bool prepared = task < int64_t(launch->to_prepare_.size());
     launch.reset();
     lock.lock();
+    if (prepared) available_.notify_all();  // tiles that waited for it are ready now
   }
 }
 

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <deque>
 #include <exception>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <thread>
@@ -60,20 +61,18 @@ class Launch {
   friend class Pool;
   struct Slot {
     std::shared_ptr<Item> item;
-    int64_t first_task;  // its tiles; an item's `prepare` comes before the tiles of the item before it
+    int64_t first_task;  // its tiles; the tasks before those of slot 0 prepare the items, in order
     int64_t tiles;
     std::atomic<int64_t> remaining;
     std::atomic<bool> prepared;
   };
-  struct Task {
-    Slot* slot;
-    int64_t tile;  // -1: prepare
-  };
-  Task task(int64_t index);
-  void run(int64_t index, Worker& worker);
-  void retire();
+  bool ready() const;  // the next task need not wait for its item's preparation
+  void run(int64_t task, Worker& worker);
+  void attempt(const std::function<void()>& action);
+  Slot& slot_of(int64_t task) const;
 
   std::vector<std::unique_ptr<Slot>> slots_;
+  std::vector<Slot*> to_prepare_;
   int64_t tasks_ = 0, next_ = 0;  // next_ is guarded by the pool's mutex
   std::atomic<int64_t> unfinished_{0};
   std::atomic<bool> cancelled_{false};
@@ -95,6 +94,7 @@ class Pool {
 
  private:
   void work(int index);
+  void stop();
 
   const Kernels& kernels_;
   std::mutex mutex_;

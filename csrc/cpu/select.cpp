@@ -5,6 +5,7 @@
 
 #include "../ops/digest.h"
 #include "../ops/select.h"
+#include "kth.h"
 
 namespace warpmerge {
 namespace {
@@ -28,7 +29,7 @@ class SelectItem final : public SelectItemBase {
         result_(models_),
         intervals_(models_),
         active_(new bool[models_]) {
-    for (int k = 0; k < models_; ++k) active_[k] = tensors_->count > 0;
+    for (int k = 0; k < models_; ++k) active_[k] = tensors_->count > 0 && keep_[k] > 0;
   }
 
   bool prepares() const override { return true; }
@@ -144,9 +145,8 @@ class SelectItem final : public SelectItemBase {
         append_keys(at, std::min<int64_t>(kBlock, count - at), worker, keys);
       for (int k = 0; k < models_; ++k) {
         if (!active_[k]) continue;
-        const auto at = keys[k].begin() + (keep_[k] - 1);
-        std::nth_element(keys[k].begin(), at, keys[k].end(), std::greater<Key>());
-        intervals_[k] = {*at, *at, false, 0};
+        const Key threshold = kth_largest(keys[k], keep_[k]);
+        intervals_[k] = {threshold, threshold, false, 0};
       }
       return;
     }
@@ -166,9 +166,11 @@ class SelectItem final : public SelectItemBase {
   static SelectInterval around(const std::vector<Key>& sample, double share) {
     const int64_t size = int64_t(sample.size());
     const int64_t rank = std::min(size - 1, int64_t(share * double(size)));
-    std::vector<Key> keys = sample;
-    std::nth_element(keys.begin(), keys.begin() + rank, keys.end(), std::greater<Key>());
-    const Key middle = keys[rank];
+    const auto ranked = [&](int64_t at) {
+      std::vector<Key> keys = sample;
+      return kth_largest(keys, at + 1);
+    };
+    const Key middle = ranked(rank);
     double squares_above = 0, squares_from = 0, above = 0, from = 0;
     for (int64_t r = 0; r < size; r += kRun) {
       int64_t run_above = 0, run_from = 0;
@@ -180,14 +182,8 @@ class SelectItem final : public SelectItemBase {
     const double error = std::sqrt(std::max(squares_above - above * above / runs, squares_from - from * from / runs));
     const int64_t margin = 4 + int64_t(4.0 * error);
     Key low = 0, high = Key(FloatTraits<T>::magnitude);
-    if (rank > margin) {
-      std::nth_element(keys.begin(), keys.begin() + (rank - margin), keys.begin() + rank, std::greater<Key>());
-      high = keys[rank - margin];
-    }
-    if (rank + margin < size) {
-      std::nth_element(keys.begin() + rank, keys.begin() + (rank + margin), keys.end(), std::greater<Key>());
-      low = keys[rank + margin];
-    }
+    if (rank > margin) high = ranked(rank - margin);
+    if (rank + margin < size) low = ranked(rank + margin);
     return {low, high, false, 0};
   }
 
@@ -210,10 +206,9 @@ class SelectItem final : public SelectItemBase {
     } else if (rank <= in_low) {
       if (state.overflow) return widen(k, low + 1, high - 1);
       std::vector<Key> keys = state.inside;
-      const auto at = keys.begin() + (rank - total.at_high - 1);
-      std::nth_element(keys.begin(), at, keys.end(), std::greater<Key>());
-      const Key threshold = *at;
-      const int64_t larger = std::count_if(keys.begin(), at, [&](Key key) { return key > threshold; });
+      const Key threshold = kth_largest(keys, rank - total.at_high);
+      const int64_t larger =
+          std::count_if(state.inside.begin(), state.inside.end(), [&](Key key) { return key > threshold; });
       settle(k, threshold, total.above + total.at_high + larger, worker, [&](size_t tile) {
         const auto segment = state.segments[tile];
         return int64_t(

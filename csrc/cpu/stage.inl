@@ -99,6 +99,12 @@ void drop_all(const T* __restrict d, const K keep, T* __restrict out, int count)
   for (int j = 0; j < count; ++j) out[j] = K::apply(keep, d[j], j);
 }
 
+// Sums are taken over the finite elements: one NaN that is to propagate must not turn a whole tensor into NaN.
+static inline Operands over_finite(Operands operands) {
+  operands.policy = Nonfinite::base;
+  return operands;
+}
+
 // All deltas of one stage, side by side, with what `keep` drops zeroed. Without a base the deltas are the inputs
 // themselves: x - 0 is x, bit for bit.
 template <class T>

@@ -1,6 +1,7 @@
 #include "file.h"
 
 #include <fcntl.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -33,6 +34,15 @@ void read_at(int fd, void* data, size_t bytes, int64_t offset) {
     bytes -= size_t(got);
   }
 }
+
+#if defined(__linux__)
+// Whether the byte is in the page cache: asking for a range that is there costs a walk over all its pages.
+static bool resident(int fd, int64_t offset) {
+  char byte;
+  iovec vector{&byte, 1};
+  return ::preadv2(fd, &vector, 1, offset, RWF_NOWAIT) == 1;
+}
+#endif
 
 Background::Background() : thread_([this] { serve(); }) {}
 
@@ -89,7 +99,7 @@ void Background::serve() {
 #if defined(__linux__)
     if (request.write)
       ::sync_file_range(request.fd, 0, 0, SYNC_FILE_RANGE_WRITE);
-    else
+    else if (!resident(request.fd, request.offset) || !resident(request.fd, request.offset + request.bytes - 1))
       ::readahead(request.fd, request.offset, size_t(request.bytes));
 #else
     (void)request;

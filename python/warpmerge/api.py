@@ -20,8 +20,8 @@ from .units import parse_size, show_size
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What a merge did, or (`dry_run`) would do. Bytes read count every pass; `memory` is the estimate of section 'Memory'
-    in docs/performance.md, in bytes."""
+    """What a merge did, or (`dry_run`) would do. Bytes read count every pass; `memory` is an upper estimate of the bytes
+    that are allocated (docs/performance.md)."""
 
     out: Path
     method: str
@@ -58,16 +58,15 @@ def merge(
 ) -> MergeReport:
     """Merges the checkpoints that `recipe` names into the model directory `out`.
 
-    recipe: a YAML file, a dictionary of the same keys, or a Recipe. memory: bound on allocated bytes (files in the page
-    cache not counted). shard_size: largest output file. sync: return only when the data is on the disk. resume: keep the
-    shards that an interrupted run of the same merge finished. progress: called with (bytes read, bytes to read).
+    recipe: a YAML file, a dictionary of the same keys, or a Recipe. memory: bound on allocated bytes (files in the
+    page cache not counted). shard_size: largest output file. sync: return only when the data is on the disk. resume:
+    keep the shards that an interrupted run of the same merge finished. progress: called with (bytes read, bytes to
+    read).
 
     Raises RecipeError, CheckpointError or OutputError (all MergeError); nothing that looks complete is left behind.
     """
     started = time.perf_counter()
-    if device not in ("auto", "cpu"):
-        raise RecipeError(f"device {device!r} is not part of this version; use cpu.")
-    info = backends.choose(backend)
+    info = _backend(device, backend)
     plan = make_plan(Recipe.load(recipe), seed=seed, shard_size=parse_size(shard_size, "shard_size"))
     try:
         count = thread_count(threads)
@@ -99,6 +98,12 @@ def merge(
         plan.close()
 
 
+def _backend(device: str, backend: str) -> backends.BackendInfo:
+    if device not in ("auto", "cpu"):
+        raise RecipeError(f"device {device!r} is not part of this version; use cpu.")
+    return backends.choose(backend)
+
+
 def _memory(plan: Plan, threads: int, limit: int | str | None) -> tuple[int, int]:
     """Tile in elements, and the bytes that will be allocated at most."""
     from .backends import cpu
@@ -116,7 +121,7 @@ def _memory(plan: Plan, threads: int, limit: int | str | None) -> tuple[int, int
 def describe(recipe: str | Path | Mapping[str, Any] | Recipe, **options: Any) -> dict[str, Any]:
     """What merging would read, write and allocate: the rows of `warpmerge plan`. Options as in `merge`."""
     seed, shard_size = options.get("seed", 0), parse_size(options.get("shard_size", "5GB"), "shard_size")
-    info = backends.choose(options.get("backend", "auto"))
+    info = _backend(options.get("device", "auto"), options.get("backend", "auto"))
     plan = make_plan(Recipe.load(recipe), seed=seed, shard_size=shard_size)
     try:
         count = thread_count(options.get("threads"))

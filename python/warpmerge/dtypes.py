@@ -63,6 +63,6 @@ def float_dtype(name: object, where: str) -> DType:
     if found is None or not found.is_float:
         choices = [d.name for d in FLOATS]
         raise RecipeError(
-            f"{where}: unknown dtype {name!r}{close_matches(str(name), choices)} Choose one of {', '.join(choices)}."
+            f"{where}: unknown dtype {name!r}{close_matches(str(name), choices) or '.'} Choose one of {', '.join(choices)}."
         )
     return found

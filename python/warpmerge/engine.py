@@ -1,11 +1,12 @@
 """Runs tasks on a backend: each task's method generator measures, solves and combines, many tensors at a time.
 
-Tasks are taken in batches. A batch's next request is launched as soon as its last one is answered, and several batches are
-in flight, so the backend always has work while Python solves.
+Tasks are taken in batches. A batch's next request is launched as soon as its last one is answered, and several batches
+are in flight, so the backend always has work while Python solves.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -63,10 +64,8 @@ class _Flight:
                 steps = _steps(task, frozen=True)
                 following.append((task, steps, next(steps)))
                 continue
-            try:
+            with contextlib.suppress(StopIteration):
                 following.append((task, steps, steps.send(outcome)))
-            except StopIteration:
-                pass
         self._steps = following
         if following:
             self._launch()

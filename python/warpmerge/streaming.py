@@ -1,8 +1,9 @@
-"""Runs a plan: from mapped input files through the engine to a published model directory."""
+"""Runs a plan: from input files through the engine to a published model directory."""
 
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -24,9 +25,10 @@ class _Run:
     def __init__(self, plan: Plan, directory: OutputDirectory, background: Any, total: int) -> None:
         self.plan, self.directory, self.background = plan, directory, background
         self.digests: dict[str, str] = {}
-        self.left = [0] * len(plan.shards)
+        self.names: list[list[str]] = [[] for _ in plan.shards]
         for job in plan.jobs:
-            self.left[job.shard] += 1
+            self.names[job.shard].append(job.name)
+        self.left = [len(names) for names in self.names]
         self.total = total
 
     def take_finished(self, finished: Mapping[str, Mapping[str, str]]) -> list[Job]:
@@ -67,9 +69,8 @@ class _Run:
         self.digests[job.name] = f"{digest:016x}"
         self.left[job.shard] -= 1
         if self.left[job.shard] == 0:
-            name = self.plan.shards[job.shard].name
-            mine = {j.name: self.digests[j.name] for j in self.plan.jobs if j.shard == job.shard}
-            self.directory.finish_shard(name, mine)
+            mine = {name: self.digests[name] for name in self.names[job.shard]}
+            self.directory.finish_shard(self.plan.shards[job.shard].name, mine)
 
 
 def _buffer(place: Located) -> Buffer:
@@ -82,10 +83,17 @@ def _agreed(job: Job, located: list[Buffer], labels: list[str]) -> Buffer:
     for buffer, label in zip(located[1:], labels[1:], strict=False):
         if not same_bytes([located[0], buffer]):
             raise CheckpointError(
-                f"tensor '{job.name}' ({job.dtype}) differs between '{labels[0]}' and '{label}' and cannot be averaged; "
-                "name a base_model to take it from."
+                f"tensor '{job.name}' ({job.dtype}) differs between '{labels[0]}' and '{label}' and cannot be "
+                "averaged; name a base_model to take it from."
             )
     return located[0]
+
+
+def _unreadable(plan: Plan) -> CheckpointError:
+    for shard in (s for c in plan.checkpoints for s in c.shards):
+        if os.fstat(shard.fd).st_size != shard.size:
+            return CheckpointError(f"{shard.path} changed while it was being read.")
+    return CheckpointError("an input file could not be read; is its disk failing?")
 
 
 def run_plan(plan: Plan, directory: OutputDirectory, backend: Any, progress: Progress | None = None) -> int:
@@ -108,7 +116,7 @@ def run_plan(plan: Plan, directory: OutputDirectory, backend: Any, progress: Pro
             engine.run(run.tasks(jobs), backend, advance)
         except OSError as error:
             if error.errno == errno.EFAULT:
-                raise CheckpointError("an input file shrank or could not be read during the merge.") from None
+                raise _unreadable(plan) from None
             raise directory.error(error) from None
         background.drain()
         dtypes = plan.dtypes
@@ -123,7 +131,8 @@ def run_plan(plan: Plan, directory: OutputDirectory, backend: Any, progress: Pro
     except BaseException as error:
         background.cancel()
         background.drain()
-        kept = directory.abort()
+        # No resume can use the shards of a merge whose inputs are at fault.
+        kept = directory.abort(keep=not isinstance(error, CheckpointError))
         if isinstance(error, KeyboardInterrupt):
             again = f" {kept} of {len(plan.shards)} shards are finished; --resume keeps them." if kept else ""
             raise KeyboardInterrupt(f"interrupted; nothing was published.{again}") from None

@@ -26,7 +26,7 @@ class Buffer:
     owner: Any = None
 
     def read(self, start: int = 0, nbytes: int | None = None) -> bytes | memoryview:
-        """The bytes [start, start + nbytes), all of them by default. Raises OSError (EFAULT) if the file ends early."""
+        """The bytes [start, start + nbytes), all of them by default. Raises OSError (EFAULT) if they cannot be read."""
         nbytes = self.nbytes - start if nbytes is None else nbytes
         if nbytes == 0:
             return b""
@@ -34,7 +34,10 @@ class Buffer:
             return memoryview((ctypes.c_uint8 * nbytes).from_address(self.address + start)).cast("B")
         parts = []
         while nbytes:
-            part = os.pread(self.fd, nbytes, self.offset + start)
+            try:
+                part = os.pread(self.fd, nbytes, self.offset + start)
+            except OSError as error:
+                raise OSError(errno.EFAULT, error.strerror) from None
             if not part:
                 raise OSError(errno.EFAULT, "file ends early")
             parts.append(part)

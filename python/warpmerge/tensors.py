@@ -32,9 +32,9 @@ def merge_tensors(
 
     tensors: torch tensors or numpy arrays of a floating-point dtype, any shape. base: the tensor that deltas are taken
     from; for slerp the one at t = 0 (without it, the first). parameters: those of the method (`wm.methods()`), each a
-    scalar or, where it is per model, a list of K; write `lambda_` for lambda. name, seed: which random numbers a dropping
-    method draws; `name` is the tensor's name in its model. Returns a new tensor of the same kind and device, in the dtype
-    of the base (of the first tensor without one) unless `out_dtype` says otherwise.
+    scalar or, where it is per model, a list of K; write `lambda_` for lambda. name, seed: which random numbers a
+    dropping method draws; `name` is the tensor's name in its model. Returns a new tensor of the same kind and device,
+    in the dtype of the base (of the first tensor without one) unless `out_dtype` says otherwise.
     """
     merged = merge_state_dicts(
         [{name: t} for t in tensors],
@@ -60,8 +60,8 @@ def merge_state_dicts(
 ) -> dict[str, Any]:
     """Merges K state dicts that have the same names and shapes; see merge_tensors.
 
-    Integer and boolean tensors are taken from the base (without one, all models must agree on them). Names that share one
-    tensor in every model (tied weights) share the merged one.
+    Integer and boolean tensors are taken from the base (without one, all models must agree on them). Names that share
+    one tensor in every model (tied weights) share the merged one.
     """
     chosen = find(method)
     models, reference = _inputs(chosen, list(state_dicts), base)
@@ -161,7 +161,10 @@ class _Array:
 
     @property
     def identity(self) -> tuple:
-        return (self.buffer().address, self.shape, self.dtype.name, isinstance(self.host, np.ndarray))
+        """Equal for two views of the same elements. Of the original: a contiguous copy's address means nothing."""
+        if isinstance(self.original, np.ndarray):
+            return ("numpy", self.original.ctypes.data, self.shape, self.original.strides, self.dtype.name)
+        return (str(self.original.device), self.original.data_ptr(), self.shape, self.original.stride(), self.dtype.name)
 
     def buffer(self) -> Buffer:
         if isinstance(self.host, np.ndarray):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import dataclass
@@ -33,8 +34,18 @@ def verify(out: str | Path, *, threads: int | None = None) -> VerifyReport:
     backends.choose("cpu")  # raises if the native module cannot be used as the environment asks
     expected = _expected(path / MANIFEST)
     checkpoint = Checkpoint(str(path.resolve()))
-    problems = [f"tensor '{name}' is missing" for name in expected if name not in checkpoint.entries]
-    pool = _core.Pool(thread_count(threads), os.environ.get("WARPMERGE_ISA", ""))
+    try:
+        problems = [f"tensor '{name}' is missing" for name in expected if name not in checkpoint.entries]
+        problems += _differences(checkpoint, expected, thread_count(threads))
+    finally:
+        checkpoint.close()
+    nbytes = sum(entry.nbytes for _, entry in checkpoint.entries.values())
+    return VerifyReport(len(checkpoint.entries), nbytes, tuple(problems))
+
+
+def _differences(checkpoint: Checkpoint, expected: dict[str, dict[str, Any]], threads: int) -> list[str]:
+    problems = []
+    pool = _core.Pool(threads, os.environ.get("WARPMERGE_ISA", ""))
     items = []
     for name, (shard, entry) in checkpoint.entries.items():
         record = expected.get(name)
@@ -43,27 +54,25 @@ def verify(out: str | Path, *, threads: int | None = None) -> VerifyReport:
         elif [entry.dtype.name, list(entry.shape)] != [record["dtype"], record["shape"]]:
             problems.append(f"tensor '{name}' is {entry.dtype} {list(entry.shape)}, not as the manifest says")
         else:
-            item = pool.copy(
-                _core.Place(0, fd=shard.fd, offset=entry.offset), entry.nbytes, TILE_BYTES, _core.Output(0)
-            )
-            items.append((name, record["digest"], item))
+            place = _core.Place(0, fd=shard.fd, offset=entry.offset)
+            items.append((name, record["digest"], pool.copy(place, entry.nbytes, TILE_BYTES, _core.Output(0))))
     launch = pool.submit([item for _, _, item in items])
     try:
         while not launch.wait(100):
             pass
     except OSError:
-        raise CheckpointError(f"{path}: a file could not be read to its end.") from None
+        raise CheckpointError(f"{checkpoint.path}: a file could not be read to its end.") from None
     except BaseException:
         launch.cancel()
-        while not launch.wait(100):  # nothing may be unmapped before the last worker is done with it
-            pass
+        with contextlib.suppress(OSError):
+            while not launch.wait(100):  # no file may be closed before the last worker is done with it
+                pass
         raise
-    for name, digest, item in items:
-        if f"{item.digest:016x}" != digest:
-            problems.append(f"tensor '{name}' does not have the digest of the manifest")
-    nbytes = sum(entry.nbytes for _, entry in checkpoint.entries.values())
-    checkpoint.close()
-    return VerifyReport(len(checkpoint.entries), nbytes, tuple(problems))
+    return problems + [
+        f"tensor '{name}' does not have the digest of the manifest"
+        for name, digest, item in items
+        if f"{item.digest:016x}" != digest
+    ]
 
 
 def _expected(manifest: Path) -> dict[str, dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Backends: who carries out measurements and combinations. One file each, chosen here.
 
-A backend is a class with `launch(work) -> Ticket`, `cancel()` and `close()`; a ticket has `wait() -> list[Outcome]` in the
-order of the work. An explicit choice that is not available is an error; the automatic one takes the best that is.
+A backend is a class with `launch(work) -> Ticket`, `cancel()` and `close()`; a ticket has `wait() -> list[Outcome]` in
+the order of the work. An explicit choice that is not available is an error; the automatic one takes the best that is.
 """
 
 from __future__ import annotations
@@ -64,6 +64,8 @@ def choose(name: str | None = "auto") -> BackendInfo:
     if name in (None, "auto"):
         name = os.environ.get("WARPMERGE_BACKEND") or "auto"
     if name == "auto":
+        if os.environ.get("WARPMERGE_ISA") and BACKENDS[0].reason:
+            raise RecipeError(f"backend 'cpu' is not available: {BACKENDS[0].reason}.")
         for info in BACKENDS:
             if info.available:
                 return info

@@ -64,6 +64,8 @@ def _carry_out(task: TensorTask, request: Any) -> Outcome:
             select(d, k, request.keep_all_ties) if k else Selection() for d, k in zip(x, request.counts, strict=True)
         ]
         return Outcome(chosen, nonfinite)
+    # Sums are taken over the finite elements.
+    x = [torch.where(torch.isfinite(d), d, torch.zeros_like(d)) for d in x]
     if isinstance(request, Moments):
         return Outcome([moments(d, k, request.only_l1) for d, k in zip(x, request.keep, strict=True)], nonfinite)
     assert isinstance(request, Gram) and count >= 0
@@ -102,7 +104,7 @@ def narrow(y: torch.Tensor, dtype: DType) -> torch.Tensor:
 
 
 def _round_to_odd(y: torch.Tensor) -> torch.Tensor:
-    """float64 to float32 such that a further rounding to 16 bits is the correct one: inexact values get a last bit of 1."""
+    """float64 to float32 such that a further rounding to 16 bits is the correct one: inexact values end in a 1 bit."""
     nearest = y.to(torch.float32)
     bits = nearest.view(torch.int32)
     bits = torch.where(nearest.double().abs() > y.abs(), bits - 1, bits) | 1
@@ -264,8 +266,8 @@ def moments(d: torch.Tensor, keep: Any, only_l1: bool = False) -> MomentsResult:
 
 
 def gram(x: list[torch.Tensor]) -> GramResult:
-    flat = [fixed_sum(v * v) for v in x]
-    flat += [fixed_sum((x[i] - x[k]) * (x[i] - x[k])) for i in range(len(x)) for k in range(i + 1, len(x))]
+    flat = [fixed_sum(v.double() ** 2) for v in x]
+    flat += [fixed_sum((x[i].double() - x[k].double()) ** 2) for i in range(len(x)) for k in range(i + 1, len(x))]
     return GramResult.unpack(flat, len(x))
 
 

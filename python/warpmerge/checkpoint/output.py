@@ -72,13 +72,7 @@ class OutputDirectory:
             self._lock = os.open(self.staging, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:
             raise OutputError(f"cannot make the output directory {self.path}: {error.strerror}.") from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Another merge may have published, and removed what is locked here, since it was opened.
-            mine = os.path.samestat(os.fstat(self._lock), self.staging.stat())
-        except OSError:
-            mine = False
-        if not mine:
+        if not self._locked():
             os.close(self._lock)
             self._lock = None
             raise OutputError(f"another merge is writing to {self.path}.")
@@ -100,6 +94,20 @@ class OutputDirectory:
             raise self.error(error) if isinstance(error, OSError) else error from None
         return {name: record["digests"] for name, record in done.items()}
 
+    def _locked(self) -> bool:
+        """Whether no other merge writes here. Where the file system has no locks, that is taken for granted."""
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass
+        try:
+            # Another merge may have published, and removed what is locked here, since it was opened.
+            return os.path.samestat(os.fstat(self._lock), self.staging.stat())
+        except OSError:
+            return False
+
     def _finished(self, fingerprint: str) -> dict[str, Any]:
         """The journal's shards that are there in full: `bytes` and `digests` of each."""
         done = {}
@@ -107,7 +115,7 @@ class OutputDirectory:
             sizes = {path.name: path.stat().st_size for path in self.staging.iterdir()}
             first, *records = (self.staging / JOURNAL).read_text(encoding="utf-8").splitlines()
             for record in map(json.loads, records) if first == fingerprint else ():
-                if sizes.get(record["name"]) == record["bytes"]:
+                if record["digests"] and sizes.get(record["name"]) == record["bytes"]:
                     done[record["name"]] = record
         except (OSError, ValueError, LookupError, TypeError):
             pass  # no journal, or its last line was being written when the machine stopped
@@ -216,7 +224,7 @@ class OutputDirectory:
         try:
             written = json.loads((self.path / MANIFEST).read_text())["files"]
             names.update(name for name in written if Path(name).name == name)
-        except (OSError, ValueError, LookupError, TypeError):
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
             pass  # not a merge of this program's: nothing else is known to belong to it
         return {name for name in names if not (self.path / name).is_dir()}
 

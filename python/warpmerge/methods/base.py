@@ -56,11 +56,15 @@ def number(
             return None
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ValueError(f"expected a {kind}, got {value!r}")
+        try:
+            value = float(value)
+        except OverflowError:
+            raise ValueError("expected a finite number") from None
         if not abs(value) < float("inf"):
             raise ValueError(f"expected a finite number, got {value!r}")
         if (low is not None and value < low) or (high is not None and value > high):
             raise ValueError(f"expected a {kind}, got {value!r}")
-        return float(value)
+        return value
 
     return Parameter(name, convert, kind, interpolates=True, **more)
 

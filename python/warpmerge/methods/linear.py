@@ -15,7 +15,7 @@ WEIGHT = number("weight", required=True, per_model=True, help="coefficient of th
 def _check_linear(p: Mapping[str, Any]) -> None:
     if p["normalize"] and sum(p["weight"]) == 0:
         raise RecipeError(
-            "method 'linear': the weights sum to zero, so they cannot be normalized; set normalize: false or other weights."
+            "method 'linear': the weights sum to zero and cannot be normalized; set normalize: false or other weights."
         )
 
 

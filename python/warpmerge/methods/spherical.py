@@ -16,10 +16,12 @@ ZERO_NORM = 1e-8
 def slerp_coefficients(norm0_sq: float, norm1_sq: float, distance_sq: float, t: float) -> tuple[float, float, bool]:
     """Coefficients of x_0 and x_1, and whether they are those of a straight line.
 
-    The angle between the unit vectors u and v comes from |u - v|^2 = (|a - b|^2 - (|a| - |b|)^2) / (|a| |b|), which does
-    not cancel for near-identical models; a dot product would. A vector shorter than ZERO_NORM has no direction: its
+    The angle between the unit vectors u and v comes from |u - v|^2 = (|a - b|^2 - (|a| - |b|)^2) / (|a| |b|), which
+    does not cancel for near-identical models; a dot product would. A vector shorter than ZERO_NORM has no direction: its
     cosine with anything counts as 0.
     """
+    if distance_sq == 0:  # the same tensor twice, however short
+        return 1 - t, t, True
     norm0, norm1 = math.sqrt(norm0_sq), math.sqrt(norm1_sq)
     if norm0 <= ZERO_NORM or norm1 <= ZERO_NORM:
         cosine = (norm0_sq + norm1_sq - distance_sq) / 2 / max(norm0, ZERO_NORM) / max(norm1, ZERO_NORM)

@@ -160,7 +160,7 @@ def parse(document: Any, where: str) -> Recipe:
         raise RecipeError(f"{where}: 'models' must be a list of at least one model{got}.")
     base = document.get("base_model")
     base = None if base is None else _model_ref(base, f"{where}: base_model")
-    models = tuple(_model(entry, base, method, f"{where}: models[{i}]") for i, entry in enumerate(listed))
+    models = tuple(_model(entry, method, f"{where}: models[{i}]") for i, entry in enumerate(listed))
     _check_models(method, models, base, where)
     recipe = Recipe(
         method=method,
@@ -209,7 +209,7 @@ def _check_models(method: Method, models: tuple[RecipeModel, ...], base: ModelRe
         raise RecipeError(f"{where}: method '{method.name}' needs a 'base_model'.")
 
 
-def _model(entry: Any, base: ModelRef | None, method: Method, where: str) -> RecipeModel:
+def _model(entry: Any, method: Method, where: str) -> RecipeModel:
     if isinstance(entry, str):
         return RecipeModel(_model_ref(entry, where))
     if not isinstance(entry, Mapping) or "model" not in entry:

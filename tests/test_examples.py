@@ -1,0 +1,124 @@
+"""Every example runs as it stands, beside the models that it names, and computes what its comments say."""
+
+from pathlib import Path
+
+import numpy as np
+import oracles
+import pytest
+import torch
+import yaml
+from helpers import array, looks_complete, read_model, run_cli, write_model
+from kernel_helpers import assert_same_bits
+from oracles import assert_accurate
+
+EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.yml"))
+LAYERS, WIDTH = 5, 16
+SEED = 1
+
+
+def tensors(seed):
+    """A tiny Llama: the base for seed 0, else a fine-tune of it."""
+    shapes = {"model.embed_tokens.weight": (24, WIDTH), "model.norm.weight": (WIDTH,), "lm_head.weight": (24, WIDTH)}
+    for i in range(LAYERS):
+        shapes[f"model.layers.{i}.self_attn.q_proj.weight"] = (WIDTH, WIDTH)
+        shapes[f"model.layers.{i}.mlp.up_proj.weight"] = (2 * WIDTH, WIDTH)
+        shapes[f"model.layers.{i}.input_layernorm.weight"] = (WIDTH,)
+    base, tuned = np.random.default_rng(0), np.random.default_rng(seed)
+    made = {}
+    for name, shape in shapes.items():
+        values = base.standard_normal(shape) * 0.05
+        made[name] = (values + (seed > 0) * tuned.standard_normal(shape) * 0.02).astype(np.float32)
+    return made
+
+
+MODELS = {name: tensors(seed) for seed, name in enumerate(("base", "math", "code", "chat"))}
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    for name, made in MODELS.items():
+        write_model(tmp_path / name, made, shards=2)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def layer(name):
+    """Place on the layer axis, from 0 to 1; 0 outside of any layer."""
+    parts = name.split(".")
+    return int(parts[2]) / (LAYERS - 1) if parts[1] == "layers" else 0.0
+
+
+def gradient(name, values):
+    return float(np.interp(layer(name) * (len(values) - 1), range(len(values)), values))
+
+
+def linear(name, base, math, code, chat):
+    return oracles.linear([math, code, chat], weight=[0.5, 0.3, 0.2])
+
+
+def task_arithmetic(name, base, math, code, chat):
+    return oracles.task_arithmetic([math, code, chat], base, weight=[1.0, 0.8, -0.5], lambda_=0.7)
+
+
+def ties(name, base, math, code, chat):
+    whole = "embed_tokens" in name or "norm" in name
+    density = [0.5, 0.3, 1.0 if whole else 0.2]
+    return oracles.ties([math, code, chat], base, weight=[1.0, 0.7, 0.5], density=density)
+
+
+def dare_ties(name, base, math, code, chat):
+    density = [0.6, gradient(name, [0.9, 0.4])]
+    options = {"weight": [0.5, 0.3], "density": density, "rescale": "inverse_density"}
+    return oracles.dare_ties([math, code], base, seed=SEED, name=name, **options)
+
+
+def slerp(name, base, math, code, chat):
+    t = 0.5
+    if "self_attn" in name:
+        t = gradient(name, [0, 0.5, 0.3, 0.7, 1])
+    elif "mlp" in name:
+        t = gradient(name, [1, 0.5, 0.7, 0.3, 0])
+    return oracles.slerp([math, chat], t=t)
+
+
+def convert(name, base, math, code, chat):
+    return oracles.passthrough([chat], scale=1.0)
+
+
+EXPECTED = {f.__name__: f for f in (linear, task_arithmetic, ties, dare_ties, slerp, convert)}
+DTYPES = {"ties": torch.bfloat16, "convert": torch.float16}
+
+
+def test_every_example_is_tested():
+    assert {path.stem for path in EXAMPLES} == set(EXPECTED)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
+def test_example(path, workplace):
+    done = run_cli("merge", path, "merged", "--seed", SEED, "--no-sync")
+    assert (done.status, done.stderr) == (0, "")
+    assert looks_complete(workplace / "merged")
+    merged = read_model(workplace / "merged")
+    assert merged.keys() == MODELS["base"].keys()
+    dtype = DTYPES.get(path.stem, torch.float32)
+    for name, raw in merged.items():
+        operands = [torch.from_numpy(MODELS[m][name]) for m in ("base", "math", "code", "chat")]
+        got = torch.from_numpy(array(raw).copy()).to(dtype)
+        assert tuple(got.shape) == operands[0].shape
+        share = oracles.SPHERICAL if path.stem == "slerp" else None
+        assert_accurate(got, EXPECTED[path.stem](name, *operands), share=share)
+        if path.stem == "convert":
+            assert_same_bits(got, operands[3].half())
+    assert run_cli("verify", "merged").status == 0
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
+def test_example_explains_itself(path, workplace):
+    """A comment says what it does, with the command to run it; `plan` agrees that it can run."""
+    text = path.read_text()
+    assert text.startswith("# ") and f"warpmerge merge {path.name} " in text
+    assert all(len(line) <= 120 for line in text.splitlines())
+    models = {m["model"] for m in yaml.safe_load(text)["models"]}
+    assert models <= set(MODELS)
+    done = run_cli("plan", path)
+    assert done.status == 0 and all(m in done.stdout for m in models)

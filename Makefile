@@ -26,17 +26,19 @@ format: $(VENV)/lint.done
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(SOURCES)
 
-BENCH_JSON := build/bench/latest.json
-
+# About ten minutes and 10 GB under build/bench: end to end, kernels, start-up, memory, into benchmarks/results/.
 bench: $(VENV)/test.done
 	mkdir -p build/bench
-	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json=$(BENCH_JSON)
-	$(BIN)/python -m benchmarks.results collect $(BENCH_JSON)
+	rm -f build/bench/bench.json
+	$(BIN)/python -m pytest benchmarks --ignore=benchmarks/bench_peers.py -q --benchmark-json=build/bench/bench.json
+	$(BIN)/python -m benchmarks.results collect build/bench/bench.json
 
+# mergekit on the same files, in an environment of its own: another fifteen minutes.
 bench-peers: $(VENV)/test.done
 	$(BIN)/python -m benchmarks.peers install
 	mkdir -p build/bench
-	$(BIN)/python -m pytest benchmarks/bench_peers.py --benchmark-only --benchmark-json=build/bench/peers.json
+	rm -f build/bench/peers.json
+	$(BIN)/python -m pytest benchmarks/bench_peers.py -q --benchmark-json=build/bench/peers.json
 	$(BIN)/python -m benchmarks.results collect build/bench/peers.json
 
 clean:

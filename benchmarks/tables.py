@@ -111,7 +111,7 @@ def _startup(rows: list[Row]) -> str:
 
 def _kernels(rows: list[Row]) -> str:
     columns = ["kernel", "what", "dtype", "models", "isa", "device", "threads", "regime"]
-    columns += ["GB/s", "roof GB/s", "% of roof"]
+    columns += ["GB/s", "roof GB/s", "% of roof", "ns/element/model", "kernel faster by", "reach", "aim"]
     shown = [column for column in columns if any(row.get(column) not in (None, "") for row in rows)]
 
     def cell(row: Row, column: str) -> str:

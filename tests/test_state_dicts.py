@@ -1,5 +1,7 @@
 """Merging state dicts: names, tied tensors, integers, and what does not fit together."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import pytest
 import torch
@@ -99,6 +101,41 @@ def test_views_that_are_not_contiguous_are_not_confused(kind, models):
         merged = wm.merge_state_dicts([model] * models, "linear", weight=1)
         for name, column in model.items():
             assert merged[name].tolist() == column.tolist(), name
+
+
+class Lazy(Mapping):
+    """Makes a tensor anew whenever it is asked for, as a reader of files does."""
+
+    def __init__(self, make):
+        self.make = make
+
+    def __getitem__(self, name):
+        return self.make(int(name))
+
+    def __iter__(self):
+        return map(str, range(20))
+
+    def __len__(self):
+        return 20
+
+
+@pytest.mark.parametrize("models", [1, 2])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda i, n: torch.from_numpy(np.full((n, 2), float(i), np.float32)).T,
+        lambda i, n: np.full((n, 2), float(i), np.float32).T,
+        lambda i, n: torch.full((n,), i),
+        lambda i, n: torch.full((n,), float(i)),
+    ],
+    ids=["torch-strided", "numpy-strided", "integers", "contiguous"],
+)
+def test_tensors_that_are_made_when_asked_for_are_not_confused(make, models):
+    """Nobody else keeps them: the next one may lie where the last one lay, depending on its size."""
+    for n in (3, 100, 5000):
+        merged = wm.merge_state_dicts([Lazy(lambda i, n=n: make(i, n))] * models, "linear", weight=1)
+        for name, tensor in merged.items():
+            assert (tensor == int(name)).all() and tensor.shape == make(0, n).shape, (n, name)
 
 
 # --- integers -------------------------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ TensorItem::TensorItem(const Kernels& kernels, std::shared_ptr<Tensors> tensors,
     : kernels_(kernels), tensors_(std::move(tensors)), step_(tile_elements), nonfinite_(tensors_->models() + 1) {}
 
 void TensorItem::tile(int64_t index, Worker& worker) {
+  if (idle()) return;
   const int64_t begin = index * step_;
   const int64_t count = std::min(step_, tensors_->count - begin);
   std::vector<int64_t> found(nonfinite_.size());

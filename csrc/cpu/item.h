@@ -66,6 +66,8 @@ class TensorItem : public Item {
   const Tensors& tensors() const { return *tensors_; }
 
  protected:
+  // Whether tiles have nothing to do: then they are not even read.
+  virtual bool idle() const { return false; }
   virtual void range(int64_t index, const Operands& operands, int64_t begin, int64_t count, Worker& worker,
                      int64_t* nonfinite) = 0;
   template <class T>

@@ -68,6 +68,8 @@ struct KernelSet {
   void (*gram)(const Operands&, int64_t begin, int64_t count, double* blocks, void* scratch, int64_t* nonfinite);
   // Magnitude keys of the deltas of one model, at most kStage of them.
   void (*keys)(const Operands&, int model, int64_t begin, int count, Bits<T>* keys, void* scratch);
+  // Counts `count` keys against [low, high] and collects those strictly inside, in order; `out` has room for 64 more.
+  void (*collect)(const Bits<T>* keys, int64_t count, Bits<T> low, Bits<T> high, Bits<T>* out, SelectCounts* counts);
   // Classifies the keys of a tile, for each model whose `active` is set. Keys strictly inside go to `inside[model]`,
   // which has room for `count + 64` of them. `bins[model]`: kSelectBins counters for a histogram sweep.
   void (*select)(const Operands&, const SelectInterval*, const bool* active, int64_t begin, int64_t count,

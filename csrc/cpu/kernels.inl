@@ -28,7 +28,7 @@ namespace {
 
 template <class T>
 constexpr KernelSet<T> kernel_set() {
-  return {weighted_sum<T>, consensus<T>, moments<T>, gram<T>, keys<T>, select<T>};
+  return {weighted_sum<T>, consensus<T>, moments<T>, gram<T>, keys<T>, collect<T>, select<T>};
 }
 
 }  // namespace

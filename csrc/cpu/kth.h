@@ -1,37 +1,53 @@
-// The k-th largest of unsorted unsigned keys, by narrowing a histogram: three to four times as fast as std::nth_element
-// on the 10^4 to 10^6 keys of a sample or a bracket.
+// The k-th largest of unsorted keys: sample, bracket, keep what lies strictly inside, again. Each round is one
+// vectorised sweep (KernelSet::collect) that leaves about a quarter.
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <functional>
 #include <vector>
 
+#include "kernels.h"
+
 namespace warpmerge {
 
-// `rank` counts from 1. Destroys the order of `keys`.
-template <class Key>
-Key kth_largest(std::vector<Key>& keys, int64_t rank) {
-  constexpr int kBins = 1024;
-  auto begin = keys.begin(), end = keys.end();
-  while (end - begin > 512) {
-    const auto range = std::minmax_element(begin, end);
-    const Key low = *range.first, width = *range.second - low;
-    if (width == 0) return low;
-    int shift = 0;
-    while ((width >> shift) >= kBins) ++shift;
-    int32_t bins[kBins] = {};
-    for (auto at = begin; at != end; ++at) ++bins[(*at - low) >> shift];
-    int bin = kBins - 1;
-    while (rank > bins[bin]) rank -= bins[bin--];
-    auto kept = begin;
-    for (auto at = begin; at != end; ++at)
-      if (int((*at - low) >> shift) == bin) *kept++ = *at;
-    end = kept;
+// Destroys `keys`; `rank` counts from 1. `spare` is memory that grows to what is needed.
+template <class T>
+Bits<T> kth_largest(const KernelSet<T>& set, std::vector<Bits<T>>& keys, int64_t rank, std::vector<Bits<T>>& spare) {
+  using Key = Bits<T>;
+  constexpr int kSample = 128;
+  while (keys.size() > 4 * kSample) {
+    const int64_t count = int64_t(keys.size());
+    Key sample[kSample];
+    for (int64_t i = 0; i < kSample; ++i) sample[i] = keys[size_t(i * count / kSample)];
+    const double share = double(rank) / double(count);
+    const int at = std::min(kSample - 1, int(share * kSample));
+    const int margin = 2 + int(3.0 * std::sqrt(kSample * share * (1.0 - share)));
+    const int first = std::max(0, at - margin), last = std::min(kSample - 1, at + margin);
+    std::nth_element(sample, sample + first, sample + kSample, std::greater<Key>());
+    const Key high = sample[first];
+    std::nth_element(sample + first, sample + last, sample + kSample, std::greater<Key>());
+    const Key low = sample[last];
+    if (spare.size() < size_t(count) + 64) spare.resize(size_t(count) + 64);
+    SelectCounts counts;
+    set.collect(keys.data(), count, low, high, spare.data(), &counts);
+    const int64_t to_high = counts.above + counts.at_high, to_low = to_high + counts.inside;
+    if (rank > counts.above && rank <= to_high) return high;
+    if (rank > to_low && rank <= to_low + counts.at_low) return low;
+    if (rank > to_high && rank <= to_low) {
+      std::copy(spare.begin(), spare.begin() + counts.inside, keys.begin());
+      keys.resize(size_t(counts.inside));
+      rank -= to_high;
+    } else if (rank <= counts.above) {  // the sample misled: one side of the bracket, which is smaller than all
+      keys.erase(std::remove_if(keys.begin(), keys.end(), [=](Key key) { return key <= high; }), keys.end());
+    } else {
+      keys.erase(std::remove_if(keys.begin(), keys.end(), [=](Key key) { return key >= low; }), keys.end());
+      rank -= to_low + counts.at_low;
+    }
   }
-  const auto at = begin + (rank - 1);
-  std::nth_element(begin, at, end, std::greater<Key>());
-  return *at;
+  std::nth_element(keys.begin(), keys.begin() + (rank - 1), keys.end(), std::greater<Key>());
+  return keys[size_t(rank - 1)];
 }
 
 }  // namespace warpmerge

@@ -10,6 +10,8 @@
 namespace warpmerge {
 namespace {
 
+// Up to this many elements the first task computes all keys and is done: no sample, no sweep.
+constexpr int64_t kSmall = 1 << 17;
 constexpr int kRun = 256;  // consecutive elements per sampled place: one read of a file for many keys
 
 template <class T>
@@ -22,6 +24,7 @@ class SelectItem final : public SelectItemBase {
       : SelectItemBase(kernels, std::move(tensors), whole_blocks(tile_elements)),
         keep_(std::move(keep)),
         keep_all_ties_(keep_all_ties),
+        forced_(sample != 0),
         sample_(sample ? sample : default_sample(tensors_->count)),
         capacity_(capacity ? capacity : std::max<int64_t>(1 << 16, tensors_->count / 8)),
         models_(tensors_->models()),
@@ -37,6 +40,7 @@ class SelectItem final : public SelectItemBase {
   void prepare(Worker& worker) override {
     ++sweeps_;
     const size_t tiles = size_t(this->tiles());
+    if (sweeps_ == 1 && whole_at_once()) return settle_small(worker);
     if (sweeps_ == 1) bracket(worker);
     for (int k = 0; k < models_; ++k) {
       if (!active_[k]) continue;
@@ -61,6 +65,7 @@ class SelectItem final : public SelectItemBase {
   int sweeps() const override { return sweeps_; }
 
  protected:
+  bool idle() const override { return done(); }
   void range(int64_t index, const Operands& operands, int64_t begin, int64_t count, Worker& worker,
              int64_t* nonfinite) override {
     // Scratch: the kernel's own, then per model a buffer for one block's keys or the histogram of the tile.
@@ -136,20 +141,40 @@ class SelectItem final : public SelectItemBase {
     }
   }
 
-  // The first intervals: exact for a small tensor, else from a sample.
+  bool whole_at_once() const { return tensors_->count <= kSmall && !forced_; }
+
+  // All of a small tensor from its keys.
+  void settle_small(Worker& worker) {
+    const int64_t count = tensors_->count;
+    // Kept by the thread: allocating them afresh for every tensor costs more than the selection.
+    static thread_local std::vector<std::vector<Key>> keys;
+    static thread_local std::vector<Key> copy, spare;
+    keys.resize(std::max(keys.size(), size_t(models_)));
+    for (auto& of_model : keys) of_model.clear();
+    constexpr int64_t kStep = 1 << 15;
+    for (int64_t at = 0; at < count; at += kStep) append_keys(at, std::min(kStep, count - at), worker, keys);
+    for (int k = 0; k < models_; ++k) {
+      if (!active_[k]) continue;
+      active_[k] = false;
+      copy.assign(keys[k].begin(), keys[k].end());
+      const Key threshold = kth_largest(this->template set<T>(), copy, keep_[k], spare);
+      SelectCounts counts;
+      if (spare.size() < size_t(count) + 64) spare.resize(size_t(count) + 64);
+      this->template set<T>().collect(keys[k].data(), count, threshold, threshold, spare.data(), &counts);
+      Selection& selection = result_[k];
+      selection.threshold = threshold;
+      selection.above = counts.above;
+      selection.ties = counts.at_high;
+      int64_t budget = keep_[k] - counts.above;
+      if (keep_all_ties_ || threshold == 0 || budget == counts.at_high) continue;
+      selection.tie_end = behind_nth(keys[k], threshold, budget, spare);
+    }
+  }
+
+  // The first intervals, from a sample.
   void bracket(Worker& worker) {
     const int64_t count = tensors_->count;
     std::vector<std::vector<Key>> keys(models_);
-    if (count <= 4 * sample_) {
-      for (int64_t at = 0; at < count; at += kBlock)
-        append_keys(at, std::min<int64_t>(kBlock, count - at), worker, keys);
-      for (int k = 0; k < models_; ++k) {
-        if (!active_[k]) continue;
-        const Key threshold = kth_largest(keys[k], keep_[k]);
-        intervals_[k] = {threshold, threshold, false, 0};
-      }
-      return;
-    }
     const int64_t runs = std::max<int64_t>(1, sample_ / kRun);
     const int64_t stride = count / runs;
     for (int64_t r = 0; r < runs; ++r) {
@@ -163,12 +188,13 @@ class SelectItem final : public SelectItemBase {
 
   // An interval that holds the threshold unless the sample is four standard errors off. Neighbours are alike (a row of
   // an embedding changed or did not), so the error is taken from how much the runs differ, not from the number of keys.
-  static SelectInterval around(const std::vector<Key>& sample, double share) {
+  SelectInterval around(const std::vector<Key>& sample, double share) const {
     const int64_t size = int64_t(sample.size());
     const int64_t rank = std::min(size - 1, int64_t(share * double(size)));
+    std::vector<Key> keys, spare;
     const auto ranked = [&](int64_t at) {
-      std::vector<Key> keys = sample;
-      return kth_largest(keys, at + 1);
+      keys = sample;
+      return kth_largest(this->template set<T>(), keys, at + 1, spare);
     };
     const Key middle = ranked(rank);
     double squares_above = 0, squares_from = 0, above = 0, from = 0;
@@ -206,7 +232,8 @@ class SelectItem final : public SelectItemBase {
     } else if (rank <= in_low) {
       if (state.overflow) return widen(k, low + 1, high - 1);
       std::vector<Key> keys = state.inside;
-      const Key threshold = kth_largest(keys, rank - total.at_high);
+      std::vector<Key> spare;
+      const Key threshold = kth_largest(this->template set<T>(), keys, rank - total.at_high, spare);
       const int64_t larger =
           std::count_if(state.inside.begin(), state.inside.end(), [&](Key key) { return key > threshold; });
       settle(k, threshold, total.above + total.at_high + larger, worker, [&](size_t tile) {
@@ -256,28 +283,47 @@ class SelectItem final : public SelectItemBase {
     selection.tie_end = locate(k, threshold, int64_t(tile) * step_, budget - before, worker);
   }
 
+  // The position just behind the nth key that equals `threshold`; -1 if there are fewer, and `nth` is then what is
+  // missing.
+  int64_t behind_nth(const std::vector<Key>& keys, Key threshold, int64_t& nth, std::vector<Key>& spare) const {
+    if (spare.size() < kBlock + 64) spare.resize(kBlock + 64);
+    for (int64_t at = 0; at < int64_t(keys.size()); at += kBlock) {
+      const int64_t count = std::min<int64_t>(kBlock, int64_t(keys.size()) - at);
+      SelectCounts counts;
+      this->template set<T>().collect(keys.data() + at, count, threshold, threshold, spare.data(), &counts);
+      if (counts.at_high < nth) {
+        nth -= counts.at_high;
+        continue;
+      }
+      for (int64_t j = 0; j < count; ++j)
+        if (keys[size_t(at + j)] == threshold && --nth == 0) return at + j + 1;
+    }
+    return -1;
+  }
+
   // The flat index just behind the `nth` tie at or after `begin`.
   int64_t locate(int k, uint64_t threshold, int64_t begin, int64_t nth, Worker& worker) {
     if (nth == 0) return begin;
     std::vector<std::vector<Key>> keys(models_);
+    std::vector<Key> spare;
+    std::unique_ptr<bool[]> others(new bool[models_]());  // keys of this model alone
+    others.swap(active_);
+    active_[k] = true;
     for (int64_t at = begin; at < tensors_->count; at += kBlock) {
       keys[k].clear();
-      active_[k] = true;
       append_keys(at, std::min<int64_t>(kBlock, tensors_->count - at), worker, keys);
-      active_[k] = false;
-      const int64_t here = std::count(keys[k].begin(), keys[k].end(), Key(threshold));
-      if (here < nth) {
-        nth -= here;
-        continue;
-      }
-      for (size_t j = 0; j < keys[k].size(); ++j)
-        if (keys[k][j] == threshold && --nth == 0) return at + int64_t(j) + 1;
+      const int64_t found = behind_nth(keys[k], Key(threshold), nth, spare);
+      if (found < 0) continue;
+      others.swap(active_);
+      return at + found;
     }
+    others.swap(active_);
     return tensors_->count;
   }
 
   const std::vector<int64_t> keep_;
   const bool keep_all_ties_;
+  const bool forced_;  // a given sample: the general way, whatever the size
   const int64_t sample_, capacity_;
   const int models_;
   std::vector<State> states_;

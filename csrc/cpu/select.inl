@@ -69,6 +69,16 @@ int64_t collect_inside(const T* __restrict d, int count, Bits<T> low, Bits<T> hi
   return inside;
 }
 
+// Keys are magnitudes already: as floats they have the same bits.
+template <class T>
+void collect(const Bits<T>* keys, int64_t count, Bits<T> low, Bits<T> high, Bits<T>* out, SelectCounts* counts) {
+  constexpr int kChunk = 1 << 20;
+  for (int64_t done = 0; done < count; done += kChunk) {
+    const int n = int(count - done < kChunk ? count - done : kChunk);
+    out += collect_inside(reinterpret_cast<const T*>(keys + done), n, low, high, out, *counts);
+  }
+}
+
 template <class T>
 void count_bins(const T* d, int count, const SelectInterval& interval, SelectCounts& counts, int64_t* bins) {
   for (int j = 0; j < count; ++j) {

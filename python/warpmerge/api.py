@@ -20,8 +20,8 @@ from .units import parse_size, show_size
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What a merge did, or (`dry_run`) would do. Bytes read count every pass; `memory` is an upper estimate of the bytes
-    that are allocated (docs/performance.md)."""
+    """What a merge did, or (`dry_run`) would do. Bytes read count every pass; `memory` is an upper estimate of the
+    bytes that are allocated (docs/performance.md)."""
 
     out: Path
     method: str
@@ -109,13 +109,15 @@ def _memory(plan: Plan, threads: int, limit: int | str | None) -> tuple[int, int
     from .backends import cpu
 
     models = max((len(job.inputs) for job in plan.jobs), default=1)
+    itemsize = max((entry.dtype.itemsize for job in plan.jobs for _, entry in job.located), default=2)
+    largest = max((job.entry.count for job in plan.jobs), default=0)
     budget = None if limit is None else parse_size(limit, "memory")
     try:
-        tile = cpu.tile_for(budget, threads, models)
+        tile = cpu.tile_for(budget, threads, models, itemsize, largest)
     except ValueError as error:
         least = show_size(error.args[0])
         raise RecipeError(f"memory: {show_size(budget)} is too little; {threads} threads need {least}.") from None
-    return tile, cpu.memory(threads, tile, models)
+    return tile, cpu.memory(threads, tile, models, itemsize, largest)
 
 
 def describe(recipe: str | Path | Mapping[str, Any] | Recipe, **options: Any) -> dict[str, Any]:

@@ -62,7 +62,6 @@ def float_dtype(name: object, where: str) -> DType:
     found = BY_NAME.get(str(name).removeprefix("torch."))
     if found is None or not found.is_float:
         choices = [d.name for d in FLOATS]
-        raise RecipeError(
-            f"{where}: unknown dtype {name!r}{close_matches(str(name), choices) or '.'} Choose one of {', '.join(choices)}."
-        )
+        near = close_matches(str(name), choices) or "."
+        raise RecipeError(f"{where}: unknown dtype {name!r}{near} Choose one of {', '.join(choices)}.")
     return found

@@ -78,10 +78,12 @@ def merge_state_dicts(
     results: dict[str, _Result] = {}
     tied: dict[tuple, str] = {}
     tasks = []
+    alive = []  # a mapping may make its tensors when asked: freed ones would lend their addresses to the next
     for name in donor:
         sources = [_Array.of(m[name], name) for m in models]
         origin = None if reference is None else _Array.of(reference[name], name)
         owner = _Array.of(donor[name], name)
+        alive += [*sources, owner, origin]
         identity = tuple(s.identity for s in [*sources, *([origin] if origin else [])])
         if identity in tied:
             results[name] = results[tied[identity]]
@@ -130,7 +132,7 @@ def _values(method: Method, models: int, given: Mapping[str, Any]) -> dict[str, 
                 values[parameter.name] = parameter.convert(_scalar(value)) if value is not None else None
         except ValueError as error:
             raise RecipeError(f"method '{method.name}': '{parameter.name}': {error}.") from None
-    method.check(values)
+    method.check_values(values)
     return values
 
 
@@ -164,7 +166,8 @@ class _Array:
         """Equal for two views of the same elements. Of the original: a contiguous copy's address means nothing."""
         if isinstance(self.original, np.ndarray):
             return ("numpy", self.original.ctypes.data, self.shape, self.original.strides, self.dtype.name)
-        return (str(self.original.device), self.original.data_ptr(), self.shape, self.original.stride(), self.dtype.name)
+        tensor = self.original
+        return (str(tensor.device), tensor.data_ptr(), self.shape, tensor.stride(), self.dtype.name)
 
     def buffer(self) -> Buffer:
         if isinstance(self.host, np.ndarray):

@@ -133,6 +133,15 @@ class Method:
     def __post_init__(self) -> None:
         object.__setattr__(self, "by_name", {p.name: p for p in self.parameters})
 
+    def check_values(self, values: Mapping[str, Any]) -> None:
+        """Raises RecipeError if values that are valid each do not go together."""
+        if values["nonfinite"] == "base" and self.base is not Base.REFERENCE:
+            raise RecipeError(
+                f"method '{self.name}' has no base to take the place of values that are not finite; "
+                "set nonfinite to 'error' or 'propagate'."
+            )
+        self.check(values)
+
     def parameter(self, name: str, where: str) -> Parameter:
         if name not in self.by_name:
             known = ", ".join(sorted(self.by_name))

@@ -13,9 +13,9 @@ WEIGHT = number("weight", required=True, per_model=True, help="coefficient of th
 
 
 def _check_linear(p: Mapping[str, Any]) -> None:
-    if p["normalize"] and sum(p["weight"]) == 0:
+    if p["normalize"] and not 0 < abs(sum(p["weight"])) < float("inf"):
         raise RecipeError(
-            "method 'linear': the weights sum to zero and cannot be normalized; set normalize: false or other weights."
+            "method 'linear': the weights sum to zero or overflow, so they cannot be normalized; set normalize: false."
         )
 
 

@@ -17,8 +17,8 @@ def slerp_coefficients(norm0_sq: float, norm1_sq: float, distance_sq: float, t: 
     """Coefficients of x_0 and x_1, and whether they are those of a straight line.
 
     The angle between the unit vectors u and v comes from |u - v|^2 = (|a - b|^2 - (|a| - |b|)^2) / (|a| |b|), which
-    does not cancel for near-identical models; a dot product would. A vector shorter than ZERO_NORM has no direction: its
-    cosine with anything counts as 0.
+    does not cancel for near-identical models; a dot product would. A vector shorter than ZERO_NORM has no direction:
+    its cosine with anything counts as 0.
     """
     if distance_sq == 0:  # the same tensor twice, however short
         return 1 - t, t, True

@@ -71,7 +71,7 @@ class Resolver:
             found = [self._first(parameter, rows[i], name, t, i) for i in range(len(rows))]
             values[parameter.name] = tuple(found) if parameter.per_model else found[0]
         try:
-            self._recipe.method.check(values)
+            self._recipe.method.check_values(values)
         except RecipeError as error:
             raise RecipeError(f"tensor '{name}': {error}" if name else str(error)) from None
         return values

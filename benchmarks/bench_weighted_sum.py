@@ -1,0 +1,12 @@
+"""The weighted sum of deltas: one read of base and models, one write."""
+
+from __future__ import annotations
+
+from warpmerge.ops import WeightedSum
+
+from .kernels import WEIGHTS, Case, cases, measure
+
+
+@cases(Case(models=2), Case(models=8))
+def test_weighted_sum(benchmark, case: Case) -> None:
+    measure(benchmark, "weighted_sum", case, lambda count: WeightedSum(WEIGHTS[: case.models], relative=True))

@@ -223,3 +223,18 @@ def test_after_an_error_the_next_merge_works():
     models[1]["w20"][3] = 0.0
     merged = wm.merge_state_dicts(models, "slerp", t=0.5)
     assert all(t.isfinite().all() for t in merged.values())
+
+
+def test_integers_that_differ_come_from_the_base_also_where_the_method_takes_no_deltas():
+    models = [{"ids": torch.tensor([k, k + 1])} for k in (3, 5)]
+    base = {"ids": torch.tensor([7, 8])}
+    assert wm.merge_state_dicts(models, "linear", base=base, weight=1)["ids"].tolist() == [7, 8]
+    with pytest.raises(wm.CheckpointError, match="differs in model 1"):
+        wm.merge_state_dicts(models, "linear", weight=1)
+
+
+def test_messages_about_a_tensor_without_a_name():
+    with pytest.raises(wm.CheckpointError, match=r"^the tensor has the shape \[2\] but \[3\] in model 1"):
+        wm.merge_tensors([torch.zeros(2), torch.zeros(3)], "linear", weight=1)
+    with pytest.raises(wm.RecipeError, match=r"^method 'linear' has no parameter 'wieght'; did you mean 'weight'"):
+        wm.merge_tensors([torch.zeros(2)], "linear", wieght=1)

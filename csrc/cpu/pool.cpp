@@ -114,8 +114,11 @@ std::shared_ptr<Launch> Pool::submit(std::vector<std::shared_ptr<Item>> items) {
 }
 
 void Pool::work(int index) {
+  // A thread inherits its creator's mode: round to nearest and keep subnormals, whatever that was.
 #if defined(__x86_64__)
-  _mm_setcsr(0x1f80);  // a thread inherits its creator's mode: round to nearest, keep subnormals, whatever that was
+  _mm_setcsr(0x1f80);
+#elif defined(__aarch64__)
+  asm volatile("msr fpcr, %0" ::"r"(uint64_t(0)));
 #endif
   Worker worker(index);
   std::unique_lock<std::mutex> lock(mutex_);

@@ -141,7 +141,7 @@ class SelectItem final : public SelectItemBase {
     }
   }
 
-  bool whole_at_once() const { return tensors_->count <= kSmall && !forced_; }
+  bool whole_at_once() const { return tensors_->count <= (forced_ ? kRun : kSmall); }
 
   // All of a small tensor from its keys.
   void settle_small(Worker& worker) {

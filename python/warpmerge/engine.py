@@ -117,7 +117,7 @@ def _nonfinite_error(task: TensorTask, outcome: Outcome) -> MergeError:
     found = [(label, count) for label, count in zip(task.labels, outcome.nonfinite, strict=False) if count]
     where = " and ".join(f"{count:,} of {task.info.count:,} in '{label}'" for label, count in found)
     return CheckpointError(
-        f"tensor '{task.info.name}' has NaN or infinite elements: {where}. Repair the model, or set the parameter "
+        f"{task.info} has NaN or infinite elements: {where}. Repair the model, or set the parameter "
         "nonfinite to 'propagate' or 'base'."
     )
 

@@ -91,7 +91,7 @@ def merge_state_dicts(
         tied[identity] = name
         dtype = (wanted or owner.dtype) if owner.dtype.is_float else owner.dtype
         result = results[name] = owner.empty(dtype)
-        tasks.append(_task(name, chosen, values, sources, origin, owner, result, labels, seed))
+        tasks.append(_task(name, chosen, values, sources, origin, owner, result, labels, seed, base is None))
     engine.run(tasks, _backend(info))
     return {name: result.finish() for name, result in results.items()}
 
@@ -116,7 +116,7 @@ def _same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
 def _values(method: Method, models: int, given: Mapping[str, Any]) -> dict[str, Any]:
     given = {name.removesuffix("_") if name == "lambda_" else name: v for name, v in given.items()}
     for name in given:
-        method.parameter(name, f"method '{method.name}'")
+        method.parameter(name)
     values = {}
     for parameter in method.parameters:
         value = given.get(parameter.name, parameter.default)
@@ -213,24 +213,24 @@ def _task(
     result: _Result,
     labels: list[str],
     seed: int,
+    must_agree: bool,
 ) -> TensorTask:
+    what = str(TensorInfo(name, 0, 0))
     arrays = [*sources, *([origin] if origin else [])]
     for label, array in zip(labels, arrays, strict=True):
         if array.shape != owner.shape:
-            raise CheckpointError(
-                f"tensor '{name}' has the shape {list(owner.shape)} but {list(array.shape)} in {label}."
-            )
+            raise CheckpointError(f"{what} has the shape {list(owner.shape)} but {list(array.shape)} in {label}.")
         if array.dtype.is_float != owner.dtype.is_float:
-            raise CheckpointError(f"tensor '{name}' is {owner.dtype} but {array.dtype} in {label}.")
+            raise CheckpointError(f"{what} is {owner.dtype} but {array.dtype} in {label}.")
     merged = owner.dtype.is_float
     if not merged:
         if owner.dtype.is_quantized and method.name != "passthrough":
-            raise CheckpointError(f"tensor '{name}' is quantized ({owner.dtype}); dequantize it before merging.")
-        if origin is None:
+            raise CheckpointError(f"{what} is quantized ({owner.dtype}); dequantize it before merging.")
+        if must_agree:
             for label, source in zip(labels, sources, strict=True):
                 if not same_bytes([source.buffer(), owner.buffer()]):
                     raise CheckpointError(
-                        f"tensor '{name}' ({owner.dtype}) differs in {label} and cannot be averaged; give a base."
+                        f"{what} ({owner.dtype}) differs in {label} and cannot be averaged; give a base."
                     )
         sources, origin = [owner], None
     dtype = owner.dtype if not merged else BY_NAME[str(result.array.dtype).removeprefix("torch.")]

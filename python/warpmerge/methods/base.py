@@ -112,6 +112,9 @@ class TensorInfo:
     models: int  # number of inputs, a reference base not counted
     seed: int = 0
 
+    def __str__(self) -> str:
+        return f"tensor '{self.name}'" if self.name else "the tensor"
+
 
 Steps = Generator[Measure, Any, Combine]
 
@@ -142,11 +145,12 @@ class Method:
             )
         self.check(values)
 
-    def parameter(self, name: str, where: str) -> Parameter:
+    def parameter(self, name: str, where: str = "") -> Parameter:
+        where = where and f"{where}: "
         if name not in self.by_name:
             known = ", ".join(sorted(self.by_name))
             raise RecipeError(
-                f"{where}: method '{self.name}' has no parameter '{name}'"
+                f"{where}method '{self.name}' has no parameter '{name}'"
                 f"{close_matches(name, self.by_name) or '.'} It takes: {known}."
             )
         return self.by_name[name]

@@ -139,7 +139,7 @@ ELECTED = [ELECT, _divisor(), LAMBDA, INT8_MASK]
     base=Base.REFERENCE,
     parameters=[
         WEIGHT,
-        _normalize(False),
+        boolean("normalize", default=False, help="divide by the sum of the weights"),
         LAMBDA,
         boolean("rescale", default=False, help="accepted for mergekit's sake; changes nothing"),
         INT8_MASK,

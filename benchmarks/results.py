@@ -83,15 +83,16 @@ def main() -> None:
     action.add_argument("--folder", type=Path, default=FOLDER)
     for name, text in (("table", "print the tables"), ("readme", "put the tables into the README")):
         action = actions.add_parser(name, help=text)
-        action.add_argument("file", type=Path)
+        action.add_argument("file", type=Path, nargs="+")
         action.add_argument("--readme", type=Path, default=ROOT / "README.md")
     arguments = parser.parse_args()
     if arguments.action == "collect":
         paths = {collect(file, arguments.folder, arguments.machine) for file in arguments.file}
         print(*sorted(paths), sep="\n")
         return
-    text = tables.render(json.loads(arguments.file.read_text()))
-    if arguments.action == "readme":
+    brief = arguments.action == "readme"
+    text = "\n\n".join(tables.render(json.loads(file.read_text()), brief=brief) for file in arguments.file)
+    if brief:
         splice(arguments.readme, text)
     else:
         print(text)

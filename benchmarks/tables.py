@@ -16,8 +16,8 @@ CAPTION = (
 )
 
 
-def render(result: dict[str, Any]) -> str:
-    """Every table that the file has rows for."""
+def render(result: dict[str, Any], *, brief: bool = False) -> str:
+    """Every table that the file has rows for; `brief`: of the kernels only the best form on all cores."""
     about = result["machine"]
     parts = [about["cpu"], f"{about['cores']} cores", f"{about['memory_gb']:.0f} GB", about.get("gpu", "")]
     tools = f"Python {about['python']}, {about['compiler']}, Linux {about['kernel']}, commit {about['commit']}"
@@ -26,7 +26,8 @@ def render(result: dict[str, Any]) -> str:
         blocks[0] += f" The machine was not idle: its load average was {about['load']} before the run."
     groups: dict[str, list[Row]] = {}
     for row in result["rows"]:
-        groups.setdefault(row["group"], []).append(row)
+        if not brief or "kernel" not in row or _headline(row, about["cores"]):
+            groups.setdefault(row["group"], []).append(row)
     known: dict[str, Callable[[list[Row]], str]] = {
         "merge": _merges,
         "startup": _startup,
@@ -38,6 +39,10 @@ def render(result: dict[str, Any]) -> str:
     # Kernel benchmarks may come in several groups (one per kernel, or per device).
     blocks += [_kernels(rows) for name, rows in groups.items() if name not in known and "kernel" in rows[0]]
     return "\n\n".join(blocks)
+
+
+def _headline(row: Row, cores: int) -> bool:
+    return row.get("isa") not in ("torch", "avx2", "baseline") and row.get("threads") == cores and row["models"] <= 3
 
 
 def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:

@@ -26,7 +26,7 @@ from ..threads import thread_count
 POLICIES = {"error": 0, "propagate": 1, "base": 2}
 
 # Elements per tile: with three bf16 models and a base the inputs of 128 Ki elements are 1 MiB, what an L2 holds. TIES
-# merges in turn, medians of five: 0.95 s with 32 Ki, 1.03 s with 64 Ki, 1.11 s with 128 Ki, 1.50 s with 256 Ki; of three,
+# merges in turn, medians of five: 0.95 s with 32 Ki, 1.03 s with 64 Ki, 1.11 s with 128 Ki, 1.50 s with 256 Ki; of 3,
 # later: 0.84 s with 32 Ki, 0.88 s with 128 Ki, 1.07 s with 16 Ki, and dare_linear 0.99, 0.91, 1.15 s. So 32 to 128 Ki
 # cannot be told apart here, and both ends are worse.
 TILE = 128 * 1024

@@ -104,7 +104,7 @@ def make_task(case: Case, *, base: bool, count: int, out: torch.Tensor | None = 
         inputs=inputs,
         base=_buffer(operand(case.dtype, 0)[:count]) if base else None,
         out_dtype=inputs[0].dtype,
-        sink=MemorySink(out.data_ptr(), out),
+        sinks=[MemorySink(out.data_ptr(), out)],
         labels=[],
     )
 

@@ -139,7 +139,7 @@ def task(
         inputs=[buffer(t) for t in tensors],
         base=None if base is None else buffer(base),
         out_dtype=buffer(result).dtype,
-        sink=MemorySink(result.data_ptr(), result),
+        sinks=[MemorySink(result.data_ptr(), result)],
         labels=[f"model {k}" for k in range(len(tensors))] + ["base"],
         wide=any(t.dtype == torch.float64 for t in everything),
     )

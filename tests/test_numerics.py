@@ -182,7 +182,7 @@ def digest_of(tensor, path, *, isa=ISAS[0], tile=512, method="linear", **options
     made, result = task(method, [tensor, tensor] if method == "linear" else [tensor], **options)
     seen = []
     with open(path, "w+b") as file:
-        made.sink, made.done = FileSink(file.fileno(), 8), seen.append
+        made.sinks, made.done = [FileSink(file.fileno(), 8)], seen.append
         run(cpu(isa, 2, tile), (made, result))
         file.seek(8)
         return seen[0], file.read()

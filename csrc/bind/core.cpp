@@ -11,6 +11,7 @@
 #include "../cpu/moments.h"
 #include "../cpu/select.h"
 #include "../cpu/weighted_sum.h"
+#include "../ops/digest.h"
 
 namespace py = pybind11;
 using namespace warpmerge;
@@ -66,6 +67,7 @@ PYBIND11_MODULE(_core, m) {
   });
 
   m.attr("BLOCK") = kBlock;
+  m.def("digest_length", &digest_length, py::arg("bytes"), "The length's share of the digest of so many bytes.");
   m.def("compiler", [] { return std::string(__VERSION__); });
   m.def(
       "isas",
@@ -122,7 +124,9 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly("digests", &CombineItem::digests);
   py::class_<WeightedSumItem, CombineItem, std::shared_ptr<WeightedSumItem>>(m, "WeightedSum");
   py::class_<ConsensusItem, CombineItem, std::shared_ptr<ConsensusItem>>(m, "Consensus");
-  py::class_<CopyItem, Item, std::shared_ptr<CopyItem>>(m, "Copy").def_property_readonly("digest", &CopyItem::digest);
+  py::class_<CopyItem, Item, std::shared_ptr<CopyItem>>(m, "Copy")
+      .def_property_readonly("digest", &CopyItem::digest)
+      .def_property_readonly("partial_digest", &CopyItem::partial_digest);
   py::class_<MomentsItem, TensorItem, std::shared_ptr<MomentsItem>>(m, "Moments")
       .def_property_readonly("result", [](const MomentsItem& item) {
         py::list rows;
@@ -176,10 +180,13 @@ PYBIND11_MODULE(_core, m) {
           py::arg("lambda_"), py::arg("elect"), py::arg("keep"), py::arg("output"))
       .def(
           "copy",
-          [](const Pool& pool, Place source, int64_t bytes, int64_t tile_bytes, Output output) {
-            return std::make_shared<CopyItem>(pool.kernels(), source, bytes, tile_bytes, std::move(output));
+          [](const Pool& pool, Place source, int64_t bytes, int64_t tile_bytes, Output output, int64_t position,
+             bool digested) {
+            return std::make_shared<CopyItem>(pool.kernels(), source, bytes, tile_bytes, std::move(output), position,
+                                              digested);
           },
-          py::arg("source"), py::arg("bytes"), py::arg("tile_bytes"), py::arg("output"))
+          py::arg("source"), py::arg("bytes"), py::arg("tile_bytes"), py::arg("output"), py::arg("position") = 0,
+          py::arg("digested") = true)
       .def(
           "moments",
           [](const Pool& pool, TensorsPtr tensors, int64_t tile, std::vector<Keep> keep, bool only_l1) {

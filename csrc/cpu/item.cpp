@@ -83,20 +83,29 @@ std::vector<uint64_t> CombineItem::digests() const {
   return result;
 }
 
-CopyItem::CopyItem(const Kernels& kernels, Place source, int64_t bytes, int64_t tile_bytes, Output output)
-    : kernels_(kernels), source_(source), bytes_(bytes), step_(tile_bytes), output_(std::move(output)) {}
+CopyItem::CopyItem(const Kernels& kernels, Place source, int64_t bytes, int64_t tile_bytes, Output output,
+                   int64_t position, bool digested)
+    : kernels_(kernels),
+      source_(source),
+      bytes_(bytes),
+      step_(tile_bytes),
+      output_(std::move(output)),
+      position_(position),
+      digested_(digested) {}
 
 void CopyItem::tile(int64_t index, Worker& worker) {
   const int64_t begin = index * step_;
   const int64_t count = std::min(step_, bytes_ - begin);
   const char* data = source_.memory + begin;
-  if (!source_.memory) {
-    void* buffer = worker.input_buffer(size_t(count));
+  char* target = output_.memory ? output_.memory + begin : nullptr;
+  if (source_.memory) {
+    if (target) std::memcpy(target, data, size_t(count));
+  } else {
+    void* buffer = target ? target : worker.input_buffer(size_t(count));
     read_at(source_.fd, buffer, size_t(count), source_.offset + begin);
     data = static_cast<const char*>(buffer);
   }
-  digest_ += kernels_.digest(data, size_t(count), uint64_t(begin / 8));
-  if (output_.memory) std::memcpy(output_.memory + begin, data, size_t(count));
+  if (digested_) digest_ += kernels_.digest(data, size_t(count), uint64_t((position_ + begin) / 8));
   if (output_.fd < 0) return;
   write_at(output_.fd, data, size_t(count), output_.offset + begin);
   if (output_.background) output_.background->wrote(output_.fd, count);

@@ -105,13 +105,17 @@ class CombineItem : public TensorItem {
   std::vector<std::atomic<uint64_t>> digests_;
 };
 
-// Copies bytes and takes their digest; without an output only the digest.
+// Copies bytes and takes their digest, unless `digested` is false; without an output only the digest. `position`: where
+// in the byte string that the digest is of these bytes begin, a multiple of 8.
 class CopyItem final : public Item {
  public:
-  CopyItem(const Kernels& kernels, Place source, int64_t bytes, int64_t tile_bytes, Output output);
+  CopyItem(const Kernels& kernels, Place source, int64_t bytes, int64_t tile_bytes, Output output, int64_t position,
+           bool digested);
   int64_t tiles() const override { return bytes_ == 0 ? 1 : (bytes_ + step_ - 1) / step_; }
   void tile(int64_t index, Worker& worker) override;
   uint64_t digest() const;
+  // The words' share of the digest: those of the pieces of a byte string add up.
+  uint64_t partial_digest() const { return digest_; }
 
  private:
   const Kernels& kernels_;
@@ -119,6 +123,8 @@ class CopyItem final : public Item {
   const int64_t bytes_;
   const int64_t step_;
   const Output output_;
+  const int64_t position_;
+  const bool digested_;
   std::atomic<uint64_t> digest_{0};
 };
 

@@ -107,6 +107,7 @@ class GramResult:
 class WeightedSum:
     """y = sum_k c_k x_k, or base + sum_k c_k (x_k - base) if `relative`.
 
+    `coefficients`: K numbers for each of the task's M outputs, one output after the other.
     `agree`: the coefficients are those of a mean, so an element on which all inputs agree is that input exactly.
     """
 

@@ -59,7 +59,7 @@ class _Run:
             inputs=located,
             base=base,
             out_dtype=job.dtype,
-            sink=FileSink(fd, job.entry.offset, self.background if self.directory.sync else None),
+            sinks=[FileSink(fd, job.entry.offset, self.background if self.directory.sync else None)],
             labels=labels,
             wide=job.wide,
             done=lambda digest: self._done(job, digest),

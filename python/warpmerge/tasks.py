@@ -16,7 +16,11 @@ from .ops import Combine, Measure
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """Contiguous elements: in memory at `address`, or in the open file `fd` at `offset`. `owner` keeps either alive."""
+    """Contiguous elements: in memory at `address`, or in the open file `fd` at `offset`. `owner` keeps either alive.
+
+    `device`: None for the host's memory; else the device whose memory it is, such as "cuda:0", and `owner` is a torch
+    tensor there.
+    """
 
     nbytes: int
     dtype: DType
@@ -24,12 +28,17 @@ class Buffer:
     fd: int = -1
     offset: int = 0
     owner: Any = None
+    device: str | None = None
 
     def read(self, start: int = 0, nbytes: int | None = None) -> bytes | memoryview:
         """The bytes [start, start + nbytes), all of them by default. Raises OSError (EFAULT) if they cannot be read."""
         nbytes = self.nbytes - start if nbytes is None else nbytes
         if nbytes == 0:
             return b""
+        if self.device is not None:
+            import torch
+
+            return memoryview(self.owner.reshape(-1).view(torch.uint8)[start : start + nbytes].cpu().numpy())
         if self.fd < 0:
             return memoryview((ctypes.c_uint8 * nbytes).from_address(self.address + start)).cast("B")
         parts = []
@@ -56,6 +65,14 @@ class MemorySink:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceSink:
+    """Memory of the device on which the inputs lie."""
+
+    address: int
+    owner: Any = None
+
+
+@dataclass(frozen=True, slots=True)
 class FileSink:
     fd: int
     offset: int
@@ -68,9 +85,15 @@ class FileSink:
             data, at = data[written:], at + written
 
 
+Sink = MemorySink | DeviceSink | FileSink
+
+
 @dataclass(slots=True)
 class TensorTask:
-    """`inputs` are the K merged models' tensors, `base` the reference. `method` None: a copy."""
+    """`inputs` are the K merged models' tensors, `base` the reference. `method` None: a copy.
+
+    `sinks`: where the result goes; several for a sweep, one per output.
+    """
 
     info: TensorInfo
     method: Method | None
@@ -78,10 +101,11 @@ class TensorTask:
     inputs: list[Buffer]
     base: Buffer | None
     out_dtype: DType
-    sink: MemorySink | FileSink | None
+    sinks: list[Sink]
     labels: list[str]  # names of the models, the base's last
     wide: bool = False
     cache: dict = field(default_factory=dict)  # for the backend: its own form of the operands
+    flight: Any = None  # for a device backend: what holds the operands in device memory
     done: Any = None  # called by the engine with the digest when the result is complete
 
     @property

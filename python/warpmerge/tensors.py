@@ -241,7 +241,7 @@ def _task(
         inputs=[s.buffer() for s in sources],
         base=origin.buffer() if origin else None,
         out_dtype=dtype,
-        sink=MemorySink(result.address, result.array),
+        sinks=[MemorySink(result.address, result.array)],
         labels=labels,
         wide=any(a.dtype == FLOAT64 for a in arrays),
     )

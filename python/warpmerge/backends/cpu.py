@@ -20,7 +20,7 @@ from ..ops import (
     Selection,
     WeightedSum,
 )
-from ..tasks import Buffer, FileSink, MemorySink, Outcome, Request, TensorTask, Work
+from ..tasks import Buffer, FileSink, Outcome, Request, Sink, TensorTask, Work
 from ..threads import thread_count
 
 POLICIES = {"error": 0, "propagate": 1, "base": 2}
@@ -126,10 +126,11 @@ class CpuBackend:
         pool, tile = self.pool, self.tile
         if isinstance(request, Copy):
             source = task.inputs[request.index]
-            return pool.copy(_place(source), source.nbytes, tile * 2, _output(task))
+            return pool.copy(_place(source), source.nbytes, tile * 2, _output(task, task.sinks[0]))
         tensors = _tensors(task, request.relative)
         if isinstance(request, WeightedSum):
-            return pool.weighted_sum(tensors, tile, request.coefficients, request.agree, [_output(task)])
+            outputs = [_output(task, sink) for sink in task.sinks]
+            return pool.weighted_sum(tensors, tile, request.coefficients, request.agree, outputs)
         if isinstance(request, Consensus):
             unused = (0.0,) * len(request.value)
             return pool.consensus(
@@ -141,7 +142,7 @@ class CpuBackend:
                 request.lambda_,
                 request.elect,
                 [_keep(k) for k in request.keep],
-                _output(task),
+                _output(task, task.sinks[0]),
             )
         if isinstance(request, Select):
             return pool.select(tensors, tile, request.counts, request.keep_all_ties, capacity=capacity(task.info.count))
@@ -168,13 +169,11 @@ def _place(buffer: Buffer) -> Any:
     return _core.Place(buffer.dtype.code or 0, buffer.address, buffer.fd, buffer.offset)
 
 
-def _output(task: TensorTask) -> Any:
+def _output(task: TensorTask, sink: Sink) -> Any:
     code = task.out_dtype.code or 0
-    if isinstance(task.sink, MemorySink):
-        return _core.Output(code, memory=task.sink.address)
-    if isinstance(task.sink, FileSink):
-        return _core.Output(code, fd=task.sink.fd, offset=task.sink.offset, background=task.sink.background)
-    return _core.Output(code)
+    if isinstance(sink, FileSink):
+        return _core.Output(code, fd=sink.fd, offset=sink.offset, background=sink.background)
+    return _core.Output(code, memory=sink.address)
 
 
 def _keep(keep: Keep) -> Any:

@@ -56,7 +56,8 @@ def _carry_out(task: TensorTask, request: Any) -> Outcome:
     x, base, nonfinite = _operands(task, request.relative)
     count = task.info.count
     if isinstance(request, WeightedSum):
-        return Outcome(_write(task, narrow(weighted_sum(x, base, request), task.out_dtype)), nonfinite)
+        outputs = [narrow(weighted_sum(x, base, request, m), task.out_dtype) for m in range(len(task.sinks))]
+        return Outcome([_write(task, y, m) for m, y in enumerate(outputs)][0], nonfinite)
     if isinstance(request, Consensus):
         return Outcome(_write(task, narrow(consensus(x, base, request), task.out_dtype)), nonfinite)
     if isinstance(request, Select):
@@ -111,10 +112,10 @@ def _round_to_odd(y: torch.Tensor) -> torch.Tensor:
     return torch.where((nearest.double() == y) | torch.isnan(y), nearest, bits.view(torch.float32))
 
 
-def _write(task: TensorTask, data: Any) -> int:
+def _write(task: TensorTask, data: Any, output: int = 0) -> int:
     if isinstance(data, torch.Tensor):
         data = data.contiguous().view(torch.uint8).numpy() if data.numel() else np.empty(0, np.uint8)
-    task.sink.write(memoryview(data).cast("B"))
+    task.sinks[output].write(memoryview(data).cast("B"))
     return digest(data)
 
 
@@ -134,9 +135,10 @@ def digest(data: np.ndarray) -> int:
 # --- combine --------------------------------------------------------------------------------------------------------
 
 
-def weighted_sum(x: list[torch.Tensor], base: torch.Tensor | None, request: WeightedSum) -> torch.Tensor:
-    total = x[0] * _scalar(request.coefficients[0], x[0])
-    for d, c in zip(x[1:], request.coefficients[1:], strict=True):
+def weighted_sum(x: list[torch.Tensor], base: torch.Tensor | None, request: WeightedSum, output: int) -> torch.Tensor:
+    coefficients = request.coefficients[output * len(x) : (output + 1) * len(x)]
+    total = x[0] * _scalar(coefficients[0], x[0])
+    for d, c in zip(x[1:], coefficients[1:], strict=True):
         total = total + d * _scalar(c, d)
     if base is not None:
         return _add_delta(base, total)

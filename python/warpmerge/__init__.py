@@ -17,14 +17,16 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from . import backends, methods
     from .api import MergeReport, merge
-    from .errors import CheckpointError, MergeError, OutputError, RecipeError
+    from .errors import CheckpointError, DeviceError, MergeError, OutputError, RecipeError
+    from .pool import Pool
     from .recipe import Recipe
     from .tensors import merge_state_dicts, merge_tensors
     from .verification import VerifyReport, verify
 
 _HOME = {
     **dict.fromkeys(["MergeReport", "merge"], "api"),
-    **dict.fromkeys(["CheckpointError", "MergeError", "OutputError", "RecipeError"], "errors"),
+    **dict.fromkeys(["CheckpointError", "DeviceError", "MergeError", "OutputError", "RecipeError"], "errors"),
+    "Pool": "pool",
     "Recipe": "recipe",
     **dict.fromkeys(["merge_state_dicts", "merge_tensors"], "tensors"),
     **dict.fromkeys(["VerifyReport", "verify"], "verification"),
@@ -32,9 +34,11 @@ _HOME = {
 
 __all__ = [
     "CheckpointError",
+    "DeviceError",
     "MergeError",
     "MergeReport",
     "OutputError",
+    "Pool",
     "Recipe",
     "RecipeError",
     "VerifyReport",

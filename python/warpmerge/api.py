@@ -21,11 +21,12 @@ from .units import parse_size, show_size
 @dataclass(frozen=True)
 class MergeReport:
     """What a merge did, or (`dry_run`) would do. Bytes read count every pass; `memory` is an upper estimate of the
-    bytes that are allocated (docs/performance.md)."""
+    bytes that are allocated on the host (docs/performance.md)."""
 
     out: Path
     method: str
     backend: str
+    device: str
     threads: int
     tensors: int
     shards: int
@@ -47,6 +48,7 @@ def merge(
     device: str = "auto",
     backend: str = "auto",
     memory: int | str | None = None,
+    device_memory: int | str | None = None,
     threads: int | None = None,
     shard_size: int | str = "5GB",
     seed: int = 0,
@@ -58,24 +60,27 @@ def merge(
 ) -> MergeReport:
     """Merges the checkpoints that `recipe` names into the model directory `out`.
 
-    recipe: a YAML file, a dictionary of the same keys, or a Recipe. memory: bound on allocated bytes (files in the
-    page cache not counted). shard_size: largest output file. sync: return only when the data is on the disk. resume:
-    keep the shards that an interrupted run of the same merge finished. progress: called with (bytes read, bytes to
-    read).
+    recipe: a YAML file, a dictionary of the same keys, or a Recipe. device: auto, cpu, or GPUs: cuda, cuda:1, cuda:0,1
+    or cuda:all. memory: bound on the bytes that a merge on the CPU allocates (files in the page cache not counted).
+    device_memory: bound on what is used of each GPU's memory; default: what is free, less a margin. shard_size:
+    largest output file. sync: return only when the data is on the disk. resume: keep the shards that an interrupted run
+    of the same merge finished. progress: called with (bytes read, bytes to read).
 
-    Raises RecipeError, CheckpointError or OutputError (all MergeError); nothing that looks complete is left behind.
+    Raises RecipeError, CheckpointError, OutputError or DeviceError (all MergeError); nothing that looks complete is
+    left behind.
     """
     started = time.perf_counter()
-    info = _backend(device, backend)
+    info = backends.choose(backend, device)
     plan = make_plan(Recipe.load(recipe), seed=seed, shard_size=parse_size(shard_size, "shard_size"))
     try:
         count = thread_count(threads)
-        tile, needed = _memory(plan, count, memory)
+        options, needed = _resources(plan, info, device, count, memory, device_memory)
         out = Path(out)
         report = {
             "out": out,
             "method": plan.recipe.method.name,
             "backend": info.name,
+            "device": options["device"],
             "threads": count,
             "tensors": len(plan.jobs),
             "shards": len(plan.shards),
@@ -88,7 +93,7 @@ def merge(
         )
         if dry_run:
             return MergeReport(**report, seconds=time.perf_counter() - started, dry_run=True)
-        engine_backend = backends.create(info, threads=count, tile=tile)
+        engine_backend = backends.create(info, threads=count, **options)
         try:
             resumed = run_plan(plan, directory, engine_backend, progress)
         finally:
@@ -98,13 +103,29 @@ def merge(
         plan.close()
 
 
-def _backend(device: str, backend: str) -> backends.BackendInfo:
-    if device not in ("auto", "cpu"):
-        raise RecipeError(f"device {device!r} is not part of this version; use cpu.")
-    return backends.choose(backend)
+def _resources(
+    plan: Plan,
+    info: backends.BackendInfo,
+    device: str,
+    threads: int,
+    limit: int | str | None,
+    device_limit: int | str | None,
+) -> tuple[dict[str, Any], int]:
+    """Options of the backend, and the bytes that it will allocate on the host at most."""
+    if device_limit is not None and "cuda" not in info.devices:
+        raise RecipeError(f"device_memory bounds the memory of a GPU, but backend '{info.name}' computes on the CPU.")
+    if "cuda" in info.devices:
+        from .device.staging import host_memory
+
+        if limit is not None:
+            raise RecipeError("memory bounds a merge on the CPU; on a GPU use device_memory.")
+        budget = None if device_limit is None else parse_size(device_limit, "device_memory")
+        return {"device": "cuda" if device == "auto" else device, "budget": budget}, host_memory(threads)
+    tile, needed = _cpu_memory(plan, threads, limit)
+    return {"device": "cpu", "tile": tile}, needed
 
 
-def _memory(plan: Plan, threads: int, limit: int | str | None) -> tuple[int, int]:
+def _cpu_memory(plan: Plan, threads: int, limit: int | str | None) -> tuple[int, int]:
     """Tile in elements, and the bytes that will be allocated at most."""
     from .backends import cpu
 
@@ -123,11 +144,12 @@ def _memory(plan: Plan, threads: int, limit: int | str | None) -> tuple[int, int
 def describe(recipe: str | Path | Mapping[str, Any] | Recipe, **options: Any) -> dict[str, Any]:
     """What merging would read, write and allocate: the rows of `warpmerge plan`. Options as in `merge`."""
     seed, shard_size = options.get("seed", 0), parse_size(options.get("shard_size", "5GB"), "shard_size")
-    info = _backend(options.get("device", "auto"), options.get("backend", "auto"))
+    device = options.get("device", "auto")
+    info = backends.choose(options.get("backend", "auto"), device)
     plan = make_plan(Recipe.load(recipe), seed=seed, shard_size=shard_size)
     try:
         count = thread_count(options.get("threads"))
-        _, needed = _memory(plan, count, options.get("memory"))
+        chosen, needed = _resources(plan, info, device, count, options.get("memory"), options.get("device_memory"))
         merged = [job for job in plan.jobs if job.values is not None]
         roles = {id(plan.donor): "donor", **{id(c): "input" for c in plan.inputs}, id(plan.base): "base"}
         dtypes = ", ".join(f"{d} ({show_size(n)})" for d, n in plan.dtypes.items())
@@ -140,7 +162,7 @@ def describe(recipe: str | Path | Mapping[str, Any] | Recipe, **options: Any) ->
             "output_dtypes": dtypes,
             "shards": len(plan.shards),
             "memory": needed,
-            "backend": f"{info.name}, {count} threads",
+            "backend": f"{info.name} on {chosen['device']}, {count} threads",
             "models": [
                 {
                     "model": str(c),

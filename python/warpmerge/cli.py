@@ -27,9 +27,12 @@ def _merge_options(command: Callable) -> Callable:
     """Options that `merge` and `plan` share."""
     for option in reversed(
         [
-            click.option("--device", default="auto", show_default=True, help="auto or cpu."),
-            click.option("--backend", default="auto", show_default=True, help="auto, cpu or torch."),
-            click.option("--memory", metavar="SIZE", help="Bound on allocated memory, such as 4GB."),
+            click.option(
+                "--device", default="auto", show_default=True, help="auto, cpu, cuda[:N], cuda:N,M, cuda:all."
+            ),
+            click.option("--backend", default="auto", show_default=True, help="auto, cuda, triton, cpu or torch."),
+            click.option("--memory", metavar="SIZE", help="Bound on allocated memory, such as 4GB; on the CPU."),
+            click.option("--device-memory", metavar="SIZE", help="Bound on each GPU's memory; default: what is free."),
             click.option("--threads", type=THREADS, help="Worker threads; default: all cores."),
             click.option("--shard-size", default="5GB", show_default=True, metavar="SIZE", help="Largest output file."),
             click.option("--seed", type=int, default=0, show_default=True, help="For methods that draw at random."),
@@ -157,6 +160,13 @@ def info() -> None:
     click.echo(f"instruction sets: {', '.join(_core.isas())} (best first); threads: {thread_count()}\n")
     rows = [[b.name, "yes" if b.available else "no", b.reason or b.summary] for b in backends.BACKENDS]
     click.echo(table(["backend", "available", ""], rows))
+    gpus = backends.gpus()
+    if gpus:
+        click.echo("\n" + "\n".join(gpus))
+    try:
+        click.echo(f"\nmerges use: {backends.choose().name}")
+    except MergeError as error:
+        click.echo(f"\nmerges use: {error}")
 
 
 @cli.command()

@@ -7,6 +7,7 @@ are in flight, so the backend always has work while Python solves.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -24,13 +25,16 @@ IN_FLIGHT = 3
 Progress = Callable[[int], None]  # bytes read since the last call
 
 
-def batches(tasks: Iterable[TensorTask]) -> Iterator[list[TensorTask]]:
+def batches(tasks: Iterable[TensorTask], backend: Any = None) -> Iterator[list[TensorTask]]:
+    """Batches of the size that suits the backend."""
+    nbytes = getattr(backend, "batch_bytes", BATCH_BYTES)
+    tensors = getattr(backend, "batch_tensors", BATCH_TENSORS)
     batch: list[TensorTask] = []
     size = 0
     for task in tasks:
         batch.append(task)
         size += task.nbytes
-        if size >= BATCH_BYTES or len(batch) == BATCH_TENSORS:
+        if size >= nbytes or len(batch) == tensors:
             yield batch
             batch, size = [], 0
     if batch:
@@ -61,8 +65,9 @@ class _Flight:
                 if not _identical(task):
                     raise _nonfinite_error(task, outcome)
                 # The same in every input: it comes out as it is, like any tensor that no model changes.
-                steps = _steps(task, frozen=True)
-                following.append((task, steps, next(steps)))
+                for alone in _one_by_one(task):
+                    steps = _steps(alone, frozen=True)
+                    following.append((alone, steps, next(steps)))
                 continue
             with contextlib.suppress(StopIteration):
                 following.append((task, steps, steps.send(outcome)))
@@ -105,6 +110,13 @@ def as_copy(task: TensorTask, index: int = 0) -> Copy | WeightedSum:
     return WeightedSum(coefficients, relative=False, agree=True)
 
 
+def _one_by_one(task: TensorTask) -> list[TensorTask]:
+    """A task for each output: a copy has one."""
+    if len(task.sinks) == 1:
+        return [task]
+    return [dataclasses.replace(task, sinks=[sink], cache={}, flight=None) for sink in task.sinks]
+
+
 def _identical(task: TensorTask) -> bool:
     """Whether all inputs and the base hold the same bytes, in the dtype of the output."""
     buffers = [*task.inputs, *([task.base] if task.base else [])]
@@ -125,10 +137,11 @@ def _nonfinite_error(task: TensorTask, outcome: Outcome) -> MergeError:
 def run(tasks: Iterable[TensorTask], backend: Any, progress: Progress = lambda done: None) -> None:
     """Merges every task. Raises MergeError, or OSError of a file; what has started is finished or dropped first."""
     flights: deque[_Flight] = deque()
+    in_flight = getattr(backend, "in_flight", IN_FLIGHT)
     try:
-        for batch in batches(tasks):
+        for batch in batches(tasks, backend):
             flights.append(_Flight(batch, backend))
-            while len(flights) >= IN_FLIGHT:
+            while len(flights) >= in_flight:
                 _turn(flights, progress)
         while flights:
             _turn(flights, progress)

@@ -27,6 +27,10 @@ class OutputError(MergeError):
     """The output directory cannot be used."""
 
 
+class DeviceError(MergeError):
+    """The device cannot be used, or has too little memory."""
+
+
 def close_matches(name: object, candidates: Iterable[object]) -> str:
     """`"; did you mean 'a' or 'b'?"`, or nothing if no candidate is near."""
     found = difflib.get_close_matches(str(name)[:200], [str(c) for c in candidates], n=3, cutoff=0.6)

@@ -1,20 +1,19 @@
-"""Merging tensors in memory: torch tensors or numpy arrays in, the same kind out."""
+"""Merging tensors in memory: torch tensors or numpy arrays in, the same kind out, on the same device."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from . import backends, engine
-from .dtypes import BY_NAME, FLOAT64, DType, float_dtype
+from . import engine
+from .arrays import Array, Place, Result
+from .dtypes import FLOAT64, DType, float_dtype
 from .errors import CheckpointError, RecipeError
 from .methods import Base, Method, TensorInfo, find
-from .tasks import Buffer, MemorySink, TensorTask, same_bytes
-
-_shared: dict[tuple, Any] = {}
+from .tasks import TensorTask, same_bytes
 
 
 def merge_tensors(
@@ -30,11 +29,14 @@ def merge_tensors(
 ) -> Any:
     """Merges K tensors of one shape.
 
-    tensors: torch tensors or numpy arrays of a floating-point dtype, any shape. base: the tensor that deltas are taken
-    from; for slerp the one at t = 0 (without it, the first). parameters: those of the method (`wm.methods()`), each a
-    scalar or, where it is per model, a list of K; write `lambda_` for lambda. name, seed: which random numbers a
-    dropping method draws; `name` is the tensor's name in its model. Returns a new tensor of the same kind and device,
-    in the dtype of the base (of the first tensor without one) unless `out_dtype` says otherwise.
+    tensors: torch tensors or numpy arrays of a floating-point dtype, any shape, all on one device. base: the tensor
+    that deltas are taken from; for slerp the one at t = 0 (without it, the first). parameters: those of the method
+    (`wm.methods()`), each a scalar or, where it is per model, a list of K; write `lambda_` for lambda. name, seed:
+    which random numbers a dropping method draws; `name` is the tensor's name in its model. Returns a new tensor of the
+    same kind and device, in the dtype of the base (of the first tensor without one) unless `out_dtype` says otherwise.
+
+    CUDA tensors are merged where they are, on torch's current stream. The call waits for the device where the method
+    measures, and to count elements that are not finite; with nonfinite="propagate" a method of one pass does not wait.
     """
     merged = merge_state_dicts(
         [{name: t} for t in tensors],
@@ -72,28 +74,72 @@ def merge_state_dicts(
         if other.keys() != donor.keys():
             odd = sorted(other.keys() ^ donor.keys())[0]
             raise CheckpointError(f"{label} and the others do not have the same tensors: '{odd}' is in only some.")
-    values = _values(chosen, len(models), parameters)
-    wanted = None if out_dtype is None else float_dtype(getattr(out_dtype, "__name__", out_dtype), "out_dtype")
-    info = backends.choose(backend)
-    results: dict[str, _Result] = {}
-    tied: dict[tuple, str] = {}
-    tasks = []
-    alive = []  # a mapping may make its tensors when asked: freed ones would lend their addresses to the next
-    for name in donor:
-        sources = [_Array.of(m[name], name) for m in models]
-        origin = None if reference is None else _Array.of(reference[name], name)
-        owner = _Array.of(donor[name], name)
-        alive += [*sources, owner, origin]
-        identity = tuple(s.identity for s in [*sources, *([origin] if origin else [])])
-        if identity in tied:
-            results[name] = results[tied[identity]]
-            continue
-        tied[identity] = name
-        dtype = (wanted or owner.dtype) if owner.dtype.is_float else owner.dtype
-        result = results[name] = owner.empty(dtype)
-        tasks.append(_task(name, chosen, values, sources, origin, owner, result, labels, seed, base is None))
-    engine.run(tasks, _backend(info))
+    values = resolve_values(chosen, len(models), parameters)
+    place = Place.of(backend, next(iter(donor.values()), None))
+    # All are held until the end: a mapping may make its tensors when asked, and freed ones would lend their addresses
+    # to the next.
+    seen = {id(d): {name: Array.of(d[name], name, place) for name in donor} for d in [*models, reference, donor] if d}
+    operands = Operands(
+        models=[seen[id(m)] for m in models] if donor else [{} for _ in models],
+        reference=None if reference is None else seen.get(id(reference), {}),
+        donor=seen.get(id(donor), {}),
+        must_agree=base is None,
+    )
+    results = operands.results(wanted_dtype(out_dtype))
+    engine.run(operands.tasks(chosen, values, {n: [r] for n, r in results.items()}, labels, seed), place.backend())
     return {name: result.finish() for name, result in results.items()}
+
+
+def wanted_dtype(out_dtype: Any) -> DType | None:
+    return None if out_dtype is None else float_dtype(getattr(out_dtype, "__name__", out_dtype), "out_dtype")
+
+
+@dataclass
+class Operands:
+    """The tensors of a merge by name. `donor` has the names, shapes and dtypes of the result, and its integer tensors.
+
+    `must_agree`: without a base all models must have the same integer tensors.
+    """
+
+    models: list[dict[str, Array]]
+    reference: dict[str, Array] | None
+    donor: dict[str, Array]
+    must_agree: bool
+
+    def arrays(self, name: str) -> list[Array]:
+        return [*(m[name] for m in self.models), *([self.reference[name]] if self.reference is not None else [])]
+
+    def results(self, out_dtype: DType | None) -> dict[str, Result]:
+        """Empty tensors to merge into; names that share one tensor in every model share one result."""
+        made: dict[tuple, Result] = {}
+        results = {}
+        for name, owner in self.donor.items():
+            identity = tuple(a.identity for a in self.arrays(name))
+            if identity not in made:
+                made[identity] = owner.empty((out_dtype or owner.dtype) if owner.dtype.is_float else owner.dtype)
+            results[name] = made[identity]
+        return results
+
+    def tasks(
+        self,
+        method: Method,
+        values: Mapping[str, Any],
+        results: Mapping[str, list[Result]],
+        labels: list[str],
+        seed: int,
+    ) -> list[TensorTask]:
+        """One task per result and the names that share it; `results`: a list for each name, one per output."""
+        done = set()
+        tasks = []
+        for name, owner in self.donor.items():
+            key = id(results[name][0])
+            if key not in done:
+                done.add(key)
+                arrays = self.arrays(name)
+                origin = arrays.pop() if self.reference is not None else None
+                check = self.must_agree
+                tasks.append(_task(name, method, values, arrays, origin, owner, results[name], labels, seed, check))
+        return tasks
 
 
 def _inputs(method: Method, models: list, base: Any) -> tuple[list, Any]:
@@ -113,7 +159,7 @@ def _same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
     return a is b or (a.keys() == b.keys() and all(a[k] is b[k] for k in a))
 
 
-def _values(method: Method, models: int, given: Mapping[str, Any]) -> dict[str, Any]:
+def resolve_values(method: Method, models: int, given: Mapping[str, Any]) -> dict[str, Any]:
     given = {name.removesuffix("_") if name == "lambda_" else name: v for name, v in given.items()}
     for name in given:
         method.parameter(name)
@@ -140,77 +186,14 @@ def _scalar(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-class _Array:
-    """A torch tensor or numpy array seen as contiguous memory on the host."""
-
-    def __init__(self, original: Any, host: Any, dtype: DType, shape: tuple[int, ...]) -> None:
-        self.original, self.host, self.dtype, self.shape = original, host, dtype, shape
-
-    @classmethod
-    def of(cls, array: Any, name: str) -> _Array:
-        what = f"tensor '{name}'" if name else "a tensor"
-        if isinstance(array, np.ndarray):
-            dtype = BY_NAME.get(array.dtype.name)
-            host = np.ascontiguousarray(array)
-        elif hasattr(array, "data_ptr"):
-            dtype = BY_NAME.get(str(array.dtype).removeprefix("torch."))
-            host = array.detach().cpu().contiguous()
-        else:
-            raise RecipeError(f"{what} is a {type(array).__name__}; give torch tensors or numpy arrays.")
-        if dtype is None:
-            raise RecipeError(f"{what} has the dtype {array.dtype}, which cannot be merged.")
-        return cls(array, host, dtype, tuple(array.shape))
-
-    @property
-    def identity(self) -> tuple:
-        """Equal for two views of the same elements. Of the original: a contiguous copy's address means nothing."""
-        if isinstance(self.original, np.ndarray):
-            return ("numpy", self.original.ctypes.data, self.shape, self.original.strides, self.dtype.name)
-        tensor = self.original
-        return (str(tensor.device), tensor.data_ptr(), self.shape, tensor.stride(), self.dtype.name)
-
-    def buffer(self) -> Buffer:
-        if isinstance(self.host, np.ndarray):
-            return Buffer(self.host.nbytes, self.dtype, self.host.ctypes.data, owner=self.host)
-        nbytes = self.host.numel() * self.host.element_size()
-        return Buffer(nbytes, self.dtype, self.host.data_ptr(), owner=self.host)
-
-    def empty(self, dtype: DType) -> _Result:
-        if isinstance(self.host, np.ndarray):
-            element = self.original.dtype if dtype == self.dtype else _numpy_dtype(dtype)
-            return _Result(np.empty(self.shape, element), None)
-        import torch
-
-        return _Result(torch.empty(self.shape, dtype=getattr(torch, dtype.name)), self.original.device)
-
-
-class _Result:
-    def __init__(self, array: Any, device: Any) -> None:
-        self.array, self._device = array, device
-
-    @property
-    def address(self) -> int:
-        return self.array.ctypes.data if isinstance(self.array, np.ndarray) else self.array.data_ptr()
-
-    def finish(self) -> Any:
-        return self.array if self._device is None else self.array.to(self._device)
-
-
-def _numpy_dtype(dtype: DType) -> Any:
-    try:
-        return np.dtype(dtype.name)
-    except TypeError:
-        raise RecipeError(f"numpy has no {dtype}; import ml_dtypes, or choose another out_dtype.") from None
-
-
 def _task(
     name: str,
     method: Method,
     values: Mapping[str, Any],
-    sources: list[_Array],
-    origin: _Array | None,
-    owner: _Array,
-    result: _Result,
+    sources: list[Array],
+    origin: Array | None,
+    owner: Array,
+    results: list[Result],
     labels: list[str],
     seed: int,
     must_agree: bool,
@@ -233,24 +216,14 @@ def _task(
                         f"{what} ({owner.dtype}) differs in {label} and cannot be averaged; give a base."
                     )
         sources, origin = [owner], None
-    dtype = owner.dtype if not merged else BY_NAME[str(result.array.dtype).removeprefix("torch.")]
     return TensorTask(
         info=TensorInfo(name, int(np.prod(owner.shape, dtype=np.int64)), len(sources), seed),
         method=method if merged else None,
         values=values,
         inputs=[s.buffer() for s in sources],
         base=origin.buffer() if origin else None,
-        out_dtype=dtype,
-        sinks=[MemorySink(result.address, result.array)],
+        out_dtype=results[0].dtype,
+        sinks=[result.sink() for result in results],
         labels=labels,
         wide=any(a.dtype == FLOAT64 for a in arrays),
     )
-
-
-def _backend(info: backends.BackendInfo) -> Any:
-    """One instance per backend and process: threads do not survive a fork."""
-    key = (os.getpid(), info.name, os.environ.get("WARPMERGE_ISA"))
-    if key not in _shared:
-        _shared.clear()
-        _shared[key] = backends.create(info)
-    return _shared[key]

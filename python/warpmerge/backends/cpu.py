@@ -198,5 +198,5 @@ def _outcome(request: Request, item: Any) -> Outcome:
     return Outcome(item.digests[0], nonfinite)
 
 
-def create(threads: int | None = None, tile: int | None = None) -> CpuBackend:
+def create(threads: int | None = None, tile: int | None = None, device: str = "cpu") -> CpuBackend:
     return CpuBackend(threads, tile)

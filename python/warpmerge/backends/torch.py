@@ -57,7 +57,8 @@ def _carry_out(task: TensorTask, request: Any) -> Outcome:
     count = task.info.count
     if isinstance(request, WeightedSum):
         outputs = [narrow(weighted_sum(x, base, request, m), task.out_dtype) for m in range(len(task.sinks))]
-        return Outcome([_write(task, y, m) for m, y in enumerate(outputs)][0], nonfinite)
+        digests = [_write(task, y, m) for m, y in enumerate(outputs)]
+        return Outcome(digests[0], nonfinite)
     if isinstance(request, Consensus):
         return Outcome(_write(task, narrow(consensus(x, base, request), task.out_dtype)), nonfinite)
     if isinstance(request, Select):
@@ -273,5 +274,5 @@ def gram(x: list[torch.Tensor]) -> GramResult:
     return GramResult.unpack(flat, len(x))
 
 
-def create(threads: int | None = None, tile: int | None = None) -> TorchBackend:
+def create(threads: int | None = None, tile: int | None = None, device: str = "cpu") -> TorchBackend:
     return TorchBackend()

@@ -1,0 +1,150 @@
+"""Torch tensors and numpy arrays as operands of a merge: where they are, and who merges them there."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from . import backends
+from .dtypes import BY_NAME, DType
+from .errors import RecipeError
+from .tasks import Buffer, DeviceSink, MemorySink, Sink
+
+_shared: dict[tuple, Any] = {}
+
+
+class Place:
+    """Where the tensors of a call are, and who merges them. `in_place`: on their device, without copies."""
+
+    def __init__(self, info: backends.BackendInfo, device: str, in_place: bool) -> None:
+        self.info, self.device, self.in_place = info, device, in_place
+
+    @classmethod
+    def of(cls, backend: str, array: Any) -> Place:
+        """`array`: one of the tensors; the others must be where it is."""
+        device = _device_of(array)
+        automatic = backend in (None, "auto") and not os.environ.get("WARPMERGE_BACKEND")
+        if device == "cpu":
+            info = backends.choose(backend, "cpu" if automatic else "auto")
+            return cls(info, device, hasattr(array, "data_ptr") and backends.computes_on_host_tensors(info))
+        try:
+            info = backends.choose(backend, device if automatic else "auto")
+        except RecipeError:
+            if not automatic:
+                raise
+            info = backends.choose("auto", "cpu")  # by way of the host's memory
+        return cls(info, device, "cuda" in info.devices)
+
+    def backend(self) -> Any:
+        """One instance per backend, device and process: threads do not survive a fork."""
+        process, isa = os.getpid(), os.environ.get("WARPMERGE_ISA")
+        key = (process, isa, self.info.name, self.device, self.in_place)
+        if key not in _shared:
+            if any(other[:2] != (process, isa) for other in _shared):
+                _shared.clear()
+            _shared[key] = (
+                backends.create_in_place(self.info, self.device) if self.in_place else backends.create(self.info)
+            )
+        return _shared[key]
+
+
+def _device_of(array: Any) -> str:
+    return str(array.device) if hasattr(array, "data_ptr") else "cpu"
+
+
+class Array:
+    """A torch tensor or numpy array seen as contiguous memory: `data` on the host, or in place on its device."""
+
+    def __init__(self, original: Any, data: Any, dtype: DType, shape: tuple[int, ...], in_place: bool) -> None:
+        self.original, self.data, self.dtype, self.shape, self.in_place = original, data, dtype, shape, in_place
+
+    @classmethod
+    def of(cls, array: Any, name: str, place: Place) -> Array:
+        what = f"tensor '{name}'" if name else "a tensor"
+        if isinstance(array, np.ndarray):
+            dtype = BY_NAME.get(array.dtype.name)
+            data = np.ascontiguousarray(array)
+        elif hasattr(array, "data_ptr"):
+            dtype = BY_NAME.get(str(array.dtype).removeprefix("torch."))
+            data = array.detach() if place.in_place else array.detach().cpu()
+            data = data.contiguous()
+        else:
+            raise RecipeError(f"{what} is a {type(array).__name__}; give torch tensors or numpy arrays.")
+        if dtype is None:
+            raise RecipeError(f"{what} has the dtype {array.dtype}, which cannot be merged.")
+        if _device_of(array) != place.device:
+            raise RecipeError(
+                f"{what} is on {_device_of(array)} in one model, others are on {place.device}; move all to one device."
+            )
+        return cls(array, data, dtype, tuple(array.shape), place.in_place)
+
+    @property
+    def identity(self) -> tuple:
+        """Equal for two views of the same elements. Of the original: a contiguous copy's address means nothing."""
+        if isinstance(self.original, np.ndarray):
+            return ("numpy", self.original.ctypes.data, self.shape, self.original.strides, self.dtype.name)
+        tensor = self.original
+        return (str(tensor.device), tensor.data_ptr(), self.shape, tensor.stride(), self.dtype.name)
+
+    def buffer(self) -> Buffer:
+        if isinstance(self.data, np.ndarray):
+            return Buffer(self.data.nbytes, self.dtype, self.data.ctypes.data, owner=self.data)
+        nbytes = self.data.numel() * self.data.element_size()
+        device = str(self.data.device) if self.in_place else None
+        return Buffer(nbytes, self.dtype, self.data.data_ptr(), owner=self.data, device=device)
+
+    def empty(self, dtype: DType) -> Result:
+        if isinstance(self.data, np.ndarray):
+            element = self.original.dtype if dtype == self.dtype else _numpy_dtype(dtype)
+            return Result(np.empty(self.shape, element), None, False)
+        import torch
+
+        made = torch.empty(self.shape, dtype=getattr(torch, dtype.name), device=self.data.device)
+        return Result(made, self.original.device, self.in_place)
+
+
+class FileArray:
+    """A tensor in an open safetensors file, as an operand like `Array`."""
+
+    def __init__(self, shard: Any, entry: Any) -> None:
+        self._shard, self._entry = shard, entry
+        self.dtype, self.shape = entry.dtype, entry.shape
+
+    @property
+    def identity(self) -> tuple:
+        return ("file", str(self._shard.path), self._entry.offset, self.shape, self.dtype.name)
+
+    def buffer(self) -> Buffer:
+        return Buffer(self._entry.nbytes, self.dtype, fd=self._shard.fd, offset=self._entry.offset, owner=self._shard)
+
+    def empty(self, dtype: DType) -> Result:
+        import torch
+
+        return Result(torch.empty(self.shape, dtype=getattr(torch, dtype.name)), None, False)
+
+
+class Result:
+    def __init__(self, array: Any, device: Any, in_place: bool) -> None:
+        self.array, self._device, self._in_place = array, device, in_place
+
+    @property
+    def dtype(self) -> DType:
+        return BY_NAME[str(self.array.dtype).removeprefix("torch.")]
+
+    def sink(self) -> Sink:
+        if self._in_place:
+            return DeviceSink(self.array.data_ptr(), self.array)
+        address = self.array.ctypes.data if isinstance(self.array, np.ndarray) else self.array.data_ptr()
+        return MemorySink(address, self.array)
+
+    def finish(self) -> Any:
+        return self.array if self._device is None else self.array.to(self._device)
+
+
+def _numpy_dtype(dtype: DType) -> Any:
+    try:
+        return np.dtype(dtype.name)
+    except TypeError:
+        raise RecipeError(f"numpy has no {dtype}; import ml_dtypes, or choose another out_dtype.") from None

@@ -1,0 +1,241 @@
+"""A device as a backend of the engine: batches become flights, requests become launches.
+
+Work on files and host memory runs in a thread of its own, so that reading, copying, computing and writing of the
+batches in flight overlap. Work on the device's own tensors runs where it is asked for, on the caller's stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from .. import _core
+from ..errors import DeviceError
+from ..ops import Copy
+from ..tasks import DeviceSink, Outcome, TensorTask, Work
+from ..threads import thread_count
+from ..units import show_size
+from .flight import InPlace, Staged, Workspace
+from .requests import Group, grouped, steps
+from .scratch import Scratch
+from .staging import IO_TILE, SLOT, SLOTS, Arrival, Cancelled, Inbound, Outbound, wait_for
+
+IN_FLIGHT = 6  # batches: some being read, one computed, some being written
+BATCH_BYTES = 64 << 20  # input bytes of a batch
+BATCH_TENSORS = 1024
+SCRATCH_SHARE = 0.1  # of the device memory: tables, partial sums and counters
+HEADROOM = 512 << 20  # bytes left to others by default
+
+
+class DeviceBackend:
+    """`budget`: bytes of device memory to use, None: what is free less a margin. `slot_bytes`: of the pinned rings.
+
+    `resident`: all work is on tensors of the device, so that nothing limits a batch.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        runtime: Any,
+        kernels: Any,
+        *,
+        threads: int | None = None,
+        budget: int | None = None,
+        slot_bytes: int = SLOT,
+        batch_bytes: int = BATCH_BYTES,
+        resident: bool = False,
+    ) -> None:
+        self.name, self.runtime, self.kernels = name, runtime, kernels
+        self.batch_bytes, self.batch_tensors, self.in_flight = batch_bytes, BATCH_TENSORS, IN_FLIGHT
+        if resident:
+            self.batch_bytes = self.batch_tensors = 2**62
+        self._threads, self._slot_bytes = thread_count(threads), slot_bytes
+        self._budget = budget
+        self._cancelled = False
+        self._halved = False
+        self._rings: tuple[Inbound, Outbound] | None = None
+        self._pools: list[Any] = []
+        self._thread: ThreadPoolExecutor | None = None
+        self._limit = 0
+        self._idle: list[Workspace] = []
+
+    def launch(self, work: Sequence[Work]) -> Ticket:
+        if all(_in_place(task) for task, _ in work):
+            return Ticket(self._start_in_place(work))
+        self._prepare()
+        return Ticket(self._thread.submit(self._start_staged, work))
+
+    def cancel(self) -> None:
+        """Drops what has not started and waits for what has."""
+        if self._thread is None:
+            return
+        self._cancelled = True
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        self._rings[1].close()
+        self._thread, self._rings, self._idle = None, None, []
+        self._cancelled = False
+
+    def close(self) -> None:
+        self.cancel()
+
+    # --- tensors of the device --------------------------------------------------------------------------------------
+
+    def _start_in_place(self, work: Sequence[Work]) -> Pending:
+        flight = InPlace(self.runtime.current_stream())
+        scratch = Scratch(self.runtime)
+        copies = [(i, work[i][0], work[i][1].index) for i in range(len(work)) if isinstance(work[i][1], Copy)]
+        for _, task, index in copies:
+            with flight.stream.context():
+                task.sinks[0].owner.reshape(-1).copy_(task.inputs[index].owner.reshape(-1))
+        done = {i: Outcome(None) for i, _, _ in copies}
+        return self._start(work, flight, scratch, done, [])
+
+    # --- files and host memory --------------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        if self._thread is not None:
+            return
+        self._thread = ThreadPoolExecutor(1, f"warpmerge-{self.runtime.name}")
+        if not self._pools:
+            self._pools = [_core.Pool(self._threads), _core.Pool(self._threads)]
+        readers, writers = self._pools
+        cancelled = lambda: self._cancelled  # noqa: E731
+        self._rings = (
+            Inbound(self.runtime, readers, cancelled, self._slot_bytes, SLOTS),
+            Outbound(self.runtime, writers, cancelled, self._slot_bytes, SLOTS),
+        )
+        if not self._limit:
+            free, _ = self.runtime.memory()
+            budget = self._budget or max(free - HEADROOM, free // 2)
+            self._limit = int(budget * (1 - SCRATCH_SHARE)) // IN_FLIGHT
+
+    def _start_staged(self, work: Sequence[Work]) -> Pending:
+        copies = [i for i, (_, request) in enumerate(work) if isinstance(request, Copy)]
+        items = {i: self._copy(*work[i]) for i in copies}
+        launch = self._pools[1].submit(list(items.values())) if items else None
+        rest = [task for i, (task, _) in enumerate(work) if i not in items]
+        try:
+            pending = self._start(work, self._flight(rest) if rest else None, None, {}, copies)
+        except MemoryError as error:
+            # Something else may have taken memory since it was counted: once more with half, in tiles.
+            if self._halved:
+                raise self._too_little(error) from None
+            self._halved = True
+            self._limit //= 2
+            for task in rest:
+                if task.flight is not None:
+                    task.flight.workspace.synchronize()
+                task.flight = None
+            self._idle.clear()
+            try:
+                pending = self._start(work, self._flight(rest), None, {}, copies)
+            except MemoryError as again:
+                raise self._too_little(again) from None
+        pending.copying = launch
+        pending.copied = items
+        return pending
+
+    def _too_little(self, error: MemoryError) -> DeviceError:
+        return DeviceError(
+            f"{error}. Free some of it, pass --device-memory with less than {show_size(self._limit * IN_FLIGHT)}, "
+            "or use --device cpu."
+        )
+
+    def _copy(self, task: TensorTask, request: Copy) -> Any:
+        source = task.inputs[request.index]
+        place = _core.Place(0, source.address, source.fd, source.offset)
+        return self._pools[1].copy(place, source.nbytes, IO_TILE, Arrival(task.sinks[0], 0).output(0))
+
+    def _flight(self, tasks: Sequence[TensorTask]) -> Staged:
+        """The flight that these tasks are on, or a new one."""
+        flight = tasks[0].flight
+        if flight is not None and flight.workspace is not None:
+            return flight
+        workspace = self._idle.pop() if self._idle else Workspace(self.runtime, *self._rings, self._limit)
+        workspace.limit = self._limit
+        if workspace.scratch is None:
+            workspace.scratch = Scratch(self.runtime)
+        flight = Staged(workspace, tasks)
+        for task in tasks:
+            task.flight = flight
+        return flight
+
+    def _start(
+        self, work: Sequence[Work], flight: Any, scratch: Scratch | None, done: dict[int, Outcome], copies: list[int]
+    ) -> Pending:
+        pending = Pending(self, flight, len(work), done)
+        if flight is None:
+            return pending
+        if scratch is None:
+            scratch = flight.workspace.scratch
+            scratch.reset()
+        others = [i for i in range(len(work)) if i not in done and i not in copies]
+        for group in grouped([work[i] for i in others]):
+            group.positions = [others[p] for p in group.positions]
+            pending.add(group, steps(group, flight, self.kernels, scratch))
+        return pending
+
+    def finished(self, flight: Staged, tasks: int) -> None:
+        """So many tasks of a flight are merged; with the last one its workspace is free again."""
+        flight.remaining -= tasks
+        if flight.remaining == 0 and flight.workspace is not None:
+            self._idle.append(flight.workspace)
+            flight.workspace = None
+
+
+class Pending:
+    """A batch's requests under way: those that have to look at results of the device before they go on."""
+
+    def __init__(self, backend: DeviceBackend, flight: Any, count: int, done: dict[int, Outcome]) -> None:
+        self._backend, self._flight = backend, flight
+        self._outcomes: list[Outcome | None] = [done.get(i) for i in range(count)]
+        self.waiting: list[tuple[Group, Any, Any]] = []  # group, its generator, the event it waits for
+        self.copying: Any = None
+        self.copied: dict[int, Any] = {}
+
+    def add(self, group: Group, generator: Any) -> None:
+        self._step(group, generator)
+
+    def _step(self, group: Group, generator: Any) -> None:
+        try:
+            self.waiting.append((group, generator, next(generator)))
+        except StopIteration as stop:
+            for position, outcome in zip(group.positions, stop.value, strict=True):
+                self._outcomes[position] = outcome
+            if isinstance(self._flight, Staged) and group.kind.outputs:
+                self._backend.finished(self._flight, len(group.tasks))
+
+    def resume(self) -> None:
+        """Goes on with every request; only after its event has been waited for."""
+        waiting, self.waiting = self.waiting, []
+        for group, generator, _ in waiting:
+            self._step(group, generator)
+
+    def outcomes(self) -> list[Outcome]:
+        for position, item in self.copied.items():
+            self._outcomes[position] = Outcome(item.digest)
+        return self._outcomes
+
+
+class Ticket:
+    def __init__(self, pending: Pending | Future) -> None:
+        self._pending = pending
+
+    def wait(self) -> list[Outcome]:
+        """Blocks until all is done. Raises OSError if a file could not be written or read, DeviceError for memory."""
+        try:
+            pending = self._pending.result() if isinstance(self._pending, Future) else self._pending
+            while pending.waiting:
+                for _, _, event in pending.waiting:
+                    event.synchronize()
+                pending.resume()
+            if pending.copying is not None:
+                wait_for(pending.copying, lambda: False)
+            return pending.outcomes()
+        except Cancelled:
+            raise RuntimeError("waited for a batch that was cancelled") from None
+
+
+def _in_place(task: TensorTask) -> bool:
+    return isinstance(task.sinks[0], DeviceSink)

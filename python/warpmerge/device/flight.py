@@ -1,0 +1,285 @@
+"""Where the operands of a batch are while it is worked on.
+
+    InPlace     tensors of the device itself: nothing is moved, work goes to the caller's stream
+    Resident    the batch fits the flight's share of device memory: it is brought once, whatever the number of passes
+    Streamed    it does not: every pass brings it in loads, which take turns in two halves of that share
+
+A load is what lies in device memory together. `sweep` calls a kernel on each load and, when it combines, sends results
+on their way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from ..errors import DeviceError
+from ..tasks import TensorTask
+from ..units import show_size
+from .staging import Arrival, Inbound, Move, Outbound
+from .tables import ALIGN, CHUNK, Segment
+
+Kernel = Callable[[Any, int], None]  # called with the stream and the number of the load
+
+
+class Part:
+    """Elements [first, first + count) of a task, and where they are."""
+
+    def __init__(self, task: TensorTask, first: int, count: int) -> None:
+        self.task, self.first, self.count = task, first, count
+        self.inputs: list[int] = []  # addresses
+        self.base = 0
+        self.outputs: list[int] = []
+
+    def segment(self, slot: int, block: int) -> Segment:
+        return Segment(
+            self.count,
+            self.first,
+            slot,
+            block,
+            self.task.info.count,
+            self.base,
+            tuple(self.inputs),
+            tuple(self.outputs),
+        )
+
+
+class Load:
+    """Parts that lie in device memory together: what has to be moved in, and what out."""
+
+    def __init__(self) -> None:
+        self.parts: list[Part] = []
+        self.inward: list[Move] = []
+        self.outward: list[tuple[Part, int, int, int]] = []  # part, output, bytes, offset
+        self.nbytes = 0
+
+    def reserve(self, nbytes: int) -> int:
+        offset = self.nbytes
+        self.nbytes += -(-nbytes // ALIGN) * ALIGN
+        return offset
+
+
+def bytes_per_element(task: TensorTask) -> int:
+    read = sum(b.dtype.itemsize for b in task.inputs) + (task.base.dtype.itemsize if task.base else 0)
+    return read + task.out_dtype.itemsize * len(task.sinks)
+
+
+def footprint(task: TensorTask, count: int) -> int:
+    """Upper bound of the arena bytes that `count` elements of a task take."""
+    return bytes_per_element(task) * count + ALIGN * (len(task.inputs) + 1 + len(task.sinks))
+
+
+def pack(tasks: Sequence[TensorTask], capacity: int) -> list[Load]:
+    """Divides tasks into loads of at most `capacity` bytes, cutting tensors between chunks. Raises DeviceError."""
+    loads: list[list[tuple[TensorTask, int, int]]] = [[]]
+    room = capacity
+    for task in tasks:
+        first = 0
+        while first < task.info.count:
+            left = task.info.count - first
+            fits = left
+            if footprint(task, left) > room:
+                fits = max(0, room - footprint(task, 0)) // bytes_per_element(task) // CHUNK * CHUNK
+            if fits == 0:
+                if not loads[-1]:
+                    least = footprint(task, min(left, CHUNK))
+                    raise DeviceError(
+                        f"{task.info} needs {show_size(2 * least)} of device memory to be worked on in tiles; "
+                        f"{show_size(2 * capacity)} are available. Raise --device-memory, or use --device cpu."
+                    )
+                loads.append([])
+                room = capacity
+                continue
+            loads[-1].append((task, first, fits))
+            room -= footprint(task, fits)
+            first += fits
+    return [_lay_out(parts) for parts in loads if parts]
+
+
+def _lay_out(parts: Sequence[tuple[TensorTask, int, int]]) -> Load:
+    """Inputs first, outputs behind them, so that either moves in few large copies."""
+    load = Load()
+    for task, first, count in parts:
+        part = Part(task, first, count)
+        load.parts.append(part)
+        for buffer in [*task.inputs, *([task.base] if task.base else [])]:
+            size = buffer.dtype.itemsize
+            offset = load.reserve(count * size)
+            load.inward.append(Move(buffer, first * size, count * size, offset))
+            part.inputs.append(offset)
+        if task.base:
+            part.base = part.inputs.pop()
+    for part in load.parts:
+        nbytes = part.count * part.task.out_dtype.itemsize
+        for output in range(len(part.task.sinks)):
+            offset = load.reserve(nbytes)
+            part.outputs.append(offset)
+            load.outward.append((part, output, nbytes, offset))
+    return load
+
+
+class InPlace:
+    """Tensors in the device's memory. Work goes to `stream`, in order with what the caller does there."""
+
+    waits = False  # combining may return before the device is done
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def loads(self, tasks: Sequence[TensorTask]) -> list[Load]:
+        load = Load()
+        for task in tasks:
+            part = Part(task, 0, task.info.count)
+            part.inputs = [b.address for b in task.inputs]
+            part.base = task.base.address if task.base else 0
+            part.outputs = [sink.address for sink in task.sinks]
+            load.parts.append(part)
+        return [load]
+
+    def sweep(self, loads: list[Load], kernel: Kernel) -> None:
+        for number in range(len(loads)):
+            kernel(self.stream, number)
+
+    def combine(self, loads: list[Load], kernel: Kernel) -> Outgoing:
+        self.sweep(loads, kernel)
+        return Outgoing()
+
+
+class Outgoing:
+    """Results on their way to their sinks."""
+
+    def __init__(self) -> None:
+        self.arrivals: dict[tuple[int, int], Arrival] = {}
+        self.futures: list[Future] = []
+        self._event: Any = None
+
+    def after(self, event: Any) -> Outgoing:
+        """Itself as an event: that `event` has passed and all has arrived."""
+        self._event = event
+        return self
+
+    def moves(self, load: Load, tasks: set[int]) -> list[Move]:
+        moves = []
+        for part, output, nbytes, offset in load.outward:
+            task = part.task
+            if id(task) in tasks:
+                whole = task.info.count * task.out_dtype.itemsize
+                key = (id(task), output)
+                arrival = self.arrivals.get(key) or self.arrivals.setdefault(key, Arrival(task.sinks[output], whole))
+                moves.append(Move(arrival, part.first * task.out_dtype.itemsize, nbytes, offset))
+        return moves
+
+    def synchronize(self) -> None:
+        """Raises OSError if something could not be written."""
+        self._event.synchronize()
+        for future in self.futures:
+            future.result()
+
+    def digest(self, task: TensorTask) -> int | None:
+        arrival = self.arrivals.get((id(task), 0))
+        if arrival is None:  # nothing to move: an empty tensor, or one that is merged in place
+            return Arrival(task.sinks[0], 0).digest if task.info.count == 0 else None
+        return arrival.digest
+
+
+class Workspace:
+    """One flight's share of device memory: an arena in two halves, each with a stream. Grows up to `limit` bytes."""
+
+    def __init__(self, runtime: Any, inbound: Inbound, outbound: Outbound, limit: int) -> None:
+        self.runtime, self.inbound, self.outbound, self.limit = runtime, inbound, outbound, limit
+        self.streams = [runtime.new_stream(), runtime.new_stream()]
+        self._arenas: list[Any] = [None, None]
+        self.scratch: Any = None
+
+    def arena(self, half: int, nbytes: int) -> Any:
+        held = self._arenas[half]
+        if held is None or held.nbytes < nbytes:
+            held = self._arenas[half] = None  # give back before asking for more
+            self._arenas[half] = self.runtime.alloc(nbytes)
+        return self._arenas[half]
+
+    def synchronize(self) -> None:
+        for stream in self.streams:
+            stream.record().synchronize()
+
+
+class Staged:
+    """A batch from files or host memory in a workspace: `Resident` if it fits, else `Streamed`."""
+
+    waits = True
+
+    def __init__(self, workspace: Workspace, tasks: Sequence[TensorTask]) -> None:
+        self.workspace = workspace
+        self.remaining = len(tasks)
+        self.stream = workspace.streams[0]
+        total = sum(footprint(t, t.info.count) for t in tasks)
+        self.resident = total <= workspace.limit
+        self._whole: Load | None = None
+        self._places: dict[int, int] = {}  # id of a buffer -> its address
+        self._parts: dict[int, Part] = {}  # id of a task -> its part
+        if self.resident:
+            self._bring_all(tasks)
+
+    def _bring_all(self, tasks: Sequence[TensorTask]) -> None:
+        load = _lay_out([(t, 0, t.info.count) for t in tasks if t.info.count])
+        arena = self.workspace.arena(0, max(load.nbytes, ALIGN))
+        self.workspace.inbound.bring(load.inward, arena, self.stream)
+        for move in load.inward:
+            self._places[id(move.tensor)] = arena.address + move.offset
+        for part in load.parts:
+            part.outputs = [arena.address + offset for offset in part.outputs]
+            self._parts[id(part.task)] = part
+        self._whole = load
+
+    def loads(self, tasks: Sequence[TensorTask]) -> list[Load]:
+        workspace = self.workspace
+        if self._whole is None:
+            loads = pack(tasks, workspace.limit // 2)
+            for number, load in enumerate(loads):
+                half = number % 2
+                need = max(other.nbytes for other in loads[half::2])
+                address = workspace.arena(half, need).address
+                for part in load.parts:
+                    part.inputs = [address + offset for offset in part.inputs]
+                    part.base = address + part.base if part.task.base else 0
+                    part.outputs = [address + offset for offset in part.outputs]
+            return loads
+        load = Load()
+        load.outward = self._whole.outward
+        for task in tasks:
+            if task.info.count == 0:
+                continue
+            part = self._parts[id(task)]
+            # A task that turned into a copy has fewer inputs than were brought.
+            part.inputs = [self._places[id(b)] for b in task.inputs]
+            part.base = self._places[id(task.base)] if task.base else 0
+            load.parts.append(part)
+        return [load] if load.parts else []
+
+    def sweep(self, loads: list[Load], kernel: Kernel) -> None:
+        self._pass(loads, kernel, None)
+
+    def combine(self, loads: list[Load], kernel: Kernel) -> Outgoing:
+        outgoing = Outgoing()
+        self._pass(loads, kernel, outgoing)
+        return outgoing
+
+    def _pass(self, loads: list[Load], kernel: Kernel, outgoing: Outgoing | None) -> None:
+        workspace = self.workspace
+        first, second = workspace.streams
+        several = self._whole is None and len(loads) > 1
+        if several:  # the second stream starts after what was queued on the first
+            second.wait(first.record())
+        for number, load in enumerate(loads):
+            half = number % 2
+            stream = workspace.streams[half]
+            arena = workspace.arena(half, 0)
+            if self._whole is None:
+                workspace.inbound.bring(load.inward, arena, stream)
+            kernel(stream, number)
+            if outgoing is not None:
+                moves = outgoing.moves(load, {id(p.task) for p in load.parts})
+                outgoing.futures += workspace.outbound.take(moves, arena, stream)
+        if several:
+            first.wait(second.record())

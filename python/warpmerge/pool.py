@@ -1,0 +1,272 @@
+"""Models held where they are merged, to be merged again and again: for searches over merges."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import backends, engine
+from .arrays import Array, FileArray, Place, Result
+from .checkpoint import Checkpoint
+from .errors import CheckpointError, DeviceError, RecipeError
+from .methods import Base, TensorInfo, find
+from .methods.base import Steps
+from .ops import WeightedSum
+from .tensors import Operands, resolve_values, wanted_dtype
+from .threads import thread_count
+
+Source = str | Path | Mapping[str, Any]
+
+
+class Pool:
+    """A base and K models in one place: a GPU's memory, or for a CPU the page cache of their files.
+
+        pool = wm.Pool("base/", ["math/", "code/"], device="cuda")
+        merged = pool.merge("ties", weight=[0.6, 0.4], density=0.5)           # a new state dict
+        pool.merge("ties", weight=[0.5, 0.5], density=0.5, into=model)        # a module's parameters, in place
+        variants = pool.sweep([[1.0, 0.0], [0.7, 0.3], [0.5, 0.5]])           # three state dicts from one read
+
+    Models are directories, hub ids or state dicts of torch tensors. Results are torch tensors on the pool's device.
+    The files of a pool on a CPU are read by each merge: they must not change as long as it is used.
+    """
+
+    def __init__(
+        self,
+        base: Source | None,
+        models: Sequence[Source],
+        *,
+        device: str = "auto",
+        backend: str = "auto",
+        threads: int | None = None,
+    ) -> None:
+        """base: what deltas are taken from; None for methods that need none. device: auto, cpu, cuda or cuda:N.
+
+        Raises RecipeError, CheckpointError or DeviceError (all MergeError).
+        """
+        if isinstance(models, (str, Path, Mapping)) or not models:
+            raise RecipeError("a pool takes a list of at least one model.")
+        self._place = _place(device, backend, [*models, *([base] if base is not None else [])])
+        self._checkpoints: list[Checkpoint] = []
+        self._finite: bool | None = None
+        try:
+            load = _Loader(self._place, thread_count(threads), self._checkpoints)
+            self._models = [load(m) for m in models]
+            self._base = None if base is None else load(base)
+            _check_names(self._models, self._base)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the files. What was merged stays valid."""
+        for checkpoint in self._checkpoints:
+            checkpoint.close()
+
+    @property
+    def device(self) -> str:
+        return self._place.device
+
+    @property
+    def backend(self) -> str:
+        return self._place.info.name
+
+    def __len__(self) -> int:
+        """The number of models, the base not counted."""
+        return len(self._models)
+
+    def merge(self, method: str, *, into: Any = None, out_dtype: Any = None, seed: int = 0, **parameters: Any) -> Any:
+        """Merges all models of the pool; the parameters are those of `merge_tensors`.
+
+        into: a torch module or a state dict with the pool's tensors, on its device; they are filled, each in its own
+        dtype, and `into` is returned. Otherwise a new state dict is, in the dtypes of the base (without one, of the
+        first model) or in `out_dtype`.
+        """
+        chosen = find(method)
+        models, reference = self._models, None
+        if chosen.base is Base.REFERENCE:
+            if self._base is None:
+                raise RecipeError(f"method '{chosen.name}' needs a base, and this pool has none.")
+            reference = self._base
+        elif chosen.base is Base.ENDPOINT and self._base is not None:
+            models = [self._base, *models]
+        chosen.check_models(len(models))
+        values = resolve_values(chosen, len(models), parameters)
+        if values["nonfinite"] == "error" and self._known_finite():
+            values = {**values, "nonfinite": "propagate"}  # nothing to count, so nothing to wait for
+        operands = self._operands(models, reference)
+        if into is None:
+            results = operands.results(wanted_dtype(out_dtype))
+        else:
+            if out_dtype is not None:
+                raise RecipeError("out_dtype and into exclude each other: the tensors of into have their dtypes.")
+            results = _results_in(into, operands, self._place)
+        labels = ["base"] if len(models) > len(self) else []
+        labels += [f"model {i}" for i in range(len(self))] + (["base"] if reference is not None else [])
+        outputs = {name: [result] for name, result in results.items()}
+        engine.run(operands.tasks(chosen, values, outputs, labels, seed), self._place.backend())
+        return {name: result.finish() for name, result in results.items()} if into is None else into
+
+    def sweep(self, coefficients: Sequence[Sequence[float]], *, out_dtype: Any = None) -> list[dict[str, Any]]:
+        """M merged models from one read: base + sum_k c[m][k] (x_k - base); without a base sum_k c[m][k] x_k.
+
+        coefficients: M rows of one number per model. Returns M state dicts; integer tensors are shared by them.
+        """
+        rows = [tuple(float(c) for c in row) for row in coefficients]
+        for row in rows:
+            if len(row) != len(self._models):
+                raise RecipeError(f"a row of coefficients has one number per model ({len(self)}), not {len(row)}.")
+        if not rows:
+            return []
+        operands = self._operands(self._models, self._base)
+        made = [operands.results(wanted_dtype(out_dtype)) for _ in rows]
+        outputs = {
+            name: [results[name] for results in made] if array.dtype.is_float else [made[0][name]]
+            for name, array in operands.donor.items()
+        }
+        values = {"nonfinite": "propagate" if self._known_finite() else "error"}
+        labels = [f"model {i}" for i in range(len(self))] + (["base"] if self._base is not None else [])
+        method = _Sweep(sum(rows, ()), self._base is not None)
+        engine.run(operands.tasks(method, values, outputs, labels, 0), self._place.backend())
+        return [{name: of[min(m, len(of) - 1)].finish() for name, of in outputs.items()} for m in range(len(rows))]
+
+    def _operands(self, models: list[dict[str, Array]], reference: dict[str, Array] | None) -> Operands:
+        donor = self._base if self._base is not None else models[0]
+        return Operands(models, reference, donor, must_agree=self._base is None)
+
+    def _known_finite(self) -> bool:
+        """Whether all elements are finite: looked at once, where counting them each time would mean waiting."""
+        if not self._place.in_place:
+            return False
+        if self._finite is None:
+            import torch
+
+            everything = [*self._models, *([self._base] if self._base is not None else [])]
+            floats = [a.data for arrays in everything for a in arrays.values() if a.dtype.is_float]
+            self._finite = not floats or bool(torch.stack([torch.isfinite(t).all() for t in floats]).all())
+        return self._finite
+
+
+class _Sweep:
+    """Stands in for a method: coefficients of several outputs, and nothing to measure."""
+
+    name = "sweep"
+
+    def __init__(self, coefficients: tuple[float, ...], relative: bool) -> None:
+        self._coefficients, self._relative = coefficients, relative
+
+    def steps(self, tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+        return WeightedSum(self._coefficients, relative=self._relative)
+        yield
+
+
+def _place(device: str, backend: str, sources: Sequence[Source]) -> Place:
+    """Where the pool is: on the device that was asked for, else on that of the first tensor."""
+    first = next((t for s in sources if isinstance(s, Mapping) for t in s.values()), None)
+    if device == "auto" and first is not None and first.device.type == "cuda":
+        device = str(first.device)
+    info = backends.choose(backend, device)
+    if backends.computes_on_host_tensors(info):
+        return Place(info, "cpu", True)
+    if "cuda" not in info.devices:
+        return Place(info, "cpu", False)
+    if "," in device or device.endswith(":all"):
+        raise RecipeError(f"a pool lies on one device, not on {device!r}.")
+    try:
+        import torch
+    except ImportError:
+        raise DeviceError("a pool on a GPU needs torch (pip install torch).") from None
+    return Place(info, str(torch.device(device if ":" in device else "cuda:0")), True)
+
+
+class _Loader:
+    def __init__(self, place: Place, threads: int, opened: list[Checkpoint]) -> None:
+        self._place, self._threads, self._opened = place, threads, opened
+        self._inbound: Any = None
+
+    def __call__(self, source: Source) -> dict[str, Array]:
+        if isinstance(source, Mapping):
+            tensors = {name: t.to(self._place.device) for name, t in source.items()}
+            return {name: Array.of(t, name, self._place) for name, t in tensors.items()}
+        checkpoint = Checkpoint(str(source))
+        self._opened.append(checkpoint)
+        arrays = {name: FileArray(shard, entry) for name, (shard, entry) in checkpoint.entries.items()}
+        return self._to_device(arrays) if self._place.in_place else arrays
+
+    def _to_device(self, arrays: dict[str, FileArray]) -> dict[str, Array]:
+        import torch
+
+        from . import _core
+        from .device.staging import Inbound, Move
+        from .device.tables import ALIGN
+        from .device.torch_runtime import TorchRuntime
+
+        runtime = TorchRuntime(self._place.device)
+        moves, size = [], 0
+        for array in arrays.values():
+            buffer = array.buffer()
+            moves.append(Move(buffer, 0, buffer.nbytes, size))
+            size += -(-buffer.nbytes // ALIGN) * ALIGN
+        try:
+            arena = runtime.alloc(size)
+            self._inbound = self._inbound or Inbound(runtime, _core.Pool(self._threads), lambda: False)
+            stream = runtime.current_stream()
+            self._inbound.bring([m for m in moves if m.nbytes], arena, stream)
+            stream.record().synchronize()
+        except MemoryError as error:
+            raise DeviceError(f"{error}. The pool's models have to fit into the device's memory.") from None
+        loaded = {}
+        for (name, array), move in zip(arrays.items(), moves, strict=True):
+            flat = arena.tensor[move.offset : move.offset + move.nbytes]
+            tensor = flat.view(getattr(torch, array.dtype.name)).view(array.shape)
+            loaded[name] = Array.of(tensor, name, self._place)
+        return loaded
+
+
+def _check_names(models: list[dict[str, Array]], base: dict[str, Array] | None) -> None:
+    for number, model in enumerate(models):
+        odd = sorted(model.keys() ^ (base if base is not None else models[0]).keys())
+        if odd:
+            other = "the base" if base is not None else "model 0"
+            raise CheckpointError(f"model {number} and {other} differ in their tensors: '{odd[0]}' is in only one.")
+
+
+def _results_in(into: Any, operands: Operands, place: Place) -> dict[str, Result]:
+    """The tensors of a module or state dict as results. Those that share memory there must be one in the models too."""
+    found = into.state_dict(keep_vars=True) if hasattr(into, "state_dict") else into
+    results: dict[str, Result] = {}
+    filled: dict[int, tuple[str, tuple]] = {}
+    for name, array in operands.donor.items():
+        if name not in found:
+            raise CheckpointError(f"the target has no tensor '{name}'.")
+        target = found[name].detach()
+        problem = (
+            f"has the shape {list(target.shape)}, not {list(array.shape)}"
+            if tuple(target.shape) != array.shape
+            else f"is on {target.device}, not on {place.device}"
+            if str(target.device) != place.device
+            else "is not contiguous"
+            if not target.is_contiguous()
+            else f"is {target.dtype}, which cannot hold {array.dtype}"
+            if (str(target.dtype) != f"torch.{array.dtype}")
+            and not (target.is_floating_point() and array.dtype.is_float)
+            else ""
+        )
+        if problem:
+            raise CheckpointError(f"tensor '{name}' of the target {problem}.")
+        identity = tuple(a.identity for a in operands.arrays(name))
+        other, known = filled.setdefault(target.data_ptr(), (name, identity)) if target.numel() else (name, identity)
+        if known != identity:
+            raise CheckpointError(f"'{other}' and '{name}' are one tensor in the target, but differ in the models.")
+        results[name] = results[other] if other != name else Result(target, None, place.in_place)
+    filled_there = set(filled)
+    for name, tensor in found.items():
+        if name not in operands.donor and tensor.numel() and tensor.data_ptr() not in filled_there:
+            raise CheckpointError(f"the target has the tensor '{name}', which the models lack.")
+    return results

@@ -66,6 +66,11 @@ class DeviceBackend:
         self._prepare()
         return Ticket(self._thread.submit(self._start_staged, work))
 
+    def holds(self, task: TensorTask) -> bool:
+        """Whether a flight of this device has the task's operands."""
+        flight = task.flight
+        return flight is not None and flight.workspace is not None and flight.workspace.runtime is self.runtime
+
     def cancel(self) -> None:
         """Drops what has not started and waits for what has."""
         if self._thread is None:
@@ -149,9 +154,8 @@ class DeviceBackend:
 
     def _flight(self, tasks: Sequence[TensorTask]) -> Staged:
         """The flight that these tasks are on, or a new one."""
-        flight = tasks[0].flight
-        if flight is not None and flight.workspace is not None:
-            return flight
+        if self.holds(tasks[0]):
+            return tasks[0].flight
         workspace = self._idle.pop() if self._idle else Workspace(self.runtime, *self._rings, self._limit)
         workspace.limit = self._limit
         if workspace.scratch is None:

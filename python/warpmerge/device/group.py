@@ -15,18 +15,14 @@ class DeviceGroup:
         self.batch_bytes, self.batch_tensors = members[0].batch_bytes, members[0].batch_tensors
         self.in_flight = sum(m.in_flight for m in members)
         self.given = [0] * len(members)  # bytes
-        self._member_of: dict[int, int] = {}  # id of a task that is under way -> its device
 
     def launch(self, work: Sequence[Work]) -> Ticket:
-        # What a batch measured lies on its device: it stays there until it is merged.
-        known = self._member_of.get(id(work[0][0]))
-        if known is None:
-            known = min(range(len(self.members)), key=self.given.__getitem__)
-            self.given[known] += sum(task.nbytes for task, _ in work)
-        ticket = self.members[known].launch(work)
-        for task, _ in work:
-            self._member_of[id(task)] = known
-        return ticket
+        for member in self.members:  # a batch stays on its device until it is merged
+            if any(member.holds(task) for task, _ in work):
+                return member.launch(work)
+        least = min(range(len(self.members)), key=self.given.__getitem__)
+        self.given[least] += sum(task.nbytes for task, _ in work)
+        return self.members[least].launch(work)
 
     def cancel(self) -> None:
         for member in self.members:

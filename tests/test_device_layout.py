@@ -127,12 +127,13 @@ class HostRuntime:
     def __init__(self):
         self.allocated = 0
 
-    def alloc(self, nbytes):
+    def alloc(self, nbytes, streams=()):
         self.allocated += nbytes
         memory = ctypes.create_string_buffer(nbytes)
         return SimpleNamespace(address=ctypes.addressof(memory), nbytes=nbytes, owner=memory)
 
-    pinned = alloc
+    def pinned(self, nbytes):
+        return self.alloc(nbytes)
 
 
 @given(requests=st.lists(st.lists(st.tuples(st.integers(0, 3 << 20), st.booleans()), max_size=8), max_size=4))

@@ -98,11 +98,11 @@ class Array:
     def empty(self, dtype: DType) -> Result:
         if isinstance(self.data, np.ndarray):
             element = self.original.dtype if dtype == self.dtype else _numpy_dtype(dtype)
-            return Result(np.empty(self.shape, element), None, False)
+            return Result(np.empty(self.shape, element), dtype, None, False)
         import torch
 
         made = torch.empty(self.shape, dtype=getattr(torch, dtype.name), device=self.data.device)
-        return Result(made, self.original.device, self.in_place)
+        return Result(made, dtype, self.original.device, self.in_place)
 
 
 class FileArray:
@@ -122,16 +122,14 @@ class FileArray:
     def empty(self, dtype: DType) -> Result:
         import torch
 
-        return Result(torch.empty(self.shape, dtype=getattr(torch, dtype.name)), None, False)
+        return Result(torch.empty(self.shape, dtype=getattr(torch, dtype.name)), dtype, None, False)
 
 
 class Result:
-    def __init__(self, array: Any, device: Any, in_place: bool) -> None:
-        self.array, self._device, self._in_place = array, device, in_place
+    """A tensor to merge into. `device`: where it is to be in the end, None if it is there."""
 
-    @property
-    def dtype(self) -> DType:
-        return BY_NAME[str(self.array.dtype).removeprefix("torch.")]
+    def __init__(self, array: Any, dtype: DType, device: Any, in_place: bool) -> None:
+        self.array, self.dtype, self._device, self._in_place = array, dtype, device, in_place
 
     def sink(self) -> Sink:
         if self._in_place:

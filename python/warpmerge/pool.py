@@ -9,6 +9,7 @@ from typing import Any
 from . import backends, engine
 from .arrays import Array, FileArray, Place, Result
 from .checkpoint import Checkpoint
+from .dtypes import BY_NAME
 from .errors import CheckpointError, DeviceError, RecipeError
 from .methods import Base, TensorInfo, find
 from .methods.base import Steps
@@ -49,6 +50,7 @@ class Pool:
         self._place = _place(device, backend, [*models, *([base] if base is not None else [])])
         self._checkpoints: list[Checkpoint] = []
         self._finite: bool | None = None
+        self._prepared: dict[tuple[int, bool], Operands] = {}
         try:
             load = _Loader(self._place, thread_count(threads), self._checkpoints)
             self._models = [load(m) for m in models]
@@ -137,8 +139,11 @@ class Pool:
         return [{name: of[min(m, len(of) - 1)].finish() for name, of in outputs.items()} for m in range(len(rows))]
 
     def _operands(self, models: list[dict[str, Array]], reference: dict[str, Array] | None) -> Operands:
-        donor = self._base if self._base is not None else models[0]
-        return Operands(models, reference, donor, must_agree=self._base is None)
+        key = (len(models), reference is not None)
+        if key not in self._prepared:
+            donor = self._base if self._base is not None else models[0]
+            self._prepared[key] = Operands(models, reference, donor, must_agree=self._base is None)
+        return self._prepared[key]
 
     def _known_finite(self) -> bool:
         """Whether all elements are finite: looked at once, where counting them each time would mean waiting."""
@@ -264,7 +269,11 @@ def _results_in(into: Any, operands: Operands, place: Place) -> dict[str, Result
         other, known = filled.setdefault(target.data_ptr(), (name, identity)) if target.numel() else (name, identity)
         if known != identity:
             raise CheckpointError(f"'{other}' and '{name}' are one tensor in the target, but differ in the models.")
-        results[name] = results[other] if other != name else Result(target, None, place.in_place)
+        results[name] = (
+            results[other]
+            if other != name
+            else Result(target, BY_NAME[str(target.dtype).removeprefix("torch.")], None, place.in_place)
+        )
     filled_there = set(filled)
     for name, tensor in found.items():
         if name not in operands.donor and tensor.numel() and tensor.data_ptr() not in filled_there:

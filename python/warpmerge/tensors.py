@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from .arrays import Array, Place, Result
 from .dtypes import FLOAT64, DType, float_dtype
 from .errors import CheckpointError, RecipeError
 from .methods import Base, Method, TensorInfo, find
-from .tasks import TensorTask, same_bytes
+from .tasks import Buffer, TensorTask, same_bytes
 
 
 def merge_tensors(
@@ -94,30 +94,36 @@ def wanted_dtype(out_dtype: Any) -> DType | None:
     return None if out_dtype is None else float_dtype(getattr(out_dtype, "__name__", out_dtype), "out_dtype")
 
 
-@dataclass
 class Operands:
     """The tensors of a merge by name. `donor` has the names, shapes and dtypes of the result, and its integer tensors.
 
-    `must_agree`: without a base all models must have the same integer tensors.
+    `must_agree`: without a base all models must have the same integer tensors. What can be known once is kept, for
+    merging the same operands again.
     """
 
-    models: list[dict[str, Array]]
-    reference: dict[str, Array] | None
-    donor: dict[str, Array]
-    must_agree: bool
+    def __init__(
+        self,
+        models: list[dict[str, Array]],
+        reference: dict[str, Array] | None,
+        donor: dict[str, Array],
+        must_agree: bool,
+    ) -> None:
+        self.models, self.reference, self.donor, self.must_agree = models, reference, donor, must_agree
+        self._entries: dict[bool, list[_Entry]] = {}
+        first: dict[tuple, str] = {}
+        # Names that share one tensor in every model share one result: each with the first of them.
+        self._shared = {name: first.setdefault(tuple(a.identity for a in self.arrays(name)), name) for name in donor}
 
     def arrays(self, name: str) -> list[Array]:
         return [*(m[name] for m in self.models), *([self.reference[name]] if self.reference is not None else [])]
 
     def results(self, out_dtype: DType | None) -> dict[str, Result]:
-        """Empty tensors to merge into; names that share one tensor in every model share one result."""
-        made: dict[tuple, Result] = {}
-        results = {}
+        """Empty tensors to merge into."""
+        results: dict[str, Result] = {}
         for name, owner in self.donor.items():
-            identity = tuple(a.identity for a in self.arrays(name))
-            if identity not in made:
-                made[identity] = owner.empty((out_dtype or owner.dtype) if owner.dtype.is_float else owner.dtype)
-            results[name] = made[identity]
+            shared = results.get(self._shared[name])
+            dtype = (out_dtype or owner.dtype) if owner.dtype.is_float else owner.dtype
+            results[name] = shared if shared is not None else owner.empty(dtype)
         return results
 
     def tasks(
@@ -129,17 +135,64 @@ class Operands:
         seed: int,
     ) -> list[TensorTask]:
         """One task per result and the names that share it; `results`: a list for each name, one per output."""
+        copying = method.name == "passthrough"
+        if copying not in self._entries:
+            self._entries[copying] = [self._entry(name, labels, copying) for name in self.donor]
         done = set()
         tasks = []
-        for name, owner in self.donor.items():
-            key = id(results[name][0])
-            if key not in done:
-                done.add(key)
-                arrays = self.arrays(name)
-                origin = arrays.pop() if self.reference is not None else None
-                check = self.must_agree
-                tasks.append(_task(name, method, values, arrays, origin, owner, results[name], labels, seed, check))
+        for entry in self._entries[copying]:
+            outputs = results[entry.name]
+            if id(outputs[0]) in done:
+                continue
+            done.add(id(outputs[0]))
+            tasks.append(
+                TensorTask(
+                    info=TensorInfo(entry.name, entry.count, len(entry.inputs), seed),
+                    method=method if entry.merged else None,
+                    values=values,
+                    inputs=entry.inputs,
+                    base=entry.base,
+                    out_dtype=outputs[0].dtype,
+                    sinks=[output.sink() for output in outputs],
+                    labels=labels,
+                    wide=entry.wide,
+                )
+            )
         return tasks
+
+    def _entry(self, name: str, labels: list[str], copying: bool) -> _Entry:
+        what = str(TensorInfo(name, 0, 0))
+        owner, arrays = self.donor[name], self.arrays(name)
+        for label, array in zip(labels, arrays, strict=True):
+            if array.shape != owner.shape:
+                raise CheckpointError(f"{what} has the shape {list(owner.shape)} but {list(array.shape)} in {label}.")
+            if array.dtype.is_float != owner.dtype.is_float:
+                raise CheckpointError(f"{what} is {owner.dtype} but {array.dtype} in {label}.")
+        count = math.prod(owner.shape)
+        buffers = [a.buffer() for a in arrays]
+        if owner.dtype.is_float:
+            base = buffers.pop() if self.reference is not None else None
+            return _Entry(name, count, True, buffers, base, any(a.dtype == FLOAT64 for a in arrays))
+        if owner.dtype.is_quantized and not copying:
+            raise CheckpointError(f"{what} is quantized ({owner.dtype}); dequantize it before merging.")
+        if self.must_agree:
+            for label, buffer in zip(labels, buffers, strict=True):
+                if not same_bytes([buffer, owner.buffer()]):
+                    raise CheckpointError(
+                        f"{what} ({owner.dtype}) differs in {label} and cannot be averaged; give a base."
+                    )
+        return _Entry(name, count, False, [owner.buffer()], None, False)
+
+
+class _Entry(NamedTuple):
+    """What all tasks of one tensor have in common. `merged`: its elements are averaged, not copied."""
+
+    name: str
+    count: int
+    merged: bool
+    inputs: list[Buffer]
+    base: Buffer | None
+    wide: bool
 
 
 def _inputs(method: Method, models: list, base: Any) -> tuple[list, Any]:
@@ -184,46 +237,3 @@ def resolve_values(method: Method, models: int, given: Mapping[str, Any]) -> dic
 
 def _scalar(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
-
-
-def _task(
-    name: str,
-    method: Method,
-    values: Mapping[str, Any],
-    sources: list[Array],
-    origin: Array | None,
-    owner: Array,
-    results: list[Result],
-    labels: list[str],
-    seed: int,
-    must_agree: bool,
-) -> TensorTask:
-    what = str(TensorInfo(name, 0, 0))
-    arrays = [*sources, *([origin] if origin else [])]
-    for label, array in zip(labels, arrays, strict=True):
-        if array.shape != owner.shape:
-            raise CheckpointError(f"{what} has the shape {list(owner.shape)} but {list(array.shape)} in {label}.")
-        if array.dtype.is_float != owner.dtype.is_float:
-            raise CheckpointError(f"{what} is {owner.dtype} but {array.dtype} in {label}.")
-    merged = owner.dtype.is_float
-    if not merged:
-        if owner.dtype.is_quantized and method.name != "passthrough":
-            raise CheckpointError(f"{what} is quantized ({owner.dtype}); dequantize it before merging.")
-        if must_agree:
-            for label, source in zip(labels, sources, strict=True):
-                if not same_bytes([source.buffer(), owner.buffer()]):
-                    raise CheckpointError(
-                        f"{what} ({owner.dtype}) differs in {label} and cannot be averaged; give a base."
-                    )
-        sources, origin = [owner], None
-    return TensorTask(
-        info=TensorInfo(name, int(np.prod(owner.shape, dtype=np.int64)), len(sources), seed),
-        method=method if merged else None,
-        values=values,
-        inputs=[s.buffer() for s in sources],
-        base=origin.buffer() if origin else None,
-        out_dtype=results[0].dtype,
-        sinks=[result.sink() for result in results],
-        labels=labels,
-        wide=any(a.dtype == FLOAT64 for a in arrays),
-    )

@@ -16,7 +16,7 @@ from ..ops import Copy
 from ..tasks import DeviceSink, Outcome, TensorTask, Work
 from ..threads import thread_count
 from ..units import show_size
-from .flight import InPlace, Staged, Workspace
+from .flight import InPlace, Staged, Workspace, footprint
 from .requests import Group, grouped, steps
 from .scratch import Scratch
 from .staging import IO_TILE, SLOT, SLOTS, Arrival, Cancelled, Inbound, Outbound, wait_for
@@ -58,6 +58,8 @@ class DeviceBackend:
         self._pools: list[Any] = []
         self._thread: ThreadPoolExecutor | None = None
         self._limit = 0
+        self._workspaces: list[Workspace] = []
+        self._latest: Any = None  # the workspace that was taken last
         self._idle: list[Workspace] = []
 
     def launch(self, work: Sequence[Work]) -> Ticket:
@@ -78,7 +80,9 @@ class DeviceBackend:
         self._cancelled = True
         self._thread.shutdown(wait=True, cancel_futures=True)
         self._rings[1].close()
-        self._thread, self._rings, self._idle = None, None, []
+        for workspace in self._workspaces:  # their memory must outlive what is queued on it
+            workspace.synchronize()
+        self._thread, self._rings, self._workspaces, self._idle = None, None, [], []
         self._cancelled = False
 
     def close(self) -> None:
@@ -123,16 +127,10 @@ class DeviceBackend:
         try:
             pending = self._start(work, self._flight(rest) if rest else None, None, {}, copies)
         except MemoryError as error:
-            # Something else may have taken memory since it was counted: once more with half, in tiles.
             if self._halved:
                 raise self._too_little(error) from None
-            self._halved = True
-            self._limit //= 2
-            for task in rest:
-                if task.flight is not None:
-                    task.flight.workspace.synchronize()
-                task.flight = None
-            self._idle.clear()
+            error.__traceback__ = None  # its frames hold what is to be given back
+            self._halve(rest)
             try:
                 pending = self._start(work, self._flight(rest), None, {}, copies)
             except MemoryError as again:
@@ -140,6 +138,19 @@ class DeviceBackend:
         pending.copying = launch
         pending.copied = items
         return pending
+
+    def _halve(self, tasks: Sequence[TensorTask]) -> None:
+        """Something else has taken memory since it was counted: from now on half of what was asked for, in tiles."""
+        self._halved = True
+        self._limit = min(self._limit, sum(footprint(t, t.info.count) for t in tasks)) // 2
+        for task in tasks:
+            if task.flight is not None:
+                task.flight.workspace = None
+                task.flight = None
+        if self._latest not in self._idle:
+            self._idle.append(self._latest)
+        for workspace in self._idle:
+            workspace.release()
 
     def _too_little(self, error: MemoryError) -> DeviceError:
         return DeviceError(
@@ -155,11 +166,15 @@ class DeviceBackend:
     def _flight(self, tasks: Sequence[TensorTask]) -> Staged:
         """The flight that these tasks are on, or a new one."""
         if self.holds(tasks[0]):
+            self._latest = tasks[0].flight.workspace
             return tasks[0].flight
-        workspace = self._idle.pop() if self._idle else Workspace(self.runtime, *self._rings, self._limit)
+        if self._idle:
+            workspace = self._idle.pop()
+        else:
+            workspace = Workspace(self.runtime, *self._rings, self._limit, IN_FLIGHT / (1 - SCRATCH_SHARE))
+            self._workspaces.append(workspace)
         workspace.limit = self._limit
-        if workspace.scratch is None:
-            workspace.scratch = Scratch(self.runtime)
+        self._latest = workspace
         flight = Staged(workspace, tasks)
         for task in tasks:
             task.flight = flight

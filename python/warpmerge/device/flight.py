@@ -17,6 +17,7 @@ from typing import Any
 from ..errors import DeviceError
 from ..tasks import TensorTask
 from ..units import show_size
+from .scratch import Scratch
 from .staging import Arrival, Inbound, Move, Outbound
 from .tables import ALIGN, CHUNK, Segment
 
@@ -70,8 +71,11 @@ def footprint(task: TensorTask, count: int) -> int:
     return bytes_per_element(task) * count + ALIGN * (len(task.inputs) + 1 + len(task.sinks))
 
 
-def pack(tasks: Sequence[TensorTask], capacity: int) -> list[Load]:
-    """Divides tasks into loads of at most `capacity` bytes, cutting tensors between chunks. Raises DeviceError."""
+def pack(tasks: Sequence[TensorTask], capacity: int, shares: float = 1) -> list[Load]:
+    """Divides tasks into loads of at most `capacity` bytes, cutting tensors between chunks.
+
+    Raises DeviceError if not even one chunk fits; `shares` of such loads make the device memory that it speaks of.
+    """
     loads: list[list[tuple[TensorTask, int, int]]] = [[]]
     room = capacity
     for task in tasks:
@@ -85,8 +89,8 @@ def pack(tasks: Sequence[TensorTask], capacity: int) -> list[Load]:
                 if not loads[-1]:
                     least = footprint(task, min(left, CHUNK))
                     raise DeviceError(
-                        f"{task.info} needs {show_size(2 * least)} of device memory to be worked on in tiles; "
-                        f"{show_size(2 * capacity)} are available. Raise --device-memory, or use --device cpu."
+                        f"{task.info} needs {show_size(shares * least)} of device memory to be worked on in tiles; "
+                        f"{show_size(shares * capacity)} may be used. Raise --device-memory, or use --device cpu."
                     )
                 loads.append([])
                 room = capacity
@@ -186,22 +190,30 @@ class Outgoing:
 class Workspace:
     """One flight's share of device memory: an arena in two halves, each with a stream. Grows up to `limit` bytes."""
 
-    def __init__(self, runtime: Any, inbound: Inbound, outbound: Outbound, limit: int) -> None:
+    def __init__(self, runtime: Any, inbound: Inbound, outbound: Outbound, limit: int, shares: float) -> None:
+        """`shares`: of the device memory to use that make one `limit`."""
         self.runtime, self.inbound, self.outbound, self.limit = runtime, inbound, outbound, limit
+        self.shares = shares
         self.streams = [runtime.new_stream(), runtime.new_stream()]
         self._arenas: list[Any] = [None, None]
-        self.scratch: Any = None
+        self.scratch = Scratch(runtime, self.streams)
 
     def arena(self, half: int, nbytes: int) -> Any:
         held = self._arenas[half]
         if held is None or held.nbytes < nbytes:
             held = self._arenas[half] = None  # give back before asking for more
-            self._arenas[half] = self.runtime.alloc(nbytes)
+            self._arenas[half] = self.runtime.alloc(nbytes, self.streams)
         return self._arenas[half]
 
     def synchronize(self) -> None:
         for stream in self.streams:
             stream.record().synchronize()
+
+    def release(self) -> None:
+        """Gives all memory back."""
+        self.synchronize()
+        self._arenas = [None, None]
+        self.scratch = Scratch(self.runtime, self.streams)
 
 
 class Staged:
@@ -235,7 +247,7 @@ class Staged:
     def loads(self, tasks: Sequence[TensorTask]) -> list[Load]:
         workspace = self.workspace
         if self._whole is None:
-            loads = pack(tasks, workspace.limit // 2)
+            loads = pack(tasks, workspace.limit // 2, 2 * workspace.shares)
             for number, load in enumerate(loads):
                 half = number % 2
                 need = max(other.nbytes for other in loads[half::2])

@@ -1,6 +1,7 @@
 """What the host side needs of a device: memory, page-locked host memory, copies, streams and events.
 
-A runtime has `name` ("cuda:0"), `memory() -> (free, total)`, `alloc(nbytes)`, `pinned(nbytes)` and `new_stream()`.
+A runtime has `name` ("cuda:0"), `memory() -> (free, total)`, `alloc(nbytes, streams)`, `pinned(nbytes)` and
+`new_stream()`; what is allocated is for the current stream of its owner, and for `streams`.
 Memory has `address` and `nbytes` and is freed with its last reference. A stream has `copy_in(device memory, offset,
 host memory, offset, nbytes)`, `copy_out(host memory, offset, device memory, offset, nbytes)`, `record() -> event`,
 `wait(event)` and `handle`; its operations run in order and none waits for the host. An event has `synchronize()`.
@@ -10,6 +11,7 @@ Allocation raises MemoryError.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,7 @@ class NativeRuntime:
     def memory(self) -> tuple[int, int]:
         return self.device.memory()
 
-    def alloc(self, nbytes: int) -> Any:
+    def alloc(self, nbytes: int, streams: Sequence[NativeStream] = ()) -> Any:
         return self.device.alloc(nbytes)
 
     def pinned(self, nbytes: int) -> Any:

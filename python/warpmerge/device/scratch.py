@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -46,8 +47,8 @@ class Span:
 
 
 class _Block:
-    def __init__(self, runtime: Any, nbytes: int, mirrored: bool) -> None:
-        self.memory = runtime.alloc(nbytes)
+    def __init__(self, runtime: Any, nbytes: int, mirrored: bool, streams: Sequence[Any]) -> None:
+        self.memory = runtime.alloc(nbytes, streams)
         self.mirror = runtime.pinned(nbytes) if mirrored else None
         self.bytes = host_bytes(self.mirror) if mirrored else None
         self.used = 0
@@ -56,8 +57,9 @@ class _Block:
 class Scratch:
     """Spans are taken one after the other and all given back at once; memory is kept for the next request."""
 
-    def __init__(self, runtime: Any) -> None:
-        self._runtime = runtime
+    def __init__(self, runtime: Any, streams: Sequence[Any] = ()) -> None:
+        """`streams`: those that will use it, besides the current one of the runtime."""
+        self._runtime, self._streams = runtime, streams
         self._blocks: dict[bool, list[_Block]] = {True: [], False: []}
 
     def reset(self) -> None:
@@ -72,7 +74,7 @@ class Scratch:
         size = -(-nbytes // ALIGN) * ALIGN
         if not blocks or blocks[-1].used + size > blocks[-1].memory.nbytes:
             held = blocks[-1].memory.nbytes if blocks else 0
-            blocks.append(_Block(self._runtime, max(size, 2 * held, LEAST), mirrored))
+            blocks.append(_Block(self._runtime, max(size, 2 * held, LEAST), mirrored, self._streams))
         block = blocks[-1]
         span = Span(block, block.used, nbytes)
         block.used += size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,8 +33,13 @@ class TorchRuntime:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"), total
 
-    def alloc(self, nbytes: int) -> TorchMemory:
-        return TorchMemory(self._empty(nbytes, device=self.device))
+    def alloc(self, nbytes: int, streams: Sequence[TorchStream] = ()) -> TorchMemory:
+        memory = TorchMemory(self._empty(nbytes, device=self.device))
+        # Torch gives memory to its current stream, where what was there before may still be read.
+        here = self.current_stream()
+        for stream in streams:
+            stream.wait(here.record())
+        return memory
 
     def pinned(self, nbytes: int) -> TorchMemory:
         return TorchMemory(self._empty(nbytes, pin_memory=self.on_gpu))

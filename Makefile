@@ -2,7 +2,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inl')
+NATIVE := $(shell find csrc tests/cuda_emulation -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cu')
+BUILD := constraints.txt pyproject.toml setup.py CMakeLists.txt tests/cuda_emulation/CMakeLists.txt $(NATIVE)
+TRITON := 3.6.0
+NEWER_TRITON := 3.9.0
+ifeq ($(shell uname -s),Linux)
+TRITON_DONE := $(VENV)/triton-$(TRITON).done build/triton-$(NEWER_TRITON)/triton/__init__.py
+endif
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # An isolated build must never resolve torch, nor the tests reach for a model hub.
@@ -19,12 +25,12 @@ test: $(VENV)/test.done
 lint: $(VENV)/lint.done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror $(SOURCES)
+	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
 
 format: $(VENV)/lint.done
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(SOURCES)
+	$(BIN)/clang-format -i $(NATIVE)
 
 # About ten minutes and 10 GB under build/bench: end to end, kernels, start-up, memory, into benchmarks/results/.
 bench: $(VENV)/test.done
@@ -49,14 +55,28 @@ $(VENV)/venv.done:
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 
-# The native module is rebuilt when its sources change: that takes seconds, the build directory is kept.
-$(VENV)/demo.done: $(VENV)/venv.done constraints.txt pyproject.toml setup.py CMakeLists.txt $(SOURCES)
+# The native modules are rebuilt when their sources change: that takes seconds, the build directory is kept. The CUDA
+# kernels, if there is nvcc, are compiled for two architectures only (with PTX for newer ones), which is quicker.
+$(VENV)/demo.done $(VENV)/test.done: export CUDAARCHS := $(or $(CUDAARCHS),80-real;90)
+
+$(VENV)/demo.done: $(VENV)/venv.done $(BUILD)
 	$(BIN)/python -m pip install -q -e '.[demo]'
 	touch $@
 
-$(VENV)/test.done: $(VENV)/venv.done constraints.txt pyproject.toml setup.py CMakeLists.txt $(SOURCES)
+$(VENV)/test.done: export CMAKE_ARGS := $(CMAKE_ARGS) -DWARPMERGE_CUDA_EMULATION=ON
+$(VENV)/test.done: $(VENV)/venv.done $(TRITON_DONE) $(BUILD)
 	$(BIN)/python -m pip install -q -e '.[test]'
 	touch $@
+
+# Two versions of Triton, where it is available: one in the environment, one beside it. Without their dependencies, and
+# not among the constraints: a torch built for CUDA brings the version that it needs.
+$(VENV)/triton-$(TRITON).done: $(VENV)/venv.done
+	env -u PIP_CONSTRAINT $(BIN)/python -m pip install -q --no-deps triton==$(TRITON)
+	touch $@
+
+build/triton-$(NEWER_TRITON)/triton/__init__.py: | $(VENV)/venv.done
+	rm -rf build/triton-$(NEWER_TRITON)
+	env -u PIP_CONSTRAINT $(BIN)/python -m pip install -q --no-deps --target build/triton-$(NEWER_TRITON) triton==$(NEWER_TRITON)
 
 $(VENV)/lint.done: $(VENV)/venv.done constraints.txt
 	$(BIN)/python -m pip install -q ruff clang-format

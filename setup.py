@@ -1,4 +1,7 @@
-"""Builds the native module with CMake. Everything declarative is in pyproject.toml."""
+"""Builds the native modules with CMake. Everything declarative is in pyproject.toml.
+
+WARPMERGE_CUDA=auto|on|off says whether with the CUDA kernels; CUDAARCHS for which architectures.
+"""
 
 import os
 import shutil
@@ -28,6 +31,10 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             # In an isolated build these live in a directory that is gone the next time: never trust the cache.
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            # Nor for what the environment may have said the last time and does not say now.
+            f"-DWARPMERGE_CUDA={os.environ.get('WARPMERGE_CUDA') or 'auto'}",
+            "-DWARPMERGE_CUDA_EMULATION=OFF",
+            "-UCMAKE_CUDA_ARCHITECTURES",
             *os.environ.get("CMAKE_ARGS", "").split(),
         ]
         ninja = shutil.which("ninja")
@@ -36,6 +43,10 @@ class CMakeBuild(build_ext):
         subprocess.run(configure, check=True)
         subprocess.run(["cmake", "--build", build, "--parallel"], check=True)
         subprocess.run(["cmake", "--install", build, "--prefix", target], check=True)
+        # In an editable install, the module of an earlier build may lie there.
+        module = target / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
+        if module.name not in {Path(line).name for line in (build / "install_manifest.txt").read_text().splitlines()}:
+            module.unlink(missing_ok=True)
 
 
 setup(ext_modules=[Extension("warpmerge._core", sources=[])], cmdclass={"build_ext": CMakeBuild})

@@ -1,1 +1,6 @@
-"""Triton kernels: the same mathematics for a GPU without a CUDA compiler. None are here yet."""
+"""The kernels in Triton: the same mathematics, to the bit, for a GPU without a CUDA compiler and for Triton's interpreter.
+
+Importing this package imports nothing else; each module imports triton. The host side of each kernel is the function
+`launch` of its module (`select` has several). It takes a launch table in device memory (python/warpmerge/device) and
+runs on the current device and stream.
+"""

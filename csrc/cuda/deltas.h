@@ -1,0 +1,44 @@
+// The general way to the deltas of a group: any types, any alignment, numbers that are not finite settled and counted.
+#pragma once
+
+#include "loads.h"
+#include "rules.h"
+
+namespace warpmerge {
+
+template <class T, int N>
+WM_DEVICE void load_base(const Table& table, const Chunk& chunk, int at, int n, Widened<T, N>& base) {
+  if (table.has_base)
+    base.template load<false>(base_of(table, chunk), at, n);
+  else
+    base.clear();
+}
+
+// Deltas of one model; 0 from the n-th on. `count`: count what is not finite.
+template <class T, int N>
+WM_DEVICE void load_deltas(const Table& table, const Chunk& chunk, int model, const Widened<T, N>& base, int at, int n,
+                           bool count, T (&d)[N]) {
+  Widened<T, N> x;
+  x.template load<false>(input_of(table, chunk, model), at, n);
+  bool finite = true;
+  WM_UNROLL
+  for (int e = 0; e < N; ++e) {
+    const T delta = x.get(e) - base.get(e);
+    finite &= is_finite(delta);
+    d[e] = settle_nonfinite(delta, table.policy);
+  }
+  if (!finite && count) count_nonfinite(table, chunk, model, x, base);
+}
+
+// Zeroes what a model's rule drops. A group lies within the elements of one Philox call.
+template <class T, int N>
+WM_DEVICE void drop(const Rule<T>& rule, int64_t flat, T (&d)[N]) {
+  const uint32_t drawn = rule.drawn ? drawn_bits(rule, flat) >> (flat % kPhiloxLanes) : 0xffu;
+  WM_UNROLL
+  for (int e = 0; e < N; ++e) {
+    const bool kept = (drawn >> e & 1) && magnitude_key(d[e]) >= (flat + e < rule.tie_end ? rule.before : rule.after);
+    d[e] = kept ? d[e] : T(0);
+  }
+}
+
+}  // namespace warpmerge

@@ -1,0 +1,95 @@
+// The host functions that launch the kernels. Each describes its work by a table in device memory, so that one launch
+// covers many tensors; nothing here allocates, copies or waits.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "../ops/common.h"
+
+namespace warpmerge {
+
+// Elements that one thread block works on. Chunks never cross tensors.
+constexpr int kChunk = 16384;
+
+// Columns of a row of `Launch::places`; the addresses of all inputs follow, then those of all outputs. Addresses are
+// those of the segment's first element.
+enum PlaceColumn : int {
+  kPlaceCount = 0,  // elements of the segment
+  kPlaceFirst = 1,  // flat index of its first element in the tensor, a multiple of kChunk
+  kPlaceChunk = 2,  // number of its first chunk in this launch
+  kPlaceSlot = 3,   // row in the arrays of results
+  kPlaceBlock = 4,  // row of its first block of the reduction order in the arrays of block partials
+  kPlaceTotal = 5,  // elements of the whole tensor; 0: the segment is all of it
+  kPlaceBase = 6,   // address, 0: no base
+  kPlaceInputs = 7
+};
+
+// Work on `segments` element ranges of one tensor each, which agree in everything but their places and numbers. The
+// pointers are device addresses of arrays that start at multiples of 16 bytes.
+struct Launch {
+  int64_t segments = 0;
+  int64_t chunks = 0;
+  int models = 0;
+  int outputs = 0;
+  std::vector<Dtype> inputs;  // one per model
+  int base = -1;              // dtype code, or -1: the deltas are the inputs themselves
+  Dtype out = Dtype::f32;
+  bool wide = false;  // compute in float64
+  Nonfinite policy = Nonfinite::error;
+  bool aligned = false;                // all addresses of elements are multiples of 16
+  const int64_t* places = nullptr;     // [segments, kPlaceInputs + models + outputs]
+  const int32_t* chunk_map = nullptr;  // [chunks]: the segment of each
+  const double* numbers = nullptr;     // [segments, n]: coefficients
+  const int64_t* keeps = nullptr;      // [segments, models, 4]: cut (-1: by threshold), threshold, tie_end, key
+};
+
+// `nonfinite`: [slots, models + 1] counters of elements that are NaN or infinite, last those of the base; null: none.
+
+// `numbers`: per segment, `outputs` rows of `models` coefficients.
+void weighted_sum(cudaStream_t stream, const Launch& launch, bool agree, int64_t* nonfinite);
+
+// `numbers`: per segment value[models], ballot[models], divisor[models], lambda.
+void consensus(cudaStream_t stream, const Launch& launch, bool elect, int64_t* nonfinite);
+
+// Quantities of a row of block partials: sum_abs, sum_sq, kept_abs, min, max, nonzero, kept; or sum_abs, kept_abs.
+constexpr int kMomentsColumns = 7, kL1Columns = 2;
+// `partials`: [blocks, models, kMomentsColumns or kL1Columns].
+void moments(cudaStream_t stream, const Launch& launch, bool only_l1, double* partials, int64_t* nonfinite);
+
+// `partials`: [blocks, gram_size(models)].
+void gram(cudaStream_t stream, const Launch& launch, double* partials, int64_t* nonfinite);
+
+// Reduces the rows of each slot, `ranges` [slots, 2] = (first row, number of rows), to `result` [slots, width]. With
+// `moments` the columns are those of kMomentsColumns, repeated; else all are sums. Destroys `partials`.
+void reduce_blocks(cudaStream_t stream, double* partials, const int64_t* ranges, int64_t slots, int width, bool moments,
+                   double* result);
+
+// Columns of `state` [slots, models, kSelectColumns], the progress of one selection.
+enum SelectColumn : int {
+  kSelectTarget = 0,  // rank from the largest, from 1 on; 0: none asked for
+  kSelectLow = 1,     // the interval of keys that holds it, both ends inclusive
+  kSelectHigh = 2,
+  kSelectAbove = 3,   // keys above the interval
+  kSelectInside = 4,  // keys inside, -1: not known
+  kSelectTieEnd = 5,
+  kSelectStatus = 6,  // of SelectStatus
+  kSelectTie = 7,     // the last tie to keep: its block within the slot << kTieRankBits | its rank within the block
+  kSelectColumns = 8
+};
+enum SelectStatus : int { kSearching = 0, kKeyKnown = 1, kSelected = 2 };
+constexpr int kTieRankBits = 20;
+
+// `bins` [slots, models, kSelectBins + 2]: counters of one sweep, by key; behind the bins the keys above the interval.
+void select_sample(cudaStream_t stream, const Launch& launch, int64_t* state);
+void select_sweep(cudaStream_t stream, const Launch& launch, const int64_t* state, int64_t* bins, int64_t* nonfinite);
+void select_narrow(cudaStream_t stream, int64_t* state, int64_t* bins, int64_t pairs, bool wide, bool keep_all_ties);
+// `tie_counts`: [blocks, models].
+void select_ties(cudaStream_t stream, const Launch& launch, const int64_t* state, int32_t* tie_counts);
+void select_locate(cudaStream_t stream, int64_t* state, const int32_t* tie_counts, const int64_t* ranges, int64_t slots,
+                   int models);
+void select_position(cudaStream_t stream, const Launch& launch, int64_t* state);
+
+}  // namespace warpmerge

@@ -1,0 +1,63 @@
+// The rules of ops/keep.h on groups of elements.
+#pragma once
+
+#include "../ops/keep.h"
+#include "grid.h"
+
+namespace warpmerge {
+
+// One model's rule: by threshold, keep what has at least the key `before` at flat indices below `tie_end` and `after`
+// from there on.
+template <class T>
+struct Rule {
+  Bits<T> before, after;
+  int64_t tie_end;
+  PhiloxKey key;
+  uint32_t cut;
+  bool drawn;
+};
+
+// No finite number has the key of all ones: that threshold keeps nothing.
+template <class T>
+WM_FN Bits<T> key_or_none(uint64_t key) {
+  return key > FloatTraits<T>::magnitude ? ~Bits<T>(0) : Bits<T>(key);
+}
+
+template <class T>
+WM_FN Rule<T> rule_of(const int64_t* keep) {
+  Rule<T> rule;
+  Keep limits;
+  limits.threshold = uint64_t(keep[1]);
+  limits.tie_end = keep[2];
+  rule.before = key_or_none<T>(lowest_kept_key(limits, limits.tie_end - 1));
+  rule.after = key_or_none<T>(lowest_kept_key(limits, limits.tie_end));
+  rule.tie_end = limits.tie_end;
+  rule.key = {uint32_t(keep[3]), uint32_t(uint64_t(keep[3]) >> 32)};
+  rule.cut = uint32_t(keep[0]);
+  rule.drawn = keep[0] >= 0;
+  // What is drawn is drawn among all.
+  if (rule.drawn) rule.before = rule.after = 0;
+  return rule;
+}
+
+// Bit j: whether element `flat` + j is drawn, `flat` being a multiple of kPhiloxLanes.
+template <class T>
+WM_FN uint32_t drawn_bits(const Rule<T>& rule, int64_t flat) {
+  const uint64_t call = uint64_t(flat) / kPhiloxLanes;
+  uint32_t c[4] = {uint32_t(call), uint32_t(call >> 32), 0, 0};
+  PhiloxKey key = rule.key;
+  WM_UNROLL
+  for (int round = 0; round < kPhiloxRounds; ++round, key = philox_next(key)) philox_round(c[0], c[1], c[2], c[3], key);
+  uint32_t bits = 0;
+  WM_UNROLL
+  for (int j = 0; j < kPhiloxLanes; ++j) bits |= uint32_t((c[j / 2] >> (16 * (j % 2)) & 0xffffu) < rule.cut) << j;
+  return bits;
+}
+
+// Whether a group of `n` elements from `flat` on has some on either side of `tie_end`.
+template <class T>
+WM_FN bool straddles(const Rule<T>& rule, int64_t flat, int n) {
+  return flat < rule.tie_end && rule.tie_end < flat + n && rule.before != rule.after;
+}
+
+}  // namespace warpmerge

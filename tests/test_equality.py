@@ -25,6 +25,7 @@ from kernel_helpers import (
     unaligned,
     weights,
 )
+from warpmerge.methods import find
 
 SHAPES = [
     (0,),  # nothing to do, nothing to divide by
@@ -51,14 +52,21 @@ CASES = {
     "dare_ties": lambda k: {"weight": weights(k), "density": 0.6, "rescale": "inverse_density"},
     "dare_ties-l1": lambda k: {"weight": signed(k), "density": densities(k), "elect": "unweighted"},
     "slerp": lambda k: {"t": 0.3},
+    "nuslerp": lambda k: {"weight": [1, 2]},
+    "nuslerp-alone": lambda k: {"weight": [1, 2]},  # `relative` without a base
+    "model_stock": lambda k: {},
+    "krum": lambda k: {},  # a copy after a measurement
+    "geometric_median": lambda k: {"weight": weights(k)},
     "passthrough": lambda k: {"scale": 1.7},
     "passthrough-copy": lambda k: {},
 }
 MODELS = (1, 2, 3, 4, 5, 9)  # the kernels unroll up to 4 and have a general form for more
+# For methods that differ from others in what they solve only, a number that no other of them has.
+FEW = {"slerp": (2,), "nuslerp": (2,), "model_stock": (3,), "krum": (5,), "geometric_median": (9,), "passthrough": (1,)}
 
 
 def models_of(case):
-    return {"slerp": (2,), "passthrough": (1,)}.get(case.split("-")[0], MODELS)
+    return FEW.get(case.split("-")[0], MODELS)
 
 
 def arguments(case, models, dtype, shape, *, offset=False):
@@ -66,8 +74,9 @@ def arguments(case, models, dtype, shape, *, offset=False):
     base, tensors = family(dtype, models, shape)
     if offset:
         base, tensors = unaligned(base), [unaligned(t) for t in tensors]
-    relative = case.split("-")[0] not in ("linear", "slerp", "passthrough")
-    return (case.split("-")[0], tensors, base if relative else None), CASES[case](models)
+    method = case.split("-")[0]
+    relative = find(method).base.is_reference and not case.endswith("-alone")
+    return (method, tensors, base if relative else None), CASES[case](models)
 
 
 def compare(cases, configurations):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import oracles
+import oracles_gram
 import pytest
 import torch
 import yaml
@@ -85,7 +86,53 @@ def convert(name, base, math, code, chat):
     return oracles.passthrough([chat], scale=1.0)
 
 
-EXPECTED = {f.__name__: f for f in (linear, task_arithmetic, ties, dare_ties, slerp, convert)}
+def nuslerp(name, base, math, code, chat):
+    return oracles_gram.nuslerp([math, chat], base, weight=[0.7, gradient(name, [0.3, 0.6])])
+
+
+def multislerp(name, base, math, code, chat):
+    return oracles_gram.multislerp([math, code, chat], base, weight=[0.5, 0.3, 0.2])
+
+
+def karcher(name, base, math, code, chat):
+    return oracles_gram.karcher([math, code, chat], max_iter=100, tol=1e-9)
+
+
+def model_stock(name, base, math, code, chat):
+    return oracles_gram.model_stock([math, code, chat], base)
+
+
+def expo(name, base, math, code, chat):
+    return oracles_gram.expo([chat], base, alpha=0.3)
+
+
+def ema(name, base, math, code, chat):
+    return oracles_gram.ema([math, code, chat], decay=0.6)
+
+
+def geometric_median(name, base, math, code, chat):
+    return oracles_gram.geometric_median([math, code, chat], weight=[1, 1, 0.5])
+
+
+EXPECTED = {
+    f.__name__: f
+    for f in (
+        linear,
+        task_arithmetic,
+        ties,
+        dare_ties,
+        slerp,
+        convert,
+        nuslerp,
+        multislerp,
+        karcher,
+        model_stock,
+        expo,
+        ema,
+        geometric_median,
+    )
+}
+SPHERICAL = {"slerp", "nuslerp", "multislerp", "karcher"}
 DTYPES = {"ties": torch.bfloat16, "convert": torch.float16}
 
 
@@ -105,7 +152,7 @@ def test_example(path, workplace):
         operands = [torch.from_numpy(MODELS[m][name]) for m in ("base", "math", "code", "chat")]
         got = torch.from_numpy(array(raw).copy()).to(dtype)
         assert tuple(got.shape) == operands[0].shape
-        share = oracles.SPHERICAL if path.stem == "slerp" else None
+        share = oracles.SPHERICAL if path.stem in SPHERICAL else None
         assert_accurate(got, EXPECTED[path.stem](name, *operands), share=share)
         if path.stem == "convert":
             assert_same_bits(got, operands[3].half())

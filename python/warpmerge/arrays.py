@@ -9,7 +9,7 @@ import numpy as np
 
 from . import backends
 from .dtypes import BY_NAME, DType
-from .errors import RecipeError
+from .errors import DeviceError, RecipeError
 from .tasks import Buffer, DeviceSink, MemorySink, Sink
 
 _shared: dict[tuple, Any] = {}
@@ -101,7 +101,10 @@ class Array:
             return Result(np.empty(self.shape, element), dtype, None, False)
         import torch
 
-        made = torch.empty(self.shape, dtype=getattr(torch, dtype.name), device=self.data.device)
+        try:
+            made = torch.empty(self.shape, dtype=getattr(torch, dtype.name), device=self.data.device)
+        except RuntimeError as error:  # of which torch.OutOfMemoryError is one
+            raise DeviceError(f"no memory for the result: {str(error).splitlines()[0]}") from None
         return Result(made, dtype, self.original.device, self.in_place)
 
 

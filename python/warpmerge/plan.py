@@ -13,7 +13,6 @@ from .checkpoint import INDEX, SINGLE, Checkpoint, Shard, TensorEntry, allow_ope
 from .checkpoint.companions import donated
 from .dtypes import FLOAT64, DType
 from .errors import CheckpointError, close_matches
-from .methods import Base
 from .recipe import Layers, ModelRef, Recipe, Resolver
 
 Located = tuple[Shard, TensorEntry]
@@ -121,7 +120,7 @@ def make_plan(recipe: Recipe, *, seed: int = 0, shard_size: int = 5 * 10**9) -> 
 
     donor = checkpoint(recipe.donor)
     inputs = [checkpoint(m.ref) for m in recipe.inputs]
-    base = checkpoint(recipe.base) if recipe.method.base is Base.REFERENCE else None
+    base = checkpoint(recipe.reference) if recipe.reference else None
     for other in [*inputs, *([base] if base else [])]:
         _check_names(donor, other)
     donated(donor.path, donor.config(), None)  # whether they can be read shows now, not after the merge

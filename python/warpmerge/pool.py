@@ -92,14 +92,14 @@ class Pool:
         """
         chosen = find(method)
         models, reference = self._models, None
-        if chosen.base is Base.REFERENCE:
-            if self._base is None:
-                raise RecipeError(f"method '{chosen.name}' needs a base, and this pool has none.")
+        if chosen.base is Base.REFERENCE and self._base is None:
+            raise RecipeError(f"method '{chosen.name}' needs a base, and this pool has none.")
+        if chosen.base.is_reference:
             reference = self._base
         elif chosen.base is Base.ENDPOINT and self._base is not None:
             models = [self._base, *models]
         chosen.check_models(len(models))
-        values = resolve_values(chosen, len(models), parameters)
+        values = resolve_values(chosen, len(models), parameters, relative=reference is not None)
         if values["nonfinite"] == "error" and self._known_finite():
             values = {**values, "nonfinite": "propagate"}  # nothing to count, so nothing to wait for
         operands = self._operands(models, reference)

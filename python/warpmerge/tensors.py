@@ -74,7 +74,7 @@ def merge_state_dicts(
         if other.keys() != donor.keys():
             odd = sorted(other.keys() ^ donor.keys())[0]
             raise CheckpointError(f"{label} and the others do not have the same tensors: '{odd}' is in only some.")
-    values = resolve_values(chosen, len(models), parameters)
+    values = resolve_values(chosen, len(models), parameters, relative=reference is not None)
     place = Place.of(backend, next(iter(donor.values()), None))
     # All are held until the end: a mapping may make its tensors when asked, and freed ones would lend their addresses
     # to the next.
@@ -199,9 +199,9 @@ def _inputs(method: Method, models: list, base: Any) -> tuple[list, Any]:
     """The merged models in order, and the reference."""
     if not models:
         raise RecipeError("there is nothing to merge: give at least one model.")
-    if method.base is Base.REFERENCE:
-        if base is None:
-            raise RecipeError(f"method '{method.name}' needs a base.")
+    if method.base is Base.REFERENCE and base is None:
+        raise RecipeError(f"method '{method.name}' needs a base.")
+    if method.base.is_reference:
         return models, base
     if method.base is Base.ENDPOINT and base is not None:
         return [base, *(m for m in models if not _same(m, base))], None
@@ -212,7 +212,7 @@ def _same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
     return a is b or (a.keys() == b.keys() and all(a[k] is b[k] for k in a))
 
 
-def resolve_values(method: Method, models: int, given: Mapping[str, Any]) -> dict[str, Any]:
+def resolve_values(method: Method, models: int, given: Mapping[str, Any], *, relative: bool) -> dict[str, Any]:
     given = {name.removesuffix("_") if name == "lambda_" else name: v for name, v in given.items()}
     for name in given:
         method.parameter(name)
@@ -231,7 +231,7 @@ def resolve_values(method: Method, models: int, given: Mapping[str, Any]) -> dic
                 values[parameter.name] = parameter.convert(_scalar(value)) if value is not None else None
         except ValueError as error:
             raise RecipeError(f"method '{method.name}': '{parameter.name}': {error}.") from None
-    method.check_values(values)
+    method.check_values(values, models, relative=relative)
     return values
 
 

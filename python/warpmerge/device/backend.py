@@ -6,8 +6,9 @@ batches in flight overlap. Work on the device's own tensors runs where it is ask
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any
 
 from .. import _core
@@ -19,7 +20,8 @@ from ..units import show_size
 from .flight import InPlace, Staged, Workspace, footprint
 from .requests import Group, grouped, steps
 from .scratch import Scratch
-from .staging import IO_TILE, SLOT, SLOTS, Arrival, Cancelled, Inbound, Outbound, wait_for
+from .staging import IO_TILE, SLOT, SLOTS, Arrival, Cancelled, Inbound, Outbound, drop, wait_for
+from .tables import ALIGN, CHUNK
 
 IN_FLIGHT = 6  # batches: some being read, one computed, some being written
 BATCH_BYTES = 64 << 20  # input bytes of a batch
@@ -52,7 +54,8 @@ class DeviceBackend:
             self.batch_bytes = self.batch_tensors = 2**62
         self._threads, self._slot_bytes = thread_count(threads), slot_bytes
         self._budget = budget
-        self._cancelled = False
+        self._cancelled = threading.Event()
+        self._copying: list[Any] = []  # launches of copies that bypass the device
         self._halved = False
         self._rings: tuple[Inbound, Outbound] | None = None
         self._pools: list[Any] = []
@@ -64,7 +67,10 @@ class DeviceBackend:
 
     def launch(self, work: Sequence[Work]) -> Ticket:
         if all(_in_place(task) for task, _ in work):
-            return Ticket(self._start_in_place(work))
+            try:
+                return Ticket(self._start_in_place(work))
+            except MemoryError as error:
+                raise DeviceError(f"{error}. Free some of it, or merge fewer tensors at a time.") from None
         self._prepare()
         return Ticket(self._thread.submit(self._start_staged, work))
 
@@ -77,13 +83,17 @@ class DeviceBackend:
         """Drops what has not started and waits for what has."""
         if self._thread is None:
             return
-        self._cancelled = True
-        self._thread.shutdown(wait=True, cancel_futures=True)
-        self._rings[1].close()
-        for workspace in self._workspaces:  # their memory must outlive what is queued on it
-            workspace.synchronize()
-        self._thread, self._rings, self._workspaces, self._idle = None, None, [], []
-        self._cancelled = False
+        self._cancelled.set()
+        try:
+            self._thread.shutdown(wait=True, cancel_futures=True)
+            for launch in self._copying:
+                drop(launch)
+            self._rings[1].close()
+            for workspace in self._workspaces:  # their memory must outlive what is queued on it
+                workspace.release()
+        finally:
+            self._thread, self._rings = None, None
+            self._workspaces, self._idle, self._latest, self._copying = [], [], None, []
 
     def close(self) -> None:
         self.cancel()
@@ -109,7 +119,8 @@ class DeviceBackend:
         if not self._pools:
             self._pools = [_core.Pool(self._threads), _core.Pool(self._threads)]
         readers, writers = self._pools
-        cancelled = lambda: self._cancelled  # noqa: E731
+        self._cancelled = threading.Event()
+        cancelled = self._cancelled.is_set
         self._rings = (
             Inbound(self.runtime, readers, cancelled, self._slot_bytes, SLOTS),
             Outbound(self.runtime, writers, cancelled, self._slot_bytes, SLOTS),
@@ -123,6 +134,11 @@ class DeviceBackend:
         copies = [i for i, (_, request) in enumerate(work) if isinstance(request, Copy)]
         items = {i: self._copy(*work[i]) for i in copies}
         launch = self._pools[1].submit(list(items.values())) if items else None
+        if launch is not None:
+            self._copying.append(launch)
+        for i in copies:  # measured before, and found to need no merging
+            if work[i][0].flight is not None:
+                self.finished(work[i][0].flight, 1)
         rest = [task for i, (task, _) in enumerate(work) if i not in items]
         try:
             pending = self._start(work, self._flight(rest) if rest else None, None, {}, copies)
@@ -130,19 +146,22 @@ class DeviceBackend:
             if self._halved:
                 raise self._too_little(error) from None
             error.__traceback__ = None  # its frames hold what is to be given back
-            self._halve(rest)
+            limit = self._halve(rest)
             try:
-                pending = self._start(work, self._flight(rest), None, {}, copies)
+                pending = self._start(work, self._flight(rest, limit), None, {}, copies)
             except MemoryError as again:
                 raise self._too_little(again) from None
         pending.copying = launch
         pending.copied = items
         return pending
 
-    def _halve(self, tasks: Sequence[TensorTask]) -> None:
-        """Something else has taken memory since it was counted: from now on half of what was asked for, in tiles."""
+    def _halve(self, tasks: Sequence[TensorTask]) -> int:
+        """Something else has taken memory since it was counted: a limit with which these tasks need half, in tiles."""
         self._halved = True
-        self._limit = min(self._limit, sum(footprint(t, t.info.count) for t in tasks)) // 2
+        self._limit //= 2
+        wanted = sum(footprint(t, t.info.count) for t in tasks)
+        least = 2 * max(footprint(t, min(t.info.count, CHUNK)) + ALIGN for t in tasks)
+        limit = min(self._limit, max(wanted // 2, least))
         for task in tasks:
             if task.flight is not None:
                 task.flight.workspace = None
@@ -151,6 +170,7 @@ class DeviceBackend:
             self._idle.append(self._latest)
         for workspace in self._idle:
             workspace.release()
+        return limit
 
     def _too_little(self, error: MemoryError) -> DeviceError:
         return DeviceError(
@@ -163,7 +183,7 @@ class DeviceBackend:
         place = _core.Place(0, source.address, source.fd, source.offset)
         return self._pools[1].copy(place, source.nbytes, IO_TILE, Arrival(task.sinks[0], 0).output(0))
 
-    def _flight(self, tasks: Sequence[TensorTask]) -> Staged:
+    def _flight(self, tasks: Sequence[TensorTask], limit: int | None = None) -> Staged:
         """The flight that these tasks are on, or a new one."""
         if self.holds(tasks[0]):
             self._latest = tasks[0].flight.workspace
@@ -173,7 +193,7 @@ class DeviceBackend:
         else:
             workspace = Workspace(self.runtime, *self._rings, self._limit, IN_FLIGHT / (1 - SCRATCH_SHARE))
             self._workspaces.append(workspace)
-        workspace.limit = self._limit
+        workspace.limit = limit or self._limit
         self._latest = workspace
         flight = Staged(workspace, tasks)
         for task in tasks:
@@ -201,13 +221,17 @@ class DeviceBackend:
         if flight.remaining == 0 and flight.workspace is not None:
             self._idle.append(flight.workspace)
             flight.workspace = None
+            flight.forget()
+
+    def copied(self, launch: Any) -> None:
+        self._copying.remove(launch)
 
 
 class Pending:
     """A batch's requests under way: those that have to look at results of the device before they go on."""
 
     def __init__(self, backend: DeviceBackend, flight: Any, count: int, done: dict[int, Outcome]) -> None:
-        self._backend, self._flight = backend, flight
+        self.backend, self._flight = backend, flight
         self._outcomes: list[Outcome | None] = [done.get(i) for i in range(count)]
         self.waiting: list[tuple[Group, Any, Any]] = []  # group, its generator, the event it waits for
         self.copying: Any = None
@@ -223,7 +247,7 @@ class Pending:
             for position, outcome in zip(group.positions, stop.value, strict=True):
                 self._outcomes[position] = outcome
             if isinstance(self._flight, Staged) and group.kind.outputs:
-                self._backend.finished(self._flight, len(group.tasks))
+                self.backend.finished(self._flight, len(group.tasks))
 
     def resume(self) -> None:
         """Goes on with every request; only after its event has been waited for."""
@@ -251,8 +275,9 @@ class Ticket:
                 pending.resume()
             if pending.copying is not None:
                 wait_for(pending.copying, lambda: False)
+                pending.backend.copied(pending.copying)
             return pending.outcomes()
-        except Cancelled:
+        except (Cancelled, CancelledError):
             raise RuntimeError("waited for a batch that was cancelled") from None
 
 

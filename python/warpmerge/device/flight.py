@@ -60,6 +60,15 @@ class Load:
         self.nbytes += -(-nbytes // ALIGN) * ALIGN
         return offset
 
+    def move(self, start: int, arena: int) -> None:
+        """To the arena's byte `start` from its first one; addresses of parts, until now offsets, begin at `arena`."""
+        self.inward = [m._replace(offset=m.offset + start) for m in self.inward]
+        self.outward = [(part, output, nbytes, offset + start) for part, output, nbytes, offset in self.outward]
+        for part in self.parts:
+            part.inputs = [arena + start + offset for offset in part.inputs]
+            part.base = arena + start + part.base if part.task.base else 0
+            part.outputs = [arena + start + offset for offset in part.outputs]
+
 
 def bytes_per_element(task: TensorTask) -> int:
     read = sum(b.dtype.itemsize for b in task.inputs) + (task.base.dtype.itemsize if task.base else 0)
@@ -87,7 +96,8 @@ def pack(tasks: Sequence[TensorTask], capacity: int, shares: float = 1) -> list[
                 fits = max(0, room - footprint(task, 0)) // bytes_per_element(task) // CHUNK * CHUNK
             if fits == 0:
                 if not loads[-1]:
-                    least = footprint(task, min(left, CHUNK))
+                    # What is shown is rounded to three digits; it must do for who passes it on.
+                    least = 1.006 * (footprint(task, min(left, CHUNK)) + ALIGN)
                     raise DeviceError(
                         f"{task.info} needs {show_size(shares * least)} of device memory to be worked on in tiles; "
                         f"{show_size(shares * capacity)} may be used. Raise --device-memory, or use --device cpu."
@@ -195,15 +205,14 @@ class Workspace:
         self.runtime, self.inbound, self.outbound, self.limit = runtime, inbound, outbound, limit
         self.shares = shares
         self.streams = [runtime.new_stream(), runtime.new_stream()]
-        self._arenas: list[Any] = [None, None]
+        self._arena: Any = None
         self.scratch = Scratch(runtime, self.streams)
 
-    def arena(self, half: int, nbytes: int) -> Any:
-        held = self._arenas[half]
-        if held is None or held.nbytes < nbytes:
-            held = self._arenas[half] = None  # give back before asking for more
-            self._arenas[half] = self.runtime.alloc(nbytes, self.streams)
-        return self._arenas[half]
+    def arena(self, nbytes: int) -> Any:
+        if self._arena is None or self._arena.nbytes < nbytes:
+            self._arena = None  # give back before asking for more
+            self._arena = self.runtime.alloc(nbytes, self.streams)
+        return self._arena
 
     def synchronize(self) -> None:
         for stream in self.streams:
@@ -212,7 +221,7 @@ class Workspace:
     def release(self) -> None:
         """Gives all memory back."""
         self.synchronize()
-        self._arenas = [None, None]
+        self._arena = None
         self.scratch = Scratch(self.runtime, self.streams)
 
 
@@ -235,7 +244,7 @@ class Staged:
 
     def _bring_all(self, tasks: Sequence[TensorTask]) -> None:
         load = _lay_out([(t, 0, t.info.count) for t in tasks if t.info.count])
-        arena = self.workspace.arena(0, max(load.nbytes, ALIGN))
+        arena = self.workspace.arena(max(load.nbytes, ALIGN))
         self.workspace.inbound.bring(load.inward, arena, self.stream)
         for move in load.inward:
             self._places[id(move.tensor)] = arena.address + move.offset
@@ -244,18 +253,20 @@ class Staged:
             self._parts[id(part.task)] = part
         self._whole = load
 
+    def forget(self) -> None:
+        """Lets go of the tasks, which refer to their flight, and of what they hold."""
+        self._whole = None
+        self._places, self._parts = {}, {}
+
     def loads(self, tasks: Sequence[TensorTask]) -> list[Load]:
         workspace = self.workspace
         if self._whole is None:
-            loads = pack(tasks, workspace.limit // 2, 2 * workspace.shares)
+            half = workspace.limit // 2 // ALIGN * ALIGN
+            loads = pack(tasks, half, 2 * workspace.shares)
+            # Both halves as a whole: requests of several groups take turns in them, and no one's may move.
+            address = workspace.arena(2 * half).address
             for number, load in enumerate(loads):
-                half = number % 2
-                need = max(other.nbytes for other in loads[half::2])
-                address = workspace.arena(half, need).address
-                for part in load.parts:
-                    part.inputs = [address + offset for offset in part.inputs]
-                    part.base = address + part.base if part.task.base else 0
-                    part.outputs = [address + offset for offset in part.outputs]
+                load.move(number % 2 * half, address)
             return loads
         load = Load()
         load.outward = self._whole.outward
@@ -286,7 +297,7 @@ class Staged:
         for number, load in enumerate(loads):
             half = number % 2
             stream = workspace.streams[half]
-            arena = workspace.arena(half, 0)
+            arena = workspace.arena(0)
             if self._whole is None:
                 workspace.inbound.bring(load.inward, arena, stream)
             kernel(stream, number)

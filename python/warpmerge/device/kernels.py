@@ -16,15 +16,15 @@ class CudaKernels:
     samples = True  # there is select_sample, which narrows the interval before the first sweep
 
     def __init__(self, native: Any, device: Any) -> None:
-        self._native, self._device = native, device
+        self._native, self.device = native, device
 
     @staticmethod
-    def select_sweeps(wide: bool) -> int:
-        """Sweeps after which a key is nearly always found."""
-        return 5 if wide else 2
+    def select_sweeps(wide: bool, sampled: bool) -> int:
+        """Sweeps after which a key is nearly always found: each leaves one of 2048 parts, a sample a few per cent."""
+        return (5 if wide else 2) if sampled else (6 if wide else 3)
 
     def __getattr__(self, name: str) -> Any:
-        kernel = getattr(self._device, name)
+        kernel = getattr(self.device, name)
 
         def queue(stream: Any, *arguments: Any) -> None:
             kernel(self._stream(stream), *(self._launch(a) if isinstance(a, Launch) else a for a in arguments))
@@ -34,7 +34,7 @@ class CudaKernels:
 
     def _stream(self, stream: Any) -> Any:
         native = getattr(stream, "native", None)
-        return self._device.external_stream(stream.handle) if native is None else native
+        return self.device.external_stream(stream.handle) if native is None else native
 
     def _launch(self, launch: Launch) -> Any:
         return self._native.Launch(
@@ -77,8 +77,9 @@ class TritonKernels:
         }
 
     @staticmethod
-    def select_sweeps(wide: bool) -> int:
-        return 6 if wide else 3
+    def select_sweeps(wide: bool, sampled: bool) -> int:
+        """Sweeps after which a key is found: each leaves one of 256 parts."""
+        return 8 if wide else 4
 
     def __getattr__(self, name: str) -> Any:
         function = self.__dict__["_functions"].get(name)

@@ -4,6 +4,7 @@ it has to look at what the device found, and returns its outcomes.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
@@ -57,7 +58,7 @@ class Group:
         )
         counts = [blocks_of(t.info.count) for t in self.tasks]
         self.blocks = sum(counts)
-        self.first_blocks = [sum(counts[:i]) for i in range(len(counts))]
+        self.first_blocks = list(itertools.accumulate(counts, initial=0))[:-1]
         self.ranges = np.array(list(zip(self.first_blocks, counts, strict=True)), np.int64)
 
     @property
@@ -264,10 +265,11 @@ def _select(group: Group, flight: Any, kernels: Any, scratch: Scratch) -> Steps:
     bins = run.zeros(slots, models, BINS)
     ties = run.zeros(group.blocks, models, itemsize=4)
     ranges = run.upload(group.ranges)
-    if kernels.samples and max(t.info.count for t in group.tasks) > SMALL:
+    sizes = [t.info.count for t in group.tasks if t.info.count]
+    if kernels.samples and max(sizes, default=0) > SMALL:
         run.sweep(kernels.select_sample, state)
     nonfinite = run.nonfinite
-    sweeps = kernels.select_sweeps(wide)
+    sweeps = kernels.select_sweeps(wide, kernels.samples and min(sizes, default=0) > SMALL)
     while True:
         for _ in range(sweeps):
             run.sweep(kernels.select_sweep, state, bins, nonfinite)

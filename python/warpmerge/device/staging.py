@@ -6,6 +6,7 @@ from the device and handed to a writer thread, whose pool writes it and takes it
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Iterator, Sequence
@@ -60,9 +61,22 @@ def fill_slots(moves: Sequence[Move], capacity: int) -> Iterator[list[Move]]:
 
 
 def wait_for(launch: Any, cancelled: Any) -> None:
-    while not launch.wait(POLL_MS):
-        if cancelled():
-            launch.cancel()
+    """Until all is done or, once `cancelled()`, dropped: when interrupted too, as memory and files are still in use."""
+    try:
+        while not launch.wait(POLL_MS):
+            if cancelled():
+                launch.cancel()
+    except BaseException:
+        drop(launch)
+        raise
+
+
+def drop(launch: Any) -> None:
+    """Gives up what has not started and waits for what has."""
+    launch.cancel()
+    with contextlib.suppress(OSError):
+        while not launch.wait(POLL_MS):
+            pass
 
 
 class Slot:
@@ -159,8 +173,9 @@ class Outbound:
 
     def _take(self) -> Slot:
         if self._left and self._free.empty():
+            slot = Slot(self._runtime.pinned(self._slot_bytes))
             self._left -= 1
-            return Slot(self._runtime.pinned(self._slot_bytes))
+            return slot
         return self._free.get()
 
     def _write(self, slot: Slot, copied: Any, part: list[Move]) -> None:

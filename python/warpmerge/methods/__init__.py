@@ -1,7 +1,7 @@
 """Merge methods, one file per family. Importing this package registers them."""
 
 from ..callable_package import make_callable
-from . import linear, spherical, task_vectors
+from . import linear, robust, spherical, task_vectors
 from .base import REGISTRY, Base, Method, Parameter, TensorInfo, find
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "TensorInfo",
     "find",
     "linear",
+    "robust",
     "spherical",
     "task_vectors",
 ]

@@ -12,7 +12,8 @@ Each `yield` is one pass over the inputs, the `return` is the last. A method nam
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Generator, Mapping
+import math
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,8 +25,18 @@ class Base(enum.Enum):
     """What a recipe's `base_model` is to a method."""
 
     REFERENCE = "required; deltas are taken from it"
+    OPTIONAL = "optional; deltas are taken from it, without one the models themselves are merged"
     ENDPOINT = "required; one of the two models, the one at t = 0"
     DONOR = "optional; gives the config and tokenizer only"
+
+    @property
+    def required(self) -> bool:
+        return self in (Base.REFERENCE, Base.ENDPOINT)
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether it is what deltas are taken from. Without one, a `relative` request means the tensors themselves."""
+        return self in (Base.REFERENCE, Base.OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -67,6 +78,20 @@ def number(
         return value
 
     return Parameter(name, convert, kind, interpolates=True, **more)
+
+
+def integer(name: str, *, low: int, optional: bool = False, **more: Any) -> Parameter:
+    """A whole number; lists of it advance in steps."""
+    kind = f"integer >= {low}"
+
+    def convert(value: Any) -> int | None:
+        if value is None and optional:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 10**9:
+            raise ValueError(f"expected an {kind}, got {value!r}")
+        return value
+
+    return Parameter(name, convert, kind, **more)
 
 
 def boolean(name: str, **more: Any) -> Parameter:
@@ -128,7 +153,7 @@ class Method:
     steps: Callable[[TensorInfo, Mapping[str, Any]], Steps]
     passes: Callable[[Mapping[str, Any]], int]  # reads of the inputs for these values
     models: tuple[int, int | None] = (1, None)  # least and most inputs, a reference base not counted
-    check: Callable[[Mapping[str, Any]], None] = lambda values: None
+    check: Callable[[Mapping[str, Any], int], None] = lambda values, models: None
     paper: str = ""
     notes: str = ""
     by_name: Mapping[str, Parameter] = field(init=False, repr=False)
@@ -136,14 +161,17 @@ class Method:
     def __post_init__(self) -> None:
         object.__setattr__(self, "by_name", {p.name: p for p in self.parameters})
 
-    def check_values(self, values: Mapping[str, Any]) -> None:
-        """Raises RecipeError if values that are valid each do not go together."""
-        if values["nonfinite"] == "base" and self.base is not Base.REFERENCE:
+    def check_values(self, values: Mapping[str, Any], models: int, *, relative: bool) -> None:
+        """Raises RecipeError if values that are valid each do not go together, or not with so many models.
+
+        relative: whether deltas are taken from a base.
+        """
+        if values["nonfinite"] == "base" and not relative:
             raise RecipeError(
                 f"method '{self.name}' has no base to take the place of values that are not finite; "
                 "set nonfinite to 'error' or 'propagate'."
             )
-        self.check(values)
+        self.check(values, models)
 
     def parameter(self, name: str, where: str = "") -> Parameter:
         where = where and f"{where}: "
@@ -161,9 +189,25 @@ class Method:
         if least <= count and (most is None or count <= most):
             return
         wanted = f"exactly {least}" if least == most else f"at least {least}" if most is None else f"{least}-{most}"
-        besides = " besides the base" if self.base is Base.REFERENCE else ""
+        besides = {Base.REFERENCE: " besides the base", Base.OPTIONAL: " (a base not counted)"}.get(self.base, "")
         raise RecipeError(
             f"method '{self.name}' merges {wanted} model{'s' if wanted[-2:] != ' 1' else ''}{besides}, got {count}."
+        )
+
+
+def total(weights: Sequence[float]) -> float:
+    """Their sum, exactly rounded: the same in every version of Python."""
+    try:
+        return math.fsum(weights)
+    except OverflowError:
+        return math.inf
+
+
+def check_sum(method: str, weights: Sequence[float], instead: str) -> None:
+    """Raises RecipeError if the weights cannot be divided by their sum."""
+    if not 0 < abs(total(weights)) < math.inf:
+        raise RecipeError(
+            f"method '{method}': the weights sum to zero or overflow, so they cannot be normalized; {instead}."
         )
 
 

@@ -1,4 +1,4 @@
-"""Weighted means and copies: one pass, nothing to measure."""
+"""Weighted means, extrapolation and copies: one pass, nothing to measure."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ from typing import Any
 
 from ..errors import RecipeError
 from ..ops import Copy, WeightedSum
-from .base import Base, Steps, TensorInfo, boolean, method, number
+from .base import Base, Steps, TensorInfo, boolean, check_sum, integer, method, number, total
 
 WEIGHT = number("weight", required=True, per_model=True, help="coefficient of the model")
 
 
-def _check_linear(p: Mapping[str, Any]) -> None:
-    if p["normalize"] and not 0 < abs(sum(p["weight"])) < float("inf"):
-        raise RecipeError(
-            "method 'linear': the weights sum to zero or overflow, so they cannot be normalized; set normalize: false."
-        )
+def _check_linear(p: Mapping[str, Any], models: int) -> None:
+    if p["normalize"]:
+        check_sum("linear", p["weight"], "set normalize: false")
 
 
 @method(
@@ -28,9 +26,60 @@ def _check_linear(p: Mapping[str, Any]) -> None:
 )
 def linear(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Weighted mean of the models: sum w_i x_i / sum w_i."""
-    total = sum(p["weight"]) if p["normalize"] else 1.0
-    return WeightedSum(tuple(w / total for w in p["weight"]), relative=False, agree=p["normalize"])
+    by = total(p["weight"]) if p["normalize"] else 1.0
+    return WeightedSum(tuple(w / by for w in p["weight"]), relative=False, agree=p["normalize"])
     yield  # a generator without a measurement
+
+
+@method(
+    "ema",
+    base=Base.DONOR,
+    parameters=[number("decay", low=0, high=1, required=True, help="share of the mean that stays at each step")],
+    paper="Tarvainen and Valpola 2017, Mean teachers, arXiv 1703.01780",
+    notes="List the checkpoints from the oldest to the newest. Computed as one sum, so that small steps do not vanish "
+    "as they do in a mean that is kept in 16 bits.",
+)
+def ema(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+    """Exponential moving average of checkpoints, oldest first: e = decay e + (1 - decay) x."""
+    decay, last = p["decay"], tensor.models - 1
+    later = [(1 - decay) * decay ** (last - step) for step in range(1, last + 1)]
+    return WeightedSum((decay**last, *later), relative=False, agree=True)
+    yield
+
+
+def _check_lawa(p: Mapping[str, Any], models: int) -> None:
+    if p["k"] is not None and p["k"] > models:
+        raise RecipeError(f"method 'lawa': k is {p['k']}, but there are only {models} models; list more or lower k.")
+
+
+@method(
+    "lawa",
+    base=Base.DONOR,
+    parameters=[integer("k", low=1, optional=True, help="how many of the last models to average; default: all")],
+    check=_check_lawa,
+    paper="Kaddour 2022, Stop wasting my time! (latest weight averaging), arXiv 2209.14981",
+    notes="List the checkpoints from the oldest to the newest.",
+)
+def lawa(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+    """Mean of the last k checkpoints."""
+    last = p["k"] or tensor.models
+    return WeightedSum((0.0,) * (tensor.models - last) + (1 / last,) * last, relative=False, agree=True)
+    yield
+
+
+@method(
+    "expo",
+    base=Base.REFERENCE,
+    models=(1, 1),
+    parameters=[number("alpha", required=True, help="how far to go beyond the model; 0 gives the model")],
+    paper="Zheng et al. 2024, Weak-to-strong extrapolation expedites alignment, arXiv 2404.16792",
+    notes="The base is the model before alignment (SFT), the model the one after. Equal to task_arithmetic with the "
+    "weight 1 + alpha.",
+)
+def expo(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+    """Extrapolation beyond a model, away from its base: x_1 + alpha (x_1 - x_0)."""
+    return WeightedSum((1 + p["alpha"],), relative=True)
+    yield
 
 
 @method(

@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from operator import mul
 from typing import Any
 
-from ..ops import Gram, WeightedSum
-from .base import Base, Steps, TensorInfo, method, number
+from ..errors import RecipeError
+from ..ops import WeightedSum
+from .base import Base, Steps, TensorInfo, boolean, check_sum, integer, method, number, total
+from .geometry import (
+    NO_DIRECTION,
+    Table,
+    all_equal,
+    angle,
+    chord_sq,
+    chords_sq,
+    chords_to,
+    lengths,
+    measure,
+    norm_of_units,
+)
+from .linear import WEIGHT
 
 PARALLEL = 0.9995  # |cos| above which slerp is lerp, as in mergekit
 ZERO_NORM = 1e-8
+ZERO_SUM = 1e-6  # weights of nuslerp that sum to less say nothing about t (mergekit)
 
 
 def slerp_coefficients(norm0_sq: float, norm1_sq: float, distance_sq: float, t: float) -> tuple[float, float, bool]:
     """Coefficients of x_0 and x_1, and whether they are those of a straight line.
 
-    The angle between the unit vectors u and v comes from |u - v|^2 = (|a - b|^2 - (|a| - |b|)^2) / (|a| |b|), which
-    does not cancel for near-identical models; a dot product would. A vector shorter than ZERO_NORM has no direction:
-    its cosine with anything counts as 0.
+    A vector shorter than ZERO_NORM has no direction: its cosine with anything counts as 0.
     """
     if distance_sq == 0:  # the same tensor twice, however short
         return 1 - t, t, True
@@ -27,12 +41,15 @@ def slerp_coefficients(norm0_sq: float, norm1_sq: float, distance_sq: float, t: 
         cosine = (norm0_sq + norm1_sq - distance_sq) / 2 / max(norm0, ZERO_NORM) / max(norm1, ZERO_NORM)
         theta = math.pi / 2 if abs(cosine) <= PARALLEL else 0.0
     else:
-        chord_sq = max(0.0, distance_sq - (norm0 - norm1) ** 2) / (norm0 * norm1)
-        theta = 2 * math.asin(min(1.0, math.sqrt(chord_sq) / 2))
-        cosine = 1 - chord_sq / 2
+        chord = chord_sq(norm0, norm1, distance_sq)
+        theta, cosine = angle(chord), 1 - chord / 2
     if abs(cosine) > PARALLEL:
         return 1 - t, t, True
-    return math.sin((1 - t) * theta) / math.sin(theta), math.sin(t * theta) / math.sin(theta), False
+    return *_arc(theta, t), False
+
+
+def _arc(theta: float, t: float) -> tuple[float, float]:
+    return math.sin((1 - t) * theta) / math.sin(theta), math.sin(t * theta) / math.sin(theta)
 
 
 @method(
@@ -46,7 +63,171 @@ def slerp_coefficients(norm0_sq: float, norm1_sq: float, distance_sq: float, t: 
 )
 def slerp(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Spherical interpolation between two models."""
-    gram = yield Gram(relative=False)
+    gram = yield from measure(tensor, relative=False)
     norm0, norm1 = gram.norms_sq
     a, b, straight = slerp_coefficients(norm0, norm1, gram.distances_sq[0][1], p["t"])
     return WeightedSum((a, b), relative=False, agree=straight)
+
+
+def _check_nuslerp(p: Mapping[str, Any], models: int) -> None:
+    if not p["nuslerp_flatten"]:
+        raise RecipeError(
+            "method 'nuslerp': nuslerp_flatten: false (an angle per row or column) is not supported yet; remove it for "
+            "one angle per tensor."
+        )
+    if not ZERO_SUM <= abs(total(p["weight"])) < float("inf"):
+        raise RecipeError(
+            "method 'nuslerp': the weights sum to zero or overflow, and t is the second one's share of their sum; "
+            "weights of 1 and 1 give the middle."
+        )
+
+
+@method(
+    "nuslerp",
+    base=Base.OPTIONAL,
+    models=(2, 2),
+    parameters=[
+        WEIGHT,
+        boolean("nuslerp_flatten", default=True, help="one angle per tensor; false is not supported yet"),
+        boolean("nuslerp_row_wise", default=False, help="which vectors have an angle each if nuslerp_flatten is false"),
+    ],
+    check=_check_nuslerp,
+    passes=2,
+    notes="As slerp with t = w_2 / (w_1 + w_2), but spherical for angles of any size; with a base_model between the "
+    "deltas, where angles are large. Linear interpolation where the models point the same way or opposite ways.",
+)
+def nuslerp(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+    """Spherical interpolation between two models by weight, or between what they changed in a base."""
+    gram = yield from measure(tensor, relative=True)
+    t = p["weight"][1] / total(p["weight"])
+    theta = angle(chords_sq(gram)[0][1])
+    if all_equal(gram) or math.sin(theta) < NO_DIRECTION:
+        return WeightedSum((1 - t, t), relative=True, agree=True)
+    return WeightedSum(_arc(theta, t), relative=True)
+
+
+def _check_multislerp(p: Mapping[str, Any], models: int) -> None:
+    if p["normalize_weights"]:
+        check_sum("multislerp", p["weight"], "set normalize_weights: false")
+
+
+@method(
+    "multislerp",
+    base=Base.OPTIONAL,
+    parameters=[
+        WEIGHT,
+        boolean("normalize_weights", default=True, help="divide by the sum of the weights"),
+        number("eps", low=0, default=1e-8, help="added to a norm before dividing by it; sums shorter than it are zero"),
+    ],
+    check=_check_multislerp,
+    passes=2,
+    paper="Goddard, multislerp (mergekit)",
+    notes="The weighted mean of the directions, as long as the weighted mean of the norms. The tangent step of the "
+    "original is zero in exact arithmetic and left out. Where the directions cancel: the weighted mean.",
+)
+def multislerp(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+    """Weighted mean of any number of models on a sphere, or of what they changed in a base."""
+    gram = yield from measure(tensor, relative=True)
+    by = total(p["weight"]) if p["normalize_weights"] else 1.0
+    weight = [w / by for w in p["weight"]]
+    mean = WeightedSum(tuple(weight), relative=True, agree=p["normalize_weights"])
+    if all_equal(gram) and p["normalize_weights"]:
+        return mean
+    norms = lengths(gram)
+    units = [w * n / (n + p["eps"]) if n > 0 else 0.0 for w, n in zip(weight, norms, strict=True)]
+    length = norm_of_units(units, chords_sq(gram))
+    if length <= max(p["eps"], NO_DIRECTION * math.fsum(map(abs, weight))):
+        return mean
+    return _along(units, norms, math.fsum(map(mul, weight, norms)) / length)
+
+
+def _along(units: Sequence[float], norms: Sequence[float], length: float) -> WeightedSum:
+    """length * sum units_i u_i in terms of the vectors themselves."""
+    coefficients = (length * c / n if n > 0 else 0.0 for c, n in zip(units, norms, strict=True))
+    return WeightedSum(tuple(coefficients), relative=True)
+
+
+@method(
+    "karcher",
+    base=Base.DONOR,
+    parameters=[
+        integer("max_iter", low=0, default=10, help="most steps; they cost nothing, the models are read twice anyway"),
+        number("tol", low=0, default=1e-5, help="a step shorter than this (radians) is the last"),
+    ],
+    passes=2,
+    paper="Karcher 1977, Riemannian center of mass and mollifier smoothing",
+    notes="All models count the same, a zero tensor with its norm only. The base_model is merged only if it is listed.",
+)
+def karcher(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+    """Mean of the models on a sphere: least sum of squared angles, as long as their mean norm."""
+    gram = yield from measure(tensor, relative=False)
+    share = 1 / tensor.models
+    if all_equal(gram):
+        return WeightedSum((share,) * tensor.models, relative=False, agree=True)
+    norms = lengths(gram)
+    parts = [share if n > 0 else 0.0 for n in norms]
+    units = _karcher_mean(parts, chords_sq(gram), p["max_iter"], p["tol"])
+    return _along(units, norms, math.fsum(norms) * share)
+
+
+def _karcher_mean(parts: Sequence[float], chords: Table, max_iter: int, tol: float) -> list[float]:
+    """Coefficients of the unit vectors for their mean; `parts`: how much each one counts.
+
+    A vector opposite to the mean has no direction from there and is passed over. Where all cancel: the first.
+    """
+    length = norm_of_units(parts, chords)
+    if length > max(tol, NO_DIRECTION):
+        mean = [c / length for c in parts]
+    else:
+        first = next(i for i, part in enumerate(parts) if part > 0)
+        mean = [float(i == first) for i in range(len(parts))]
+    for _ in range(max_iter):
+        to = chords_to(mean, chords)
+        pull = [part * _stretch(angle(d)) for part, d in zip(parts, to, strict=True)]
+        along = math.fsum(g * (1 - d / 2) for g, d in zip(pull, to, strict=True))
+        step = [g - along * c for g, c in zip(pull, mean, strict=True)]
+        length = norm_of_units(step, chords)
+        if length <= tol:
+            break
+        moved = [math.cos(length) * c + math.sin(length) / length * s for c, s in zip(mean, step, strict=True)]
+        length = norm_of_units(moved, chords)
+        mean = [c / length for c in moved]
+    return mean
+
+
+def _stretch(theta: float) -> float:
+    """theta / sin theta, 0 where it has no value."""
+    if theta > math.pi - NO_DIRECTION:
+        return 0.0
+    return theta / math.sin(theta) if theta > 0 else 1.0
+
+
+def _check_model_stock(p: Mapping[str, Any], models: int) -> None:
+    if p["filter_wise"]:
+        raise RecipeError(
+            "method 'model_stock': filter_wise: true (an angle per row) is not supported yet; remove it for one angle "
+            "per tensor."
+        )
+
+
+@method(
+    "model_stock",
+    base=Base.REFERENCE,
+    models=(2, None),
+    parameters=[boolean("filter_wise", default=False, help="one angle per row; true is not supported yet")],
+    check=_check_model_stock,
+    passes=2,
+    paper="Jang et al. 2024, Model Stock: All we need is just a few fine-tuned models, arXiv 2403.19522",
+    notes="One angle per tensor: the mean cosine of all pairs of deltas. Where the deltas are opposed on the whole, it "
+    "goes away from them (t < 0), as in mergekit; where they cancel, it gives the base.",
+)
+def model_stock(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+    """Between the base and the mean of the models, nearer to the mean the more their changes point the same way."""
+    gram = yield from measure(tensor, relative=True)
+    models, chords = tensor.models, chords_sq(gram)
+    pairs = [1 - chords[i][k] / 2 for i in range(models) for k in range(i)]
+    cosine = math.fsum(pairs) / len(pairs)
+    if 1 + (models - 1) * cosine < NO_DIRECTION:
+        cosine = 0.0
+    share = cosine / (1 + (models - 1) * cosine)
+    return WeightedSum((share,) * models, relative=True)

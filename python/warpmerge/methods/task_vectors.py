@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import RecipeError
 from ..ops import KEEP_ALL, KEEP_NONE, Consensus, Keep, KeepDrawn, Moments, Select, WeightedSum
 from ..random import stream_key
-from .base import Base, Parameter, Steps, TensorInfo, boolean, choice, method, number
+from .base import Base, Parameter, Steps, TensorInfo, boolean, choice, method, number, total
 
 WEIGHT = number("weight", required=True, per_model=True, help="coefficient of the model's delta")
 DENSITY = number("density", low=0, high=1, default=1.0, per_model=True, help="share of the delta that is kept")
@@ -116,14 +116,14 @@ def merge_kept(p: Mapping[str, Any], keep: tuple[Keep, ...], scale: list[float],
     value = tuple(w * s for w, s in zip(weights, scale, strict=True))
     divisor = divisor_of(p)
     if not elect:
-        total = {"weights": sum(weights), "count": float(len(weights)), "none": 1.0}[divisor]
-        return Consensus(value, keep, lambda_=p["lambda"] / (total if abs(total) >= ZERO_SUM else 1.0))
+        by = {"weights": total(weights), "count": float(len(weights)), "none": 1.0}[divisor]
+        return Consensus(value, keep, lambda_=p["lambda"] / (by if abs(by) >= ZERO_SUM else 1.0))
     share = {"weights": tuple(weights), "count": (1.0,) * len(weights), "none": (0.0,) * len(weights)}[divisor]
     ballot = value if p["elect"] == "weighted" else tuple(scale)
     return Consensus(value, keep, ballot, share, p["lambda"], elect=True)
 
 
-def _check_elected(p: Mapping[str, Any]) -> None:
+def _check_elected(p: Mapping[str, Any], models: int) -> None:
     if divisor_of(p) == "weights" and min(p["weight"], default=0) < 0:
         raise RecipeError(
             "a negative weight under a sign election that divides by the agreeing weights would add the task vector it "
@@ -148,8 +148,8 @@ ELECTED = [ELECT, _divisor(), LAMBDA, INT8_MASK]
 )
 def task_arithmetic(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Base plus the weighted sum of the deltas: x_0 + lambda sum w_i (x_i - x_0)."""
-    total = sum(p["weight"]) if p["normalize"] else 1.0
-    factor = p["lambda"] / (total if abs(total) >= ZERO_SUM else 1.0)
+    by = total(p["weight"]) if p["normalize"] else 1.0
+    factor = p["lambda"] / (by if abs(by) >= ZERO_SUM else 1.0)
     return WeightedSum(tuple(w * factor for w in p["weight"]), relative=True)
     yield
 

@@ -85,11 +85,16 @@ class Recipe:
     def inputs(self) -> tuple[RecipeModel, ...]:
         """The models that are merged, in order: without a reference base, and with an endpoint first."""
         others = tuple(m for m in self.models if m.ref != self.base)
-        if self.method.base is Base.REFERENCE:
+        if self.method.base.is_reference:
             return others
         if self.method.base is Base.ENDPOINT:
             return (next((m for m in self.models if m.ref == self.base), RecipeModel(self.base)), *others)
         return self.models
+
+    @property
+    def reference(self) -> ModelRef | None:
+        """What deltas are taken from."""
+        return self.base if self.method.base.is_reference else None
 
     @property
     def donor(self) -> ModelRef:
@@ -205,7 +210,7 @@ def _check_models(method: Method, models: tuple[RecipeModel, ...], base: ModelRe
     for ref in refs:
         if refs.count(ref) > 1:
             raise RecipeError(f"{where}: the model '{ref}' is listed twice; give it once, with the sum of the weights.")
-    if base is None and method.base is not Base.DONOR:
+    if base is None and method.base.required:
         raise RecipeError(f"{where}: method '{method.name}' needs a 'base_model'.")
 
 

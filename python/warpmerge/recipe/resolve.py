@@ -70,8 +70,9 @@ class Resolver:
             rows = self._sources[parameter.name]
             found = [self._first(parameter, rows[i], name, t, i) for i in range(len(rows))]
             values[parameter.name] = tuple(found) if parameter.per_model else found[0]
+        relative = self._recipe.reference is not None
         try:
-            self._recipe.method.check_values(values)
+            self._recipe.method.check_values(values, len(self._recipe.inputs), relative=relative)
         except RecipeError as error:
             raise RecipeError(f"tensor '{name}': {error}" if name else str(error)) from None
         return values

@@ -1,0 +1,161 @@
+"""Robust aggregation: results that a few bad models cannot move far. All from norms and mutual distances."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..errors import RecipeError
+from ..ops import Copy, GramResult, WeightedSum
+from .base import Base, Parameter, Steps, TensorInfo, check_sum, integer, method, number, total
+from .geometry import Table, distances_to, measure
+
+WEIGHT = number("weight", low=0, default=1.0, per_model=True, help="how much the model counts")
+BAD = integer("f", low=0, optional=True, help="how many models may be bad; default: the most there can be, (K - 3) / 2")
+
+
+def _bad(p: Mapping[str, Any], models: int) -> int:
+    return (models - 3) // 2 if p["f"] is None else p["f"]
+
+
+def _check_krum(name: str, p: Mapping[str, Any], models: int) -> None:
+    if models < 2 * _bad(p, models) + 3:
+        raise RecipeError(
+            f"method '{name}': f: {p['f']} needs at least {2 * p['f'] + 3} models (2 f + 3), got {models}; "
+            "list more or lower f."
+        )
+
+
+def krum_order(gram: GramResult, bad: int) -> list[int]:
+    """The models, best first: by the sum of squared distances to their K - f - 2 nearest, then by index."""
+    models = len(gram.norms_sq)
+    others = [sorted(d for k, d in enumerate(row) if k != i) for i, row in enumerate(gram.distances_sq)]
+    scores = [math.fsum(near[: models - bad - 2]) for near in others]
+    return sorted(range(models), key=lambda i: (scores[i], i))
+
+
+@method(
+    "krum",
+    base=Base.DONOR,
+    models=(3, None),
+    parameters=[BAD],
+    check=lambda p, models: _check_krum("krum", p, models),
+    passes=2,
+    paper="Blanchard et al. 2017, Machine learning with adversaries, arXiv 1703.02757",
+    notes="Decides for each tensor by itself, so the result can mix tensors of several models; the paper decides once "
+    "for the whole model. The chosen tensor is copied byte for byte.",
+)
+def krum(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+    """The one model that lies nearest to its neighbours."""
+    gram = yield from measure(tensor, relative=False)
+    return Copy(krum_order(gram, _bad(p, tensor.models))[0])
+
+
+def _check_multi_krum(p: Mapping[str, Any], models: int) -> None:
+    _check_krum("multi_krum", p, models)
+    most = models - _bad(p, models)
+    if p["m"] is not None and p["m"] > most:
+        raise RecipeError(f"method 'multi_krum': m is at most K - f = {most} of these {models} models, got {p['m']}.")
+
+
+@method(
+    "multi_krum",
+    base=Base.DONOR,
+    models=(3, None),
+    parameters=[
+        BAD,
+        integer("m", low=1, optional=True, help="how many models to average; default: K - f - 2, the paper's bound"),
+    ],
+    check=_check_multi_krum,
+    passes=2,
+    paper="Blanchard et al. 2017, Machine learning with adversaries, arXiv 1703.02757",
+    notes="Decides for each tensor by itself; the paper decides once for the whole model.",
+)
+def multi_krum(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+    """Mean of the m models that lie nearest to their neighbours."""
+    gram = yield from measure(tensor, relative=False)
+    bad = _bad(p, tensor.models)
+    chosen = krum_order(gram, bad)[: p["m"] or tensor.models - bad - 2]
+    if len(chosen) == 1:
+        return Copy(chosen[0])
+    coefficients = (1 / len(chosen) if i in chosen else 0.0 for i in range(tensor.models))
+    return WeightedSum(tuple(coefficients), relative=False, agree=True)
+
+
+def _check_weight(name: str, p: Mapping[str, Any]) -> None:
+    check_sum(name, p["weight"], "give at least one model a weight above 0")
+
+
+@method(
+    "geometric_median",
+    base=Base.DONOR,
+    parameters=[
+        WEIGHT,
+        number("eps", low=1e-12, default=1e-6, help="distances below it count as it"),
+        integer("max_iter", low=0, default=100, help="most steps; they cost nothing, the models are read twice anyway"),
+        number("tol", low=0, default=1e-6, help="ends when a step lowers the sum of distances by less than this share"),
+    ],
+    check=lambda p, models: _check_weight("geometric_median", p),
+    passes=2,
+    paper="Pillutla et al. 2019, Robust aggregation for federated learning, arXiv 1912.13445",
+    notes="The smoothed Weiszfeld algorithm, for each tensor by itself; the paper takes the median of whole models.",
+)
+def geometric_median(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+    """The point with the least weighted sum of distances to the models."""
+    gram = yield from measure(tensor, relative=False)
+    coefficients = weiszfeld(p["weight"], gram.distances_sq, p["eps"], p["max_iter"], p["tol"])
+    return WeightedSum(tuple(coefficients), relative=False, agree=True)
+
+
+def weiszfeld(weight: Sequence[float], distances_sq: Table, eps: float, max_iter: int, tol: float) -> list[float]:
+    """Coefficients of the points for their geometric median, from their weighted mean on."""
+    weight = point = _shares(weight)
+    distances = distances_to(point, distances_sq)
+    objective = _objective(weight, distances)
+    for _ in range(max_iter):
+        point = _shares([w / max(eps, d) for w, d in zip(weight, distances, strict=True)])
+        distances = distances_to(point, distances_sq)
+        before, objective = objective, _objective(weight, distances)
+        if abs(before - objective) <= tol * before:
+            break
+    return point
+
+
+def _shares(numbers: Sequence[float]) -> list[float]:
+    by = total(numbers)
+    return [n / by for n in numbers]
+
+
+def _objective(weight: Sequence[float], distances: Sequence[float]) -> float:
+    return math.fsum(w * d for w, d in zip(weight, distances, strict=True))
+
+
+def _clip() -> Parameter:
+    plain = number("clip", low=0, optional=True, help="longest norm of a delta; auto, the default: the median norm")
+
+    def convert(value: Any) -> float | None:
+        return None if isinstance(value, str) and value == "auto" else plain.convert(value)
+
+    return dataclasses.replace(plain, convert=convert, kind="auto | number >= 0")
+
+
+@method(
+    "norm_clipped_mean",
+    base=Base.REFERENCE,
+    parameters=[WEIGHT, _clip()],
+    check=lambda p, models: _check_weight("norm_clipped_mean", p),
+    passes=2,
+    paper="Sun et al. 2019, Can you really backdoor federated learning?, arXiv 1911.07963",
+    notes="Clips the norm of each tensor's delta by itself; the paper clips the norm of the whole model's.",
+)
+def norm_clipped_mean(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+    """Base plus the weighted mean of the deltas, those longer than `clip` shortened to it."""
+    gram = yield from measure(tensor, relative=True)
+    norms = [math.sqrt(n) for n in gram.norms_sq]
+    clip = statistics.median(norms) if p["clip"] is None else p["clip"]
+    shares = [w * (clip / n if n > clip else 1.0) for w, n in zip(p["weight"], norms, strict=True)]
+    by = total(p["weight"])
+    return WeightedSum(tuple(s / by for s in shares), relative=True)

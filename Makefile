@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # An isolated build must never resolve torch, nor the tests reach for a model hub.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test lint format bench bench-peers clean
+.PHONY: demo test lint format gpu bench bench-peers clean
 
 demo: $(VENV)/demo.done
 	$(BIN)/warpmerge demo
@@ -31,6 +31,12 @@ format: $(VENV)/lint.done
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(NATIVE)
+
+# On a machine with a GPU, without a package index: builds, runs the GPU tests and measures, all within eight minutes with
+# the packages that the machine's own Python has.
+GPU_PYTHON ?= python3
+gpu:
+	$(GPU_PYTHON) -m benchmarks.gpu
 
 # About ten minutes and 10 GB under build/bench: end to end, kernels, start-up, memory, into benchmarks/results/.
 bench: $(VENV)/test.done

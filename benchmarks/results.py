@@ -37,7 +37,7 @@ def collect(measured: Path, folder: Path = FOLDER, name: str | None = None) -> P
             rows[row["id"]] = row
     folder.mkdir(parents=True, exist_ok=True)
     result = {"format": 1, "date": report["datetime"][:10], "machine": about, "rows": list(rows.values())}
-    path.write_text(json.dumps(_rounded(result), indent=1) + "\n")
+    path.write_text(json.dumps(rounded(result), indent=1) + "\n")
     return path
 
 
@@ -55,13 +55,13 @@ def _row(benchmark: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """Six significant digits: no measurement has more."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    return [_rounded(item) for item in value] if isinstance(value, list) else value
+        return {key: rounded(item) for key, item in value.items()}
+    return [rounded(item) for item in value] if isinstance(value, list) else value
 
 
 def splice(readme: Path, text: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .cases import TARGET_SHAPE
+from .gpu import tables as gpu
 
 Row = dict[str, Any]
 REGIMES = ("warm", "warm, synced", "cold")
@@ -24,6 +25,8 @@ def render(result: dict[str, Any], *, brief: bool = False) -> str:
     blocks = [f"Measured on {', '.join(filter(None, parts))} ({tools}), {result['date']}."]
     if about.get("load", 0) > 0.5:
         blocks[0] += f" The machine was not idle: its load average was {about['load']} before the run."
+    if "sections" in result:
+        blocks += [gpu.about(about), *([] if brief else [gpu.sections(result, _table)])]
     groups: dict[str, list[Row]] = {}
     for row in result["rows"]:
         if not brief or "kernel" not in row or _headline(row, about["cores"]):
@@ -36,12 +39,13 @@ def render(result: dict[str, Any], *, brief: bool = False) -> str:
         "agreement": _agreement,
     }
     blocks += [known[name](groups[name]) for name in known if name in groups]
-    # Kernel benchmarks may come in several groups (one per kernel, or per device).
-    blocks += [_kernels(rows) for name, rows in groups.items() if name not in known and "kernel" in rows[0]]
+    blocks += [gpu.render(name, groups[name], _table) for name in gpu.COLUMNS if name in groups]
     return "\n\n".join(blocks)
 
 
 def _headline(row: Row, cores: int) -> bool:
+    if "backend" in row:  # a GPU's
+        return row["models"] <= 3
     return row.get("isa") not in ("torch", "avx2", "baseline") and row.get("threads") == cores and row["models"] <= 3
 
 

@@ -1,0 +1,258 @@
+"""Each kernel on its own: a launch table over operands on the device, queued again and again.
+
+Bytes are counted by hand: each input and the base once, the output once. The roof is measured beside every kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from warpmerge.backends.cpu import CpuBackend
+from warpmerge.device.tables import BLOCK, blocks_of
+from warpmerge.ops import (
+    KEEP_ALL,
+    Consensus,
+    Gram,
+    Keep,
+    KeepDrawn,
+    Moments,
+    MomentsResult,
+    Select,
+    WeightedSum,
+)
+
+from .harness import DTYPES, WEIGHTS, Bench, CopyRoof, synchronize
+from .problem import Operands, Problem, on_cpu
+from .search import Searched
+
+REACH = {
+    ("weighted_sum", "inputs"): ">= 90 %",
+    ("weighted_sum", "deltas"): ">= 90 %",
+    ("consensus", "threshold"): ">= 85 %",
+    ("consensus", "drawn"): ">= 85 %",
+    ("gram", "deltas"): ">= 80 %",
+    ("select", "first sweep"): ">= 60 %",
+    ("select", "second sweep"): ">= 60 %",
+}
+HEADLINE = ("bf16", 3)  # what the targets are about
+POISON = 123.0  # no merge gives it
+CUT = 32768  # of a random drop: half
+
+
+@dataclass
+class Work:
+    """A kernel's launch, ready to be queued, and what tells whether it does the right thing."""
+
+    kernel: str
+    what: str
+    nbytes: int
+    queue: Callable[[], None]
+    check: Callable[[], None]
+
+
+def run(bench: Bench) -> None:
+    roof = CopyRoof(bench)
+    operands = _operands(bench)
+    for dtype, models in bench.sizes.kernel_cases:
+        operands.keep_only(dtype)
+        for work in works(bench, operands, dtype, models):
+            bench.check_time()
+            work.check()
+            seconds = bench.clock.queued(work.queue, bench.sizes.repetitions)
+            headline = (dtype, models) == HEADLINE
+            _write(
+                bench,
+                work,
+                dtype,
+                models,
+                seconds,
+                roof.rate(),
+                REACH.get((work.kernel, work.what)) if headline else None,
+            )
+
+
+def _write(
+    bench: Bench, work: Work, dtype: str, models: int, seconds: list[float], roof: float, reach: str | None
+) -> None:
+    rate = work.nbytes / sorted(seconds)[len(seconds) // 2] / 1e9
+    bench.row(
+        "gpu kernel",
+        work.what,
+        seconds,
+        kernel=work.kernel,
+        dtype=dtype,
+        models=models,
+        regime="resident",
+        bytes=work.nbytes,
+        reach=reach,
+        **{"GB/s": rate, "roof GB/s": roof, "% of roof": 100 * rate / roof},
+    )
+
+
+def once(bench: Bench, dtype: str, models: int) -> None:
+    """Queues every kernel twice, unchecked: to compile it, or to be looked at by a profiler."""
+    for work in works(bench, _operands(bench), dtype, models):
+        work.queue()
+        work.queue()
+    synchronize(bench.device)
+
+
+def _operands(bench: Bench) -> Operands:
+    """Long enough for two models without a base."""
+    return Operands(bench.device, max(bench.sizes.kernel_bytes // 2, 4 * bench.sizes.checked))
+
+
+def works(bench: Bench, operands: Operands, dtype: str, models: int) -> Iterator[Work]:
+    """The kernels on `models` models of a dtype, one after the other: each frees its memory."""
+
+    def problem(count: int | None = None, **more: Any) -> Problem:
+        reads = models + more["base"]
+        count = count or max(8, bench.sizes.kernel_bytes // (reads * DTYPES[dtype].itemsize) // 8 * 8)
+        return Problem(bench.backend, operands, dtype, models, count, **more)
+
+    yield _weighted_sum(bench, problem, relative=False)
+    yield _weighted_sum(bench, problem, relative=True)
+    drawn = tuple(KeepDrawn(key=0x9E3779B97F4A7C15 + k, cut=CUT) for k in range(models))
+    searched = Searched(problem(base=True))
+    yield _consensus(bench, problem, "threshold", tuple(s.keep() for s in searched.found()), elect=True)
+    yield _consensus(bench, problem, "drawn", drawn, elect=False)
+    yield from _select(bench, searched, Searched(problem(bench.sizes.checked, base=True)))
+    del searched
+    yield from _moments(bench, problem, "only_l1", drawn, only_l1=True)
+    yield from _moments(bench, problem, "full", (KEEP_ALL,) * models, only_l1=False)
+    yield _gram(bench, problem)
+
+
+def _checked_combine(bench: Bench, p: Problem, request: Any, queue: Callable[[], None]) -> Callable[[], None]:
+    """Every element of the output is written, and the first ones have the CPU's bits."""
+
+    def check() -> None:
+        p.output.fill_(POISON)
+        queue()
+        assert not bool((p.output == POISON).any()), "elements were left unwritten"
+        count = min(p.count, bench.sizes.checked)
+        wanted = on_cpu(CpuBackend(), p, request, count)[1]
+        got = p.output[:count].cpu()
+        assert torch.equal(got.view(torch.uint8), wanted.view(torch.uint8)), "differs from the CPU's result"
+
+    return check
+
+
+def _weighted_sum(bench: Bench, problem: Callable[..., Problem], *, relative: bool) -> Work:
+    p = problem(base=relative, output=True, numbers=lambda k: WEIGHTS[:k])
+
+    def queue() -> None:
+        p.kernels.weighted_sum(p.stream, p.launch, not relative, p.nonfinite.data_ptr())
+
+    request = WeightedSum(WEIGHTS[: p.models], relative=relative, agree=not relative)
+    check = _checked_combine(bench, p, request, queue)
+    return Work("weighted_sum", "deltas" if relative else "inputs", p.nbytes, queue, check)
+
+
+def _consensus(
+    bench: Bench, problem: Callable[..., Problem], what: str, keep: tuple[Keep, ...], *, elect: bool
+) -> Work:
+    def numbers(k: int) -> tuple[float, ...]:
+        return (*WEIGHTS[:k], *WEIGHTS[:k], *WEIGHTS[:k], 1.0)
+
+    p = problem(base=True, output=True, numbers=numbers, keep=keep)
+
+    def queue() -> None:
+        p.kernels.consensus(p.stream, p.launch, elect, p.nonfinite.data_ptr())
+
+    weights = WEIGHTS[: p.models]
+    request = Consensus(weights, keep, ballot=weights, divisor=weights, elect=elect)
+    return Work("consensus", what, p.nbytes, queue, _checked_combine(bench, p, request, queue))
+
+
+# --- measuring kernels ----------------------------------------------------------------------------------------------
+
+
+class Reduction:
+    """Partial sums of the blocks of `count` elements, and their reduction."""
+
+    def __init__(self, p: Problem, partials: torch.Tensor, count: int, moments: bool) -> None:
+        self._p, self._partials, self._moments = p, partials, moments
+        self._ranges = torch.tensor([[0, blocks_of(count)]], device=p.device)
+        self._result = torch.zeros(partials.shape[1], dtype=torch.float64, device=p.device)
+        self.nbytes = blocks_of(count) * partials.shape[1] * 8
+
+    def queue(self) -> None:
+        width, addresses = self._partials.shape[1], (self._partials.data_ptr(), self._ranges.data_ptr())
+        self._p.kernels.reduce_blocks(self._p.stream, *addresses, 1, width, self._moments, self._result.data_ptr())
+
+    def values(self) -> list[float]:
+        self.queue()
+        return self._result.tolist()
+
+
+def _moments(
+    bench: Bench, problem: Callable[..., Problem], what: str, keep: tuple[Keep, ...], *, only_l1: bool
+) -> Iterator[Work]:
+    p = problem(base=True, keep=keep)
+    columns = 2 if only_l1 else 7
+    partials = torch.zeros(blocks_of(p.count), p.models * columns, dtype=torch.float64, device=p.device)
+
+    def queue() -> None:
+        p.kernels.moments(p.stream, p.launch, only_l1, partials.data_ptr(), p.nonfinite.data_ptr())
+
+    def check() -> None:
+        queue()
+        count = _whole_blocks(p, bench)
+        flat = Reduction(p, partials, count, not only_l1).values()
+        wanted = on_cpu(CpuBackend(), p, Moments(keep, only_l1=only_l1), count)[0].value
+        rows = [flat[k * columns : (k + 1) * columns] for k in range(p.models)]
+        got = [MomentsResult(r[0], 0.0, r[1], 0.0, 0.0, 0, 0) if only_l1 else MomentsResult(*r) for r in rows]
+        assert got == wanted, f"{got}, not {wanted}"
+
+    yield Work("moments", what, p.nbytes, queue, check)
+    # Its sums were compared above; repeated, it adds up what it has left.
+    reduction = Reduction(p, partials, p.count, not only_l1)
+    yield Work("reduce_blocks", what, reduction.nbytes, reduction.queue, lambda: None)
+
+
+def _gram(bench: Bench, problem: Callable[..., Problem]) -> Work:
+    p = problem(base=True)
+    width = p.models * (p.models + 1) // 2
+    partials = torch.zeros(blocks_of(p.count), width, dtype=torch.float64, device=p.device)
+
+    def queue() -> None:
+        p.kernels.gram(p.stream, p.launch, partials.data_ptr(), p.nonfinite.data_ptr())
+
+    def check() -> None:
+        queue()
+        count = _whole_blocks(p, bench)
+        wanted = on_cpu(CpuBackend(), p, Gram(relative=True), count)[0].value
+        distances = [wanted.distances_sq[i][k] for i in range(p.models) for k in range(i + 1, p.models)]
+        assert Reduction(p, partials, count, False).values() == [*wanted.norms_sq, *distances]
+
+    return Work("gram", "deltas", p.nbytes, queue, check)
+
+
+def _whole_blocks(p: Problem, bench: Bench) -> int:
+    """So many elements are compared that no block of the sums is cut."""
+    return p.count if p.count <= bench.sizes.checked else bench.sizes.checked // BLOCK * BLOCK
+
+
+def _select(bench: Bench, whole: Searched, part: Searched) -> Iterator[Work]:
+    p = whole.p
+
+    def check() -> None:
+        part.run()
+        wanted = on_cpu(CpuBackend(), part.p, Select((part.p.count // 2,) * p.models), part.p.count)[0].value
+        assert part.found() == wanted, f"{part.found()}, not {wanted}"
+        whole.check()
+
+    yield Work("select", f"whole, {whole.sweeps} sweeps", p.nbytes, whole.run, check)
+    # One sweep alone leaves the state as it is, so it can be repeated.
+    yield Work("select", "first sweep", p.nbytes, whole.sweep, whole.begin)
+
+    def narrowed() -> None:
+        whole.begin()
+        whole.sweep()
+        whole.narrow()
+
+    yield Work("select", "second sweep", p.nbytes, whole.sweep, narrowed)

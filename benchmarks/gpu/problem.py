@@ -1,0 +1,131 @@
+"""Operands on the device, a launch table over them, and the same work on the CPU to compare with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from warpmerge.device.kernels import CudaKernels, TritonKernels
+from warpmerge.device.tables import Kind, Segment, Table, is_aligned, keep_rows
+from warpmerge.device.torch_runtime import TorchRuntime
+from warpmerge.dtypes import BY_NAME
+from warpmerge.methods import TensorInfo
+from warpmerge.ops import Keep
+from warpmerge.tasks import Buffer, MemorySink, Outcome, TensorTask
+
+from .harness import DTYPES, random_model
+
+
+class Operands:
+    """Random models by dtype and number, made once, the base being number 0."""
+
+    def __init__(self, device: torch.device, nbytes: int) -> None:
+        """`nbytes`: of the longest one."""
+        self.device, self._nbytes = device, nbytes
+        self._made: dict[tuple[str, int], torch.Tensor] = {}
+
+    def tensor(self, dtype: str, index: int, count: int) -> torch.Tensor:
+        if (dtype, index) not in self._made:
+            length = self._nbytes // DTYPES[dtype].itemsize
+            self._made[dtype, index] = random_model(length, index, DTYPES[dtype], self.device)
+        return self._made[dtype, index][:count]
+
+    def keep_only(self, dtype: str) -> None:
+        """Frees the models of other dtypes."""
+        self._made = {key: tensor for key, tensor in self._made.items() if key[0] == dtype}
+
+
+def kernels_of(backend: str, device: torch.device) -> Any:
+    if backend == "triton":
+        return TritonKernels()
+    from warpmerge.backends import cuda
+
+    native = cuda.native()
+    return CudaKernels(native, native.Device(device.index or 0))
+
+
+class Problem:
+    """One launch over the first `count` elements of some models, with the memory that it needs."""
+
+    def __init__(
+        self,
+        backend: str,
+        operands: Operands,
+        dtype: str,
+        models: int,
+        count: int,
+        *,
+        base: bool,
+        output: bool = False,
+        numbers: Callable[[int], Sequence[float]] | None = None,
+        keep: Sequence[Keep] | None = None,
+    ) -> None:
+        """`numbers`: gives the coefficients for so many models."""
+        self.device, self.models, self.count = operands.device, models, count
+        self.kernels = kernels_of(backend, self.device)
+        self.stream = TorchRuntime(self.device).current_stream()
+        self.inputs = [operands.tensor(dtype, k + 1, count) for k in range(models)]
+        self.base = operands.tensor(dtype, 0, count) if base else None
+        self.output = torch.empty(count, dtype=DTYPES[dtype], device=self.device) if output else None
+        self.nonfinite = torch.zeros(models + 1, dtype=torch.int64, device=self.device)
+        self._lay_out(numbers, keep)
+
+    def _lay_out(self, numbers: Callable[[int], Sequence[float]] | None, keep: Sequence[Keep] | None) -> None:
+        code = _dtype(self.inputs[0]).code
+        address = {id(t): t.data_ptr() for t in (*self.inputs, self.base, self.output) if t is not None}
+        kind = Kind(
+            inputs=(code,) * self.models,
+            base=-1 if self.base is None else code,
+            out=code,
+            outputs=int(self.output is not None),
+            wide=False,
+            policy=0,
+            aligned=is_aligned(*address.values()),
+        )
+        inputs = tuple(t.data_ptr() for t in self.inputs)
+        outputs = () if self.output is None else (self.output.data_ptr(),)
+        segment = Segment(self.count, 0, 0, 0, self.count, address.get(id(self.base), 0), inputs, outputs)
+        table = Table(
+            kind,
+            [segment],
+            None if numbers is None else np.array([numbers(self.models)], np.float64),
+            None if keep is None else np.array([keep_rows(keep)], np.int64),
+        )
+        packed = np.zeros(table.nbytes, np.uint8)
+        self._table = torch.empty(table.nbytes, dtype=torch.uint8, device=self.device)
+        self.launch = table.write(packed, self._table.data_ptr())
+        self._table.copy_(torch.from_numpy(packed))
+
+    @property
+    def nbytes(self) -> int:
+        """Each operand read once, the output written once."""
+        arrays = self.models + (self.base is not None) + (self.output is not None)
+        return arrays * self.count * self.inputs[0].element_size()
+
+
+def on_cpu(backend: Any, p: Problem, request: Any, count: int) -> tuple[Outcome, torch.Tensor]:
+    """The request on the first `count` elements by a backend that computes on the CPU, and what it wrote."""
+    inputs = [t[:count].cpu() for t in p.inputs]
+    base = None if p.base is None else p.base[:count].cpu()
+    result = torch.empty_like(inputs[0])
+    task = TensorTask(
+        info=TensorInfo("layer.weight", count, p.models),
+        method=None,
+        values={"nonfinite": "error"},
+        inputs=[_buffer(t) for t in inputs],
+        base=None if base is None else _buffer(base),
+        out_dtype=_dtype(result),
+        sinks=[MemorySink(result.data_ptr(), result)],
+        labels=[],
+    )
+    return backend.launch([(task, request)]).wait()[0], result
+
+
+def _dtype(tensor: torch.Tensor) -> Any:
+    return BY_NAME[str(tensor.dtype).removeprefix("torch.")]
+
+
+def _buffer(tensor: torch.Tensor) -> Buffer:
+    return Buffer(tensor.numel() * tensor.element_size(), _dtype(tensor), tensor.data_ptr(), owner=tensor)

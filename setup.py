@@ -43,10 +43,15 @@ class CMakeBuild(build_ext):
         subprocess.run(configure, check=True)
         subprocess.run(["cmake", "--build", build, "--parallel"], check=True)
         subprocess.run(["cmake", "--install", build, "--prefix", target], check=True)
-        # In an editable install, the module of an earlier build may lie there.
-        module = target / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
-        if module.name not in {Path(line).name for line in (build / "install_manifest.txt").read_text().splitlines()}:
-            module.unlink(missing_ok=True)
+
+    def copy_extensions_to_source(self) -> None:
+        """For an editable install: setuptools copies the module that it knows of, this the others that were built."""
+        super().copy_extensions_to_source()
+        target = Path(self.get_ext_fullpath("warpmerge._core")).resolve().parent
+        suffix = sysconfig.get_config_var("EXT_SUFFIX")
+        (target / f"_cuda{suffix}").unlink(missing_ok=True)  # an earlier build may have had it
+        for module in Path(self.build_lib, "warpmerge").glob(f"_cuda*{suffix}"):
+            self.copy_file(str(module), str(target / module.name))
 
 
 setup(ext_modules=[Extension("warpmerge._core", sources=[])], cmdclass={"build_ext": CMakeBuild})

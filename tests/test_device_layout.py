@@ -160,7 +160,7 @@ def test_scratch_spans_never_overlap_and_memory_is_used_again(requests):
 
 
 class Member:
-    name, batch_bytes, batch_tensors, in_flight = "fake", 1, 1, 3
+    name, batch_bytes, batch_inputs, in_flight = "fake", 1, 1, 3
 
     def __init__(self):
         self.batches, self.tasks = [], []

@@ -2,6 +2,7 @@
 // memory alive and has checked shapes. Nothing here imports torch or numpy.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <unistd.h>
 
 #include <optional>
 #include <system_error>
@@ -53,6 +54,15 @@ const Kernels& kernels_named(const std::string& isa) {
 
 using ItemPtr = std::shared_ptr<Item>;
 
+// Owns something with threads. They do not survive a fork, so the child can neither join them nor wait for what they
+// hold: there it is left as it is.
+template <class T>
+std::shared_ptr<T> threaded(T* object) {
+  return std::shared_ptr<T>(object, [creator = getpid()](T* owned) {
+    if (getpid() == creator) delete owned;
+  });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
@@ -80,7 +90,7 @@ PYBIND11_MODULE(_core, m) {
       "Instruction sets compiled in and available on this processor, the best one first.");
 
   py::class_<Background, std::shared_ptr<Background>>(m, "Background")
-      .def(py::init<>())
+      .def(py::init([] { return threaded(new Background()); }))
       .def("read_ahead", &Background::read_ahead, py::arg("fd"), py::arg("offset"), py::arg("bytes"))
       .def("drain", &Background::drain, py::call_guard<py::gil_scoped_release>())
       .def("cancel", &Background::cancel);
@@ -151,9 +161,9 @@ PYBIND11_MODULE(_core, m) {
 
   using TensorsPtr = std::shared_ptr<Tensors>;
   py::class_<Pool, std::shared_ptr<Pool>>(m, "Pool")
-      .def(py::init(
-               [](int threads, const std::string& isa) { return std::make_shared<Pool>(threads, kernels_named(isa)); }),
-           py::arg("threads"), py::arg("isa") = "")
+      .def(
+          py::init([](int threads, const std::string& isa) { return threaded(new Pool(threads, kernels_named(isa))); }),
+          py::arg("threads"), py::arg("isa") = "")
       .def_property_readonly("threads", &Pool::threads)
       .def_property_readonly("isa", [](const Pool& pool) { return pool.kernels().isa; })
       .def(

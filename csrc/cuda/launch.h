@@ -22,7 +22,7 @@ enum PlaceColumn : int {
   kPlaceChunk = 2,  // number of its first chunk in this launch
   kPlaceSlot = 3,   // row in the arrays of results
   kPlaceBlock = 4,  // row of its first block of the reduction order in the arrays of block partials
-  kPlaceTotal = 5,  // elements of the whole tensor; 0: the segment is all of it
+  kPlaceTotal = 5,  // elements of the whole tensor; 0: as many as of the segment
   kPlaceBase = 6,   // address, 0: no base
   kPlaceInputs = 7
 };

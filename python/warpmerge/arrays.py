@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from . import backends
+from . import backends, engine
 from .dtypes import BY_NAME, DType
 from .errors import DeviceError, RecipeError
-from .tasks import Buffer, DeviceSink, MemorySink, Sink
+from .tasks import Buffer, DeviceSink, MemorySink, Sink, TensorTask
 
 _shared: dict[tuple, Any] = {}
+_locks: dict[int, threading.Lock] = {}
+
+
+def _lock_of(process: int) -> threading.Lock:
+    """A lock of this process: one that was held while it was forked would never be released."""
+    return _locks.setdefault(process, threading.Lock())
 
 
 class Place:
@@ -41,13 +50,22 @@ class Place:
         """One instance per backend, device and process: threads do not survive a fork."""
         process, isa = os.getpid(), os.environ.get("WARPMERGE_ISA")
         key = (process, isa, self.info.name, self.device, self.in_place)
-        if key not in _shared:
-            if any(other[:2] != (process, isa) for other in _shared):
-                _shared.clear()
-            _shared[key] = (
-                backends.create_in_place(self.info, self.device) if self.in_place else backends.create(self.info)
-            )
-        return _shared[key]
+        with _lock_of(process):
+            if key not in _shared:
+                for other in [k for k in _shared if k[:2] != (process, isa)]:
+                    del _shared[other]
+                _shared[key] = (
+                    backends.create_in_place(self.info, self.device) if self.in_place else backends.create(self.info)
+                )
+            return _shared[key]
+
+    def run(self, tasks: Sequence[TensorTask]) -> None:
+        """Merges. Calls from several threads take turns: an error of one must not cancel the work of another, and each
+        uses all cores, or the whole device, as it is. In place there is nothing to share.
+        """
+        backend = self.backend()
+        with contextlib.nullcontext() if self.in_place else _lock_of(os.getpid()):
+            engine.run(tasks, backend)
 
 
 def _device_of(array: Any) -> str:

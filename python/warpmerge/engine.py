@@ -19,7 +19,7 @@ from .tasks import Outcome, TensorTask, same_bytes
 # Input bytes per batch: enough to hide the host's work per batch (about 0.2 ms), little enough that a second pass
 # finds part of it in the last-level cache.
 BATCH_BYTES = 32 << 20
-BATCH_TENSORS = 256
+BATCH_INPUTS = 768
 IN_FLIGHT = 3
 
 Progress = Callable[[int], None]  # bytes read since the last call
@@ -28,15 +28,16 @@ Progress = Callable[[int], None]  # bytes read since the last call
 def batches(tasks: Iterable[TensorTask], backend: Any = None) -> Iterator[list[TensorTask]]:
     """Batches of the size that suits the backend."""
     nbytes = getattr(backend, "batch_bytes", BATCH_BYTES)
-    tensors = getattr(backend, "batch_tensors", BATCH_TENSORS)
+    most = getattr(backend, "batch_inputs", BATCH_INPUTS)
     batch: list[TensorTask] = []
-    size = 0
+    size = inputs = 0
     for task in tasks:
         batch.append(task)
         size += task.nbytes
-        if size >= nbytes or len(batch) == tensors:
+        inputs += len(task.inputs)
+        if size >= nbytes or inputs >= most:
             yield batch
-            batch, size = [], 0
+            batch, size, inputs = [], 0, 0
     if batch:
         yield batch
 
@@ -114,7 +115,11 @@ def _one_by_one(task: TensorTask) -> list[TensorTask]:
     """A task for each output: a copy has one."""
     if len(task.sinks) == 1:
         return [task]
-    return [dataclasses.replace(task, sinks=[sink], cache={}, flight=None) for sink in task.sinks]
+    first, *others = ([sink] for sink in task.sinks)
+    return [
+        dataclasses.replace(task, sinks=first, cache={}),  # stays on its flight, if it is on one, and ends it
+        *(dataclasses.replace(task, sinks=sinks, cache={}, flight=None) for sinks in others),
+    ]
 
 
 def _identical(task: TensorTask) -> bool:

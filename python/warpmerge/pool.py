@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import backends, engine
+from . import backends
 from .arrays import Array, FileArray, Place, Result
 from .checkpoint import Checkpoint
 from .dtypes import BY_NAME
@@ -112,7 +112,7 @@ class Pool:
         labels = ["base"] if len(models) > len(self) else []
         labels += [f"model {i}" for i in range(len(self))] + (["base"] if reference is not None else [])
         outputs = {name: [result] for name, result in results.items()}
-        engine.run(operands.tasks(chosen, values, outputs, labels, seed), self._place.backend())
+        self._place.run(operands.tasks(chosen, values, outputs, labels, seed))
         return {name: result.finish() for name, result in results.items()} if into is None else into
 
     def sweep(self, coefficients: Sequence[Sequence[float]], *, out_dtype: Any = None) -> list[dict[str, Any]]:
@@ -135,7 +135,7 @@ class Pool:
         values = {"nonfinite": "propagate" if self._known_finite() else "error"}
         labels = [f"model {i}" for i in range(len(self))] + (["base"] if self._base is not None else [])
         method = _Sweep(sum(rows, ()), self._base is not None)
-        engine.run(operands.tasks(method, values, outputs, labels, 0), self._place.backend())
+        self._place.run(operands.tasks(method, values, outputs, labels, 0))
         return [{name: of[min(m, len(of) - 1)].finish() for name, of in outputs.items()} for m in range(len(rows))]
 
     def _operands(self, models: list[dict[str, Array]], reference: dict[str, Array] | None) -> Operands:
@@ -174,7 +174,7 @@ class _Sweep:
 def _place(device: str, backend: str, sources: Sequence[Source]) -> Place:
     """Where the pool is: on the device that was asked for, else on that of the first tensor."""
     first = next((t for s in sources if isinstance(s, Mapping) for t in s.values()), None)
-    if device == "auto" and first is not None and first.device.type == "cuda":
+    if device == "auto" and getattr(first, "is_cuda", False):
         device = str(first.device)
     info = backends.choose(backend, device)
     if backends.computes_on_host_tensors(info):
@@ -197,6 +197,9 @@ class _Loader:
 
     def __call__(self, source: Source) -> dict[str, Array]:
         if isinstance(source, Mapping):
+            odd = next((name for name, t in source.items() if not hasattr(t, "data_ptr")), None)
+            if odd is not None:
+                raise RecipeError(f"tensor '{odd}' is a {type(source[odd]).__name__}; a pool takes torch tensors.")
             tensors = {name: t.to(self._place.device) for name, t in source.items()}
             return {name: Array.of(t, name, self._place) for name, t in tensors.items()}
         checkpoint = Checkpoint(str(source))

@@ -114,6 +114,7 @@ def run_plan(plan: Plan, directory: OutputDirectory, backend: Any, progress: Pro
 
         try:
             engine.run(run.tasks(jobs), backend, advance)
+            advance(run.total - done)  # what turned out not to need all its passes
         except OSError as error:
             if error.errno == errno.EFAULT:
                 raise _unreadable(plan) from None

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import engine
 from .arrays import Array, Place, Result
 from .dtypes import FLOAT64, DType, float_dtype
 from .errors import CheckpointError, RecipeError
@@ -86,7 +85,7 @@ def merge_state_dicts(
         must_agree=base is None,
     )
     results = operands.results(wanted_dtype(out_dtype))
-    engine.run(operands.tasks(chosen, values, {n: [r] for n, r in results.items()}, labels, seed), place.backend())
+    place.run(operands.tasks(chosen, values, {n: [r] for n, r in results.items()}, labels, seed))
     return {name: result.finish() for name, result in results.items()}
 
 

@@ -1,7 +1,7 @@
 """Backends: who carries out measurements and combinations. One file each, chosen here.
 
 A backend is a class with `launch(work) -> Ticket`, `cancel()` and `close()`; a ticket has `wait() -> list[Outcome]` in
-the order of the work. It may say how the engine should divide the work: `batch_bytes`, `batch_tensors`, `in_flight`. An
+the order of the work. It may say how the engine should divide the work: `batch_bytes`, `batch_inputs`, `in_flight`. An
 explicit choice that is not available is an error; the automatic one takes the best that is.
 """
 

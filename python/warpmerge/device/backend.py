@@ -18,14 +18,14 @@ from ..tasks import DeviceSink, Outcome, TensorTask, Work
 from ..threads import thread_count
 from ..units import show_size
 from .flight import InPlace, Staged, Workspace, footprint
-from .requests import Group, grouped, steps
+from .requests import BINS, Group, grouped, steps
 from .scratch import Scratch
 from .staging import IO_TILE, SLOT, SLOTS, Arrival, Cancelled, Inbound, Outbound, drop, wait_for
 from .tables import ALIGN, CHUNK
 
 IN_FLIGHT = 6  # batches: some being read, one computed, some being written
 BATCH_BYTES = 64 << 20  # input bytes of a batch
-BATCH_TENSORS = 1024
+BATCH_INPUTS = 2048  # tensors of a batch, inputs counted: counters of `select` are 16 kB for each
 SCRATCH_SHARE = 0.1  # of the device memory: tables, partial sums and counters
 HEADROOM = 512 << 20  # bytes left to others by default
 
@@ -49,9 +49,13 @@ class DeviceBackend:
         resident: bool = False,
     ) -> None:
         self.name, self.runtime, self.kernels = name, runtime, kernels
-        self.batch_bytes, self.batch_tensors, self.in_flight = batch_bytes, BATCH_TENSORS, IN_FLIGHT
+        self.batch_bytes, self.batch_inputs, self.in_flight = batch_bytes, BATCH_INPUTS, IN_FLIGHT
+        self.flights = IN_FLIGHT  # that may be on this device at once; more if it is one of several
         if resident:
-            self.batch_bytes = self.batch_tensors = 2**62
+            self.batch_bytes, self.batch_inputs = 2**62, 8 * BATCH_INPUTS
+        if budget is not None:
+            counters = int(budget * SCRATCH_SHARE) // IN_FLIGHT // (8 * BINS)
+            self.batch_inputs = max(1, min(self.batch_inputs, counters))
         self._threads, self._slot_bytes = thread_count(threads), slot_bytes
         self._budget = budget
         self._cancelled = threading.Event()
@@ -128,7 +132,7 @@ class DeviceBackend:
         if not self._limit:
             free, _ = self.runtime.memory()
             budget = self._budget or max(free - HEADROOM, free // 2)
-            self._limit = int(budget * (1 - SCRATCH_SHARE)) // IN_FLIGHT
+            self._limit = int(budget * (1 - SCRATCH_SHARE)) // self.flights
 
     def _start_staged(self, work: Sequence[Work]) -> Pending:
         copies = [i for i, (_, request) in enumerate(work) if isinstance(request, Copy)]
@@ -174,7 +178,7 @@ class DeviceBackend:
 
     def _too_little(self, error: MemoryError) -> DeviceError:
         return DeviceError(
-            f"{error}. Free some of it, pass --device-memory with less than {show_size(self._limit * IN_FLIGHT)}, "
+            f"{error}. Free some of it, pass --device-memory with less than {show_size(self._limit * self.flights)}, "
             "or use --device cpu."
         )
 
@@ -191,7 +195,7 @@ class DeviceBackend:
         if self._idle:
             workspace = self._idle.pop()
         else:
-            workspace = Workspace(self.runtime, *self._rings, self._limit, IN_FLIGHT / (1 - SCRATCH_SHARE))
+            workspace = Workspace(self.runtime, *self._rings, self._limit, self.flights / (1 - SCRATCH_SHARE))
             self._workspaces.append(workspace)
         workspace.limit = limit or self._limit
         self._latest = workspace

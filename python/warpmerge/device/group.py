@@ -12,8 +12,10 @@ class DeviceGroup:
     def __init__(self, members: Sequence[DeviceBackend]) -> None:
         self.members = list(members)
         self.name = members[0].name
-        self.batch_bytes, self.batch_tensors = members[0].batch_bytes, members[0].batch_tensors
+        self.batch_bytes, self.batch_inputs = members[0].batch_bytes, members[0].batch_inputs
         self.in_flight = sum(m.in_flight for m in members)
+        for member in self.members:  # by bytes, all that are under way may be on one
+            member.flights = self.in_flight
         self.given = [0] * len(members)  # bytes
 
     def launch(self, work: Sequence[Work]) -> Ticket:

@@ -1,0 +1,89 @@
+// The first interval of a selection, from a sample.
+#include "../ops/digest.h"
+#include "selection.h"
+
+namespace warpmerge {
+namespace {
+
+constexpr int kSampleGroups = 2;  // runs of kGroup neighbours per thread
+constexpr int kSampleRuns = kSelectThreads * kSampleGroups;
+constexpr int64_t kSampled = int64_t(kSampleRuns) * kGroup;
+
+// The key of this rank, from the largest, 0 the first: by bisection, as counting is cheap here.
+template <class Key>
+WM_DEVICE Key sampled_key(const Key (&keys)[kSampleGroups][kGroup], int64_t rank, Key low, Key high, int* shared) {
+  while (low < high) {
+    const Key middle = low + (high - low) / 2 + 1;
+    int from = 0;
+    WM_UNROLL
+    for (int r = 0; r < kSampleGroups; ++r) {
+      WM_UNROLL
+      for (int e = 0; e < kGroup; ++e) from += keys[r][e] >= middle;
+    }
+    if (sum_of_block(from, shared) > rank)
+      low = middle;
+    else
+      high = middle - 1;
+  }
+  return low;
+}
+
+// A thread block per segment and model: the first interval, from runs spread over the segment.
+template <class T>
+__global__ void __launch_bounds__(kSelectThreads) sample_keys(WM_PARAM Table table, int64_t* state) {
+  using Key = Bits<T>;
+  using Group = Widened<T, kGroup>;
+  __shared__ int shared_int[kSelectThreads / kWarp];
+  __shared__ double shared[kSelectThreads / kWarp];
+  const int k = int(blockIdx.x % unsigned(table.models));
+  Chunk chunk = segment_of(table, blockIdx.x / unsigned(table.models));
+  int64_t* mine = state_of(state, table, chunk, k);
+  const int64_t count = chunk.place[kPlaceCount], groups = count / kGroup;
+  const int64_t total = chunk.place[kPlaceTotal] ? chunk.place[kPlaceTotal] : count;
+  const int64_t target = mine[kSelectTarget];
+  // The same for all threads, as are the ranks below.
+  if (mine[kSelectStatus] != kSearching || groups < kSampleRuns) return;
+  Key keys[kSampleGroups][kGroup];
+  WM_UNROLL
+  for (int r = 0; r < kSampleGroups; ++r) {
+    const int64_t run = r * kSelectThreads + int64_t(threadIdx.x), stride = groups / kSampleRuns;
+    // A place within each stride that is the same every time but follows no row length.
+    chunk.begin = (run * stride + int64_t(mix64(uint64_t(run)) % uint64_t(stride))) * kGroup;
+    Group x, base;
+    load_pair(table, input_of(table, chunk, k), base_of(table, chunk), 0, kGroup, x, base);
+    keys_of(table, chunk, k, x, base, false, keys[r]);
+  }
+  const Key largest = FloatTraits<T>::magnitude;
+  const int64_t guess = int64_t(double(target) / double(total) * double(kSampled));
+  const int64_t rank = guess < kSampled ? guess : kSampled - 1;
+  const Key middle = sampled_key<Key>(keys, rank, 0, largest, shared_int);
+  // Neighbours are alike (a row of an embedding changed or did not), so the error is taken from how much the runs
+  // differ: the variance of a sum of runs, for the keys above the middle one and for those from it on.
+  double above = 0, from = 0, squares_above = 0, squares_from = 0;
+  WM_UNROLL
+  for (int r = 0; r < kSampleGroups; ++r) {
+    double run_above = 0, run_from = 0;
+    WM_UNROLL
+    for (int e = 0; e < kGroup; ++e) run_above += keys[r][e] > middle, run_from += keys[r][e] >= middle;
+    above += run_above, squares_above += run_above * run_above;
+    from += run_from, squares_from += run_from * run_from;
+  }
+  above = sum_of_block(above, shared), squares_above = sum_of_block(squares_above, shared);
+  from = sum_of_block(from, shared), squares_from = sum_of_block(squares_from, shared);
+  const double spread_above = squares_above - above * above / kSampleRuns;
+  const double spread_from = squares_from - from * from / kSampleRuns;
+  const int64_t margin = 4 + int64_t(4.0 * sqrt(spread_above > spread_from ? spread_above : spread_from));
+  const Key high = rank > margin ? sampled_key<Key>(keys, rank - margin, middle, largest, shared_int) : largest;
+  const Key low = rank + margin < kSampled ? sampled_key<Key>(keys, rank + margin, 0, middle, shared_int) : 0;
+  if (threadIdx.x == 0) mine[kSelectLow] = int64_t(low), mine[kSelectHigh] = int64_t(high);
+}
+
+}  // namespace
+
+void select_sample(cudaStream_t stream, const Launch& work, int64_t* state) {
+  const Table table = make_table(work, 0, nullptr);
+  launch("select_sample", work.wide ? sample_keys<double> : sample_keys<float>, work.segments * work.models,
+         kSelectThreads, stream, table, state);
+}
+
+}  // namespace warpmerge

@@ -1,0 +1,203 @@
+// A sweep over the keys, which counts them by bins of the interval, and the step that narrows the interval.
+#include "selection.h"
+
+namespace warpmerge {
+namespace {
+
+constexpr int kSweepModels = 4;  // models whose bins fit into shared memory at once
+
+template <class T>
+struct Interval {
+  Bits<T> low, high;
+  int shift;
+  bool searching;
+};
+
+template <class T>
+struct SweepShared {
+  unsigned bins[kSweepModels][kSelectBins];
+  unsigned above[kSweepModels];
+  Interval<T> intervals[kSweepModels];
+};
+
+// Adds the counters of a slot's models to global memory and zeroes them.
+template <class T>
+WM_DEVICE void flush_bins(SweepShared<T>& shared, unsigned long long* bins, int models) {
+  for (int k = 0; k < models; ++k) {
+    if (!shared.intervals[k].searching) continue;
+    unsigned long long* to = bins + int64_t(k) * kBinColumns;
+    for (int bin = int(threadIdx.x); bin < kSelectBins; bin += kSelectThreads) {
+      const unsigned found = shared.bins[k][bin];
+      if (!found) continue;
+      atomicAdd(to + bin, (unsigned long long)(found));
+      shared.bins[k][bin] = 0;
+    }
+    if (threadIdx.x == 0 && shared.above[k]) atomicAdd(to + kSelectBins, (unsigned long long)(shared.above[k]));
+  }
+}
+
+template <class T>
+WM_DEVICE void read_intervals(SweepShared<T>& shared, const int64_t* state, int models) {
+  const int k = int(threadIdx.x);
+  if (k >= models) return;
+  const int64_t* mine = state + int64_t(k) * kSelectColumns;
+  Interval<T>& interval = shared.intervals[k];
+  interval.low = Bits<T>(mine[kSelectLow]);
+  interval.high = Bits<T>(mine[kSelectHigh]);
+  interval.shift = select_shift(interval.low, interval.high);
+  interval.searching = mine[kSelectStatus] == kSearching;
+  shared.above[k] = 0;
+}
+
+// Keys of one model in one chunk.
+template <class Group>
+WM_DEVICE void sweep_model(const Table& table, const Chunk& chunk, int k, bool count,
+                           SweepShared<typename Group::T>& shared, int at_once) {
+  using T = typename Group::T;
+  using Key = Bits<T>;
+  constexpr int kBatch = kGroupsTogether<Group>;
+  const Interval<T> interval = shared.intervals[at_once];
+  const Source input = input_of(table, chunk, k), from = base_of(table, chunk);
+  // Both ends are counted in registers: large groups of equal keys, as of zeros, tend to lie there.
+  unsigned above = 0, at_low = 0, at_high = 0;
+  WM_ROLLED
+  for (int batch = 0; batch < kChunk; batch += kSelectThreads * kGroup * kBatch) {
+    if (batch >= chunk.count) break;
+    Group x[kBatch], base[kBatch];
+    WM_UNROLL
+    for (int r = 0; r < kBatch; ++r) {
+      const int at = batch + (r * kSelectThreads + int(threadIdx.x)) * kGroup;
+      load_pair(table, input, from, at, left_in(chunk, at, kGroup), x[r], base[r]);
+    }
+    WM_UNROLL
+    for (int r = 0; r < kBatch; ++r) {
+      const int at = batch + (r * kSelectThreads + int(threadIdx.x)) * kGroup;
+      const int n = left_in(chunk, at, kGroup);
+      Key keys[kGroup];
+      keys_of(table, chunk, k, x[r], base[r], count, keys);
+      if (!interval.searching) continue;
+      WM_UNROLL
+      for (int e = 0; e < kGroup; ++e) {
+        if (e >= n) continue;
+        above += keys[e] > interval.high;
+        at_high += keys[e] == interval.high;
+        at_low += keys[e] == interval.low;
+        if (keys[e] > interval.low && keys[e] < interval.high)
+          atomicAdd(&shared.bins[at_once][(keys[e] - interval.low) >> interval.shift], 1u);
+      }
+    }
+  }
+  if (!interval.searching) return;
+  if (interval.low == interval.high) at_low = 0;
+  above = sum_of_warp(above), at_low = sum_of_warp(at_low), at_high = sum_of_warp(at_high);
+  if (threadIdx.x % kWarp != 0) return;
+  if (above) atomicAdd(&shared.above[at_once], above);
+  if (at_low) atomicAdd(&shared.bins[at_once][0], at_low);
+  if (at_high) atomicAdd(&shared.bins[at_once][(interval.high - interval.low) >> interval.shift], at_high);
+}
+
+// A thread block per `span` chunks: the counters of consecutive chunks of a slot are added up before they leave.
+template <class Group>
+__global__ void __launch_bounds__(kSelectThreads, 2)
+    sweep_keys(WM_PARAM Table table, int span, const int64_t* state, unsigned long long* bins) {
+  using T = typename Group::T;
+  __shared__ SweepShared<T> shared;
+  for (int i = int(threadIdx.x); i < kSweepModels * kSelectBins; i += kSelectThreads)
+    shared.bins[i / kSelectBins][i % kSelectBins] = 0;
+  const int64_t start = int64_t(blockIdx.x) * span;
+  const int64_t end = start + span < table.chunks ? start + span : table.chunks;
+  const bool count = table.nonfinite != nullptr;
+  for (int first = 0; first < table.models; first += kSweepModels) {
+    const int models = table.models - first < kSweepModels ? table.models - first : kSweepModels;
+    int64_t slot = -1;
+    for (int64_t number = start; number < end; ++number) {
+      const Chunk chunk = chunk_of(table, number);
+      if (chunk.place[kPlaceSlot] != slot) {
+        __syncthreads();
+        if (slot >= 0) flush_bins(shared, bins + (slot * table.models + first) * kBinColumns, models);
+        slot = chunk.place[kPlaceSlot];
+        __syncthreads();
+        read_intervals(shared, state + (slot * table.models + first) * kSelectColumns, models);
+        __syncthreads();
+      }
+      for (int k = 0; k < models; ++k)
+        if (count || shared.intervals[k].searching) sweep_model<Group>(table, chunk, first + k, count, shared, k);
+    }
+    __syncthreads();
+    if (slot >= 0) flush_bins(shared, bins + (slot * table.models + first) * kBinColumns, models);
+  }
+}
+
+// A thread block per slot and model: the next interval from the counters of a sweep.
+__global__ void __launch_bounds__(kSelectThreads)
+    narrow_interval(int64_t* state, int64_t* bins, int64_t largest, bool keep_all_ties) {
+  __shared__ int64_t shared[kSelectThreads];
+  constexpr int kPerThread = kSelectBins / kSelectThreads;
+  int64_t* mine = state + int64_t(blockIdx.x) * kSelectColumns;
+  int64_t* counters = bins + int64_t(blockIdx.x) * kBinColumns;
+  if (mine[kSelectStatus] != kSearching) return;
+  const int64_t target = mine[kSelectTarget], low = mine[kSelectLow], high = mine[kSelectHigh];
+  const int shift = select_shift(uint64_t(low), uint64_t(high));
+  // From the highest bin down.
+  const int highest = kSelectBins - 1 - int(threadIdx.x) * kPerThread;
+  int64_t found[kPerThread], sum = 0;
+  WM_UNROLL
+  for (int j = 0; j < kPerThread; ++j) sum += found[j] = counters[highest - j];
+  const int64_t above = counters[kSelectBins];
+  const int64_t from = above + inclusive_scan(sum, shared);  // keys in this thread's bins or higher
+  const int64_t inside = shared[kSelectThreads - 1];
+  __syncthreads();  // all have read what is overwritten now
+  for (int j = 0; j < kPerThread; ++j) counters[highest - j] = 0;
+  if (threadIdx.x == 0) counters[kSelectBins] = 0;
+  const bool here = from - sum < target && target <= from;
+  if (here) {
+    int64_t higher = from - sum, ties = 0;
+    int bin = highest;
+    WM_UNROLL
+    for (int j = 0; j < kPerThread; ++j) {
+      if (ties == 0 && target <= higher + found[j]) bin = highest - j, ties = found[j];
+      if (ties == 0) higher += found[j];
+    }
+    const int64_t bottom = low + (int64_t(bin) << shift), width = int64_t(1) << shift;
+    const int64_t top = bottom + width - 1 < high ? bottom + width - 1 : high;
+    mine[kSelectLow] = bottom;
+    mine[kSelectHigh] = top;
+    mine[kSelectAbove] = higher;
+    mine[kSelectInside] = ties;
+    if (bottom == top) {
+      const bool all = keep_all_ties || bottom == 0 || ties <= target - higher;
+      mine[kSelectStatus] = all ? kSelected : kKeyKnown;
+    }
+  } else if (threadIdx.x == 0 && target <= above) {
+    mine[kSelectLow] = high + 1;
+    mine[kSelectHigh] = largest;
+    mine[kSelectAbove] = 0;
+    mine[kSelectInside] = above;
+  } else if (threadIdx.x == 0 && target > above + inside) {
+    mine[kSelectLow] = 0;
+    mine[kSelectHigh] = low - 1;
+    mine[kSelectAbove] = above + inside;
+    mine[kSelectInside] = -1;
+  }
+}
+
+}  // namespace
+
+void select_sweep(cudaStream_t stream, const Launch& work, const int64_t* state, int64_t* bins, int64_t* nonfinite) {
+  const Table table = make_table(work, 0, nonfinite);
+  // Enough thread blocks to fill a large device several times over, then longer spans.
+  constexpr int64_t kManyBlocks = 2048, kLongestSpan = 8;
+  const int64_t fair = work.chunks / kManyBlocks;
+  const int span = int(fair < 1 ? 1 : fair < kLongestSpan ? fair : kLongestSpan);
+  using Kernel = void (*)(Table, int, const int64_t*, unsigned long long*);
+  const Kernel kernel = with_group<kGroup>(work, [](auto group) -> Kernel { return sweep_keys<decltype(group)>; });
+  launch("select_sweep", kernel, (work.chunks + span - 1) / span, kSelectThreads, stream, table, span, state,
+         reinterpret_cast<unsigned long long*>(bins));
+}
+
+void select_narrow(cudaStream_t stream, int64_t* state, int64_t* bins, int64_t pairs, bool wide, bool keep_all_ties) {
+  const int64_t largest = wide ? int64_t(FloatTraits<double>::magnitude) : int64_t(FloatTraits<float>::magnitude);
+  launch("select_narrow", narrow_interval, pairs, kSelectThreads, stream, state, bins, largest, keep_all_ties);
+}
+
+}  // namespace warpmerge

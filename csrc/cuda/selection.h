@@ -1,0 +1,81 @@
+// What the kernels of `select` share: keys, the places of a selection's state, sums over a thread block.
+#pragma once
+
+#include "../ops/select.h"
+#include "warps.h"
+
+namespace warpmerge {
+
+constexpr int kSelectThreads = 256;
+constexpr int kBinColumns = kSelectBins + 2;
+
+// Groups of a thread whose loads are issued together.
+template <class Group>
+constexpr int kGroupsTogether = sizeof(Group) <= 32 ? 2 : 1;
+
+WM_FN int64_t* state_of(int64_t* state, const Table& table, const Chunk& chunk, int model) {
+  return state + (chunk.place[kPlaceSlot] * table.models + model) * kSelectColumns;
+}
+
+WM_FN const int64_t* state_of(const int64_t* state, const Table& table, const Chunk& chunk, int model) {
+  return state + (chunk.place[kPlaceSlot] * table.models + model) * kSelectColumns;
+}
+
+// A whole segment as one chunk.
+WM_FN Chunk segment_of(const Table& table, int64_t segment) { return {place_of(table, segment), segment, 0, kChunk}; }
+
+template <class Group>
+WM_DEVICE void load_pair(const Table& table, const Source& input, const Source& base, int at, int n, Group& x,
+                         Group& b) {
+  x.template load<false>(input, at, n);
+  if (table.has_base)
+    b.template load<false>(base, at, n);
+  else
+    b.clear();
+}
+
+// Keys of a group's deltas. `count`: count what is not finite.
+template <class Group>
+WM_DEVICE void keys_of(const Table& table, const Chunk& chunk, int k, const Group& x, const Group& base, bool count,
+                       Bits<typename Group::T> (&keys)[kGroup]) {
+  using T = typename Group::T;
+  bool finite = true;
+  WM_UNROLL
+  for (int e = 0; e < kGroup; ++e) {
+    keys[e] = magnitude_key(x.get(e) - base.get(e));
+    finite &= keys[e] < FloatTraits<T>::infinity;
+  }
+  if (finite) return;
+  WM_UNROLL
+  for (int e = 0; e < kGroup; ++e) keys[e] = magnitude_key(settle_nonfinite(x.get(e) - base.get(e), table.policy));
+  if (count) count_nonfinite(table, chunk, k, x, base);
+}
+
+// Sum over a thread block of kSelectThreads, in all its threads.
+template <class T>
+WM_DEVICE T sum_of_block(T value, T* shared) {
+  value = sum_of_warp(value);
+  __syncthreads();
+  if (threadIdx.x % kWarp == 0) shared[threadIdx.x / kWarp] = value;
+  __syncthreads();
+  T sum = 0;
+  WM_UNROLL
+  for (int w = 0; w < kSelectThreads / kWarp; ++w) sum += shared[w];
+  return sum;
+}
+
+// The sum of the values of this thread and of all before it.
+WM_DEVICE int64_t inclusive_scan(int64_t value, int64_t* shared) {
+  __syncthreads();
+  shared[threadIdx.x] = value;
+  __syncthreads();
+  for (int distance = 1; distance < kSelectThreads; distance *= 2) {
+    const int64_t before = int(threadIdx.x) >= distance ? shared[threadIdx.x - distance] : 0;
+    __syncthreads();
+    shared[threadIdx.x] += before;
+    __syncthreads();
+  }
+  return shared[threadIdx.x];
+}
+
+}  // namespace warpmerge

@@ -1,0 +1,384 @@
+"""Pools: models held in one place and merged again and again give what merging them once gives."""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import warpmerge as wm
+from helpers import bf16, write_model
+from kernel_helpers import assert_same_bits
+from warpmerge.errors import CheckpointError, MergeError, RecipeError
+
+WEIGHTS = [0.5, 0.3, 0.2]
+MERGES = [
+    ("linear", {"weight": WEIGHTS}),
+    ("task_arithmetic", {"weight": 0.4, "lambda_": 0.9}),
+    ("ties", {"weight": WEIGHTS, "density": 0.4}),
+    ("dare_linear", {"weight": WEIGHTS, "density": 0.5, "seed": 3}),
+    ("dare_ties", {"weight": 0.5, "density": 0.3, "rescale": "l1", "seed": 4}),
+]
+ROWS = [[1, 0, 0], [0.2, 0.3, 0.4], [-0.5, 1.5, 0.25], [0, 0, 0]]
+
+
+def state(seed):
+    rng = np.random.default_rng(seed)
+
+    def values(*shape):
+        return torch.from_numpy(rng.standard_normal(shape) * 0.02)
+
+    made = {f"layers.{i}": values(30, 50 * i + 1).bfloat16() for i in range(3)}
+    made["embed"] = values(40, 30).float()
+    made["norm"] = values(130).half()
+    made["ids"] = torch.arange(5)
+    made["flag"] = torch.tensor(True)
+    made["empty"] = torch.empty(0, 3)
+    made["scalar"] = values(1)[0].float()
+    made["head"] = made["embed"]
+    return made
+
+
+def save(path, tensors):
+    """Each name with a copy: a file has no shared tensors."""
+    found = {n: bf16(t.float().numpy()) if t.dtype == torch.bfloat16 else t.numpy() for n, t in tensors.items()}
+    return str(write_model(path, found, shards=2))
+
+
+@pytest.fixture(scope="module")
+def base():
+    return state(0)
+
+
+@pytest.fixture(scope="module")
+def models():
+    return [state(seed) for seed in (1, 2, 3)]
+
+
+@pytest.fixture(scope="module")
+def directories(base, models, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    return save(folder / "base", base), [save(folder / f"m{i}", m) for i, m in enumerate(models)]
+
+
+@pytest.fixture(params=["states", "directories", "both"])
+def pool(request, base, models, directories):
+    there, others = directories
+    origin = base if request.param == "states" else there
+    sources = {"states": models, "directories": others, "both": [models[0], *others[1:]]}[request.param]
+    with wm.Pool(origin, sources, backend="cpu") as made:
+        yield made
+
+
+def assert_equal(got, wanted, what=""):
+    assert got.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        if tensor.dtype.is_floating_point:
+            assert_same_bits(got[name], tensor, (what, name))
+        else:
+            assert got[name].dtype == tensor.dtype and torch.equal(got[name], tensor), (what, name)
+
+
+def untied(tensors):
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize(("method", "parameters"), MERGES)
+def test_merges(pool, base, models, method, parameters, request):
+    """Files have no shared tensors: there, each name draws its own random numbers."""
+    tied = request.node.callspec.params["pool"] == "states"
+    origin, others = (base, models) if tied else (untied(base), [untied(m) for m in models])
+    wanted = wm.merge_state_dicts(others, method, base=origin, backend="torch", **parameters)
+    for _ in range(2):
+        assert_equal(pool.merge(method, **parameters), wanted, method)
+
+
+@pytest.mark.parametrize("dtype", ["float32", torch.float16, "bfloat16"])
+def test_other_dtypes(pool, base, models, dtype):
+    wanted = wm.merge_state_dicts(models, "ties", base=base, weight=1, density=0.5, out_dtype=dtype)
+    assert_equal(pool.merge("ties", weight=1, density=0.5, out_dtype=dtype), wanted)
+    assert_equal(
+        pool.sweep([WEIGHTS], out_dtype=dtype)[0],
+        wm.merge_state_dicts(models, "task_arithmetic", base=base, weight=WEIGHTS, out_dtype=dtype),
+    )
+
+
+def test_sweeps(pool, base, models):
+    """Each row is a task arithmetic of its own; tensors that are not merged are shared."""
+    swept = pool.sweep(ROWS)
+    assert len(swept) == len(ROWS)
+    for row, got in zip(ROWS, swept, strict=True):
+        assert_equal(got, wm.merge_state_dicts(models, "task_arithmetic", base=base, weight=row), row)
+        assert got["ids"] is swept[0]["ids"]
+    assert swept[0]["embed"].data_ptr() != swept[1]["embed"].data_ptr()
+    assert_equal(swept[3], base)
+    assert pool.sweep([]) == []
+
+
+def test_many_rows_and_one_model(base, models):
+    rows = [[i / 40] for i in range(40)]
+    with wm.Pool(base, models[:1], backend="cpu") as pool:
+        for row, got in zip(rows, pool.sweep(rows), strict=True):
+            assert_equal(got, wm.merge_state_dicts(models[:1], "task_arithmetic", base=base, weight=row), row)
+
+
+def test_a_sweep_without_a_base(models):
+    with wm.Pool(None, models, backend="cpu") as pool:
+        for row, got in zip(ROWS[:3], pool.sweep(ROWS[:3]), strict=True):
+            assert_equal(got, wm.merge_state_dicts(models, "linear", weight=row, normalize=False), row)
+        assert_equal(pool.merge("linear", weight=WEIGHTS), wm.merge_state_dicts(models, "linear", weight=WEIGHTS))
+        with pytest.raises(RecipeError, match="method 'ties' needs a base, and this pool has none"):
+            pool.merge("ties", weight=1, density=0.5)
+
+
+def test_slerp_starts_at_the_base(base, models):
+    with wm.Pool(base, models[:1], backend="cpu") as pool:
+        assert_equal(pool.merge("slerp", t=0.3), wm.merge_state_dicts(models[:1], "slerp", base=base, t=0.3))
+    with wm.Pool(None, models[:2], backend="cpu") as pool:
+        assert_equal(pool.merge("slerp", t=0.3), wm.merge_state_dicts(models[:2], "slerp", t=0.3))
+    with wm.Pool(base, models, backend="cpu") as pool, pytest.raises(RecipeError, match="exactly 2"):
+        pool.merge("slerp", t=0.3)
+
+
+def test_on_the_torch_backend(base, models):
+    with wm.Pool(base, models, backend="torch") as pool:
+        assert_equal(
+            pool.merge("ties", weight=1, density=0.5),
+            wm.Pool(base, models, backend="cpu").merge("ties", weight=1, density=0.5),
+        )
+
+
+def test_what_a_pool_says_of_itself(pool):
+    assert (len(pool), pool.device, pool.backend) == (3, "cpu", "cpu")
+
+
+def test_tied_tensors_of_state_dicts_stay_tied(base, models):
+    with wm.Pool(base, models, backend="cpu") as pool:
+        assert (merged := pool.merge("linear", weight=1))["head"] is merged["embed"]
+        first, second = pool.sweep(ROWS[:2])
+        assert first["head"] is first["embed"] is not second["embed"]
+
+
+# --- into ------------------------------------------------------------------------------------------------------------
+
+
+class Module(torch.nn.Module):
+    """A module with the pool's tensors: parameters, buffers, and a tied weight."""
+
+    def __init__(self, like, dtype=None, tied=True):
+        super().__init__()
+        self.names = {name: name.replace(".", "_") for name in like}
+        for name, tensor in like.items():
+            if tensor.is_floating_point():
+                self.register_parameter(self.names[name], torch.nn.Parameter(torch.full_like(tensor, 7, dtype=dtype)))
+            else:
+                self.register_buffer(self.names[name], torch.zeros_like(tensor))
+        if tied:
+            self.head = self.embed
+
+    def state_dict(self, **options):
+        found = super().state_dict(**options)
+        return {name: found[flat] for name, flat in self.names.items()}
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("method", "parameters"), [MERGES[0], MERGES[2]])
+def test_into_a_module(base, models, method, parameters, dtype):
+    module = Module(base, dtype)
+    places = {name: tensor.data_ptr() for name, tensor in module.state_dict().items()}
+    with wm.Pool(base, models, backend="cpu") as pool:
+        assert pool.merge(method, into=module, **parameters) is module
+    got = module.state_dict()
+    assert {name: tensor.data_ptr() for name, tensor in got.items()} == places
+    assert_equal(got, wm.merge_state_dicts(models, method, base=base, out_dtype=dtype, **parameters))
+    assert all(p.requires_grad and p.grad is None for p in module.parameters())
+
+
+def test_into_a_state_dict(pool, base, models):
+    target = {name: torch.full_like(tensor, 1) for name, tensor in base.items()}
+    target["layers.0"] = target["layers.0"].float()
+    target["more"] = torch.empty(0)
+    pool.merge("linear", weight=1, into=target)
+    wanted = wm.merge_state_dicts(models, "linear", base=base, weight=1)
+    wide = wm.merge_state_dicts(models, "linear", base=base, weight=1, out_dtype="float32")
+    assert_equal({n: target[n] for n in base}, wanted | {"layers.0": wide["layers.0"]})
+
+
+def test_into_a_module_that_ties_what_files_repeat(directories, base, models):
+    """Equal tensors of two names in files, one tensor in the module: not known to be equal, so refused."""
+    there, others = directories
+    with wm.Pool(there, others, backend="cpu") as pool:
+        with pytest.raises(CheckpointError, match="'embed' and 'head' are one tensor in the target, but differ"):
+            pool.merge("linear", weight=1, into=Module(base))
+        pool.merge("linear", weight=1, into=(module := Module(base, tied=False)))
+    assert_equal(module.state_dict(), wm.merge_state_dicts(models, "linear", base=base, weight=1))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"norm": torch.zeros(131)}, r"tensor 'norm' of the target has the shape \[131\], not \[130\]"),
+        ({"norm": None}, "the target has no tensor 'norm'"),
+        ({"other": torch.zeros(3)}, "the target has the tensor 'other', which the models lack"),
+        ({"norm": torch.zeros(130, device="meta")}, "tensor 'norm' of the target is on meta, not on cpu"),
+        ({"norm": torch.zeros(260)[::2]}, "tensor 'norm' of the target is not contiguous"),
+        ({"norm": torch.zeros(130, dtype=torch.int32)}, "is torch.int32, which cannot hold float16"),
+        ({"ids": torch.zeros(5)}, "is torch.float32, which cannot hold int64"),
+        ({"ids": torch.zeros(5, dtype=torch.int32)}, "is torch.int32, which cannot hold int64"),
+    ],
+)
+def test_targets_that_do_not_fit(pool, base, change, message):
+    target = {name: torch.full_like(tensor, 1) for name, tensor in base.items()} | change
+    target = {name: tensor for name, tensor in target.items() if tensor is not None}
+    before = {name: tensor.clone() for name, tensor in target.items()}
+    with pytest.raises(CheckpointError, match=message):
+        pool.merge("linear", weight=1, into=target)
+    assert all(t.device.type == "meta" or torch.equal(t, before[name]) for name, t in target.items())
+
+
+def test_into_excludes_a_dtype(pool, base):
+    with pytest.raises(RecipeError, match="exclude each other"):
+        pool.merge("linear", weight=1, into=dict(base), out_dtype="float32")
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("act", "error", "message"),
+    [
+        (lambda p: p.merge("tise"), RecipeError, "did you mean 'ties'"),
+        (lambda p: p.merge("ties", weight=1, densty=1), RecipeError, "did you mean 'density'"),
+        (lambda p: p.merge("ties"), RecipeError, "needs the parameter 'weight'"),
+        (lambda p: p.merge("linear", weight=[1, 2]), RecipeError, "one value per model"),
+        (lambda p: p.merge("linear", weight=1, out_dtype="int8"), RecipeError, "out_dtype"),
+        (lambda p: p.sweep([[1, 2]]), RecipeError, r"one number per model \(3\), not 2"),
+        (lambda p: p.sweep([[1, 2, 3], []]), RecipeError, r"one number per model \(3\), not 0"),
+    ],
+)
+def test_wrong_calls(pool, act, error, message):
+    with pytest.raises(error, match=message):
+        act(pool)
+    assert len(pool.merge("linear", weight=1)) == 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "message"),
+    [
+        ((None, []), {}, RecipeError, "at least one model"),
+        ((None, "model/"), {}, RecipeError, "takes a list"),
+        ((None, [{}]), {"device": "gpu"}, RecipeError, "unknown device 'gpu'"),
+        ((None, [{}]), {"backend": "cppu"}, RecipeError, "did you mean 'cpu'"),
+        ((None, [{}]), {"device": "cpu", "backend": "cuda"}, RecipeError, "computes on cuda, not on cpu"),
+        (("nowhere/", [{}]), {"device": "cpu"}, MergeError, "nowhere"),
+        ((None, [{"a": torch.ones(1)}, {"b": torch.ones(1)}]), {"device": "cpu"}, CheckpointError, "'a' is in only"),
+        (({"a": torch.ones(1)}, [{}]), {"device": "cpu"}, CheckpointError, "model 0 and the base differ"),
+        ((None, [{"a": torch.ones(1).to(torch.complex128)}]), {"device": "cpu"}, RecipeError, "'a' has the dtype"),
+    ],
+)
+def test_pools_that_cannot_be(arguments, options, error, message):
+    with pytest.raises(error, match=message):
+        wm.Pool(*arguments, **options)
+
+
+def test_shapes_and_integers_that_differ():
+    shapes = [{"w": torch.ones(3)}, {"w": torch.ones(4)}]
+    with pytest.raises(CheckpointError, match=r"'w' has the shape \[3\] but \[4\]"):
+        wm.Pool(None, shapes, backend="cpu").merge("linear", weight=1)
+    integers = [{"i": torch.tensor([1])}, {"i": torch.tensor([2])}]
+    with pytest.raises(CheckpointError, match=r"'i' .* differs in model 1"):
+        wm.Pool(None, integers, backend="cpu").merge("linear", weight=1)
+    assert wm.Pool(integers[1], integers, backend="cpu").merge("linear", weight=1)["i"].item() == 2
+
+
+@pytest.mark.parametrize("files", [False, True])
+def test_elements_that_are_not_finite(files, tmp_path):
+    good = {"w": torch.ones(100), "frozen": torch.full((7,), math.nan)}
+    bad = {"w": torch.tensor([1.0, math.inf] * 50), "frozen": good["frozen"].clone()}
+    sources = [good, good, bad]
+    if files:
+        sources = [save(tmp_path / f"{i}", m) for i, m in enumerate(sources)]
+    with wm.Pool(sources[0], sources[1:], backend="cpu") as pool:
+        with pytest.raises(CheckpointError, match="50 of 100 in 'model 1'"):
+            pool.merge("ties", weight=1, density=0.5)
+        with pytest.raises(CheckpointError, match="50 of 100 in 'model 1'"):
+            pool.sweep([[1, 2]])
+        assert pool.merge("ties", weight=1, density=0.5, nonfinite="base")["w"].isfinite().all()
+    with wm.Pool(sources[0], sources[:2], backend="cpu") as pool:
+        for merged in [pool.merge("linear", weight=1), *pool.sweep([[1, 2], [3, 4]])]:
+            assert merged["frozen"].isnan().all() and (merged["w"] == 1).all()
+
+
+def test_close_gives_the_files_back(directories, base, models):
+    there, others = directories
+    before = sorted(os.listdir("/proc/self/fd"))
+    pool = wm.Pool(there, others, backend="cpu")
+    merged = pool.merge("linear", weight=1)
+    pool.close()
+    pool.close()
+    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert_equal(merged, wm.merge_state_dicts(models, "linear", base=base, weight=1))
+    with pytest.raises(MergeError):
+        wm.Pool(there, [*others, "nowhere/"], backend="cpu")
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+def test_models_may_change_between_merges(base, models):
+    """State dicts are held, not copied."""
+    own = {name: tensor.clone() for name, tensor in models[0].items()}
+    with wm.Pool(base, [own], backend="cpu") as pool:
+        pool.merge("linear", weight=1)
+        own["norm"].zero_()
+        assert (pool.merge("linear", weight=1)["norm"] == 0).all()
+
+
+# --- in place --------------------------------------------------------------------------------------------------------
+
+IN_PLACE = """
+import sys
+sys.path.insert(0, {tests!r})
+import math, torch, warpmerge as wm
+from test_pool import Module, ROWS, WEIGHTS, assert_equal, state
+
+base, models = state(0), [state(seed) for seed in (1, 2, 3)]
+for origin, sources in [(base, models), ({base!r}, {models!r})]:
+    with wm.Pool(origin, sources, backend="triton") as pool:
+        assert (pool.backend, pool.device) == ("triton", "cpu")
+        for method, parameters in [("linear", dict(weight=WEIGHTS)), ("ties", dict(weight=WEIGHTS, density=0.4))]:
+            wanted = wm.merge_state_dicts(models, method, base=base, backend="cpu", **parameters)
+            assert_equal(pool.merge(method, **parameters), wanted, method)
+        for row, got in zip(ROWS[:2], pool.sweep(ROWS[:2])):
+            assert_equal(got, wm.merge_state_dicts(models, "task_arithmetic", base=base, weight=row, backend="cpu"))
+        module = Module(base, torch.float32, tied=origin is base)
+        pool.merge("linear", weight=1, into=module)
+        wanted = wm.merge_state_dicts(models, "linear", base=base, weight=1, out_dtype="float32", backend="cpu")
+        assert_equal(module.state_dict(), wanted)
+bad = {{"w": torch.tensor([1.0, math.nan]), "frozen": torch.tensor([math.inf])}}
+good = {{"w": torch.ones(2), "frozen": torch.tensor([math.inf])}}
+pool = wm.Pool(good, [good, bad], backend="triton")
+for act in (lambda: pool.merge("linear", weight=1), lambda: pool.sweep([[1, 1]])):
+    try:
+        act()
+    except wm.MergeError as error:
+        assert "1 of 2 in 'model 1'" in str(error), error
+    else:
+        raise AssertionError
+again = wm.Pool(good, [good, good], backend="triton").sweep([[1, 1], [1, 2]])
+assert all((m["w"] == 1).all() and (m["frozen"] == math.inf).all() for m in again)
+print("all equal")
+"""
+
+
+def test_in_place(directories):
+    """Triton's interpreter takes the host's tensors for a device's: nothing is copied, nothing is staged."""
+    pytest.importorskip("triton")
+    there, others = directories
+    code = IN_PLACE.format(tests=str(Path(__file__).parent), base=there, models=others)
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=300, check=False
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "all equal"), done.stderr[-3000:]

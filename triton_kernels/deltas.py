@@ -48,7 +48,7 @@ def load_deltas(sources, base_source, begin, offset, length, counters, INPUTS: t
     for k in tl.static_range(1, len(INPUTS)):
         top = tl.maximum(top, magnitude_key(d[k], WIDE))
     if MASKED:
-        if COUNT:
+        if COUNT:  # noqa: SIM102 (at compile time, unlike what follows)
             if tl.max(top, axis=0) >= (INFINITY64 if WIDE else INFINITY32):
                 for k in tl.static_range(len(INPUTS)):
                     count_nonfinite(counters + k, x[k], WIDE)
@@ -73,10 +73,10 @@ def load_delta(source, base_source, begin, offset, length, counters, k, INPUT: t
         d = x - base
     top = magnitude_key(d, WIDE)
     if MASKED:
-        if COUNT:
+        if COUNT:  # noqa: SIM102 (at compile time, unlike what follows)
             if tl.max(top, axis=0) >= (INFINITY64 if WIDE else INFINITY32):
                 count_nonfinite(counters + k, x, WIDE)
-                if BASE != NO_BASE:
+                if BASE != NO_BASE:  # noqa: SIM102
                     if k == 0:
                         count_nonfinite(counters + MODELS, base, WIDE)
         d = settle(d, TO_ZERO, WIDE)

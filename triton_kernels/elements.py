@@ -94,10 +94,7 @@ def load(address, begin, offset, length, CODE: tl.constexpr, WIDE: tl.constexpr,
     """Elements begin + offset of the compute type; +0 from `length` on if masked."""
     # By integers: the interpreter's own conversions from and to bfloat16 are wrong.
     at = pointer(address, STORED[CODE], ALIGNED) + begin + offset
-    if MASKED:
-        stored = tl.load(at, mask=offset < length, other=0)
-    else:
-        stored = tl.load(at)
+    stored = tl.load(at, mask=offset < length, other=0) if MASKED else tl.load(at)
     if CODE == BF16:
         x = (stored.to(tl.uint32) << 16).to(tl.float32, bitcast=True)
     elif CODE == F16:
@@ -130,10 +127,7 @@ def narrow(x, CODE: tl.constexpr, WIDE: tl.constexpr):
         return tl.where(nan, 0x7FF8000000000000, x.to(tl.float64).to(tl.int64, bitcast=True))
     else:
         if WIDE:
-            if CODE == F32:
-                x = x.to(tl.float32)
-            else:
-                x = round_to_odd(x)
+            x = x.to(tl.float32) if CODE == F32 else round_to_odd(x)
         bits = x.to(tl.uint32, bitcast=True)
         if CODE == F32:
             return tl.where(nan, 0x7FC00000, bits)

@@ -35,7 +35,7 @@ def shared(launch, nonfinite):
 
 
 def step(launch, arrays, warps):
-    """Elements of one step: 16-byte loads of the narrowest type, within about 100 registers for `arrays` values each."""
+    """Elements of one step: 16-byte loads of the narrowest type, in about 100 registers for `arrays` values each."""
     if INTERPRETED:  # a step costs the same whatever its size
         return CHUNK.value
     codes = [*launch.inputs, *([launch.base] if launch.base >= 0 else [])]
@@ -48,6 +48,4 @@ def step(launch, arrays, warps):
 
 def models_by_dtype(launch):
     """(dtype code, the models that have it), for kernels that take one model at a time."""
-    return [
-        (code, tuple(k for k, c in enumerate(launch.inputs) if c == code)) for code in dict.fromkeys(launch.inputs)
-    ]
+    return [(code, tuple(k for k, c in enumerate(launch.inputs) if c == code)) for code in dict.fromkeys(launch.inputs)]

@@ -18,7 +18,7 @@ from .elements import (
     pointer,
     segment_of,
 )
-from .geometry import models_by_dtype, kernel, run, shared
+from .geometry import kernel, models_by_dtype, run, shared
 from .keep import drop, load_rule
 from .sums import lane_calls, lane_offsets, sum_counts, sum_lanes
 
@@ -104,6 +104,6 @@ def launch(launch, only_l1, partials, nonfinite):
     constants = shared(launch, nonfinite)
     del constants["TO_ZERO"]  # sums are taken over the finite elements
     for code, members in models_by_dtype(launch):
-        run(_kernel, (launch.chunks * len(members),), launch.places, launch.chunk_map, launch.keeps, partials, nonfinite,
-            INPUT=code, MEMBERS=members, MODELS=launch.models, OUTPUTS=launch.outputs, ONLY_L1=bool(only_l1), warps=4,
-            registers=None if launch.wide else 128, **constants)  # fmt: skip
+        run(_kernel, (launch.chunks * len(members),), launch.places, launch.chunk_map, launch.keeps, partials,
+            nonfinite, INPUT=code, MEMBERS=members, MODELS=launch.models, OUTPUTS=launch.outputs,
+            ONLY_L1=bool(only_l1), warps=4, registers=None if launch.wide else 128, **constants)  # fmt: skip

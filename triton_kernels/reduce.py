@@ -2,26 +2,10 @@
 
 import triton.language as tl
 
-from .elements import device, pointer
+from .elements import pointer
 from .geometry import kernel, run
-from .sums import sum_pairs
 
-RUN_LEVELS = tl.constexpr(11)
-RUN = tl.constexpr(2048)
-
-
-@device
-def _reduce_run(at, stride, count, kind):
-    """Of up to RUN rows. A missing partner counts as +0, which changes nothing: partials are never -0."""
-    i = tl.arange(0, RUN)
-    x = tl.load(at + i.to(tl.int64) * stride, mask=i < count, other=0.0)
-    if kind == 3:
-        total = tl.min(tl.where(i < count, x, float("inf")), axis=0)
-    elif kind == 4:
-        total = tl.max(tl.where(i < count, x, float("-inf")), axis=0)
-    else:
-        total = tl.sum(sum_pairs(x, RUN_LEVELS), axis=0)
-    return total
+RUN = tl.constexpr(1024)
 
 
 @kernel
@@ -31,16 +15,28 @@ def _kernel(partials: tl.int64, ranges: tl.int64, width: tl.int64, result: tl.in
     kind = column % 7 if MOMENTS else column * 0
     first, count = tl.load(pointer(ranges, tl.int64) + 2 * slot), tl.load(pointer(ranges, tl.int64) + 2 * slot + 1)
     rows = pointer(partials, tl.float64) + first * width + column
-    while count > RUN:
-        runs = (count + RUN - 1) // RUN
-        r = tl.full((), 0, tl.int64)
-        while r < runs:
-            tl.store(rows + r * width, _reduce_run(rows + r * RUN * width, width, count - r * RUN, kind))
-            r += 1
-        tl.debug_barrier()  # the next pass reads what other threads have written
-        count = runs
-    total = _reduce_run(rows, width, count, kind)
-    tl.store(pointer(result, tl.float64) + slot * width + column, tl.where(count > 0, total, 0.0))
+    total = tl.load(rows, mask=count > 0, other=0.0)
+    while count > 1:
+        half = (count + 1) // 2
+        start = tl.full((), 0, tl.int64)
+        while start < half:
+            i = start + tl.arange(0, RUN)
+            paired = 2 * i + 1 < count
+            a = tl.load(rows + 2 * i * width, mask=i < half, other=0.0)
+            b = tl.load(rows + (2 * i + 1) * width, mask=paired, other=0.0)
+            # A missing partner counts as +0, which changes nothing: partials are never -0.
+            x = a + b
+            if kind == 3:
+                x = tl.where(paired, tl.minimum(a, b), a)
+            if kind == 4:
+                x = tl.where(paired, tl.maximum(a, b), a)
+            tl.debug_barrier()  # every thread has read before one of them writes
+            tl.store(rows + i * width, x, mask=i < half)
+            start += RUN
+        tl.debug_barrier()
+        count = half
+        total = tl.load(rows)
+    tl.store(pointer(result, tl.float64) + slot * width + column, total)
 
 
 def launch(partials, ranges, slots, width, moments, result):

@@ -91,7 +91,7 @@ def _sample(places: tl.int64, state: tl.int64, INPUT: tl.constexpr, MEMBERS: tl.
         keys, _top = _keys(tl.load(row + 7 + k), tl.load(row + 6), 0, offset, count, at, k, INPUT, BASE, MODELS, WIDE,
                            TO_ZERO, False, False, True)  # fmt: skip
         rank = tl.load(at) * SAMPLED // total
-        error = tl.sqrt((rank * (SAMPLED - rank)).to(tl.float32) / SAMPLED)
+        error = tl.sqrt_rn((rank * (SAMPLED - rank)).to(tl.float32) * (1.0 / SAMPLED))
         margin = 4 + (4 * error).to(tl.int64)
         if rank > margin:
             tl.store(at + 2, _sampled_key(keys, rank - margin, WIDE))
@@ -157,7 +157,7 @@ def _sweep(places: tl.int64, chunk_map: tl.int64, state: tl.int64, bins: tl.int6
         else:
             _sweep_pass(source, base_source, begin, length, low, high, shift, counts, counters, k, INPUT, BASE, MODELS,
                         WIDE, TO_ZERO, ALIGNED, False, STEP // SLOWER, True)  # fmt: skip
-    if COUNT:
+    if COUNT:  # noqa: SIM102
         if largest >= infinity:
             start = 0
             while start < length:
@@ -233,8 +233,8 @@ def _ties(places: tl.int64, chunk_map: tl.int64, state: tl.int64, tie_counts: tl
         base_source, source = tl.load(row + 6), tl.load(row + 7 + k)
         ties = tl.zeros((BLOCKS * LANES,), tl.int32)
         for r in range(ROWS):
-            key, _top = _keys(source, base_source, begin, lane_offsets(0, r, BLOCKS), length, at, k, INPUT, BASE, MODELS, WIDE,
-                              TO_ZERO, ALIGNED, False, True)  # fmt: skip
+            key, _top = _keys(source, base_source, begin, lane_offsets(0, r, BLOCKS), length, at, k, INPUT, BASE,
+                              MODELS, WIDE, TO_ZERO, ALIGNED, False, True)  # fmt: skip
             ties += (key == threshold).to(tl.int32)
         block = tl.arange(0, BLOCKS)
         first_block = tl.load(row + 4) + begin // BLOCK

@@ -1,7 +1,7 @@
 """The order of sums of csrc/ops/reduce.h on the device.
 
-A program holds the lanes of one or several blocks of a chunk side by side, (BLOCKS * 256,), and goes over the 16 rows in
-turn.
+A program holds the lanes of one or several blocks of a chunk side by side, (BLOCKS * 256,), and goes over their 16
+rows in turn.
 """
 
 import triton.language as tl

@@ -75,6 +75,6 @@ def _kernel(places: tl.int64, chunk_map: tl.int64, numbers: tl.int64, nonfinite:
 
 def launch(launch, agree, nonfinite):
     warps = 8
-    run(_kernel, (launch.chunks,), launch.places, launch.chunk_map, launch.numbers, nonfinite, INPUTS=tuple(launch.inputs),
-        OUTPUTS=launch.outputs, OUT=launch.out, AGREE=bool(agree), STEP=step(launch, launch.models + 2, warps),
-        warps=warps, **shared(launch, nonfinite))  # fmt: skip
+    run(_kernel, (launch.chunks,), launch.places, launch.chunk_map, launch.numbers, nonfinite,
+        INPUTS=tuple(launch.inputs), OUTPUTS=launch.outputs, OUT=launch.out, AGREE=bool(agree),
+        STEP=step(launch, launch.models + 2, warps), warps=warps, **shared(launch, nonfinite))  # fmt: skip

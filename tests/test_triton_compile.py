@@ -1,0 +1,32 @@
+"""What Triton makes of the kernels for GPUs that need not be there (triton_compile.py)."""
+
+import json
+
+import pytest
+from triton_versions import VERSIONS, run
+
+COMMON = ["weighted_sum bf16", "consensus bf16", "moments bf16", "gram bf16", "sweep bf16", "narrow", "reduce"]
+
+
+def check(lines):
+    found = [json.loads(line) for line in lines]
+    for kernel in found:
+        assert kernel["fused"] == 0, f"contraction to fused multiply-adds changes results: {kernel}"
+        assert kernel["approximate"] == 0, f"approximate division or flushed subnormals: {kernel}"
+        assert kernel["local"] == 0 and kernel["stack"] == 0, f"registers are spilled: {kernel}"
+        assert kernel["divisions"] > 0 or "consensus" not in kernel["name"] or "no election" in kernel["name"], kernel
+        for vectors, arrays in zip(kernel["vectors"], kernel["arrays"], strict=True):
+            assert vectors >= arrays, f"not all arrays are read and written by 16 bytes: {kernel}"
+    return [kernel["name"] for kernel in found]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_kernel_for_hopper(version):
+    names = check(run(version, "triton_compile.py", "90", interpret=False))
+    assert len(names) >= 33
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_common_kernels_for_ampere_and_blackwell(version):
+    names = check(run(version, "triton_compile.py", "80,100", *COMMON, interpret=False))
+    assert len(names) == 2 * len(COMMON)

@@ -1,0 +1,139 @@
+"""Compiles the Triton kernels for GPUs that need not be there and prints what the machine code is like, as JSON lines.
+
+A program of its own, because triton compiles nothing once TRITON_INTERPRET is set: see test_triton_compile.py.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from warpmerge.triton_kernels import consensus, gram, moments, reduce, select, weighted_sum
+
+F32, F16, BF16, F64 = 0, 1, 2, 3
+TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
+ADDRESS = 1 << 40
+
+
+def launch(inputs, base, out, *, wide=False, aligned=True, outputs=1, policy=0):
+    return SimpleNamespace(
+        segments=1, chunks=1, models=len(inputs), outputs=outputs, inputs=inputs, base=base, out=out, wide=wide,
+        policy=policy, aligned=aligned, places=ADDRESS, chunk_map=ADDRESS, numbers=ADDRESS, keeps=ADDRESS,
+    )  # fmt: skip
+
+
+def launches():
+    """(name, function that launches, arrays that a vectorised path loads, arrays that it stores)."""
+    for name, code in (("bf16", BF16), ("fp32", F32), ("fp16", F16)):
+        table, without = launch((code,) * 3, code, code), launch((code,) * 3, -1, code)
+        yield f"weighted_sum {name}", lambda t=table: weighted_sum.launch(t, False, ADDRESS), 4, 1
+        yield f"consensus {name}", lambda t=table: consensus.launch(t, True, ADDRESS), 4, 1
+        if code == F16:
+            continue
+        yield f"weighted_sum, agreeing, {name}", lambda t=without: weighted_sum.launch(t, True, ADDRESS), 3, 1
+        yield f"consensus, no election, {name}", lambda t=table: consensus.launch(t, False, ADDRESS), 4, 1
+        yield f"moments {name}", lambda t=table: moments.launch(t, False, ADDRESS, ADDRESS), 2, 0
+        yield f"sweep {name}", lambda t=table: select.sweep(t, ADDRESS, ADDRESS, ADDRESS), 2, 0
+        pair = launch((code,) * 2, -1, code)
+        yield f"gram {name}", lambda t=pair: gram.launch(t, ADDRESS, ADDRESS), 2, 0
+    table = launch((BF16,) * 3, BF16, BF16)
+    yield "moments, only l1", lambda t=table: moments.launch(t, True, ADDRESS, 0), 2, 0
+    yield "sample", lambda t=table: select.sample(t, ADDRESS), 0, 0
+    yield "ties", lambda t=table: select.ties(t, ADDRESS, ADDRESS), 0, 0
+    yield "position", lambda t=table: select.position(t, ADDRESS), 0, 0
+    table = launch((BF16,) * 8, BF16, BF16)
+    yield "weighted_sum of 8", lambda t=table: weighted_sum.launch(t, False, ADDRESS), 9, 1
+    yield "consensus of 8", lambda t=table: consensus.launch(t, True, ADDRESS), 0, 0  # 8-byte loads: fewer registers
+    table = launch((F32,) * 8, F32, F32)
+    yield "consensus of 8, fp32", lambda t=table: consensus.launch(t, True, ADDRESS), 9, 1
+    table = launch((BF16,) * 5, -1, BF16)
+    yield "gram of 5", lambda t=table: gram.launch(t, ADDRESS, ADDRESS), 0, 0
+    table = launch((F64, BF16, F32), F16, BF16, wide=True, policy=2)
+    yield "wide weighted_sum", lambda t=table: weighted_sum.launch(t, False, ADDRESS), 0, 0
+    yield "wide consensus", lambda t=table: consensus.launch(t, True, ADDRESS), 0, 0
+    table = launch((F64,) * 2, F64, F64, wide=True)
+    yield "wide moments", lambda t=table: moments.launch(t, False, ADDRESS, ADDRESS), 2, 0
+    yield "wide gram", lambda t=table: gram.launch(t, ADDRESS, ADDRESS), 3, 0
+    yield "wide sweep", lambda t=table: select.sweep(t, ADDRESS, ADDRESS, ADDRESS), 2, 0
+    table = launch((BF16,) * 3, BF16, BF16, aligned=False)
+    yield "misaligned consensus", lambda t=table: consensus.launch(t, True, ADDRESS), 0, 0
+    yield "narrow", lambda: select.narrow(ADDRESS, ADDRESS, 1, False, False), 0, 0
+    yield "locate", lambda: select.locate(ADDRESS, ADDRESS, ADDRESS, 1, 3), 0, 0
+    yield "reduce", lambda: reduce.launch(ADDRESS, ADDRESS, 1, 7, 1, ADDRESS), 0, 0
+
+
+def recorded(function):
+    """What a host function launches: (kernel, its arguments by name, options)."""
+    found = []
+
+    def record(self, *arguments, grid, warmup, **named):
+        names = [p.name for p in self.params]
+        bound = {**dict(zip(names, arguments, strict=False)), **{k: v for k, v in named.items() if k in names}}
+        found.append((self, bound, {k: v for k, v in named.items() if k not in names}))
+
+    original, triton.JITFunction.run = triton.JITFunction.run, record
+    try:
+        function()
+    finally:
+        triton.JITFunction.run = original
+    return found
+
+
+def compiled(kernel, bound, options, capability):
+    signature, constants, attributes = {}, {}, {}
+    for p in kernel.params:
+        if p.is_constexpr:
+            signature[p.name], constants[p.name] = "constexpr", bound[p.name]
+        else:
+            assert p.do_not_specialize, f"{p.name} would make the kernel compile anew"
+            signature[p.name] = p.annotation_type
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def resources(cubin):
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run(
+            [TOOLS / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    return {name.lower(): int(value) for name, value in re.findall(r"(REG|LOCAL|STACK|SHARED):(\d+)", text)}
+
+
+def main():
+    capabilities, wanted = [int(c) for c in sys.argv[1].split(",")], sys.argv[2:]
+    for name, function, loads, stores in launches():
+        if wanted and name not in wanted:
+            continue
+        for kernel, bound, options in recorded(function):
+            for capability in capabilities:
+                print(json.dumps(described(kernel, bound, options, capability, name, loads, stores)), flush=True)
+
+
+def described(kernel, bound, options, capability, name, loads, stores):
+    binary = compiled(kernel, bound, options, capability)
+    ptx = binary.asm["ptx"]
+
+    def count(pattern):
+        return len(re.findall(pattern, ptx))
+
+    return {
+        "name": f"{name}, sm_{capability}",
+        "arrays": [loads, stores],
+        "vectors": [count(r"ld\.global\S*\.(v4\.b32|v2\.b64)"), count(r"st\.global\S*\.(v4\.b32|v2\.b64)")],
+        "fused": count(r"\bfma\.r[nzpm]"),
+        "approximate": count(r"div\.(full|approx)|\.ftz"),
+        "divisions": count(r"div\.rn"),
+        **resources(binary.asm["cubin"]),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -62,8 +62,10 @@ $(VENV)/venv.done:
 	touch $@
 
 # The native modules are rebuilt when their sources change: that takes seconds, the build directory is kept. The CUDA
-# kernels, if there is nvcc, are compiled for two architectures only (with PTX for newer ones), which is quicker.
+# kernels, if there is nvcc, are compiled for two architectures only (with PTX for newer ones), which is quicker; the
+# demo does without them, unless the tests have had them built.
 $(VENV)/demo.done $(VENV)/test.done: export CUDAARCHS := $(or $(CUDAARCHS),80-real;90)
+$(VENV)/demo.done: export WARPMERGE_CUDA := $(or $(WARPMERGE_CUDA),$(if $(wildcard $(VENV)/test.done),auto,off))
 
 $(VENV)/demo.done: $(VENV)/venv.done $(BUILD)
 	$(BIN)/python -m pip install -q -e '.[demo]'

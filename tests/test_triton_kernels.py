@@ -6,7 +6,7 @@ import sys
 import pytest
 from triton_versions import VERSIONS, run
 
-CASES = 180
+CASES = 182
 
 
 @pytest.mark.parametrize("version", VERSIONS)

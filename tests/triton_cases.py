@@ -301,6 +301,27 @@ def _(dtype, elect, models):
     check_consensus(*problems, elect=elect)
 
 
+@case
+def ties_end_exactly():
+    """Many elements lie on the threshold; the last one kept, and the next, are on either side of tie_end."""
+    values = (torch.arange(40_000) % 3).float()
+    key = 0x3F800000  # of 1
+    keep = [KeepAbove(key, 1), KeepAbove(key, 2), KeepAbove(key, 16384 + 2), KeepAbove(key, 16384 + 3)]
+    tensors, base = [values.clone() for _ in keep], torch.zeros(40_000)
+    check_consensus(Problem(tensors, base, outputs=1, numbers=coefficients(4), keep=keep), elect=False, split=CHUNK)
+    check_moments(Problem(tensors, base, keep=keep), split=CHUNK)
+
+
+@case
+def elements_that_do_not_change_keep_their_bits():
+    base = torch.tensor([-0.0, 0.0, 1e-45, -1.0] * 1100)
+    tensors = [base.clone(), base.clone()]
+    check_weighted_sum(Problem(tensors, base, outputs=1, numbers=[0.5, 0.5]))
+    for elect in (False, True):
+        numbers, keep = coefficients(2), [KEEP_ALL, KEEP_NONE]
+        check_consensus(Problem(tensors, base, outputs=1, numbers=numbers, keep=keep), elect=elect)
+
+
 @cases("consensus over two segments", elect=[False, True])
 def _(elect):
     base, tensors = family("bf16", 3, 40_000)

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from . import backends, methods
+    from . import backends, methods, ops
     from .api import MergeReport, merge
     from .errors import CheckpointError, DeviceError, MergeError, OutputError, RecipeError
+    from .methods import Base, TensorInfo, method
     from .pool import Pool
     from .recipe import Recipe
     from .tensors import merge_state_dicts, merge_tensors
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _HOME = {
     **dict.fromkeys(["MergeReport", "merge"], "api"),
     **dict.fromkeys(["CheckpointError", "DeviceError", "MergeError", "OutputError", "RecipeError"], "errors"),
+    **dict.fromkeys(["Base", "TensorInfo", "method"], "methods"),
     "Pool": "pool",
     "Recipe": "recipe",
     **dict.fromkeys(["merge_state_dicts", "merge_tensors"], "tensors"),
@@ -33,6 +35,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Base",
     "CheckpointError",
     "DeviceError",
     "MergeError",
@@ -41,19 +44,22 @@ __all__ = [
     "Pool",
     "Recipe",
     "RecipeError",
+    "TensorInfo",
     "VerifyReport",
     "__version__",
     "backends",
     "merge",
     "merge_state_dicts",
     "merge_tensors",
+    "method",
     "methods",
+    "ops",
     "verify",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("backends", "methods"):  # packages that can be called: see callable_package.py
+    if name in ("backends", "methods", "ops"):  # the packages can be called: see callable_package.py
         return importlib.import_module(f".{name}", __name__)
     if name in _HOME:
         return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)

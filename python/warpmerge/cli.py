@@ -121,28 +121,26 @@ def verify(out_dir: Path, threads: int | None) -> None:
 @click.argument("name", required=False)
 def methods(name: str | None) -> None:
     """List the merge methods, or describe one."""
-    from .methods import REGISTRY, find
+    from .methods import find, known, load_plugins
+    from .methods.document import PARAMETERS, facts, parameter_rows, preset_rows
 
     if name is None:
-        rows = [[m.name, m.summary] for _, m in sorted(REGISTRY.items())]
+        rows = [[m.name, m.summary + ("" if m.built_in else f" (from {m.module})")] for m in known()]
         click.echo(table(["method", "what it does"], rows))
+        for plugin, reason in load_plugins().items():
+            _complain(f"the plug-in {plugin} could not be loaded: {reason}.")
         return
     method = find(name)
-    least, most = method.models
-    count = f"exactly {least}" if most == least else f"at least {least}" if most is None else f"{least} to {most}"
     click.echo(f"{method.name}: {method.summary}\n")
-    click.echo(f"models      {count}{' besides the base' if method.base.name == 'REFERENCE' else ''}")
-    click.echo(f"base_model  {method.base.value}")
-    if method.paper:
-        click.echo(f"paper       {method.paper}")
-    if method.notes:
-        click.echo(f"note        {method.notes}")
-    click.echo()
-    rows = []
-    for p in method.parameters:
-        default = "required" if p.required else "-" if p.default is None else str(p.default).lower()
-        rows.append([p.name, "per model" if p.per_model else "all models", default, p.kind, p.help])
-    click.echo(table(["parameter", "scope", "default", "values", "meaning"], rows))
+    if method.formula:
+        click.echo("\n".join(f"    {line}" for line in method.formula.splitlines()) + "\n")
+    for title, text in facts(method):
+        click.echo(f"{title:<10}  {text}")
+    for source, differences in method.differences.items():
+        click.echo(f"\ndifferences from {source}\n" + "\n".join(f"  - {text}" for text in differences))
+    click.echo("\n" + table(PARAMETERS, parameter_rows(method)))
+    if len(method.presets) > 1:
+        click.echo("\n" + table(["semantics", "sets"], preset_rows(method)))
 
 
 @cli.command()

@@ -250,6 +250,7 @@ def _results_in(into: Any, operands: Operands, place: Place) -> dict[str, Result
     found = into.state_dict(keep_vars=True) if hasattr(into, "state_dict") else into
     results: dict[str, Result] = {}
     filled: dict[int, tuple[str, tuple]] = {}
+    own = {a.buffer().address: n for n in operands.donor for a in operands.arrays(n)}
     for name, array in operands.donor.items():
         if name not in found:
             raise CheckpointError(f"the target has no tensor '{name}'.")
@@ -259,6 +260,8 @@ def _results_in(into: Any, operands: Operands, place: Place) -> dict[str, Result
             if tuple(target.shape) != array.shape
             else f"is on {target.device}, not on {place.device}"
             if str(target.device) != place.device
+            else "is one of the pool's own tensors"
+            if target.numel() and target.data_ptr() in own
             else "is not contiguous"
             if not target.is_contiguous()
             else f"is {target.dtype}, which cannot hold {array.dtype}"

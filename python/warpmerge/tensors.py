@@ -215,6 +215,7 @@ def resolve_values(method: Method, models: int, given: Mapping[str, Any], *, rel
     given = {name.removesuffix("_") if name == "lambda_" else name: v for name, v in given.items()}
     for name in given:
         method.parameter(name)
+    given = {**given, **{name: v for name, v in method.preset(given).items() if given.get(name) is None}}
     values = {}
     for parameter in method.parameters:
         value = given.get(parameter.name, parameter.default)

@@ -58,7 +58,7 @@ class CudaKernels:
 class TritonKernels:
     """Those of triton_kernels, on torch's current device and stream."""
 
-    samples = False
+    samples = True
 
     def __init__(self) -> None:
         from ..triton_kernels import consensus, gram, moments, reduce, select, weighted_sum
@@ -69,6 +69,7 @@ class TritonKernels:
             "moments": moments.launch,
             "gram": gram.launch,
             "reduce_blocks": reduce.launch,
+            "select_sample": select.sample,
             "select_sweep": select.sweep,
             "select_narrow": select.narrow,
             "select_ties": select.ties,
@@ -79,7 +80,7 @@ class TritonKernels:
     @staticmethod
     def select_sweeps(wide: bool, sampled: bool) -> int:
         """Sweeps after which a key is found: each leaves one of 256 parts."""
-        return 8 if wide else 4
+        return (7 if wide else 3) if sampled else (8 if wide else 4)
 
     def __getattr__(self, name: str) -> Any:
         function = self.__dict__["_functions"].get(name)

@@ -1,20 +1,32 @@
-"""Merge methods, one file per family. Importing this package registers them."""
+"""Merge methods, one file per family. Importing this package registers them; docs/plugins.md says how to add others."""
 
 from ..callable_package import make_callable
 from . import linear, robust, spherical, task_vectors
-from .base import REGISTRY, Base, Method, Parameter, TensorInfo, find
+from .base import Base, Method, Steps, TensorInfo, check_sum, total
+from .parameters import Parameter, boolean, choice, integer, number
+from .registry import REGISTRY, find, known, load_plugins, method
+
+FAMILIES = (linear, task_vectors, spherical, robust)
+
 
 __all__ = [
+    "FAMILIES",
     "REGISTRY",
     "Base",
     "Method",
     "Parameter",
+    "Steps",
     "TensorInfo",
+    "boolean",
+    "check_sum",
+    "choice",
     "find",
-    "linear",
-    "robust",
-    "spherical",
-    "task_vectors",
+    "integer",
+    "known",
+    "load_plugins",
+    "method",
+    "number",
+    "total",
 ]
 
-make_callable(__name__, lambda: tuple(REGISTRY[name] for name in sorted(REGISTRY)))
+make_callable(__name__, known)

@@ -19,6 +19,7 @@ from typing import Any
 
 from ..errors import RecipeError, close_matches
 from ..ops import Combine, Measure
+from .parameters import Parameter
 
 
 class Base(enum.Enum):
@@ -40,95 +41,6 @@ class Base(enum.Enum):
 
 
 @dataclass(frozen=True)
-class Parameter:
-    """One parameter of a method. `convert` turns a value from a recipe into its final form or raises ValueError."""
-
-    name: str
-    convert: Callable[[Any], Any]
-    kind: str  # for people: "number in [0, 1]"
-    default: Any = None
-    required: bool = False
-    per_model: bool = False
-    interpolates: bool = False
-    help: str = ""
-
-
-def number(
-    name: str, *, low: float | None = None, high: float | None = None, optional: bool = False, **more: Any
-) -> Parameter:
-    """A float; lists of it are gradients."""
-    if low is not None and high is not None:
-        kind = f"number in [{low:g}, {high:g}]"
-    else:
-        kind = "number" if low is None else f"number >= {low:g}"
-
-    def convert(value: Any) -> float | None:
-        if value is None and optional:
-            return None
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ValueError(f"expected a {kind}, got {value!r}")
-        try:
-            value = float(value)
-        except OverflowError:
-            raise ValueError("expected a finite number") from None
-        if not abs(value) < float("inf"):
-            raise ValueError(f"expected a finite number, got {value!r}")
-        if (low is not None and value < low) or (high is not None and value > high):
-            raise ValueError(f"expected a {kind}, got {value!r}")
-        return value
-
-    return Parameter(name, convert, kind, interpolates=True, **more)
-
-
-def integer(name: str, *, low: int, optional: bool = False, **more: Any) -> Parameter:
-    """A whole number; lists of it advance in steps."""
-    kind = f"integer >= {low}"
-
-    def convert(value: Any) -> int | None:
-        if value is None and optional:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 10**9:
-            raise ValueError(f"expected an {kind}, got {value!r}")
-        return value
-
-    return Parameter(name, convert, kind, **more)
-
-
-def boolean(name: str, **more: Any) -> Parameter:
-    def convert(value: Any) -> bool:
-        if isinstance(value, bool):
-            return value
-        if value in (0, 1):
-            return bool(value)
-        raise ValueError(f"expected true or false, got {value!r}")
-
-    return Parameter(name, convert, "true or false", **more)
-
-
-def choice(name: str, values: list[str], *, aliases: Mapping[Any, str] | None = None, **more: Any) -> Parameter:
-    """One of `values`; `aliases` are other spellings, such as true and false."""
-    aliases = dict(aliases or {})
-
-    def convert(value: Any) -> str:
-        for alias, meant in aliases.items():
-            if type(value) is type(alias) and value == alias:
-                return meant
-        if value in values:
-            return value
-        raise ValueError(f"expected one of {', '.join(values)}, got {value!r}{close_matches(value, values)}")
-
-    return Parameter(name, convert, " | ".join(values), **more)
-
-
-NONFINITE = choice(
-    "nonfinite",
-    ["error", "propagate", "base"],
-    default="error",
-    help="what a NaN or infinity in a weight does: stop the merge, pass through, or count as unchanged",
-)
-
-
-@dataclass(frozen=True)
 class TensorInfo:
     """What a method may know of the tensor it merges."""
 
@@ -146,6 +58,9 @@ Steps = Generator[Measure, Any, Combine]
 
 @dataclass(frozen=True)
 class Method:
+    """A merge method. `presets`: by name, the options that give the meaning of one implementation; the first is the
+    default. `differences`: from whom, and in what. `formula` uses the notation of docs/methods.md."""
+
     name: str
     summary: str
     base: Base
@@ -154,12 +69,40 @@ class Method:
     passes: Callable[[Mapping[str, Any]], int]  # reads of the inputs for these values
     models: tuple[int, int | None] = (1, None)  # least and most inputs, a reference base not counted
     check: Callable[[Mapping[str, Any], int], None] = lambda values, models: None
+    reads: str = ""  # `passes`, for people
+    formula: str = ""
     paper: str = ""
-    notes: str = ""
+    notes: tuple[str, ...] = ()
+    differences: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     by_name: Mapping[str, Parameter] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "by_name", {p.name: p for p in self.parameters})
+
+    @property
+    def module(self) -> str:
+        return self.steps.__module__ or "__main__"  # code that is run from text has none
+
+    @property
+    def built_in(self) -> bool:
+        return self.module.startswith(f"{__package__}.")
+
+    def preset(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The options that `given["semantics"]` sets, but not those whose short form is given.
+
+        The caller lets a value that is given win over one of these.
+        """
+        if not self.presets:
+            return {}
+        semantics = self.by_name["semantics"]
+        chosen = given.get("semantics")
+        try:
+            options = self.presets[semantics.default if chosen is None else semantics.convert(chosen)]
+        except ValueError as error:
+            raise RecipeError(f"method '{self.name}': 'semantics': {error}.") from None
+        short = {p.short_for for p in self.parameters if given.get(p.name) is not None}
+        return {name: value for name, value in options.items() if name not in short}
 
     def check_values(self, values: Mapping[str, Any], models: int, *, relative: bool) -> None:
         """Raises RecipeError if values that are valid each do not go together, or not with so many models.
@@ -209,33 +152,3 @@ def check_sum(method: str, weights: Sequence[float], instead: str) -> None:
         raise RecipeError(
             f"method '{method}': the weights sum to zero or overflow, so they cannot be normalized; {instead}."
         )
-
-
-REGISTRY: dict[str, Method] = {}
-
-
-def method(
-    name: str,
-    *,
-    parameters: list[Parameter],
-    passes: Callable[[Mapping[str, Any]], int] | int = 1,
-    **more: Any,
-) -> Callable:
-    """Registers a generator function as a merge method. See this module's text."""
-
-    def register(steps: Callable[[TensorInfo, Mapping[str, Any]], Steps]) -> Callable:
-        count = passes if callable(passes) else lambda values: passes
-        summary = (steps.__doc__ or "").strip().splitlines()[0]
-        REGISTRY[name] = Method(name, summary, parameters=(*parameters, NONFINITE), steps=steps, passes=count, **more)
-        return steps
-
-    return register
-
-
-def find(name: object) -> Method:
-    if name not in REGISTRY:
-        raise RecipeError(
-            f"unknown merge method {name!r}{close_matches(str(name), REGISTRY) or '.'} "
-            f"Known: {', '.join(sorted(REGISTRY))}."
-        )
-    return REGISTRY[str(name)]

@@ -7,7 +7,9 @@ from typing import Any
 
 from ..errors import RecipeError
 from ..ops import Copy, WeightedSum
-from .base import Base, Steps, TensorInfo, boolean, check_sum, integer, method, number, total
+from .base import Base, Steps, TensorInfo, check_sum, total
+from .parameters import boolean, integer, number
+from .registry import method
 
 WEIGHT = number("weight", required=True, per_model=True, help="coefficient of the model")
 
@@ -22,7 +24,10 @@ def _check_linear(p: Mapping[str, Any], models: int) -> None:
     base=Base.DONOR,
     parameters=[WEIGHT, boolean("normalize", default=True, help="divide by the sum of the weights")],
     check=_check_linear,
+    formula="y = sum w_k x_k / Z,  Z = sum w_k,  1 with normalize: false",
     paper="Wortsman et al. 2022, Model soups, arXiv 2203.05482",
+    differences={"the paper": "Its uniform soup has weights of 1. Its greedy soup needs evaluations between merges."},
+    presets={"mergekit": {}, "paper": {"weight": 1.0}},
 )
 def linear(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Weighted mean of the models: sum w_i x_i / sum w_i."""
@@ -35,9 +40,13 @@ def linear(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     "ema",
     base=Base.DONOR,
     parameters=[number("decay", low=0, high=1, required=True, help="share of the mean that stays at each step")],
+    formula="e_1 = x_1,  e_k = decay e_(k-1) + (1 - decay) x_k,  y = e_K",
     paper="Tarvainen and Valpola 2017, Mean teachers, arXiv 1703.01780",
-    notes="List the checkpoints from the oldest to the newest. Computed as one sum, so that small steps do not vanish "
-    "as they do in a mean that is kept in 16 bits.",
+    notes=[
+        "List the checkpoints from the oldest to the newest.",
+        "Computed as one sum, so that small steps do not vanish as they do in a mean that is kept in 16 bits.",
+    ],
+    differences={"mergekit": "It has no such method; its linear with the weights of that sum is the same."},
 )
 def ema(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Exponential moving average of checkpoints, oldest first: e = decay e + (1 - decay) x."""
@@ -57,8 +66,10 @@ def _check_lawa(p: Mapping[str, Any], models: int) -> None:
     base=Base.DONOR,
     parameters=[integer("k", low=1, optional=True, help="how many of the last models to average; default: all")],
     check=_check_lawa,
+    formula="y = (x_(K-k+1) + ... + x_K) / k",
     paper="Kaddour 2022, Stop wasting my time! (latest weight averaging), arXiv 2209.14981",
     notes="List the checkpoints from the oldest to the newest.",
+    differences={"mergekit": "It has no such method; its linear of those k models is the same."},
 )
 def lawa(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Mean of the last k checkpoints."""
@@ -72,9 +83,10 @@ def lawa(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     base=Base.REFERENCE,
     models=(1, 1),
     parameters=[number("alpha", required=True, help="how far to go beyond the model; 0 gives the model")],
+    formula="y = x_1 + alpha d_1 = x_0 + (1 + alpha) d_1",
     paper="Zheng et al. 2024, Weak-to-strong extrapolation expedites alignment, arXiv 2404.16792",
-    notes="The base is the model before alignment (SFT), the model the one after. Equal to task_arithmetic with the "
-    "weight 1 + alpha.",
+    notes="The base is the model before alignment (SFT), the model the one after.",
+    differences={"mergekit": "It has no such method; task_arithmetic with the weight 1 + alpha is the same."},
 )
 def expo(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Extrapolation beyond a model, away from its base: x_1 + alpha (x_1 - x_0)."""
@@ -87,6 +99,8 @@ def expo(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     base=Base.DONOR,
     models=(1, 1),
     parameters=[number("scale", per_model=True, optional=True, help="factor; none: the bytes are copied")],
+    formula="y = x_1,  scale x_1 with a scale",
+    presets={"mergekit": {}},
 )
 def passthrough(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Copies one model, or scales it."""

@@ -10,10 +10,13 @@ from typing import Any
 
 from ..errors import RecipeError
 from ..ops import Copy, GramResult, WeightedSum
-from .base import Base, Parameter, Steps, TensorInfo, check_sum, integer, method, number, total
+from .base import Base, Steps, TensorInfo, check_sum, total
 from .geometry import Table, distances_to, measure
+from .parameters import Parameter, integer, number
+from .registry import method
 
 WEIGHT = number("weight", low=0, default=1.0, per_model=True, help="how much the model counts")
+NOT_THERE = "It has no such method."
 BAD = integer("f", low=0, optional=True, help="how many models may be bad; default: the most there can be, (K - 3) / 2")
 
 
@@ -44,9 +47,11 @@ def krum_order(gram: GramResult, bad: int) -> list[int]:
     parameters=[BAD],
     check=lambda p, models: _check_krum("krum", p, models),
     passes=2,
+    formula="s_i = sum of |x_i - x_j|^2 over the K - f - 2 nearest x_j\n"
+    "y = the x_i with the least s_i, of equals the first",
     paper="Blanchard et al. 2017, Machine learning with adversaries, arXiv 1703.02757",
-    notes="Decides for each tensor by itself, so the result can mix tensors of several models; the paper decides once "
-    "for the whole model. The chosen tensor is copied byte for byte.",
+    notes=["The chosen tensor is copied byte for byte.", "The result can mix tensors of several models."],
+    differences={"mergekit": NOT_THERE, "the paper": "It decides once for the whole model, this for each tensor."},
 )
 def krum(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """The one model that lies nearest to its neighbours."""
@@ -71,8 +76,9 @@ def _check_multi_krum(p: Mapping[str, Any], models: int) -> None:
     ],
     check=_check_multi_krum,
     passes=2,
+    formula="s_i = sum of |x_i - x_j|^2 over the K - f - 2 nearest x_j\ny = mean of the m x_i with the least s_i",
     paper="Blanchard et al. 2017, Machine learning with adversaries, arXiv 1703.02757",
-    notes="Decides for each tensor by itself; the paper decides once for the whole model.",
+    differences={"mergekit": NOT_THERE, "the paper": "It decides once for the whole model, this for each tensor."},
 )
 def multi_krum(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Mean of the m models that lie nearest to their neighbours."""
@@ -100,8 +106,11 @@ def _check_weight(name: str, p: Mapping[str, Any]) -> None:
     ],
     check=lambda p, models: _check_weight("geometric_median", p),
     passes=2,
+    formula="y = the v with the least sum w_k |x_k - v|\n"
+    "v <- sum b_k x_k / sum b_k,  b_k = w_k / max(eps, |x_k - v|),  from the weighted mean on",
     paper="Pillutla et al. 2019, Robust aggregation for federated learning, arXiv 1912.13445",
-    notes="The smoothed Weiszfeld algorithm, for each tensor by itself; the paper takes the median of whole models.",
+    notes="The smoothed Weiszfeld algorithm.",
+    differences={"mergekit": NOT_THERE, "the paper": "It takes the median of whole models, this of each tensor."},
 )
 def geometric_median(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """The point with the least weighted sum of distances to the models."""
@@ -148,8 +157,12 @@ def _clip() -> Parameter:
     parameters=[WEIGHT, _clip()],
     check=lambda p, models: _check_weight("norm_clipped_mean", p),
     passes=2,
+    formula="y = x_0 + sum w_k min(1, clip / |d_k|) d_k / sum w_k",
     paper="Sun et al. 2019, Can you really backdoor federated learning?, arXiv 1911.07963",
-    notes="Clips the norm of each tensor's delta by itself; the paper clips the norm of the whole model's.",
+    differences={
+        "mergekit": NOT_THERE,
+        "the paper": "It clips the norm of a whole model's delta, this of each tensor's.",
+    },
 )
 def norm_clipped_mean(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Base plus the weighted mean of the deltas, those longer than `clip` shortened to it."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import RecipeError
 from ..ops import WeightedSum
-from .base import Base, Steps, TensorInfo, boolean, check_sum, integer, method, number, total
+from .base import Base, Steps, TensorInfo, check_sum, total
 from .geometry import (
     NO_DIRECTION,
     Table,
@@ -23,6 +23,8 @@ from .geometry import (
     norm_of_units,
 )
 from .linear import WEIGHT
+from .parameters import boolean, integer, number
+from .registry import method
 
 PARALLEL = 0.9995  # |cos| above which slerp is lerp, as in mergekit
 ZERO_NORM = 1e-8
@@ -58,8 +60,17 @@ def _arc(theta: float, t: float) -> tuple[float, float]:
     models=(2, 2),
     parameters=[number("t", required=True, help="0 gives the base model, 1 the other")],
     passes=2,
+    formula="""y = (sin((1 - t) theta) x_0 + sin(t theta) x_1) / sin theta,  theta = angle(x_0, x_1)
+y = (1 - t) x_0 + t x_1  where |cos theta| > 0.9995""",
     paper="Shoemake 1985, Animating rotation with quaternion curves",
-    notes="One angle per tensor; where |cos| > 0.9995 (most fine-tunes of one base) it is linear interpolation.",
+    notes=[
+        "One angle per tensor. Most fine-tunes of one base have |cos theta| > 0.9995.",
+        "A tensor of zeros counts as at right angles to the other.",
+    ],
+    differences={
+        "mergekit": "Its angle comes from a dot product in float32, this one from distances summed in float64."
+    },
+    presets={"mergekit": {}},
 )
 def slerp(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Spherical interpolation between two models."""
@@ -93,8 +104,17 @@ def _check_nuslerp(p: Mapping[str, Any], models: int) -> None:
     ],
     check=_check_nuslerp,
     passes=2,
-    notes="As slerp with t = w_2 / (w_1 + w_2), but spherical for angles of any size; with a base_model between the "
-    "deltas, where angles are large. Linear interpolation where the models point the same way or opposite ways.",
+    formula="""t = w_2 / (w_1 + w_2),  theta = angle(v_1, v_2),  v_k = d_k with a base, else x_k
+y = [x_0 +] (sin((1 - t) theta) v_1 + sin(t theta) v_2) / sin theta
+y = [x_0 +] (1 - t) v_1 + t v_2  where sin theta < 1e-6""",
+    notes="Spherical for angles of any size; with a base_model between the deltas, where angles are large.",
+    differences={
+        "mergekit": [
+            "nuslerp_flatten: false (an angle per row or column) is not supported yet.",
+            "Weights whose sum is nearly 0 are refused.",
+        ]
+    },
+    presets={"mergekit": {}},
 )
 def nuslerp(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Spherical interpolation between two models by weight, or between what they changed in a base."""
@@ -121,9 +141,14 @@ def _check_multislerp(p: Mapping[str, Any], models: int) -> None:
     ],
     check=_check_multislerp,
     passes=2,
+    formula="""m = sum w_k v_k / (|v_k| + eps),  v_k = d_k with a base, else x_k
+y = [x_0 +] (sum w_k |v_k|) m / |m|
+y = [x_0 +] sum w_k v_k  where the directions cancel: |m| near 0
+w_k divided by sum w_k with normalize_weights""",
     paper="Goddard, multislerp (mergekit)",
-    notes="The weighted mean of the directions, as long as the weighted mean of the norms. The tangent step of the "
-    "original is zero in exact arithmetic and left out. Where the directions cancel: the weighted mean.",
+    notes="The weighted mean of the directions, as long as the weighted mean of the norms.",
+    differences={"mergekit": "Its tangent step is zero in exact arithmetic and left out."},
+    presets={"mergekit": {}},
 )
 def multislerp(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Weighted mean of any number of models on a sphere, or of what they changed in a base."""
@@ -156,7 +181,12 @@ def _along(units: Sequence[float], norms: Sequence[float], length: float) -> Wei
     ],
     passes=2,
     paper="Karcher 1977, Riemannian center of mass and mollifier smoothing",
-    notes="All models count the same, a zero tensor with its norm only. The base_model is merged only if it is listed.",
+    formula="""y = (mean of |x_k|) u,  u = the unit vector with the least sum angle(u, x_k)^2
+u <- cos|s| u + sin|s| s / |s|,  s = mean of (theta_k / sin theta_k) (x_k / |x_k| - cos theta_k u),
+theta_k = angle(u, x_k),  from u along sum x_k / |x_k| on""",
+    notes="All models count the same, a zero tensor with its norm only.",
+    differences={"mergekit": "It averages a base_model as well; here it is merged only if it is listed."},
+    presets={"mergekit": {}},
 )
 def karcher(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Mean of the models on a sphere: least sum of squared angles, as long as their mean norm."""
@@ -218,8 +248,19 @@ def _check_model_stock(p: Mapping[str, Any], models: int) -> None:
     check=_check_model_stock,
     passes=2,
     paper="Jang et al. 2024, Model Stock: All we need is just a few fine-tuned models, arXiv 2403.19522",
-    notes="One angle per tensor: the mean cosine of all pairs of deltas. Where the deltas are opposed on the whole, it "
-    "goes away from them (t < 0), as in mergekit; where they cancel, it gives the base.",
+    formula="""c = mean of cos angle(d_i, d_j) over all pairs
+t = K c / (1 + (K - 1) c)
+y = x_0 + t (mean of d_k)""",
+    notes=[
+        "Where the deltas are opposed on the whole, it goes away from them (t < 0), as in mergekit.",
+        "Where they cancel, it gives the base.",
+    ],
+    differences={
+        "mergekit": "filter_wise: true (an angle per row) is not supported yet.",
+        "the paper": "It says nothing of the angle of more than two models: here, as in mergekit, one per tensor, the "
+        "mean cosine of all pairs.",
+    },
+    presets={"mergekit": {}},
 )
 def model_stock(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Between the base and the mean of the models, nearer to the mean the more their changes point the same way."""

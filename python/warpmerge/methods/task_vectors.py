@@ -11,7 +11,9 @@ from typing import Any
 from ..errors import RecipeError
 from ..ops import KEEP_ALL, KEEP_NONE, Consensus, Keep, KeepDrawn, Moments, Select, WeightedSum
 from ..random import stream_key
-from .base import Base, Parameter, Steps, TensorInfo, boolean, choice, method, number, total
+from .base import Base, Steps, TensorInfo, total
+from .parameters import Parameter, boolean, choice, number
+from .registry import method
 
 WEIGHT = number("weight", required=True, per_model=True, help="coefficient of the model's delta")
 DENSITY = number("density", low=0, high=1, default=1.0, per_model=True, help="share of the delta that is kept")
@@ -34,7 +36,8 @@ ZERO_L1 = 1e-7  # sums of magnitudes below this are not rescaled by (mergekit)
 
 
 def _normalize(default: bool) -> Parameter:
-    return boolean("normalize", default=default, help="short for divisor: weights (true) or none (false)")
+    about = "short for divisor: weights (true) or none (false)"
+    return boolean("normalize", default=default, help=about, short_for="divisor")
 
 
 def _divisor() -> Parameter:
@@ -132,6 +135,17 @@ def _check_elected(p: Mapping[str, Any], models: int) -> None:
 
 
 ELECTED = [ELECT, _divisor(), LAMBDA, INT8_MASK]
+ELECTION = """S = sum w_k t_k,  sum t_k with elect: unweighted;  s = +1 where S >= 0, else -1
+A = the models whose part of S has the sign s, zeros left out
+y = x_0 + lambda sum_A w_k t_k / Z
+Z = sum_A w_k (divisor: weights),  number of models in A (count),  1 (none);  a Z of 0 counts as 1"""
+DROPPED = """t_k = r_k m_k d_k,  m_k = 1 with probability density_k, else 0, drawn for each element
+r_k = |d_k|_1 / |m_k d_k|_1 (rescale: l1),  1 / density_k (inverse_density),  1 (false)"""
+SUMMED = """y = x_0 + lambda sum w_k t_k / Z
+Z = 1 (divisor: none),  sum w_k (weights; near 0 it counts as 1),  K (count)"""
+NO_NEGATIVE = "Negative weights are refused where agreeing weights are divided by: it adds what it should subtract."
+DRAWS = "Drops depend on seed, tensor name, model and element only; there on a global generator and the schedule."
+ONCE_PER_MODULE = "It merges the factors A and B of adapters, each by itself; here whole weights are merged."
 
 
 @method(
@@ -144,7 +158,10 @@ ELECTED = [ELECT, _divisor(), LAMBDA, INT8_MASK]
         boolean("rescale", default=False, help="accepted for mergekit's sake; changes nothing"),
         INT8_MASK,
     ],
+    formula="y = x_0 + lambda sum w_k d_k / Z,  Z = 1,  sum w_k with normalize: true (near 0 it counts as 1)",
     paper="Ilharco et al. 2022, Editing models with task arithmetic, arXiv 2212.04089",
+    differences={"the paper": "It has one coefficient for all models, which is lambda."},
+    presets={"mergekit": {}, "paper": {"weight": 1.0}},
 )
 def task_arithmetic(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Base plus the weighted sum of the deltas: x_0 + lambda sum w_i (x_i - x_0)."""
@@ -154,14 +171,39 @@ def task_arithmetic(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     yield
 
 
+def _ties_passes(p: Mapping[str, Any]) -> int:
+    """1 by default; 2 where a density is between 0 and 1; 3 if rescale is l1 as well"""
+    return 1 + _sparse(p) + (_sparse(p) and p["rescale"] == "l1")
+
+
 @method(
     "ties",
     base=Base.REFERENCE,
     parameters=[WEIGHT, DENSITY, _normalize(True), _rescale("false"), TIES, *ELECTED],
     check=_check_elected,
-    passes=lambda p: 1 + _sparse(p) + (_sparse(p) and p["rescale"] == "l1"),
+    passes=_ties_passes,
+    formula="t_k = r_k d_k where |d_k| is one of the int(density_k n) largest of the tensor, else 0\n"
+    "r_k = 1 (rescale: false),  |d_k|_1 / |kept d_k|_1 (l1),  1 / density_k (inverse_density)\n" + ELECTION,
     paper="Yadav et al. 2023, TIES-Merging, arXiv 2306.01708",
-    notes="Trims per tensor, as mergekit does; the paper trims the whole model at once and elects on bare deltas.",
+    notes="A density above 0 keeps at least one element.",
+    differences={
+        "mergekit": ["Of equal magnitudes at the threshold the first are kept; there any of them.", NO_NEGATIVE],
+        "the paper": [
+            "It trims the whole model at once. No preset changes that: the scope stays the tensor.",
+            "It elects on bare deltas, divides by the number of agreeing models and has no weights.",
+            "Its authors' code keeps all magnitudes that equal the threshold.",
+            "Where votes cancel, its authors' code takes the sign of the whole vector's majority; here it is plus.",
+        ],
+        "PEFT": [
+            "It elects on bare deltas and divides by the number of agreeing models.",
+            ONCE_PER_MODULE,
+        ],
+    },
+    presets={
+        "mergekit": {},
+        "paper": {"weight": 1.0, "elect": "unweighted", "divisor": "count", "ties": "keep_all"},
+        "peft": {"elect": "unweighted", "divisor": "count"},
+    },
 )
 def ties(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Trims each delta to its largest magnitudes, elects a sign per element, averages those who agree."""
@@ -171,6 +213,7 @@ def ties(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
 
 
 def _dare_passes(p: Mapping[str, Any]) -> int:
+    """1 by default; 2 where a density is between 0 and 1, unless rescale is inverse_density or false"""
     return 1 + (_sparse(p) and p["rescale"] == "l1")
 
 
@@ -179,8 +222,19 @@ def _dare_passes(p: Mapping[str, Any]) -> int:
     base=Base.REFERENCE,
     parameters=[WEIGHT, DENSITY, _normalize(False), _rescale("l1"), _divisor(), LAMBDA, INT8_MASK],
     passes=_dare_passes,
+    formula=DROPPED + "\n" + SUMMED,
     paper="Yu et al. 2023, Language models are Super Mario, arXiv 2311.03099",
-    notes="The paper rescales by 1/density (rescale: inverse_density), which takes one pass instead of two.",
+    notes="Densities are rounded to steps of 1/65536, for rescale: inverse_density too.",
+    differences={
+        "mergekit": DRAWS,
+        "the paper": "It rescales by 1 / density, which takes one pass instead of two, and has no weights.",
+        "PEFT": ["It rescales by 1 / density.", ONCE_PER_MODULE],
+    },
+    presets={
+        "mergekit": {},
+        "paper": {"weight": 1.0, "rescale": "inverse_density"},
+        "peft": {"rescale": "inverse_density"},
+    },
 )
 def dare_linear(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Drops elements of each delta at random, rescales the rest, adds the weighted sum to the base."""
@@ -195,8 +249,25 @@ def dare_linear(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     parameters=[WEIGHT, DENSITY, _normalize(False), _rescale("l1"), *ELECTED],
     check=_check_elected,
     passes=_dare_passes,
+    formula=DROPPED + "\n" + ELECTION,
     paper="Yu et al. 2023, Language models are Super Mario, arXiv 2311.03099",
-    notes="Drops at random and elects signs, as mergekit does; the paper's version trims by magnitude as well.",
+    notes="Densities are rounded to steps of 1/65536, for rescale: inverse_density too.",
+    differences={
+        "mergekit": [DRAWS, NO_NEGATIVE],
+        "the paper": [
+            "It rescales by 1 / density, and its election is that of the TIES paper.",
+            "Its authors' code also trims what is left by magnitude, over the whole model. No preset does that.",
+        ],
+        "PEFT": [
+            "It rescales by 1 / density, elects on bare deltas and divides by the number of agreeing models.",
+            ONCE_PER_MODULE,
+        ],
+    },
+    presets={
+        "mergekit": {},
+        "paper": {"weight": 1.0, "rescale": "inverse_density", "elect": "unweighted", "divisor": "count"},
+        "peft": {"rescale": "inverse_density", "elect": "unweighted", "divisor": "count"},
+    },
 )
 def dare_ties(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Like dare_linear, with a sign election per element as in TIES."""

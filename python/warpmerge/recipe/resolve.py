@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..errors import RecipeError
-from ..methods.base import Parameter
+from ..methods import Parameter
 from .model import Recipe
+from .settings import Setting
 
 # model.layers.3.  transformer.h.3.  blocks.3.  encoder.layer.3.  decoder.block.3.
 _LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.([0-9]{1,9})(?=\.|$)")
@@ -41,6 +42,7 @@ class Resolver:
     """Values of all parameters of a recipe's method, tensor by tensor.
 
     Per model: the model's own `parameters` win over the recipe's; a source whose filters match nothing is passed over.
+    What no source has comes from the preset that `semantics` names, else it is the default.
     """
 
     def __init__(self, recipe: Recipe, layers: Layers) -> None:
@@ -65,27 +67,36 @@ class Resolver:
         return self._shared if self._shared is not None else self._resolve(name, self._layers.t(name))
 
     def _resolve(self, name: str, t: float) -> Mapping[str, Any]:
+        method = self._recipe.method
+        found = {p.name: [_first(row, name, t) for row in self._sources[p.name]] for p in method.parameters}
+        preset = method.preset({p.name: found[p.name][0] for p in method.parameters if not p.per_model})
         values: dict[str, Any] = {}
-        for parameter in self._recipe.method.parameters:
-            rows = self._sources[parameter.name]
-            found = [self._first(parameter, rows[i], name, t, i) for i in range(len(rows))]
-            values[parameter.name] = tuple(found) if parameter.per_model else found[0]
+        for parameter in method.parameters:
+            row = found[parameter.name]
+            if parameter.required and parameter.name not in preset and None in row:
+                raise self._missing(parameter, row.index(None), name)
+            fallback = preset.get(parameter.name, parameter.default)
+            filled = tuple(fallback if value is None else value for value in row)
+            values[parameter.name] = filled if parameter.per_model else filled[0]
         relative = self._recipe.reference is not None
         try:
-            self._recipe.method.check_values(values, len(self._recipe.inputs), relative=relative)
+            method.check_values(values, len(self._recipe.inputs), relative=relative)
         except RecipeError as error:
             raise RecipeError(f"tensor '{name}': {error}" if name else str(error)) from None
         return values
 
-    def _first(self, parameter: Parameter, row: list, name: str, t: float, index: int) -> Any:
-        for setting in row:
-            value = setting.at(name, t)
-            if value is not None:
-                return value
-        if parameter.required:
-            model = f" for the model '{self._recipe.inputs[index].ref}'" if parameter.per_model else ""
-            tensor = f" (tensor '{name}')" if name else ""
-            raise RecipeError(
-                f"method '{self._recipe.method.name}' needs the parameter '{parameter.name}'{model}{tensor}."
-            )
-        return parameter.default
+    def _missing(self, parameter: Parameter, index: int, name: str) -> RecipeError:
+        model = f" for the model '{self._recipe.inputs[index].ref}'" if parameter.per_model else ""
+        tensor = f" (tensor '{name}')" if name else ""
+        return RecipeError(
+            f"method '{self._recipe.method.name}' needs the parameter '{parameter.name}'{model}{tensor}."
+        )
+
+
+def _first(row: list[Setting], name: str, t: float) -> Any:
+    """The first setting's value that there is for this tensor."""
+    for setting in row:
+        value = setting.at(name, t)
+        if value is not None:
+            return value
+    return None

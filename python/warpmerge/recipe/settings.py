@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import RecipeError, close_matches, shown
-from ..methods.base import Parameter
+from ..methods import Parameter
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,98 @@
+"""Checks what a method that is not built in asks for: backends take requests on trust."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..errors import MergeError
+from ..ops import Consensus, Copy, Gram, Keep, KeepAbove, KeepDrawn, Moments, Select, WeightedSum
+from .base import Base, Steps, TensorInfo
+
+MEASURES, COMBINES = (Select, Moments, Gram), (WeightedSum, Consensus, Copy)
+
+
+def checked(name: str, base: Base, steps: Callable[..., Steps]) -> Callable[..., Steps]:
+    """`steps`, with a MergeError that names method and tensor where a request does not fit the tensor."""
+
+    @functools.wraps(steps)
+    def run(tensor: TensorInfo, values: Mapping[str, Any]) -> Steps:
+        running = steps(tensor, values)
+        answer = None
+        while True:
+            try:
+                request = running.send(answer)
+            except StopIteration as end:
+                _check(name, end.value, tensor, base, COMBINES, "returned")
+                return end.value
+            _check(name, request, tensor, base, MEASURES, "yielded")
+            answer = yield request
+
+    return run
+
+
+def _check(name: str, request: Any, tensor: TensorInfo, base: Base, kinds: tuple[type, ...], how: str) -> None:
+    problem = _problem(request, tensor, base, kinds)
+    if problem:
+        what = type(request).__name__
+        raise MergeError(f"method '{name}' {how} {what} for {tensor}, but {problem}; that is an error in the method.")
+
+
+def _problem(request: Any, tensor: TensorInfo, base: Base, kinds: tuple[type, ...]) -> str:
+    if not isinstance(request, kinds):
+        return f"it must be one of {', '.join(kind.__name__ for kind in kinds)}"
+    if getattr(request, "relative", False) and not base.is_reference:
+        return "its base is not what deltas are taken from: pass relative=False"
+    match request:
+        case Copy():
+            return "" if request.index in range(tensor.models) else f"there is no model {request.index!r}"
+        case Select():
+            return _counts(request.counts, tensor)
+        case Moments():
+            return _keep(request.keep, tensor)
+        case WeightedSum():
+            return _numbers("coefficients", request.coefficients, tensor)
+        case Consensus():
+            return _consensus(request, tensor, base)
+    return ""
+
+
+def _consensus(request: Consensus, tensor: TensorInfo, base: Base) -> str:
+    if base is not Base.REFERENCE or not request.relative:
+        return "that needs deltas from a required base"
+    votes = [("ballot", request.ballot), ("divisor", request.divisor)]
+    if not request.elect and any(len(values) for _, values in votes):
+        return "without an election there is neither ballot nor divisor"
+    numbers = [("value", request.value), *(votes if request.elect else [])]
+    found = [_numbers(title, values, tensor) for title, values in numbers] + [_keep(request.keep, tensor)]
+    return next(filter(None, found), "") or ("" if _is_finite(request.lambda_) else "lambda_ is not a finite number")
+
+
+def _numbers(title: str, values: Any, tensor: TensorInfo) -> str:
+    return _length(title, values, tensor) or (
+        "" if all(map(_is_finite, values)) else f"'{title}' has entries that are not finite numbers"
+    )
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _counts(counts: Any, tensor: TensorInfo) -> str:
+    fit = all(isinstance(c, int) and 0 <= c <= tensor.count for c in counts)
+    return _length("counts", counts, tensor) or ("" if fit else f"counts are integers from 0 to {tensor.count}")
+
+
+def _keep(keep: tuple[Keep, ...], tensor: TensorInfo) -> str:
+    fit = all(isinstance(k, (KeepAbove, KeepDrawn)) for k in keep)
+    return _length("keep", keep, tensor) or ("" if fit else "keep consists of KeepAbove and KeepDrawn")
+
+
+def _length(title: str, values: Any, tensor: TensorInfo) -> str:
+    if not isinstance(values, tuple):
+        return f"'{title}' is not a tuple"
+    if len(values) != tensor.models:
+        return f"'{title}' has {len(values)} entries and not one per model ({tensor.models})"
+    return ""

@@ -1,0 +1,99 @@
+"""Parameters of merge methods: what values they take, and what they are where nothing is said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import close_matches
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a method. `convert` turns a value from a recipe into its final form or raises ValueError."""
+
+    name: str
+    convert: Callable[[Any], Any]
+    kind: str  # for people: "number in [0, 1]"
+    default: Any = None
+    required: bool = False
+    per_model: bool = False
+    interpolates: bool = False
+    help: str = ""
+    short_for: str = ""  # another parameter that this one sets too; giving it keeps a preset from setting that
+
+
+def number(
+    name: str, *, low: float | None = None, high: float | None = None, optional: bool = False, **more: Any
+) -> Parameter:
+    """A float; lists of it are gradients."""
+    if low is not None and high is not None:
+        kind = f"number in [{low:g}, {high:g}]"
+    else:
+        kind = "number" if low is None else f"number >= {low:g}"
+
+    def convert(value: Any) -> float | None:
+        if value is None and optional:
+            return None
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError(f"expected a {kind}, got {value!r}")
+        try:
+            value = float(value)
+        except OverflowError:
+            raise ValueError("expected a finite number") from None
+        if not abs(value) < float("inf"):
+            raise ValueError(f"expected a finite number, got {value!r}")
+        if (low is not None and value < low) or (high is not None and value > high):
+            raise ValueError(f"expected a {kind}, got {value!r}")
+        return value
+
+    return Parameter(name, convert, kind, interpolates=True, **more)
+
+
+def integer(name: str, *, low: int, optional: bool = False, **more: Any) -> Parameter:
+    """A whole number; lists of it advance in steps."""
+    kind = f"integer >= {low}"
+
+    def convert(value: Any) -> int | None:
+        if value is None and optional:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 10**9:
+            raise ValueError(f"expected an {kind}, got {value!r}")
+        return value
+
+    return Parameter(name, convert, kind, **more)
+
+
+def boolean(name: str, **more: Any) -> Parameter:
+    def convert(value: Any) -> bool:
+        if isinstance(value, bool):
+            return value
+        if value in (0, 1):
+            return bool(value)
+        raise ValueError(f"expected true or false, got {value!r}")
+
+    return Parameter(name, convert, "true or false", **more)
+
+
+def choice(name: str, values: list[str], *, aliases: Mapping[Any, str] | None = None, **more: Any) -> Parameter:
+    """One of `values`; `aliases` are other spellings, such as true and false."""
+    aliases = dict(aliases or {})
+
+    def convert(value: Any) -> str:
+        for alias, meant in aliases.items():
+            if type(value) is type(alias) and value == alias:
+                return meant
+        if value in values:
+            return value
+        raise ValueError(f"expected one of {', '.join(values)}, got {value!r}{close_matches(value, values)}")
+
+    return Parameter(name, convert, " | ".join(values), **more)
+
+
+NONFINITE = choice(
+    "nonfinite",
+    ["error", "propagate", "base"],
+    default="error",
+    help="what a NaN or infinity in a weight does: stop the merge, pass through, or count as unchanged",
+)

@@ -319,6 +319,7 @@ def test_interrupted_where_the_device_is_waited_for(models, expected, made, tmp_
 def test_a_real_interrupt(models, expected, tmp_path):
     setup = (
         "import os, signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # jobs in the background ignore it
         "from warpmerge.checkpoint.output import OutputDirectory as O\n"
         "real = O.finish_shard\n"
         "def finish(*a):\n"

@@ -77,6 +77,7 @@ def test_a_real_interrupt(models):
     """SIGINT to a process that has finished one shard of several."""
     setup = (
         "import os, signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # jobs in the background ignore it
         "from warpmerge.checkpoint.output import OutputDirectory as O\n"
         "real = O.finish_shard\n"
         "def finish(*a):\n"

@@ -203,6 +203,14 @@ def test_a_base_that_a_method_does_not_need_gives_the_dtype():
     assert_same_bits(wm.merge_tensors(models, "linear", base=torch.zeros(9).bfloat16(), weight=1), plain)
 
 
+def test_tensors_of_one_call_are_on_one_device():
+    here = torch.ones(4)
+    with pytest.raises(wm.RecipeError, match=r"'w' is on meta in one model, others are on cpu; move all to one device"):
+        wm.merge_tensors([here, here.to("meta")], "linear", weight=1, name="w")
+    with pytest.raises(wm.RecipeError, match="meta, which holds no data"):
+        wm.merge_tensors([here.to("meta"), here], "linear", weight=1)
+
+
 # --- records --------------------------------------------------------------------------------------------------------
 
 

@@ -34,6 +34,8 @@ class Place:
     def of(cls, backend: str, array: Any) -> Place:
         """`array`: one of the tensors; the others must be where it is."""
         device = _device_of(array)
+        if device == "meta":
+            raise RecipeError("the tensors are on the device meta, which holds no data.")
         automatic = backend in (None, "auto") and not os.environ.get("WARPMERGE_BACKEND")
         if device == "cpu":
             info = backends.choose(backend, "cpu" if automatic else "auto")
@@ -81,6 +83,10 @@ class Array:
     @classmethod
     def of(cls, array: Any, name: str, place: Place) -> Array:
         what = f"tensor '{name}'" if name else "a tensor"
+        if _device_of(array) != place.device:
+            raise RecipeError(
+                f"{what} is on {_device_of(array)} in one model, others are on {place.device}; move all to one device."
+            )
         if isinstance(array, np.ndarray):
             dtype = BY_NAME.get(array.dtype.name)
             data = np.ascontiguousarray(array)
@@ -92,10 +98,6 @@ class Array:
             raise RecipeError(f"{what} is a {type(array).__name__}; give torch tensors or numpy arrays.")
         if dtype is None:
             raise RecipeError(f"{what} has the dtype {array.dtype}, which cannot be merged.")
-        if _device_of(array) != place.device:
-            raise RecipeError(
-                f"{what} is on {_device_of(array)} in one model, others are on {place.device}; move all to one device."
-            )
         return cls(array, data, dtype, tuple(array.shape), place.in_place)
 
     @property

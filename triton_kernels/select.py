@@ -201,7 +201,7 @@ def _narrow(state: tl.int64, bins: tl.int64, WIDE: tl.constexpr, KEEP_ALL: tl.co
             found = tl.sum((from_here >= rank).to(tl.int32), axis=0) - 1
             shift = _shift(low, high)
             low = low + (found.to(tl.int64) << shift)
-            high = tl.minimum(high, low + (tl.full((), 1, tl.int64) << shift) - 1)
+            high = low + tl.minimum(high - low, (tl.full((), 1, tl.int64) << shift) - 1)
             inside = tl.sum(tl.where(bin == found, count, 0), axis=0)
             above = above + tl.sum(tl.where(bin > found, count, 0), axis=0)
             if low == high:

@@ -72,8 +72,15 @@ std::vector<Architecture> compiled_in() {
   return list;
 }
 
-// Empty if the device can run this build's kernels, else why not.
-std::string why_not(int device, int capability, const std::string& name) {
+std::string name_of(int device) {
+  cudaDeviceProp properties;
+  check(cudaGetDeviceProperties(&properties, device), device, "cannot be queried");
+  return properties.name;
+}
+
+// Empty if the device can run this build's kernels, else why not. Asked before every merge of tensors: its name, which
+// takes a driver long to tell, is asked for only where it is shown.
+std::string why_not(int device, int capability) {
   const std::vector<Architecture> list = compiled_in();
   int oldest = list.front().capability;
   std::string known;
@@ -82,7 +89,8 @@ std::string why_not(int device, int capability, const std::string& name) {
     if (architecture.capability < oldest) oldest = architecture.capability;
     known += (known.empty() ? "" : ", ") + capability_text(architecture.capability);
   }
-  const std::string subject = gpu(device) + " (" + name + ", compute capability " + capability_text(capability) + ")";
+  const std::string subject =
+      gpu(device) + " (" + name_of(device) + ", compute capability " + capability_text(capability) + ")";
   if (capability < oldest) return subject + " is older than what this build supports (" + capability_text(oldest) + ")";
   return subject + " is none of those that this build was compiled for (" + known + ")";
 }
@@ -91,12 +99,6 @@ int attribute(cudaDeviceAttr which, int device) {
   int value = 0;
   check(cudaDeviceGetAttribute(&value, which, device), device, "cannot be queried");
   return value;
-}
-
-std::string name_of(int device) {
-  cudaDeviceProp properties;
-  check(cudaGetDeviceProperties(&properties, device), device, "cannot be queried");
-  return properties.name;
 }
 
 int capability_of(int device) {
@@ -139,7 +141,7 @@ std::string why_not() {
   for (int device = 0; device < count; ++device) {
     std::string why;
     try {
-      why = why_not(device, capability_of(device), name_of(device));
+      why = why_not(device, capability_of(device));
     } catch (const std::exception& error) {
       why = error.what();
     }
@@ -253,7 +255,7 @@ Device::Device(int index) : index_(index) {
                                 (count == 1 ? "only GPU 0" : "they are numbered 0 to " + std::to_string(count - 1)));
   const int capability = capability_of(index);
   name_ = name_of(index);
-  const std::string why = why_not(index, capability, name_);
+  const std::string why = why_not(index, capability);
   if (!why.empty()) throw std::invalid_argument(why);
   capability_ = {capability / 10, capability % 10};
   multiprocessors_ = attribute(cudaDevAttrMultiProcessorCount, index);

@@ -28,7 +28,8 @@ WM_DEVICE Key sampled_key(const Key (&keys)[kSampleGroups][kGroup], int64_t rank
   return low;
 }
 
-// A thread block per segment and model: the first interval, from runs spread over the segment.
+// A thread block per segment and model: the first interval, from runs spread over the segment. Only a tensor's first
+// segment counts: others may be worked on at the same time, and low and high must be of one sample.
 template <class T>
 __global__ void __launch_bounds__(kSelectThreads) sample_keys(WM_PARAM Table table, int64_t* state) {
   using Key = Bits<T>;
@@ -42,7 +43,7 @@ __global__ void __launch_bounds__(kSelectThreads) sample_keys(WM_PARAM Table tab
   const int64_t total = chunk.place[kPlaceTotal] ? chunk.place[kPlaceTotal] : count;
   const int64_t target = mine[kSelectTarget];
   // The same for all threads, as are the ranks below.
-  if (mine[kSelectStatus] != kSearching || groups < kSampleRuns) return;
+  if (mine[kSelectStatus] != kSearching || chunk.place[kPlaceFirst] != 0 || groups < kSampleRuns) return;
   Key keys[kSampleGroups][kGroup];
   WM_UNROLL
   for (int r = 0; r < kSampleGroups; ++r) {

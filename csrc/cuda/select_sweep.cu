@@ -159,7 +159,7 @@ __global__ void __launch_bounds__(kSelectThreads)
       if (ties == 0) higher += found[j];
     }
     const int64_t bottom = low + (int64_t(bin) << shift), width = int64_t(1) << shift;
-    const int64_t top = bottom + width - 1 < high ? bottom + width - 1 : high;
+    const int64_t top = high - bottom < width ? high : bottom + width - 1;
     mine[kSelectLow] = bottom;
     mine[kSelectHigh] = top;
     mine[kSelectAbove] = higher;

@@ -27,14 +27,16 @@ class CudaKernels:
         kernel = getattr(self.device, name)
 
         def queue(stream: Any, *arguments: Any) -> None:
-            kernel(self._stream(stream), *(self._launch(a) if isinstance(a, Launch) else a for a in arguments))
+            native = getattr(stream, "native", None)
+            arguments = [self._launch(a) if isinstance(a, Launch) else a for a in arguments]
+            if native is not None:
+                kernel(native, *arguments)
+                return
+            with stream.context():  # the native module changes the thread's current device, torch puts it back
+                kernel(self.device.external_stream(stream.handle), *arguments)
 
         setattr(self, name, queue)
         return queue
-
-    def _stream(self, stream: Any) -> Any:
-        native = getattr(stream, "native", None)
-        return self.device.external_stream(stream.handle) if native is None else native
 
     def _launch(self, launch: Launch) -> Any:
         return self._native.Launch(

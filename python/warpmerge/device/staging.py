@@ -167,8 +167,12 @@ class Outbound:
         for part in fill_slots(moves, self._slot_bytes):
             slot = self._take()
             first = part[0].offset
-            stream.copy_out(slot.memory, 0, arena, first, part[-1].offset + part[-1].nbytes - first)
-            futures.append(self._writer.submit(self._write, slot, stream.record(), part))
+            try:
+                stream.copy_out(slot.memory, 0, arena, first, part[-1].offset + part[-1].nbytes - first)
+                futures.append(self._writer.submit(self._write, slot, stream.record(), part))
+            except BaseException:
+                self._free.put(slot)
+                raise
         return futures
 
     def _take(self) -> Slot:

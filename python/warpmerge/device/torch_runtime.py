@@ -47,8 +47,10 @@ class TorchRuntime:
     def _empty(self, nbytes: int, **where: Any) -> torch.Tensor:
         try:
             return torch.empty(nbytes, dtype=torch.uint8, **where)
-        except RuntimeError as error:  # of which torch.OutOfMemoryError is one
-            raise MemoryError(f"{self.name}: {str(error).splitlines()[0]}") from None
+        except RuntimeError as error:
+            if isinstance(error, torch.cuda.OutOfMemoryError) or "allocate memory" in str(error):
+                raise MemoryError(f"{self.name}: {str(error).splitlines()[0]}") from None
+            raise  # an error of the device, which no memory would mend
 
     def new_stream(self) -> TorchStream:
         return TorchStream(torch.cuda.Stream(self.device) if self.on_gpu else None, self.device)

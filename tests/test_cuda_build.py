@@ -134,6 +134,15 @@ def test_combining_kernels_load_and_store_16_bytes(combining):
         assert kernel.count(r"STG\..*128.*") >= 1, kernel
 
 
+@pytest.mark.parametrize("name", ["moments_blocks", "sweep_keys", "count_ties"])
+def test_measuring_kernels_load_16_bytes(kernels, name):
+    """An input and the base. `gram` loads 8: with eight lanes a thread its float64 sums would not fit the registers."""
+    packed = [kernel for kernel in kernels if kernel.name == name and "Packed" in kernel.arguments]
+    assert len({kernel.architecture for kernel in packed}) * 3 <= len(packed)  # float, f16, bf16
+    for kernel in packed:
+        assert kernel.count(r"LDG\..*128.*") >= 2, kernel
+
+
 def test_no_fused_multiply_add_outside_divisions(kernels):
     fused = {str(kernel): kernel.count(r"[FD]FMA.*") for kernel in kernels if kernel.name not in DIVIDING}
     assert fused and not any(fused.values()), {name: number for name, number in fused.items() if number}

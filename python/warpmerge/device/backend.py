@@ -20,7 +20,7 @@ from ..units import show_size
 from .flight import InPlace, Staged, Workspace, footprint
 from .requests import BINS, Group, grouped, steps
 from .scratch import Scratch
-from .staging import IO_TILE, SLOT, SLOTS, Arrival, Cancelled, Inbound, Outbound, drop, wait_for
+from .staging import IO_TILE, SLOT, SLOTS, Arrival, Cancelled, Inbound, Outbound, drop, place_of, wait_for
 from .tables import ALIGN, CHUNK
 
 IN_FLIGHT = 6  # batches: some being read, one computed, some being written
@@ -184,8 +184,7 @@ class DeviceBackend:
 
     def _copy(self, task: TensorTask, request: Copy) -> Any:
         source = task.inputs[request.index]
-        place = _core.Place(0, source.address, source.fd, source.offset)
-        return self._pools[1].copy(place, source.nbytes, IO_TILE, Arrival(task.sinks[0], 0).output(0))
+        return self._pools[1].copy(place_of(source), source.nbytes, IO_TILE, Arrival(task.sinks[0], 0).output(0))
 
     def _flight(self, tasks: Sequence[TensorTask], limit: int | None = None) -> Staged:
         """The flight that these tasks are on, or a new one."""

@@ -106,7 +106,7 @@ class Inbound:
             first = part[0].offset
             items = [
                 self._pool.copy(
-                    _place(m.tensor, m.start),
+                    place_of(m.tensor, m.start),
                     m.nbytes,
                     IO_TILE,
                     _core.Output(0, memory=slot.memory.address + m.offset - first),
@@ -209,7 +209,7 @@ class Outbound:
         self._writer.shutdown(wait=True, cancel_futures=True)
 
 
-def _place(buffer: Buffer, start: int) -> Any:
+def place_of(buffer: Buffer, start: int = 0) -> Any:
     if buffer.fd >= 0:
         return _core.Place(0, fd=buffer.fd, offset=buffer.offset + start)
     return _core.Place(0, memory=buffer.address + start)

@@ -133,7 +133,7 @@ def task(
     result = torch.full(first.shape, 123.0, dtype=out_dtype or first.dtype)
     everything = [*tensors, *([base] if base is not None else [])]
     made = TensorTask(
-        info=TensorInfo(name, first.numel(), len(tensors), seed),
+        info=TensorInfo(name, first.numel(), len(tensors), seed, tuple(first.shape)),
         method=find(method),
         values=values_of(method, len(tensors), parameters),
         inputs=[buffer(t) for t in tensors],

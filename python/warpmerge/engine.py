@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from .errors import CheckpointError, MergeError
-from .ops import Copy, WeightedSum
+from .ops import Copy, WeightedSum, Whole
 from .tasks import Outcome, TensorTask, same_bytes
 
 # Input bytes per batch: enough to hide the host's work per batch (about 0.2 ms), little enough that a second pass
@@ -94,6 +94,8 @@ def _steps(task: TensorTask, frozen: bool = False) -> Iterator[Any]:
             answer = (yield request).value
         if isinstance(combine, Copy):
             combine = as_copy(task, combine.index)
+        elif isinstance(combine, Whole):
+            combine = dataclasses.replace(combine, combines=True)
     outcome = yield combine
     if task.done:
         task.done(outcome.value)

@@ -6,42 +6,52 @@ Methods build these records, backends carry them out; neither knows the other. K
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-NO_TIE_END = 2**63 - 1
+from .formula import Formula
+from .keep import KEEP_ALL, KEEP_NONE, NO_TIE_END, Keep, KeepAbove, KeepDrawn
 
-
-@dataclass(frozen=True, slots=True)
-class KeepAbove:
-    """Keep elements whose magnitude key is above `threshold`, or equal to it at a flat index below `tie_end`.
-
-    A magnitude key is the bit pattern of |d| in the compute type, read as an unsigned integer.
-    """
-
-    threshold: int
-    tie_end: int = NO_TIE_END
-
-
-@dataclass(frozen=True, slots=True)
-class KeepDrawn:
-    """Keep an element iff its 16 Philox bits under `key` (64 bits) are below `cut` (0 < cut < 65536)."""
-
-    key: int
-    cut: int
-
-
-Keep = KeepAbove | KeepDrawn
-KEEP_ALL = KeepAbove(0)
-KEEP_NONE = KeepAbove(2**63)
+__all__ = [
+    "KEEP_ALL",
+    "KEEP_NONE",
+    "NO_TIE_END",
+    "Apply",
+    "Combine",
+    "Consensus",
+    "Copy",
+    "Formula",
+    "Gram",
+    "GramResult",
+    "Histogram",
+    "HistogramResult",
+    "Keep",
+    "KeepAbove",
+    "KeepDrawn",
+    "Measure",
+    "Moments",
+    "MomentsResult",
+    "Rows",
+    "Select",
+    "Selection",
+    "WeightedSum",
+    "Whole",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Select:
-    """The `count`-th largest |delta| of each model (0: not asked) -> list of K `Selection`."""
+    """The `count`-th largest |delta| of each model (0: not asked) -> list of K `Selection`.
+
+    `of`: of the values of a formula instead, which then take the place of the K deltas. One that is not finite counts
+    as 0.
+    """
 
     counts: tuple[int, ...]
     keep_all_ties: bool = False
     relative: bool = True
+    of: Formula | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +71,13 @@ class Selection:
 class Moments:
     """Sums, extremes and counts of each delta, and of what `keep` leaves of it -> list of K `MomentsResult`.
 
-    `only_l1`: just `sum_abs` and `kept_abs`, which costs half; the rest is 0.
+    `only_l1`: just `sum_abs` and `kept_abs`, which costs half; the rest is 0. `of`: as in Select.
     """
 
     keep: tuple[Keep, ...]
     only_l1: bool = False
     relative: bool = True
+    of: Formula | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +115,65 @@ class GramResult:
 
 
 @dataclass(frozen=True, slots=True)
+class Rows:
+    """Per row of the tensor and value of the formula, the sum or the largest -> (values, rows) float64.
+
+    Sums are taken in float64, in the order of csrc/ops/rows.h. A value that is not finite counts as 0.
+    """
+
+    of: Formula
+    largest: bool = False
+    relative: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """How many magnitude keys of each delta lie above an interval (low, high), and in bins of it -> `HistogramResult`s.
+
+    `of`: as in Select.
+    """
+
+    intervals: tuple[tuple[int, int], ...]
+    relative: bool = True
+    of: Formula | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HistogramResult:
+    """`bins`: (b,) int64, bin i counts the keys from low + (i << shift) on; the backend chooses b."""
+
+    above: int
+    shift: int
+    bins: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """Any function of whole tensors, in torch -> what it returns; or a combination: base + result, or the result alone.
+
+    function(tensors, base): the K deltas (inputs if not `relative`) and the base (None if not `relative`) in the
+    compute type and the tensor's shape. It runs where torch runs; memory is bounded by the tensor, not by a tile, and
+    what it computes need not have the same bits on every device. `combines` is set by the engine.
+    """
+
+    function: Callable[..., Any]
+    relative: bool = True
+    combines: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """base + value, or just the value if not `relative`: one output per value of the formula.
+
+    `agree`: where so many first inputs are the same, bit for bit, the result is they; for formulas that are means.
+    """
+
+    formula: Formula
+    relative: bool
+    agree: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class WeightedSum:
     """y = sum_k c_k x_k, or base + sum_k c_k (x_k - base) if `relative`.
 
@@ -136,5 +206,5 @@ class Copy:
     index: int = 0
 
 
-Measure = Select | Moments | Gram
-Combine = WeightedSum | Consensus | Copy
+Measure = Select | Moments | Gram | Rows | Histogram | Whole
+Combine = WeightedSum | Consensus | Apply | Whole | Copy

@@ -53,7 +53,7 @@ class _Run:
             located = [_agreed(job, located, labels)]
         count = job.entry.count
         return TensorTask(
-            info=TensorInfo(job.name, count, len(located), self.plan.seed),
+            info=TensorInfo(job.name, count, len(located), self.plan.seed, job.shape),
             method=self.plan.recipe.method if job.values is not None else None,
             values=job.values if job.values is not None else {"nonfinite": "propagate"},
             inputs=located,

@@ -146,7 +146,7 @@ class Operands:
             done.add(id(outputs[0]))
             tasks.append(
                 TensorTask(
-                    info=TensorInfo(entry.name, entry.count, len(entry.inputs), seed),
+                    info=TensorInfo(entry.name, entry.count, len(entry.inputs), seed, entry.shape),
                     method=method if entry.merged else None,
                     values=values,
                     inputs=entry.inputs,
@@ -171,7 +171,7 @@ class Operands:
         buffers = [a.buffer() for a in arrays]
         if owner.dtype.is_float:
             base = buffers.pop() if self.reference is not None else None
-            return _Entry(name, count, True, buffers, base, any(a.dtype == FLOAT64 for a in arrays))
+            return _Entry(name, owner.shape, count, True, buffers, base, any(a.dtype == FLOAT64 for a in arrays))
         if owner.dtype.is_quantized and not copying:
             raise CheckpointError(f"{what} is quantized ({owner.dtype}); dequantize it before merging.")
         if self.must_agree:
@@ -180,13 +180,14 @@ class Operands:
                     raise CheckpointError(
                         f"{what} ({owner.dtype}) differs in {label} and cannot be averaged; give a base."
                     )
-        return _Entry(name, count, False, [owner.buffer()], None, False)
+        return _Entry(name, owner.shape, count, False, [owner.buffer()], None, False)
 
 
 class _Entry(NamedTuple):
     """What all tasks of one tensor have in common. `merged`: its elements are averaged, not copied."""
 
     name: str
+    shape: tuple[int, ...]
     count: int
     merged: bool
     inputs: list[Buffer]

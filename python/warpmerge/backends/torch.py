@@ -11,23 +11,31 @@ import numpy as np
 import torch
 
 from ..dtypes import DType
+from ..formula import Op
 from ..ops import (
+    Apply,
     Consensus,
     Copy,
     Gram,
     GramResult,
+    Histogram,
+    HistogramResult,
     KeepDrawn,
     Moments,
     MomentsResult,
+    Rows,
     Select,
     Selection,
     WeightedSum,
+    Whole,
 )
+from ..program import Program
 from ..random import mix64
 from ..tasks import Buffer, Outcome, TensorTask, Work
 
 LANES, ROWS = 256, 16
 BLOCK = LANES * ROWS
+HISTOGRAM_BITS = 16
 _MASK32 = 0xFFFFFFFF
 
 
@@ -61,6 +69,22 @@ def _carry_out(task: TensorTask, request: Any) -> Outcome:
         return Outcome(digests[0], nonfinite)
     if isinstance(request, Consensus):
         return Outcome(_write(task, narrow(consensus(x, base, request), task.out_dtype)), nonfinite)
+    if isinstance(request, Whole):
+        return whole(task, request, x, base, nonfinite)
+    if isinstance(request, Apply):
+        program = request.formula.program(len(x), task.wide)
+        values = evaluate(program, x, base)
+        values = [_finish(v, x, base, request.agree) for v in values]
+        digests = [_write(task, narrow(v, task.out_dtype), m) for m, v in enumerate(values)]
+        return Outcome(digests[0], nonfinite)
+    formula = getattr(request, "of", None)
+    if formula is not None:
+        x = evaluate(formula.program(len(x), task.wide), x, base)
+        x = [torch.where(torch.isfinite(v), v, torch.zeros_like(v)) for v in x]
+    if isinstance(request, Rows):
+        return Outcome(rows(x, formula.columns, request.largest), nonfinite)
+    if isinstance(request, Histogram):
+        return Outcome([histogram(d, *i) for d, i in zip(x, request.intervals, strict=True)], nonfinite)
     if isinstance(request, Select):
         chosen = [
             select(d, k, request.keep_all_ties) if k else Selection() for d, k in zip(x, request.counts, strict=True)
@@ -143,13 +167,7 @@ def weighted_sum(x: list[torch.Tensor], base: torch.Tensor | None, request: Weig
         total = total + d * _scalar(c, d)
     if base is not None:
         return _add_delta(base, total)
-    if request.agree:
-        integer = torch.int64 if total.dtype == torch.float64 else torch.int32
-        same = torch.ones_like(total, dtype=torch.bool)
-        for d in x[1:]:
-            same &= d.view(integer) == x[0].view(integer)
-        return torch.where(same, x[0], total)
-    return total
+    return torch.where(_all_same(x), x[0], total) if request.agree else total
 
 
 def consensus(x: list[torch.Tensor], base: torch.Tensor, request: Consensus) -> torch.Tensor:
@@ -178,6 +196,107 @@ def _add_delta(base: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
 def _scalar(value: float, like: torch.Tensor) -> torch.Tensor:
     """A coefficient rounded once from float64 to the compute type."""
     return torch.tensor(value, dtype=torch.float64).to(like.dtype)
+
+
+# --- formulas -------------------------------------------------------------------------------------------------------
+
+
+def evaluate(program: Program, x: list[torch.Tensor], base: torch.Tensor | None) -> list[torch.Tensor]:
+    """The values of a program for (n,) inputs."""
+    zero, one = torch.zeros_like(x[0]), torch.ones_like(x[0])
+    operands: dict[int, torch.Tensor] = dict(enumerate(x))
+    operands[len(x)] = zero if base is None else base
+    for j, constant in enumerate(program.constants):
+        operands[len(x) + 1 + program.registers + j] = _scalar(constant, zero).expand_as(zero)
+    index = torch.arange(len(zero))
+    for op, target, *abc, payload in program.code:
+        a, b, c = (operands.get(number, zero) for number in abc)
+        match Op(op):
+            case Op.ADD:
+                y = a + b
+            case Op.SUB:
+                y = a - b
+            case Op.MUL:
+                y = a * b
+            case Op.DIV:
+                y = a / b
+            case Op.SQRT:
+                y = torch.sqrt(a)
+            case Op.ABS:
+                y = a.abs()
+            case Op.NEG:
+                y = -a
+            case Op.MIN:
+                y = torch.where(a < b, a, b)
+            case Op.MAX:
+                y = torch.where(a > b, a, b)
+            case Op.LT:
+                y = torch.where(a < b, one, zero)
+            case Op.LE:
+                y = torch.where(a <= b, one, zero)
+            case Op.EQ:
+                y = torch.where(a == b, one, zero)
+            case Op.SELECT:
+                y = torch.where(a != 0, b, c)
+            case Op.POW2:
+                y = _power_of_two(a)
+            case Op.EXPONENT:
+                y = _exponent(a)
+            case Op.KEEP:
+                y = torch.where(keep_mask(a, program.rules[payload]), a, zero)
+            case Op.DRAW:
+                y = philox_lanes(program.keys[payload], len(zero)).to(zero.dtype)
+            case Op.ROW:
+                y = _vector(program.vectors[payload], zero)[index // program.columns]
+            case Op.COLUMN:
+                y = _vector(program.vectors[payload], zero)[index % program.columns]
+            case Op.RANK:
+                y = row_ranks(a, program.columns)
+        operands[target] = y
+    return [operands[number] for number in program.outputs]
+
+
+def _finish(value: torch.Tensor, x: list[torch.Tensor], base: torch.Tensor | None, agree: int) -> torch.Tensor:
+    if base is not None:
+        return _add_delta(base, value)
+    if agree:
+        return torch.where(_all_same(x[:agree]), x[0], value)
+    return value
+
+
+def _all_same(x: list[torch.Tensor]) -> torch.Tensor:
+    integer = torch.int64 if x[0].dtype == torch.float64 else torch.int32
+    same = torch.ones_like(x[0], dtype=torch.bool)
+    for d in x[1:]:
+        same &= d.view(integer) == x[0].view(integer)
+    return same
+
+
+def _vector(values: Any, like: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, np.float64)).to(like.dtype)
+
+
+def _layout(x: torch.Tensor) -> tuple[torch.dtype, int, int]:
+    """Integer type of the same width, bits of the fraction, bias of the exponent."""
+    return (torch.int64, 52, 1023) if x.dtype == torch.float64 else (torch.int32, 23, 127)
+
+
+def _power_of_two(a: torch.Tensor) -> torch.Tensor:
+    integer, fraction, bias = _layout(a)
+    return ((a.to(integer) + bias) << fraction).view(a.dtype)
+
+
+def _exponent(a: torch.Tensor) -> torch.Tensor:
+    integer, fraction, bias = _layout(a)
+    return (((a.view(integer) >> fraction) & (2 * bias + 1)) - bias).to(a.dtype)
+
+
+def row_ranks(d: torch.Tensor, columns: int) -> torch.Tensor:
+    """Of each element's magnitude among those of its row, equal ones by column."""
+    order = torch.argsort(magnitude_keys(d).view(-1, columns), dim=1, stable=True)
+    ranks = torch.empty_like(order)
+    ranks.scatter_(1, order, torch.arange(columns).expand_as(order))
+    return ranks.flatten().to(d.dtype)
 
 
 # --- sparsification -------------------------------------------------------------------------------------------------
@@ -272,6 +391,35 @@ def gram(x: list[torch.Tensor]) -> GramResult:
     flat = [fixed_sum(v.double() ** 2) for v in x]
     flat += [fixed_sum((x[i].double() - x[k].double()) ** 2) for i in range(len(x)) for k in range(i + 1, len(x))]
     return GramResult.unpack(flat, len(x))
+
+
+def histogram(d: torch.Tensor, low: int, high: int) -> HistogramResult:
+    keys = magnitude_keys(d)
+    shift = max(0, (high - low).bit_length() - HISTOGRAM_BITS)
+    inside = keys[(keys >= low) & (keys <= high)]
+    bins = torch.bincount((inside - low) >> shift, minlength=1 << HISTOGRAM_BITS)
+    return HistogramResult(int((keys > high).sum()), shift, bins.numpy())
+
+
+def rows(values: list[torch.Tensor], columns: int, largest: bool) -> np.ndarray:
+    """(values, rows) float64: a row's blocks of 4096 columns as in `fixed_sum`, but in float64 throughout."""
+    result = []
+    for v in values:
+        matrix = v.double().view(-1, columns)
+        result.append([float(row.max()) if largest else fixed_sum(row) for row in matrix])
+    return np.array(result, np.float64).reshape(len(values), -1)
+
+
+def whole(task: TensorTask, request: Whole, x: list, base: torch.Tensor | None, nonfinite: tuple[int, ...]) -> Outcome:
+    """Calls the function of a request for whole tensors; writes the result of one that combines."""
+    shape = task.info.shape or (task.info.count,) if task.info.shape != () else ()
+    shaped = None if base is None else base.view(shape)
+    found = request.function([t.view(shape) for t in x], shaped)
+    if not request.combines:
+        return Outcome(found, nonfinite)
+    value = found.to(x[0].dtype).reshape(-1)
+    y = value if base is None else _add_delta(base, value)
+    return Outcome(_write(task, narrow(y, task.out_dtype)), nonfinite)
 
 
 def create(threads: int | None = None, tile: int | None = None, device: str = "cpu") -> TorchBackend:

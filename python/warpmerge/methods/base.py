@@ -48,6 +48,16 @@ class TensorInfo:
     count: int  # number of elements
     models: int  # number of inputs, a reference base not counted
     seed: int = 0
+    shape: tuple[int, ...] | None = None  # None: one dimension
+
+    @property
+    def columns(self) -> int:
+        """Length of a row, the last dimension; a vector is one row, and a number a row of one element."""
+        return self.count if self.shape is None else self.shape[-1] if self.shape else 1
+
+    @property
+    def rows(self) -> int:
+        return self.count // self.columns if self.count else 0
 
     def __str__(self) -> str:
         return f"tensor '{self.name}'" if self.name else "the tensor"

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import MergeError
-from ..ops import Consensus, Copy, Gram, Keep, KeepAbove, KeepDrawn, Moments, Select, WeightedSum
+from ..formula import Formula
+from ..ops import (
+    Apply,
+    Consensus,
+    Copy,
+    Gram,
+    Histogram,
+    Keep,
+    KeepAbove,
+    KeepDrawn,
+    Moments,
+    Rows,
+    Select,
+    WeightedSum,
+    Whole,
+)
 from .base import Base, Steps, TensorInfo
 
-MEASURES, COMBINES = (Select, Moments, Gram), (WeightedSum, Consensus, Copy)
+MEASURES = (Select, Moments, Gram, Rows, Histogram, Whole)
+COMBINES = (WeightedSum, Consensus, Apply, Whole, Copy)
 
 
 def checked(name: str, base: Base, steps: Callable[..., Steps]) -> Callable[..., Steps]:
@@ -45,6 +62,12 @@ def _problem(request: Any, tensor: TensorInfo, base: Base, kinds: tuple[type, ..
         return f"it must be one of {', '.join(kind.__name__ for kind in kinds)}"
     if getattr(request, "relative", False) and not base.is_reference:
         return "its base is not what deltas are taken from: pass relative=False"
+    formula = getattr(request, "of", None) or getattr(request, "formula", None)
+    if formula is not None:
+        problem = _formula(formula, tensor)
+        if problem:
+            return problem
+        tensor = dataclasses.replace(tensor, models=len(formula.values))
     match request:
         case Copy():
             return "" if request.index in range(tensor.models) else f"there is no model {request.index!r}"
@@ -56,6 +79,23 @@ def _problem(request: Any, tensor: TensorInfo, base: Base, kinds: tuple[type, ..
             return _numbers("coefficients", request.coefficients, tensor)
         case Consensus():
             return _consensus(request, tensor, base)
+    return ""
+
+
+def _formula(formula: Any, tensor: TensorInfo) -> str:
+    if not isinstance(formula, Formula) or not formula.values:
+        return "its formula is not a Formula of at least one expression"
+    try:
+        program = formula.program(tensor.models, False)
+    except MergeError as error:
+        return str(error).rstrip(".")
+    knows_rows = program.vectors or program.ranked
+    if knows_rows and formula.columns != tensor.columns:
+        return f"its formula is for rows of {formula.columns} elements, the tensor's have {tensor.columns}"
+    for vector, by_row in zip(program.vectors, program.by_row, strict=True):
+        wanted = tensor.rows if by_row else tensor.columns
+        if getattr(vector, "shape", None) != (wanted,):
+            return f"a vector of its formula does not have {wanted} entries, one per {'row' if by_row else 'column'}"
     return ""
 
 

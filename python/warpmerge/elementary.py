@@ -1,0 +1,72 @@
+"""Exponentials and logarithms spelled out in the operations of formulas, so that they too have one result everywhere.
+
+Each takes its argument and whether the compute type is float64, and reduces it so that a short series is exact enough.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+
+from .formula import Expr, Op, exp, expm1, log, maximum, minimum, where, wrap
+
+
+def _polynomial(x: Expr, coefficients: Sequence[float]) -> Expr:
+    """Horner's rule; coefficients from the lowest power on."""
+    highest, *rest = reversed(list(coefficients))
+    return functools.reduce(lambda total, c: total * x + c, rest, wrap(highest))
+
+
+def _nearest_whole(x: Expr, wide: bool) -> Expr:
+    big = 1.5 * 2.0 ** (52 if wide else 23)  # adding it leaves no bits for a fraction
+    return (x + big) - big
+
+
+# ln 2 in two parts: products of the first with an exponent are exact.
+_LN2 = {False: (0.693359375, -2.12194440054690583e-4), True: (6.93147180369123816490e-01, 1.90821492927058770002e-10)}
+
+
+def _exp(x: Expr, wide: bool) -> Expr:
+    low, high = (-708.0, 709.0) if wide else (-87.0, 88.0)
+    x = minimum(maximum(x, low), high)
+    n = _nearest_whole(x * (1 / math.log(2)), wide)
+    coarse, fine = _LN2[wide]
+    r = (x - n * coarse) - n * fine
+    # |r| <= ln(2) / 2: the first term left out is below 2^-28 and 2^-57 of the sum.
+    p = _polynomial(r, [1 / math.factorial(i) for i in range(14 if wide else 8)])
+    return p * Expr(Op.POW2, (n,))
+
+
+def _expm1(x: Expr, wide: bool) -> Expr:
+    near = x * _polynomial(x, [1 / math.factorial(i + 1) for i in range(15 if wide else 8)])
+    return where(abs(x) < 0.35, near, exp(x) - 1)
+
+
+def _log1p_near(f: Expr, wide: bool) -> Expr:
+    """log(1 + f) for 1 + f within [1 / sqrt 2, sqrt 2]: 2 artanh(f / (2 + f))."""
+    s = f / (f + 2)
+    return s * _polynomial(s * s, [2 / (2 * i + 1) for i in range(11 if wide else 6)])
+
+
+def _log(x: Expr, wide: bool) -> Expr:
+    e = Expr(Op.EXPONENT, (x,))
+    m = x * Expr(Op.POW2, (-e,))
+    large = m > math.sqrt(2)
+    e = e + large
+    m = where(large, m * 0.5, m)
+    coarse, fine = _LN2[wide]
+    return e * coarse + (_log1p_near(m - 1, wide) + e * fine)
+
+
+def _log1p(x: Expr, wide: bool) -> Expr:
+    return where(abs(x) < 0.25, _log1p_near(x, wide), log(x + 1))
+
+
+def _tanh(x: Expr, wide: bool) -> Expr:
+    e = expm1(minimum(abs(x), 20.0) * 2)
+    t = e / (e + 2)
+    return where(x < 0, -t, t)
+
+
+SPELLED = {"exp": _exp, "expm1": _expm1, "log": _log, "log1p": _log1p, "tanh": _tanh}

@@ -1,0 +1,31 @@
+"""Which elements of a delta survive: by magnitude, or by a draw."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+NO_TIE_END = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class KeepAbove:
+    """Keep elements whose magnitude key is above `threshold`, or equal to it at a flat index below `tie_end`.
+
+    A magnitude key is the bit pattern of |d| in the compute type, read as an unsigned integer.
+    """
+
+    threshold: int
+    tie_end: int = NO_TIE_END
+
+
+@dataclass(frozen=True, slots=True)
+class KeepDrawn:
+    """Keep an element iff its 16 Philox bits under `key` (64 bits) are below `cut` (0 < cut < 65536)."""
+
+    key: int
+    cut: int
+
+
+Keep = KeepAbove | KeepDrawn
+KEEP_ALL = KeepAbove(0)
+KEEP_NONE = KeepAbove(2**63)

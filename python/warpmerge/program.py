@@ -1,0 +1,154 @@
+"""Formulas as programs: straight-line code that a backend carries out for each element."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from . import elementary
+from .errors import MergeError
+from .formula import Expr, Formula, Leaf, Op
+from .keep import Keep
+
+LONGEST = 4096  # instructions of a program
+
+
+@dataclass(frozen=True)
+class Program:
+    """Straight-line code. Operands are numbered: inputs deltas, the base, `registers` temporaries, then the constants.
+
+    code: rows of (op, target, a, b, c, payload); targets are temporaries, unused fields 0. outputs: operand numbers.
+    keys: of random streams. vectors: float64 arrays; `by_row` says which are per row. `columns`: length of a row.
+    """
+
+    inputs: int
+    code: tuple[tuple[int, int, int, int, int, int], ...]
+    registers: int
+    outputs: tuple[int, ...]
+    constants: tuple[float, ...]
+    rules: tuple[Keep, ...]
+    keys: tuple[int, ...]
+    vectors: tuple[Any, ...]
+    by_row: tuple[bool, ...]
+    columns: int
+
+    @property
+    def structure(self) -> tuple:
+        """What does not change from tensor to tensor."""
+        return self.inputs, self.code, self.registers, self.outputs, len(self.constants), self.by_row
+
+    @property
+    def ranked(self) -> tuple[int, ...]:
+        """Inputs whose row ranks are asked for, in order."""
+        return tuple(sorted({a for op, _, a, *_ in self.code if op == Op.RANK}))
+
+
+def compiled(formula: Formula, inputs: int, wide: bool) -> Program:
+    return _Compiler(inputs, wide, formula.columns).compile(formula.values)
+
+
+class _Compiler:
+    """Expressions to instructions: equal ones once, temporaries reused as soon as their last reader is done."""
+
+    def __init__(self, inputs: int, wide: bool, columns: int) -> None:
+        self.inputs, self.wide, self.columns = inputs, wide, columns
+        self.numbers: dict[tuple, int] = {}  # (op, argument numbers, payload) -> value number
+        self.nodes: list[tuple] = []
+        self.seen: dict[int, int] = {}  # id of an expression -> value number
+        self.tables: dict[str, list] = {"rules": [], "keys": [], "vectors": [], "by_row": []}
+
+    def compile(self, values: Sequence[Expr]) -> Program:
+        results = [self._number(v) for v in values]
+        constants = [n for n, node in enumerate(self.nodes) if node[0] is Leaf.CONSTANT]
+        steps = [n for n, node in enumerate(self.nodes) if isinstance(node[0], Op)]
+        if len(steps) > LONGEST:
+            raise MergeError(f"a formula of {len(steps)} operations is longer than the {LONGEST} that are supported.")
+        last = dict.fromkeys(results, len(self.nodes))
+        for n in steps:
+            for a in self.nodes[n][1]:
+                last[a] = max(last.get(a, 0), n)
+        where_is: dict[int, int] = {}
+        free: list[int] = []
+        used = 0
+        for n in steps:
+            for a in dict.fromkeys(self.nodes[n][1]):
+                if last[a] == n and isinstance(self.nodes[a][0], Op):
+                    free.append(where_is[a])
+            if not free:
+                free.append(used)
+                used += 1
+            where_is[n] = free.pop()
+        first = self.inputs + 1
+
+        def operand(n: int) -> int:
+            op, _, payload = self.nodes[n]
+            if op is Leaf.CONSTANT:
+                return first + used + constants.index(n)
+            if op is Leaf.DELTA and not 0 <= payload < self.inputs:
+                raise MergeError(f"a formula names input {payload} of {self.inputs}.")
+            return payload if op is Leaf.DELTA else self.inputs if op is Leaf.BASE else first + where_is[n]
+
+        code = []
+        for n in steps:
+            op, arguments, payload = self.nodes[n]
+            a, b, c = [operand(m) for m in arguments] + [0] * (3 - len(arguments))
+            code.append((int(op), operand(n), a, b, c, payload or 0))
+        return Program(
+            self.inputs,
+            tuple(code),
+            used,
+            tuple(map(operand, results)),
+            tuple(self.nodes[n][2] for n in constants),
+            *(tuple(table) for table in self.tables.values()),
+            self.columns,
+        )
+
+    def _number(self, root: Expr) -> int:
+        pending = [root]  # no recursion: a sorting network is deep
+        while pending:
+            expr = pending[-1]
+            expr = self._spelled(expr)
+            missing = [a for a in expr.args if id(a) not in self.seen]
+            if missing:
+                pending += reversed(missing)
+                continue
+            self.seen[id(pending.pop())] = self._value(expr)
+        return self.seen[id(root)]
+
+    def _spelled(self, expr: Expr) -> Expr:
+        """The expression that a function stands for."""
+        while isinstance(expr.op, str):
+            cache = expr.__dict__.setdefault("_spelled", {})
+            if self.wide not in cache:
+                cache[self.wide] = elementary.SPELLED[expr.op](expr.args[0], self.wide)
+            expr = cache[self.wide]
+        return expr
+
+    def _value(self, expr: Expr) -> int:
+        payload = expr.payload
+        if expr.op is Op.KEEP:
+            payload = self._tabled("rules", payload)
+        elif expr.op is Op.DRAW:
+            payload = self._tabled("keys", payload)
+        elif expr.op in (Op.ROW, Op.COLUMN):
+            vectors = self.tables["vectors"]
+            known = [i for i, v in enumerate(vectors) if v is payload]
+            if not known:
+                vectors.append(payload)
+                self.tables["by_row"].append(expr.op is Op.ROW)
+            payload = known[0] if known else len(vectors) - 1
+        elif expr.op is Leaf.CONSTANT:
+            payload = (payload, math.copysign(1, payload))
+        key = (expr.op, tuple(self.seen[id(a)] for a in expr.args), payload)
+        if key not in self.numbers:
+            self.numbers[key] = len(self.nodes)
+            self.nodes.append((*key[:2], expr.payload if expr.op is Leaf.CONSTANT else payload))
+        return self.numbers[key]
+
+    def _tabled(self, name: str, entry: Any) -> int:
+        table = self.tables[name]
+        if entry not in table:
+            table.append(entry)
+        return table.index(entry)

@@ -22,8 +22,8 @@ REFERENCE, DONOR = wm.Base.REFERENCE, wm.Base.DONOR
 @pytest.mark.parametrize(
     ("base", "measure", "combine", "part"),
     [
-        (DONOR, None, None, "returned NoneType for the tensor, but it must be one of WeightedSum, Consensus, Copy"),
-        (DONOR, Copy(), None, "yielded Copy for the tensor, but it must be one of Select, Moments, Gram"),
+        (DONOR, None, None, "returned NoneType for the tensor, but it must be one of WeightedSum, Consensus, Apply"),
+        (DONOR, Copy(), None, "yielded Copy for the tensor, but it must be one of Select, Moments, Gram, Rows"),
         (DONOR, None, WeightedSum((1.0,), relative=False), "'coefficients' has 1 entries and not one per model (2)"),
         (
             DONOR,

@@ -15,7 +15,10 @@ from warpmerge.recipe import Layers, Recipe, Resolver
 PRESETS = {
     ("linear", "paper"): {"weight": 1},
     ("task_arithmetic", "paper"): {"weight": 1},
-    ("ties", "paper"): {"weight": 1, "elect": "unweighted", "divisor": "count", "ties": "keep_all"},
+    ("ties", "paper"): {
+        **{"weight": 1, "elect": "unweighted", "divisor": "count"},
+        **{"ties": "keep_all", "cancelled": "majority", "scope": "model"},
+    },
     ("ties", "peft"): {"elect": "unweighted", "divisor": "count"},
     ("dare_linear", "paper"): {"weight": 1, "rescale": "inverse_density"},
     ("dare_linear", "peft"): {"rescale": "inverse_density"},
@@ -73,6 +76,8 @@ def test_what_is_given_wins(method, semantics):
         "divisor": "none",
         "rescale": "l1",
         "ties": "lowest_index",
+        "cancelled": "plus",
+        "scope": "tensor",
     }
     for name in options:
         rest = {"weight": WEIGHT} | {k: v for k, v in options.items() if k != name} | {name: others[name]}

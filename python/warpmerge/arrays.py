@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from . import backends, engine
+from . import backends, engine, model_scope
 from .dtypes import BY_NAME, DType
 from .errors import DeviceError, RecipeError
 from .tasks import Buffer, DeviceSink, MemorySink, Sink, TensorTask
@@ -67,6 +67,7 @@ class Place:
         """
         backend = self.backend()
         with contextlib.nullcontext() if self.in_place else _lock_of(os.getpid()):
+            model_scope.solve_in_memory(tasks, backend)
             engine.run(tasks, backend)
 
 

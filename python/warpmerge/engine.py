@@ -14,7 +14,7 @@ from typing import Any
 
 from .errors import CheckpointError, MergeError
 from .ops import Copy, WeightedSum, Whole
-from .tasks import Outcome, TensorTask, same_bytes
+from .tasks import Outcome, TensorTask, Work, same_bytes
 
 # Input bytes per batch: enough to hide the host's work per batch (about 0.2 ms), little enough that a second pass
 # finds part of it in the last-level cache.
@@ -23,6 +23,9 @@ BATCH_INPUTS = 768
 IN_FLIGHT = 3
 
 Progress = Callable[[int], None]  # bytes read since the last call
+
+
+def silent(done: int) -> None: ...
 
 
 def batches(tasks: Iterable[TensorTask], backend: Any = None) -> Iterator[list[TensorTask]]:
@@ -82,6 +85,8 @@ def _steps(task: TensorTask, frozen: bool = False) -> Iterator[Any]:
     """Requests of one task, the combination last; it is sent outcomes."""
     if task.method is None or frozen:
         combine = as_copy(task)
+    elif task.solved is not None:
+        combine = as_copy(task, task.solved.index) if isinstance(task.solved, Copy) else task.solved
     else:
         steps = task.method.steps(task.info, task.values)
         answer = None
@@ -113,6 +118,45 @@ def as_copy(task: TensorTask, index: int = 0) -> Copy | WeightedSum:
     return WeightedSum(coefficients, relative=False, agree=True)
 
 
+def measure(work: Iterable[Work], backend: Any, progress: Progress = silent) -> Iterator[Any]:
+    """The results of one measurement of each task, in order, while batches are in flight.
+
+    Raises MergeError for elements that are not finite, unless a tensor is the same in all inputs.
+    """
+    flights: deque[tuple[list[TensorTask], Any]] = deque()
+    in_flight = getattr(backend, "in_flight", IN_FLIGHT)
+
+    def answered() -> Iterator[Any]:
+        tasks, ticket = flights.popleft()
+        outcomes = ticket.wait()
+        release = getattr(backend, "release", None)
+        if release is not None:
+            release(tasks)
+        for task, outcome in zip(tasks, outcomes, strict=True):
+            progress(task.nbytes)
+            if outcome.nonfinite and task.values["nonfinite"] == "error" and not _identical(task):
+                raise _nonfinite_error(task, outcome)
+            yield outcome.value
+
+    try:
+        requests: dict[int, Any] = {}
+
+        def asked() -> Iterator[TensorTask]:
+            for task, request in work:
+                requests[id(task)] = request
+                yield task
+
+        for batch in batches(asked(), backend):
+            flights.append((batch, backend.launch([(task, requests.pop(id(task))) for task in batch])))
+            while len(flights) >= in_flight:
+                yield from answered()
+        while flights:
+            yield from answered()
+    except BaseException:
+        backend.cancel()
+        raise
+
+
 def _one_by_one(task: TensorTask) -> list[TensorTask]:
     """A task for each output: a copy has one."""
     if len(task.sinks) == 1:
@@ -141,7 +185,7 @@ def _nonfinite_error(task: TensorTask, outcome: Outcome) -> MergeError:
     )
 
 
-def run(tasks: Iterable[TensorTask], backend: Any, progress: Progress = lambda done: None) -> None:
+def run(tasks: Iterable[TensorTask], backend: Any, progress: Progress = silent) -> None:
     """Merges every task. Raises MergeError, or OSError of a file; what has started is finished or dropped first."""
     flights: deque[_Flight] = deque()
     in_flight = getattr(backend, "in_flight", IN_FLIGHT)

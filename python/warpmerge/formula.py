@@ -14,7 +14,7 @@ from __future__ import annotations
 import enum
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from .errors import MergeError
@@ -203,6 +203,7 @@ class Formula:
 
     values: tuple[Expr, ...]
     columns: int = 0
+    first: int = 0  # rules count elements from here before the tensor's first one
     _programs: dict = field(default_factory=dict, repr=False)
 
     def program(self, inputs: int, wide: bool) -> Program:
@@ -210,5 +211,6 @@ class Formula:
         from .program import compiled
 
         if (inputs, wide) not in self._programs:
-            self._programs[inputs, wide] = compiled(self, inputs, wide)
+            program = compiled(self, inputs, wide)
+            self._programs[inputs, wide] = replace(program, rules=tuple(r.moved(self.first) for r in program.rules))
         return self._programs[inputs, wide]

@@ -17,6 +17,12 @@ class KeepAbove:
     threshold: int
     tie_end: int = NO_TIE_END
 
+    def moved(self, first: int) -> KeepAbove:
+        """The rule for what begins at flat index `first`."""
+        if first == 0 or self.tie_end == NO_TIE_END:
+            return self
+        return KeepAbove(self.threshold, max(0, self.tie_end - first))
+
 
 @dataclass(frozen=True, slots=True)
 class KeepDrawn:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from . import __version__, _core, engine
+from . import __version__, _core, engine, model_scope
 from .checkpoint import OutputDirectory
 from .checkpoint.companions import CARD, MANIFEST, card, donated, manifest
 from .errors import CheckpointError
@@ -39,14 +39,20 @@ class _Run:
 
     def tasks(self, jobs: list[Job]) -> Iterator[TensorTask]:
         ahead = ReadAhead(jobs, self.background)
-        labels = self.plan.labels
         for number, job in enumerate(jobs):
             ahead.advance(number)
-            yield self._task(job, labels)
+            task = self._task(job)
+            shard = self.plan.shards[job.shard]
+            fd = self.directory.shard(shard.name, shard.header, shard.nbytes)
+            task.sinks = [FileSink(fd, job.entry.offset, self.background if self.directory.sync else None)]
+            yield task
 
-    def _task(self, job: Job, labels: list[str]) -> TensorTask:
-        shard = self.plan.shards[job.shard]
-        fd = self.directory.shard(shard.name, shard.header, shard.nbytes)
+    def measured(self) -> Iterator[TensorTask]:
+        """Tasks of all tensors that are merged, without sinks."""
+        return (self._task(job) for job in self.plan.jobs if job.values is not None)
+
+    def _task(self, job: Job) -> TensorTask:
+        labels = self.plan.labels
         located = [_buffer(place) for place in job.inputs]
         base = _buffer(job.base) if job.base else None
         if job.values is None:
@@ -59,7 +65,7 @@ class _Run:
             inputs=located,
             base=base,
             out_dtype=job.dtype,
-            sinks=[FileSink(fd, job.entry.offset, self.background if self.directory.sync else None)],
+            sinks=[],
             labels=labels,
             wide=job.wide,
             done=lambda digest: self._done(job, digest),
@@ -71,6 +77,21 @@ class _Run:
         if self.left[job.shard] == 0:
             mine = {name: self.digests[name] for name in self.names[job.shard]}
             self.directory.finish_shard(self.plan.shards[job.shard].name, mine)
+
+
+def _solved(run: _Run, jobs: list[Job], backend: Any, progress: engine.Progress) -> Iterator[TensorTask]:
+    """The tasks of these jobs; where the method decides once for the whole model, with what it decided."""
+    plan = run.plan
+    scoped = next((j for j in plan.jobs if j.values is not None and model_scope.wanted(j.values)), None)
+    if scoped is None or not jobs:
+        yield from run.tasks(jobs)
+        return
+    model = model_scope.ModelScope(run.measured(), backend, progress)
+    combination = model.solve(plan.recipe.method)
+    for task in run.tasks(jobs):
+        if task.method is not None:
+            task.solved, task.wide = combination(task.info.name), model.wide
+        yield task
 
 
 def _buffer(place: Located) -> Buffer:
@@ -113,7 +134,7 @@ def run_plan(plan: Plan, directory: OutputDirectory, backend: Any, progress: Pro
                 progress(done, run.total)
 
         try:
-            engine.run(run.tasks(jobs), backend, advance)
+            engine.run(_solved(run, jobs, backend, advance), backend, advance)
             advance(run.total - done)  # what turned out not to need all its passes
         except OSError as error:
             if error.errno == errno.EFAULT:

@@ -92,7 +92,7 @@ Sink = MemorySink | DeviceSink | FileSink
 class TensorTask:
     """`inputs` are the K merged models' tensors, `base` the reference. `method` None: a copy.
 
-    `sinks`: where the result goes; several for a sweep, one per output.
+    `sinks`: where the result goes; several for a sweep, one per output; none to be measured only.
     """
 
     info: TensorInfo
@@ -104,6 +104,7 @@ class TensorTask:
     sinks: list[Sink]
     labels: list[str]  # names of the models, the base's last
     wide: bool = False
+    solved: Any = None  # the combination, where the method has taken its steps for the whole model
     cache: dict = field(default_factory=dict)  # for the backend: its own form of the operands
     flight: Any = None  # for a device backend: what holds the operands in device memory
     done: Any = None  # called by the engine with the digest when the result is complete

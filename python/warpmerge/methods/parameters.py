@@ -91,6 +91,19 @@ def choice(name: str, values: list[str], *, aliases: Mapping[Any, str] | None = 
     return Parameter(name, convert, " | ".join(values), **more)
 
 
+SCOPES = {
+    "tensor": "each tensor by itself",
+    "row": "each row by itself",
+    "model": "the whole model at once, which reads the inputs once more",
+}
+
+
+def scope(*values: str) -> Parameter:
+    """Over what a method measures: some of `SCOPES`, the first of them by default."""
+    about = "; ".join(f"{value}: {SCOPES[value]}" for value in values)
+    return choice("scope", list(values), default=values[0], help=f"what is measured together ({about})")
+
+
 NONFINITE = choice(
     "nonfinite",
     ["error", "propagate", "base"],

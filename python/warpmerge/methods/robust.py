@@ -12,7 +12,7 @@ from ..errors import RecipeError
 from ..ops import Copy, GramResult, WeightedSum
 from .base import Base, Steps, TensorInfo, check_sum, total
 from .geometry import Table, distances_to, measure
-from .parameters import Parameter, integer, number
+from .parameters import Parameter, integer, number, scope
 from .registry import method
 
 WEIGHT = number("weight", low=0, default=1.0, per_model=True, help="how much the model counts")
@@ -44,14 +44,17 @@ def krum_order(gram: GramResult, bad: int) -> list[int]:
     "krum",
     base=Base.DONOR,
     models=(3, None),
-    parameters=[BAD],
+    parameters=[BAD, scope("tensor", "model")],
     check=lambda p, models: _check_krum("krum", p, models),
     passes=2,
     formula="s_i = sum of |x_i - x_j|^2 over the K - f - 2 nearest x_j\n"
     "y = the x_i with the least s_i, of equals the first",
     paper="Blanchard et al. 2017, Machine learning with adversaries, arXiv 1703.02757",
-    notes=["The chosen tensor is copied byte for byte.", "The result can mix tensors of several models."],
-    differences={"mergekit": NOT_THERE, "the paper": "It decides once for the whole model, this for each tensor."},
+    notes=[
+        "The chosen tensor is copied byte for byte.",
+        "At tensor scope the result can mix tensors of several models.",
+    ],
+    differences={"mergekit": NOT_THERE, "the paper": "It decides once for the whole model, which is scope: model."},
 )
 def krum(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """The one model that lies nearest to its neighbours."""
@@ -73,12 +76,13 @@ def _check_multi_krum(p: Mapping[str, Any], models: int) -> None:
     parameters=[
         BAD,
         integer("m", low=1, optional=True, help="how many models to average; default: K - f - 2, the paper's bound"),
+        scope("tensor", "model"),
     ],
     check=_check_multi_krum,
     passes=2,
     formula="s_i = sum of |x_i - x_j|^2 over the K - f - 2 nearest x_j\ny = mean of the m x_i with the least s_i",
     paper="Blanchard et al. 2017, Machine learning with adversaries, arXiv 1703.02757",
-    differences={"mergekit": NOT_THERE, "the paper": "It decides once for the whole model, this for each tensor."},
+    differences={"mergekit": NOT_THERE, "the paper": "It decides once for the whole model, which is scope: model."},
 )
 def multi_krum(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Mean of the m models that lie nearest to their neighbours."""
@@ -103,6 +107,7 @@ def _check_weight(name: str, p: Mapping[str, Any]) -> None:
         number("eps", low=1e-12, default=1e-6, help="distances below it count as it"),
         integer("max_iter", low=0, default=100, help="most steps; they cost nothing, the models are read twice anyway"),
         number("tol", low=0, default=1e-6, help="ends when a step lowers the sum of distances by less than this share"),
+        scope("tensor", "model"),
     ],
     check=lambda p, models: _check_weight("geometric_median", p),
     passes=2,
@@ -110,7 +115,7 @@ def _check_weight(name: str, p: Mapping[str, Any]) -> None:
     "v <- sum b_k x_k / sum b_k,  b_k = w_k / max(eps, |x_k - v|),  from the weighted mean on",
     paper="Pillutla et al. 2019, Robust aggregation for federated learning, arXiv 1912.13445",
     notes="The smoothed Weiszfeld algorithm.",
-    differences={"mergekit": NOT_THERE, "the paper": "It takes the median of whole models, this of each tensor."},
+    differences={"mergekit": NOT_THERE, "the paper": "It takes the median of whole models, which is scope: model."},
 )
 def geometric_median(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """The point with the least weighted sum of distances to the models."""
@@ -154,14 +159,14 @@ def _clip() -> Parameter:
 @method(
     "norm_clipped_mean",
     base=Base.REFERENCE,
-    parameters=[WEIGHT, _clip()],
+    parameters=[WEIGHT, _clip(), scope("tensor", "model")],
     check=lambda p, models: _check_weight("norm_clipped_mean", p),
     passes=2,
     formula="y = x_0 + sum w_k min(1, clip / |d_k|) d_k / sum w_k",
     paper="Sun et al. 2019, Can you really backdoor federated learning?, arXiv 1911.07963",
     differences={
         "mergekit": NOT_THERE,
-        "the paper": "It clips the norm of a whole model's delta, this of each tensor's.",
+        "the paper": "It clips the norm of a whole model's delta, which is scope: model.",
     },
 )
 def norm_clipped_mean(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:

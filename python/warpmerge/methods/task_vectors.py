@@ -6,13 +6,15 @@ The defaults are mergekit's; where the papers differ, the named options reach th
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..errors import RecipeError
+from ..formula import Formula, add_up, delta, kept
 from ..ops import KEEP_ALL, KEEP_NONE, Consensus, Keep, KeepDrawn, Moments, Select, WeightedSum
 from ..random import stream_key
 from .base import Base, Steps, TensorInfo, total
-from .parameters import Parameter, boolean, choice, number
+from .parameters import Parameter, boolean, choice, number, scope
 from .registry import method
 
 WEIGHT = number("weight", required=True, per_model=True, help="coefficient of the model's delta")
@@ -30,6 +32,12 @@ TIES = choice(
     ["lowest_index", "keep_all"],
     default="lowest_index",
     help="of equal magnitudes at the threshold keep the first, for an exact count, or all",
+)
+CANCELLED = choice(
+    "cancelled",
+    ["plus", "majority"],
+    default="plus",
+    help="the sign where votes cancel: plus (mergekit, PEFT), or that of most elements (the paper's authors)",
 )
 ZERO_SUM = 1e-8  # without an election, weights that sum to less are not divided by (mergekit)
 ZERO_L1 = 1e-7  # sums of magnitudes below this are not rescaled by (mergekit)
@@ -126,6 +134,13 @@ def merge_kept(p: Mapping[str, Any], keep: tuple[Keep, ...], scale: list[float],
     return Consensus(value, keep, ballot, share, p["lambda"], elect=True)
 
 
+def majority(keep: tuple[Keep, ...], ballot: tuple[float, ...]) -> Generator[Moments, Any, int]:
+    """How many more elements have votes above zero than below."""
+    votes = add_up([kept(delta(k), rule) * b for k, (rule, b) in enumerate(zip(keep, ballot, strict=True))])
+    more, fewer = yield Moments((KEEP_ALL,) * 2, only_l1=True, of=Formula((votes > 0, votes < 0)))
+    return int(more.sum_abs - fewer.sum_abs)
+
+
 def _check_elected(p: Mapping[str, Any], models: int) -> None:
     if divisor_of(p) == "weights" and min(p["weight"], default=0) < 0:
         raise RecipeError(
@@ -172,14 +187,23 @@ def task_arithmetic(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
 
 
 def _ties_passes(p: Mapping[str, Any]) -> int:
-    """1 by default; 2 where a density is between 0 and 1; 3 if rescale is l1 as well"""
-    return 1 + _sparse(p) + (_sparse(p) and p["rescale"] == "l1")
+    """1 by default; 1 more where a density is between 0 and 1, for rescale: l1 then, and for cancelled: majority"""
+    return 1 + _sparse(p) + (_sparse(p) and p["rescale"] == "l1") + (p["cancelled"] == "majority")
 
 
 @method(
     "ties",
     base=Base.REFERENCE,
-    parameters=[WEIGHT, DENSITY, _normalize(True), _rescale("false"), TIES, *ELECTED],
+    parameters=[
+        WEIGHT,
+        DENSITY,
+        _normalize(True),
+        _rescale("false"),
+        TIES,
+        *ELECTED,
+        CANCELLED,
+        scope("tensor", "model"),
+    ],
     check=_check_elected,
     passes=_ties_passes,
     formula="t_k = r_k d_k where |d_k| is one of the int(density_k n) largest of the tensor, else 0\n"
@@ -189,10 +213,11 @@ def _ties_passes(p: Mapping[str, Any]) -> int:
     differences={
         "mergekit": ["Of equal magnitudes at the threshold the first are kept; there any of them.", NO_NEGATIVE],
         "the paper": [
-            "It trims the whole model at once. No preset changes that: the scope stays the tensor.",
+            "It trims the whole model at once.",
             "It elects on bare deltas, divides by the number of agreeing models and has no weights.",
             "Its authors' code keeps all magnitudes that equal the threshold.",
-            "Where votes cancel, its authors' code takes the sign of the whole vector's majority; here it is plus.",
+            "Where votes cancel, its authors' code takes the sign of the whole vector's majority.",
+            "Its authors' code keeps one element more than int(density n). No preset does that.",
         ],
         "PEFT": [
             "It elects on bare deltas and divides by the number of agreeing models.",
@@ -201,7 +226,14 @@ def _ties_passes(p: Mapping[str, Any]) -> int:
     },
     presets={
         "mergekit": {},
-        "paper": {"weight": 1.0, "elect": "unweighted", "divisor": "count", "ties": "keep_all"},
+        "paper": {
+            "weight": 1.0,
+            "elect": "unweighted",
+            "divisor": "count",
+            "ties": "keep_all",
+            "cancelled": "majority",
+            "scope": "model",
+        },
         "peft": {"elect": "unweighted", "divisor": "count"},
     },
 )
@@ -209,7 +241,12 @@ def ties(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Trims each delta to its largest magnitudes, elects a sign per element, averages those who agree."""
     keep = yield from trim(tensor, p)
     scale = yield from rescaling(p, keep)
-    return merge_kept(p, keep, scale, elect=True)
+    merged = merge_kept(p, keep, scale, elect=True)
+    if p["cancelled"] == "majority":
+        ahead = yield from majority(keep, merged.ballot)
+        if ahead <= 0:  # votes seen from the other side: cancelled ones count as plus there
+            merged = replace(merged, ballot=tuple(-b for b in merged.ballot))
+    return merged
 
 
 def _dare_passes(p: Mapping[str, Any]) -> int:

@@ -226,6 +226,13 @@ class DeviceBackend:
             flight.workspace = None
             flight.forget()
 
+    def release(self, tasks: Sequence[TensorTask]) -> None:
+        """Ends the flights of tasks that were measured only."""
+        for task in tasks:
+            flight, task.flight = task.flight, None
+            if flight is not None:
+                self.finished(flight, 1)
+
     def copied(self, launch: Any) -> None:
         self._copying.remove(launch)
 
@@ -285,4 +292,4 @@ class Ticket:
 
 
 def _in_place(task: TensorTask) -> bool:
-    return isinstance(task.sinks[0], DeviceSink)
+    return task.inputs[0].device is not None if not task.sinks else isinstance(task.sinks[0], DeviceSink)

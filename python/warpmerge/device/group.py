@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..tasks import Work
+from ..tasks import TensorTask, Work
 from .backend import DeviceBackend, Ticket
 
 
@@ -25,6 +25,10 @@ class DeviceGroup:
         least = min(range(len(self.members)), key=self.given.__getitem__)
         self.given[least] += sum(task.nbytes for task, _ in work)
         return self.members[least].launch(work)
+
+    def release(self, tasks: Sequence[TensorTask]) -> None:
+        for member in self.members:
+            member.release([task for task in tasks if member.holds(task)])
 
     def cancel(self) -> None:
         for member in self.members:

@@ -132,8 +132,9 @@ def task(
     first = base if base is not None else tensors[0]
     result = torch.full(first.shape, 123.0, dtype=out_dtype or first.dtype)
     everything = [*tensors, *([base] if base is not None else [])]
+    wide = any(t.dtype == torch.float64 for t in everything)
     made = TensorTask(
-        info=TensorInfo(name, first.numel(), len(tensors), seed, tuple(first.shape)),
+        info=TensorInfo(name, first.numel(), len(tensors), seed, tuple(first.shape), wide),
         method=find(method),
         values=values_of(method, len(tensors), parameters),
         inputs=[buffer(t) for t in tensors],
@@ -141,7 +142,7 @@ def task(
         out_dtype=buffer(result).dtype,
         sinks=[MemorySink(result.data_ptr(), result)],
         labels=[f"model {k}" for k in range(len(tensors))] + ["base"],
-        wide=any(t.dtype == torch.float64 for t in everything),
+        wide=wide,
     )
     return made, result
 

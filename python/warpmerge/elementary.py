@@ -18,7 +18,8 @@ def _polynomial(x: Expr, coefficients: Sequence[float]) -> Expr:
     return functools.reduce(lambda total, c: total * x + c, rest, wrap(highest))
 
 
-def _nearest_whole(x: Expr, wide: bool) -> Expr:
+def nearest_whole(x: Expr, wide: bool) -> Expr:
+    """Of numbers below 2^22; of two equally near ones the even one."""
     big = 1.5 * 2.0 ** (52 if wide else 23)  # adding it leaves no bits for a fraction
     return (x + big) - big
 
@@ -30,7 +31,7 @@ _LN2 = {False: (0.693359375, -2.12194440054690583e-4), True: (6.9314718036912381
 def _exp(x: Expr, wide: bool) -> Expr:
     low, high = (-708.0, 709.0) if wide else (-87.0, 88.0)
     x = minimum(maximum(x, low), high)
-    n = _nearest_whole(x * (1 / math.log(2)), wide)
+    n = nearest_whole(x * (1 / math.log(2)), wide)
     coarse, fine = _LN2[wide]
     r = (x - n * coarse) - n * fine
     # |r| <= ln(2) / 2: the first term left out is below 2^-28 and 2^-57 of the sum.

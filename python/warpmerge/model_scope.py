@@ -47,7 +47,7 @@ class ModelScope:
         if not self.tasks:
             return lambda name: None
         some = self.tasks[0]
-        info = TensorInfo("", self.count, some.info.models, some.info.seed)
+        info = TensorInfo("", self.count, some.info.models, some.info.seed, wide=self.wide)
         steps = method.steps(info, some.values)
         answer = None
         while True:

@@ -6,6 +6,7 @@ Methods build these records, backends carry them out; neither knows the other. K
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -65,6 +66,11 @@ class Selection:
 
     def keep(self) -> KeepAbove:
         return KeepAbove(self.threshold, self.tie_end)
+
+    def magnitude(self, wide: bool) -> float:
+        """The threshold as a number. `wide`: of keys of float64, else of float32."""
+        key = self.threshold.to_bytes(8 if wide else 4, "little")
+        return struct.unpack("<d" if wide else "<f", key)[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +158,9 @@ class Whole:
     """Any function of whole tensors, in torch -> what it returns; or a combination: base + result, or the result alone.
 
     function(tensors, base): the K deltas (inputs if not `relative`) and the base (None if not `relative`) in the
-    compute type and the tensor's shape. It runs where torch runs; memory is bounded by the tensor, not by a tile, and
-    what it computes need not have the same bits on every device. `combines` is set by the engine.
+    compute type and the tensor's shape, then the inputs' companions in theirs. The function must not change the base. It
+    runs where the tensors are; memory is bounded by the tensor, not by a tile, and what it computes need not have the
+    same bits on every device. `combines` is set by the engine.
     """
 
     function: Callable[..., Any]

@@ -49,6 +49,7 @@ class TensorInfo:
     models: int  # number of inputs, a reference base not counted
     seed: int = 0
     shape: tuple[int, ...] | None = None  # None: one dimension
+    wide: bool = False  # computed in float64, else in float32
 
     @property
     def columns(self) -> int:

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from warpmerge.plan import make_plan
+from warpmerge.recipe import Recipe
 
 from . import pagecache, process
 from .baseline import cat_cp, fastest_disk_read
-from .cases import METHODS, TARGET_SHAPE, Case, make_case, total_bytes
+from .cases import FURTHER, METHODS, TARGET_SHAPE, Case, make_case, total_bytes
 from .check import check_output
 from .conftest import bench_dir
 
@@ -36,6 +38,13 @@ def test_merge(benchmark, checkpoints, scratch, request, regime: str, method: st
     shape = request.config.getoption("shape")
     case = make_case(method, checkpoints(shape), bench_dir() / "recipes" / shape)
     measure(benchmark, case, scratch, regime, request.config.getoption("rounds"), shape)
+
+
+@pytest.mark.parametrize("method", FURTHER, ids=lambda name: name.replace(", ", "-"))
+def test_method(benchmark, checkpoints, scratch, request, method: str) -> None:
+    shape = request.config.getoption("shape")
+    case = make_case(method, checkpoints(shape), bench_dir() / "recipes" / shape)
+    measure(benchmark, case, scratch, "warm", min(3, request.config.getoption("rounds")), shape)
 
 
 @pytest.mark.parametrize("method", ["linear", "ties"])
@@ -100,6 +109,7 @@ def measure(benchmark, case: Case, scratch: Path, regime: str, rounds: int, shap
     read = total_bytes(case.read)
     benchmark.extra_info |= {
         "what": case.method.name,
+        "passes": passes(case),
         "regime": regime,
         "shape": shape,
         "bytes_read": read,
@@ -114,6 +124,15 @@ def measure(benchmark, case: Case, scratch: Path, regime: str, rounds: int, shap
     if disk:
         ratio = spread([a / b for a, b in zip(seconds, disk_seconds, strict=True)])
         benchmark.extra_info["disk"] = {"name": str(disk), **spread(disk_seconds), "ratio": ratio}
+
+
+def passes(case: Case) -> int:
+    """How often the merge reads its inputs, as the plan has it."""
+    plan = make_plan(Recipe.load(case.recipe))
+    try:
+        return max(map(plan.passes, plan.jobs))
+    finally:
+        plan.close()
 
 
 def clear(*folders: Path) -> None:

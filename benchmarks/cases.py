@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +16,83 @@ SLERP_T = 0.3
 TARGET_SHAPE = "qwen2.5-0.5b"  # what the targets below are about
 
 
+# What a warm merge may take, times cat+cp, by what a method has to do.
+ONE_PASS, TWO_PASSES, MORE = 1.0, 1.6, 2.5
+
+
 @dataclass(frozen=True)
 class Method:
+    """`parameters` are those for all models, `each` those of one model beside its weight."""
+
     name: str
     reach: float | None  # times cat+cp, warm, TARGET_SHAPE in bf16, two cores
-    aim: float | None
+    aim: float | None = None
     base: bool = True
     models: int = 3
+    weighted: bool = True
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    each: Mapping[str, Any] = field(default_factory=dict)
+    endpoint: bool = False  # the base is listed among the models
+    method: str = ""  # its name in recipes, where a method is measured in several ways
+
+    @property
+    def known(self) -> str:
+        return self.method or self.name
 
 
-METHODS = {
-    method.name: method
-    for method in (
-        Method("linear", 0.9, 0.6, base=False),
-        Method("task_arithmetic", 0.9, 0.6),
-        Method("dare_linear", 1.3, 0.9),
-        Method("dare_ties", 1.3, 0.9),
-        Method("slerp", 1.3, 0.9, models=1),
-        Method("ties", 1.5, 1.1),
-        Method("passthrough", None, None, base=False, models=1),
-    )
-}
+def _named(*methods: Method) -> dict[str, Method]:
+    return {method.name: method for method in methods}
+
+
+_DENSITY = {"density": DENSITY}
+METHODS = _named(
+    Method("linear", 0.9, 0.6, base=False),
+    Method("task_arithmetic", 0.9, 0.6),
+    Method("dare_linear", 1.3, 0.9, each=_DENSITY),
+    Method("dare_ties", 1.3, 0.9, each=_DENSITY),
+    Method("slerp", 1.3, 0.9, models=1, weighted=False, parameters={"t": SLERP_T}, endpoint=True),
+    Method("ties", 1.5, 1.1, each=_DENSITY),
+    Method("passthrough", None, base=False, models=1, weighted=False),
+)
+
+
+def _plain(name: str, reach: float | None, **more: Any) -> Method:
+    return Method(name, reach, weighted=False, **more)
+
+
+# Every other method, warm only. Beyond the default scope a name says what is measured.
+FURTHER = _named(
+    _plain("expo", ONE_PASS, models=1, parameters={"alpha": 0.3}),
+    _plain("ema", ONE_PASS, base=False, parameters={"decay": 0.7}),
+    _plain("lawa", ONE_PASS, base=False),
+    _plain("nearswap", ONE_PASS, models=1, parameters={"t": 1e-3}),
+    _plain("magmax", ONE_PASS),
+    _plain("ram", ONE_PASS),
+    _plain("consensus_ta", ONE_PASS),
+    _plain("median", ONE_PASS, base=False),
+    _plain("trimmed_mean", ONE_PASS, base=False, parameters={"beta": 0.34}),
+    _plain("emr", TWO_PASSES),
+    _plain("ramplus_tl", TWO_PASSES),
+    Method("nuslerp", TWO_PASSES, models=2),
+    Method("nuslerp, rows", MORE, models=2, parameters={"nuslerp_flatten": False}, method="nuslerp"),
+    Method("multislerp", TWO_PASSES),
+    _plain("karcher", TWO_PASSES, base=False),
+    _plain("model_stock", TWO_PASSES),
+    _plain("model_stock, rows", MORE, parameters={"filter_wise": True}, method="model_stock"),
+    _plain("krum", TWO_PASSES, base=False),
+    _plain("multi_krum", TWO_PASSES, base=False),
+    _plain("geometric_median", TWO_PASSES, base=False),
+    _plain("norm_clipped_mean", TWO_PASSES),
+    Method("breadcrumbs", TWO_PASSES, each=_DENSITY),
+    Method("breadcrumbs_ties", TWO_PASSES, each=_DENSITY),
+    Method("ties, model", MORE, parameters={"scope": "model"}, each=_DENSITY, method="ties"),
+    _plain("sce", MORE, parameters={"select_topk": 0.5}),
+    Method("della", MORE, each=_DENSITY),
+    Method("della_linear", MORE, each=_DENSITY),
+    _plain("pcb", MORE),
+    _plain("arcee_fusion", MORE, models=1),
+    _plain("widen", MORE),
+)
 
 
 @dataclass(frozen=True)
@@ -82,30 +138,18 @@ def make_case(
     **top_level: Any,
 ) -> Case:
     """Writes the recipe of a method into `folder`; `top_level` are further keys such as `dtype`."""
-    method = METHODS[name]
+    method = METHODS.get(name) or FURTHER[name]
     chosen = checkpoints.models[: method.models if models is None else models]
     base = checkpoints.base if method.base else None
-    recipe: dict[str, Any] = {"merge_method": name, **top_level}
+    recipe: dict[str, Any] = {"merge_method": method.known, **top_level, "parameters": dict(method.parameters)}
     if base:
         recipe["base_model"] = str(base)
-    if name == "slerp":
-        recipe["models"] = [{"model": str(path)} for path in (checkpoints.base, *chosen)]
-        recipe["parameters"] = {"t": SLERP_T}
-    elif name == "passthrough":
-        recipe["models"] = [{"model": str(path)} for path in chosen]
-    else:
-        recipe["models"] = [
-            {"model": str(path), "parameters": _parameters(name, weight)}
-            for path, weight in zip(chosen, weights, strict=False)
-        ]
+    each = [{**method.each, **({"weight": weight} if method.weighted else {})} for weight in weights]
+    recipe["models"] = [{"model": str(path), "parameters": own} for path, own in zip(chosen, each, strict=False)]
+    if method.endpoint:
+        recipe["models"].insert(0, {"model": str(checkpoints.base)})
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.yml"
+    path = folder / f"{name.replace(', ', '-')}.yml"
     path.write_text(json.dumps(recipe, indent=2) + "\n")  # JSON is YAML
     inputs = (base, *chosen) if base else chosen
     return Case(method, path, inputs, base, chosen, tuple(weights[: len(chosen)]))
-
-
-def _parameters(method: str, weight: float) -> dict[str, float]:
-    if method in ("ties", "dare_linear", "dare_ties"):
-        return {"weight": weight, "density": DENSITY}
-    return {"weight": weight}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .cases import DENSITY, SLERP_T, Case, shards
+from .cases import DENSITY, FURTHER, SLERP_T, Case, shards
 from .checkpoints import from_bf16
 
 _NUMPY = {"BF16": np.uint16, "F32": np.float32}
@@ -88,6 +88,8 @@ def _sample(output: Checkpoint) -> list[str]:
 def _check_values(output: Checkpoint, case: Case, name: str, rounded_once: bool) -> None:
     values = output.values(name)
     assert np.isfinite(values).all(), f"{case.method.name}: {name} has non-finite values"
+    if case.method.name in FURTHER:  # their values are the tests' business
+        return
     inputs = [Checkpoint(path).values(name) for path in case.inputs]
     operands = np.max(np.abs(inputs), axis=0)
     expected = oracle(case, name) if rounded_once else None

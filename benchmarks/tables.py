@@ -85,6 +85,7 @@ def _merges(rows: list[Row]) -> str:
         body.append(
             [
                 what,
+                str(row.get("passes", "-")),
                 f"<= {reach:.3g}" if reach else "-",
                 f"{aim:.3g}" if aim else "-",
                 _spread(ratio),
@@ -93,7 +94,7 @@ def _merges(rows: list[Row]) -> str:
                 _number(row["peak_anonymous_mb"]),
             ]
         )
-    head = ["what", "reach", "aim", "ratio: median (min-max)", "GB/s", "roof", "peak anonymous MB"]
+    head = ["what", "passes", "reach", "aim", "ratio: median (min-max)", "GB/s", "roof", "peak anonymous MB"]
     return f"{CAPTION}\n\n{_table(head, body)}"
 
 

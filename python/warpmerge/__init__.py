@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .methods import Base, TensorInfo, method
     from .pool import Pool
     from .recipe import Recipe
+    from .streams import RunningEMA, RunningMean, RunningVariance
     from .tensors import merge_state_dicts, merge_tensors
     from .verification import VerifyReport, verify
 
@@ -30,6 +31,7 @@ _HOME = {
     **dict.fromkeys(["Base", "TensorInfo", "method"], "methods"),
     "Pool": "pool",
     "Recipe": "recipe",
+    **dict.fromkeys(["RunningEMA", "RunningMean", "RunningVariance"], "streams"),
     **dict.fromkeys(["merge_state_dicts", "merge_tensors"], "tensors"),
     **dict.fromkeys(["VerifyReport", "verify"], "verification"),
 }
@@ -44,6 +46,9 @@ __all__ = [
     "Pool",
     "Recipe",
     "RecipeError",
+    "RunningEMA",
+    "RunningMean",
+    "RunningVariance",
     "TensorInfo",
     "VerifyReport",
     "__version__",

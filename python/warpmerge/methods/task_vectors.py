@@ -43,12 +43,12 @@ ZERO_SUM = 1e-8  # without an election, weights that sum to less are not divided
 ZERO_L1 = 1e-7  # sums of magnitudes below this are not rescaled by (mergekit)
 
 
-def _normalize(default: bool) -> Parameter:
+def normalize_option(default: bool) -> Parameter:
     about = "short for divisor: weights (true) or none (false)"
     return boolean("normalize", default=default, help=about, short_for="divisor")
 
 
-def _divisor() -> Parameter:
+def divisor_option() -> Parameter:
     return choice(
         "divisor",
         ["weights", "count", "none"],
@@ -58,7 +58,7 @@ def _divisor() -> Parameter:
     )
 
 
-def _rescale(default: str) -> Parameter:
+def rescale_option(default: str) -> Parameter:
     return choice(
         "rescale",
         ["l1", "inverse_density", "false"],
@@ -77,7 +77,7 @@ def kept_count(density: float, count: int) -> int:
     return max(1, int(density * count)) if density > 0 else 0
 
 
-def _sparse(p: Mapping[str, Any]) -> bool:
+def is_sparse(p: Mapping[str, Any]) -> bool:
     return any(0 < d < 1 for d in p["density"])
 
 
@@ -111,14 +111,19 @@ def drop_at_random(tensor: TensorInfo, p: Mapping[str, Any]) -> tuple[Keep, ...]
 
 def rescaling(p: Mapping[str, Any], keep: tuple[Keep, ...]) -> Generator[Moments, Any, list[float]]:
     """The factor that makes up for what was dropped, per model."""
-    if p["rescale"] == "false" or not _sparse(p):
+    if p["rescale"] == "false" or not is_sparse(p):
         return [1.0] * len(keep)
     if p["rescale"] == "inverse_density":
         # A drawn element survives with the realised probability cut / 65536.
         kept = [k.cut / 65536 if isinstance(k, KeepDrawn) else d for k, d in zip(keep, p["density"], strict=True)]
         return [1.0 / d if d > 0 else 1.0 for d in kept]
     moments = yield Moments(keep, only_l1=True)
-    return [m.sum_abs / m.kept_abs if m.sum_abs >= ZERO_L1 and m.kept_abs >= ZERO_L1 else 1.0 for m in moments]
+    return [restored(m.sum_abs, m.kept_abs) for m in moments]
+
+
+def restored(whole: float, left: float) -> float:
+    """The factor that makes the sum of magnitudes that is left as large as the whole one."""
+    return whole / left if whole >= ZERO_L1 and left >= ZERO_L1 else 1.0
 
 
 def merge_kept(p: Mapping[str, Any], keep: tuple[Keep, ...], scale: list[float], *, elect: bool) -> Consensus:
@@ -141,7 +146,7 @@ def majority(keep: tuple[Keep, ...], ballot: tuple[float, ...]) -> Generator[Mom
     return int(more.sum_abs - fewer.sum_abs)
 
 
-def _check_elected(p: Mapping[str, Any], models: int) -> None:
+def check_elected(p: Mapping[str, Any], models: int) -> None:
     if divisor_of(p) == "weights" and min(p["weight"], default=0) < 0:
         raise RecipeError(
             "a negative weight under a sign election that divides by the agreeing weights would add the task vector it "
@@ -149,7 +154,7 @@ def _check_elected(p: Mapping[str, Any], models: int) -> None:
         )
 
 
-ELECTED = [ELECT, _divisor(), LAMBDA, INT8_MASK]
+ELECTED = [ELECT, divisor_option(), LAMBDA, INT8_MASK]
 ELECTION = """S = sum w_k t_k,  sum t_k with elect: unweighted;  s = +1 where S >= 0, else -1
 A = the models whose part of S has the sign s, zeros left out
 y = x_0 + lambda sum_A w_k t_k / Z
@@ -188,7 +193,7 @@ def task_arithmetic(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
 
 def _ties_passes(p: Mapping[str, Any]) -> int:
     """1 by default; 1 more where a density is between 0 and 1, for rescale: l1 then, and for cancelled: majority"""
-    return 1 + _sparse(p) + (_sparse(p) and p["rescale"] == "l1") + (p["cancelled"] == "majority")
+    return 1 + is_sparse(p) + (is_sparse(p) and p["rescale"] == "l1") + (p["cancelled"] == "majority")
 
 
 @method(
@@ -197,14 +202,14 @@ def _ties_passes(p: Mapping[str, Any]) -> int:
     parameters=[
         WEIGHT,
         DENSITY,
-        _normalize(True),
-        _rescale("false"),
+        normalize_option(True),
+        rescale_option("false"),
         TIES,
         *ELECTED,
         CANCELLED,
         scope("tensor", "model"),
     ],
-    check=_check_elected,
+    check=check_elected,
     passes=_ties_passes,
     formula="t_k = r_k d_k where |d_k| is one of the int(density_k n) largest of the tensor, else 0\n"
     "r_k = 1 (rescale: false),  |d_k|_1 / |kept d_k|_1 (l1),  1 / density_k (inverse_density)\n" + ELECTION,
@@ -251,13 +256,13 @@ def ties(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
 
 def _dare_passes(p: Mapping[str, Any]) -> int:
     """1 by default; 2 where a density is between 0 and 1, unless rescale is inverse_density or false"""
-    return 1 + (_sparse(p) and p["rescale"] == "l1")
+    return 1 + (is_sparse(p) and p["rescale"] == "l1")
 
 
 @method(
     "dare_linear",
     base=Base.REFERENCE,
-    parameters=[WEIGHT, DENSITY, _normalize(False), _rescale("l1"), _divisor(), LAMBDA, INT8_MASK],
+    parameters=[WEIGHT, DENSITY, normalize_option(False), rescale_option("l1"), divisor_option(), LAMBDA, INT8_MASK],
     passes=_dare_passes,
     formula=DROPPED + "\n" + SUMMED,
     paper="Yu et al. 2023, Language models are Super Mario, arXiv 2311.03099",
@@ -283,8 +288,8 @@ def dare_linear(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
 @method(
     "dare_ties",
     base=Base.REFERENCE,
-    parameters=[WEIGHT, DENSITY, _normalize(False), _rescale("l1"), *ELECTED],
-    check=_check_elected,
+    parameters=[WEIGHT, DENSITY, normalize_option(False), rescale_option("l1"), *ELECTED],
+    check=check_elected,
     passes=_dare_passes,
     formula=DROPPED + "\n" + ELECTION,
     paper="Yu et al. 2023, Language models are Super Mario, arXiv 2311.03099",

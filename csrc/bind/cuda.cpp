@@ -36,7 +36,7 @@ T* at(uintptr_t address) {
 
 Launch make_launch(int64_t segments, int64_t chunks, int models, int outputs, const std::vector<int>& inputs, int base,
                    int out, bool wide, int policy, bool aligned, uintptr_t places, uintptr_t chunk_map,
-                   uintptr_t numbers, uintptr_t keeps) {
+                   uintptr_t numbers, uintptr_t keeps, uintptr_t words) {
   if (segments < 0 || chunks < 0 || models < 0 || outputs < 0) throw py::value_error("a launch has no negative sizes");
   if (inputs.size() != size_t(models)) throw py::value_error("a launch needs one dtype code per model");
   if (policy < 0 || policy > 2) throw py::value_error("policy " + std::to_string(policy) + " is unknown");
@@ -55,7 +55,18 @@ Launch make_launch(int64_t segments, int64_t chunks, int models, int outputs, co
   launch.chunk_map = at<const int32_t>(chunk_map);
   launch.numbers = at<const double>(numbers);
   launch.keeps = at<const int64_t>(keeps);
+  launch.words = at<const int64_t>(words);
   return launch;
+}
+
+Formula make_formula(uintptr_t code, int instructions, int operands, int constants, int values, int rules, int keys,
+                     int vectors, int ranks, uintptr_t file, int64_t file_bytes) {
+  for (const int size : {instructions, operands, constants, values, rules, keys, vectors, ranks})
+    if (size < 0) throw py::value_error("a formula has no negative sizes");
+  if (int64_t(operands) + constants >= kNoOperand)
+    throw py::value_error("a formula has at most " + std::to_string(kNoOperand) + " operands");
+  return {at<const int16_t>(code), instructions, operands, constants, values, rules, keys, vectors, ranks,
+          at<void>(file),          file_bytes};
 }
 
 // Freeing device memory waits for the device, also when it is the garbage collector that frees it.
@@ -118,6 +129,7 @@ void bind_kernels(py::class_<Device, std::shared_ptr<Device>>& device) {
   const auto nonfinite = py::arg("nonfinite");
   const auto partials = py::arg("partials");
   const auto state = py::arg("state");
+  const auto code = py::arg("code");
   device
       .def(
           "weighted_sum",
@@ -131,6 +143,37 @@ void bind_kernels(py::class_<Device, std::shared_ptr<Device>>& device) {
             launch_on(d, s, [&](cudaStream_t t) { consensus(t, launch, elect, at<int64_t>(nonfinite)); });
           },
           stream, launch, py::arg("elect"), nonfinite)
+      .def(
+          "formula",
+          [](Device& d, const Stream& s, const Launch& launch, const Formula& code, bool combine, int agree,
+             uintptr_t nonfinite) {
+            launch_on(d, s, [&](cudaStream_t t) { formula(t, launch, code, combine, agree, at<int64_t>(nonfinite)); });
+          },
+          stream, launch, code, py::arg("combine"), py::arg("agree"), nonfinite)
+      .def(
+          "ranks",
+          [](Device& d, const Stream& s, const Launch& launch, const Formula& code, int input, int ordinal,
+             int64_t longest) {
+            launch_on(d, s, [&](cudaStream_t t) { ranks(t, launch, code, input, ordinal, longest); });
+          },
+          stream, launch, code, py::arg("input"), py::arg("ordinal"), py::arg("longest"))
+      .def(
+          "rows",
+          [](Device& d, const Stream& s, const Launch& launch, bool largest, uintptr_t partials) {
+            launch_on(d, s, [&](cudaStream_t t) { rows(t, launch, largest, at<double>(partials)); });
+          },
+          stream, launch, py::arg("largest"), partials)
+      .def(
+          "row_totals",
+          [](Device& d, const Stream& s, uintptr_t partials, uintptr_t spans, int64_t slots, int64_t rows, int models,
+             bool largest, uintptr_t result) {
+            launch_on(d, s, [&](cudaStream_t t) {
+              row_totals(t, at<double>(partials), at<const int64_t>(spans), slots, rows, models, largest,
+                         at<double>(result));
+            });
+          },
+          stream, partials, py::arg("spans"), py::arg("slots"), py::arg("rows"), py::arg("models"), py::arg("largest"),
+          py::arg("result"))
       .def(
           "moments",
           [](Device& d, const Stream& s, const Launch& launch, bool only_l1, uintptr_t partials, uintptr_t nonfinite) {
@@ -224,7 +267,12 @@ PYBIND11_MODULE(WARPMERGE_CUDA_MODULE, m) {
   py::class_<Launch>(m, "Launch", "The table of a launch: see csrc/cuda/launch.h.", py::module_local())
       .def(py::init(&make_launch), py::kw_only(), py::arg("segments"), py::arg("chunks"), py::arg("models"),
            py::arg("outputs"), py::arg("inputs"), py::arg("base"), py::arg("out"), py::arg("wide"), py::arg("policy"),
-           py::arg("aligned"), py::arg("places"), py::arg("chunk_map"), py::arg("numbers") = 0, py::arg("keeps") = 0);
+           py::arg("aligned"), py::arg("places"), py::arg("chunk_map"), py::arg("numbers") = 0, py::arg("keeps") = 0,
+           py::arg("words") = 0);
+  py::class_<Formula>(m, "Formula", "The program of a formula: see csrc/cuda/launch.h.", py::module_local())
+      .def(py::init(&make_formula), py::kw_only(), py::arg("code"), py::arg("instructions"), py::arg("operands"),
+           py::arg("constants"), py::arg("values"), py::arg("rules"), py::arg("keys"), py::arg("vectors"),
+           py::arg("ranks"), py::arg("file") = 0, py::arg("file_bytes") = 0);
 
   bind_runtime(m);
   py::class_<Device, std::shared_ptr<Device>> device(m, "Device", py::module_local());

@@ -44,6 +44,7 @@ struct Launch {
   const int32_t* chunk_map = nullptr;  // [chunks]: the segment of each
   const double* numbers = nullptr;     // [segments, n]: coefficients
   const int64_t* keeps = nullptr;      // [segments, models, 4]: cut (-1: by threshold), threshold, tie_end, key
+  const int64_t* words = nullptr;      // [segments, n]: of formulas and rows
 };
 
 // `nonfinite`: [slots, models + 1] counters of elements that are NaN or infinite, last those of the base; null: none.
@@ -61,6 +62,53 @@ void moments(cudaStream_t stream, const Launch& launch, bool only_l1, double* pa
 
 // `partials`: [blocks, gram_size(models)].
 void gram(cudaStream_t stream, const Launch& launch, double* partials, int64_t* nonfinite);
+
+// The program of a formula, the same for all segments of a launch. Operands are numbered: the inputs (deltas if there
+// is a base), the base (0 without one), the temporaries, the constants.
+struct Formula {
+  // Rows of kFormulaFields, and behind them the operand numbers of the values, in whole rows.
+  const int16_t* code = nullptr;
+  int instructions = 0, operands = 0, constants = 0, values = 0;  // operands: all but the constants
+  int rules = 0, keys = 0, vectors = 0, ranks = 0;
+  void* file = nullptr;  // memory for operands where they do not fit into shared memory
+  int64_t file_bytes = 0;
+};
+enum FormulaField : int {
+  kFieldOp = 0,      // of FormulaOp
+  kFieldTarget = 1,  // the temporary; kNoOperand: only the next instruction needs the result
+  kFieldA = 2,       // operands: kLastResult, kNoOperand, or a number
+  kFieldB = 3,
+  kFieldC = 4,
+  kFieldPayload = 5,  // which rule, key, vector or ranks
+  kFormulaFields = 8
+};
+constexpr int kLastResult = 0xffff, kNoOperand = 0xfffe;  // the largest numbers, unsigned
+// Columns of a row of `Launch::words`. Behind them keys[keys], addresses of float64 vectors[vectors], and for each
+// input that is ranked the address of the ranks, in the compute type, of the segment's elements.
+enum WordColumn : int { kWordColumns = 0, kWordOrder = 1, kWordRest = 2 };  // length of a row; for `ranks`, else 0
+
+// Bytes of shared memory up to which operands stay there, those of one warp and the constants counted.
+constexpr int64_t kFormulaShared = 96 << 10;
+
+// The values of a formula in the launch's outputs. `numbers`: constants; `keeps`: [segments, rules, 4]. With `combine`
+// they are results: added to the base, or without one, where the first `agree` inputs are the same that input. Else
+// they are to be measured, and what is not finite becomes 0.
+void formula(cudaStream_t stream, const Launch& launch, const Formula& formula, bool combine, int agree,
+             int64_t* nonfinite);
+
+// Ranks of one input's magnitudes in their rows, to the `ordinal`-th address of ranks. Segments are whole rows, at most
+// `longest` elements each; where that is more than kRankShared, kWordOrder is the address of 8 bytes per element.
+constexpr int64_t kRankShared32 = 8192, kRankShared64 = 4096;
+void ranks(cudaStream_t stream, const Launch& launch, const Formula& formula, int input, int ordinal, int64_t longest);
+
+// Sums (or the largest) of the blocks of rows of each input: `partials` [row blocks, models]. kPlaceBlock is the number
+// of the tensor's first one; a segment begins and ends with whole ones. `words` [segments, 1]: kWordColumns.
+void rows(cudaStream_t stream, const Launch& launch, bool largest, double* partials);
+
+// From those `result` [rows, models]. `spans` [slots, 4]: first row, rows, first block, blocks of a row. Destroys
+// `partials`.
+void row_totals(cudaStream_t stream, double* partials, const int64_t* spans, int64_t slots, int64_t rows, int models,
+                bool largest, double* result);
 
 // Reduces the rows of each slot, `ranges` [slots, 2] = (first row, number of rows), to `result` [slots, width]. With
 // `moments` the columns are those of kMomentsColumns, repeated; else all are sums. Destroys `partials`.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .code import Code
 from .tables import Launch
 
 
@@ -14,9 +15,15 @@ class CudaKernels:
     """Those of the native module, on one of its devices. Streams are native ones or torch's."""
 
     samples = True  # there is select_sample, which narrows the interval before the first sweep
+    bins = 2048  # that select_sweep counts in
 
     def __init__(self, native: Any, device: Any) -> None:
         self._native, self.device = native, device
+
+    @staticmethod
+    def long_row(wide: bool) -> int:
+        """Elements of a row above which `ranks` needs scratch memory: kRankShared32 and 64 of launch.h."""
+        return 4096 if wide else 8192
 
     @staticmethod
     def select_sweeps(wide: bool, sampled: bool) -> int:
@@ -28,7 +35,7 @@ class CudaKernels:
 
         def queue(stream: Any, *arguments: Any) -> None:
             native = getattr(stream, "native", None)
-            arguments = [self._launch(a) if isinstance(a, Launch) else a for a in arguments]
+            arguments = [self._native_form(a) for a in arguments]
             if native is not None:
                 kernel(native, *arguments)
                 return
@@ -38,29 +45,54 @@ class CudaKernels:
         setattr(self, name, queue)
         return queue
 
-    def _launch(self, launch: Launch) -> Any:
-        return self._native.Launch(
-            segments=launch.segments,
-            chunks=launch.chunks,
-            models=launch.models,
-            outputs=launch.outputs,
-            inputs=list(launch.inputs),
-            base=launch.base,
-            out=launch.out,
-            wide=launch.wide,
-            policy=launch.policy,
-            aligned=launch.aligned,
-            places=launch.places,
-            chunk_map=launch.chunk_map,
-            numbers=launch.numbers,
-            keeps=launch.keeps,
-        )
+    def _native_form(self, argument: Any) -> Any:
+        if isinstance(argument, Launch):
+            launch = argument
+            return self._native.Launch(
+                segments=launch.segments,
+                chunks=launch.chunks,
+                models=launch.models,
+                outputs=launch.outputs,
+                inputs=list(launch.inputs),
+                base=launch.base,
+                out=launch.out,
+                wide=launch.wide,
+                policy=launch.policy,
+                aligned=launch.aligned,
+                places=launch.places,
+                chunk_map=launch.chunk_map,
+                numbers=launch.numbers,
+                keeps=launch.keeps,
+                words=launch.words,
+            )
+        if isinstance(argument, Code):
+            program = argument.program
+            return self._native.Formula(
+                code=argument.address,
+                instructions=len(program.code),
+                operands=argument.operands,
+                constants=len(program.constants),
+                values=len(program.outputs),
+                rules=len(program.rules),
+                keys=len(program.keys),
+                vectors=len(program.vectors),
+                ranks=len(program.ranked),
+                file=argument.file,
+                file_bytes=argument.file_bytes,
+            )
+        return argument
 
 
 class TritonKernels:
     """Those of triton_kernels, on torch's current device and stream."""
 
     samples = True
+    bins = 256
+
+    @staticmethod
+    def long_row(wide: bool) -> int:
+        """No row needs scratch memory."""
+        return 2**62
 
     def __init__(self) -> None:
         from ..triton_kernels import consensus, gram, moments, reduce, select, weighted_sum

@@ -6,8 +6,10 @@ CHUNK elements; chunks never cross tensors, so tensors of any size share a launc
     places   int64 [S, 7 + K + M]   count, first, first chunk, slot, first block, total, base, inputs, outputs
     chunks   int32 [G]              the segment of each chunk
     numbers  float64 [S, N]         coefficients: M x K of a weighted sum; value, ballot, divisor (K each), lambda of a
-                                    consensus
-    keeps    int64 [S, K, 4]        cut (-1: threshold rule), threshold, tie end, Philox key
+                                    consensus; constants of a formula
+    keeps    int64 [S, K, 4]        cut (-1: threshold rule), threshold, tie end, Philox key; [S, rules, 4] of a formula
+    words    int64 [S, W]           of a formula: length of a row, scratch for ranking, stream keys, addresses of
+                                    vectors, addresses of the segment's ranks; of rows: their length
 
 `first` is the flat index of the segment's first element in its tensor of `total` elements, `slot` its row in result
 arrays, `first block` that of its first reduction block in arrays of block partials. Addresses point at element `first`.
@@ -67,6 +69,7 @@ class Launch:
     chunk_map: int
     numbers: int
     keeps: int
+    words: int
 
     @property
     def models(self) -> int:
@@ -122,6 +125,7 @@ class Table:
         segments: Sequence[Segment],
         numbers: np.ndarray | None = None,
         keeps: np.ndarray | None = None,
+        words: np.ndarray | None = None,
     ) -> None:
         self.kind = kind
         self.segments = len(segments)
@@ -132,7 +136,7 @@ class Table:
         ).reshape(len(segments), 7 + kind.models + kind.outputs)
         places[:, 2] = np.cumsum(chunks) - chunks
         chunk_map = np.repeat(np.arange(len(segments), dtype=np.int32), chunks)
-        self._sections = [places, chunk_map, numbers, keeps]
+        self._sections = [places, chunk_map, numbers, keeps, words]
 
     @property
     def nbytes(self) -> int:

@@ -134,7 +134,7 @@ def task(
     everything = [*tensors, *([base] if base is not None else [])]
     wide = any(t.dtype == torch.float64 for t in everything)
     made = TensorTask(
-        info=TensorInfo(name, first.numel(), len(tensors), seed, tuple(first.shape), wide),
+        info=TensorInfo(name, first.numel(), len(tensors), seed, tuple(first.shape), wide=wide),
         method=find(method),
         values=values_of(method, len(tensors), parameters),
         inputs=[buffer(t) for t in tensors],

@@ -59,7 +59,7 @@ class _Run:
             located = [_agreed(job, located, labels)]
         count = job.entry.count
         return TensorTask(
-            info=TensorInfo(job.name, count, len(located), self.plan.seed, job.shape, job.wide),
+            info=TensorInfo(job.name, count, len(located), self.plan.seed, job.shape, wide=job.wide),
             method=self.plan.recipe.method if job.values is not None else None,
             values=job.values if job.values is not None else {"nonfinite": "propagate"},
             inputs=located,

@@ -146,7 +146,7 @@ class Operands:
             done.add(id(outputs[0]))
             tasks.append(
                 TensorTask(
-                    info=TensorInfo(entry.name, entry.count, len(entry.inputs), seed, entry.shape, entry.wide),
+                    info=TensorInfo(entry.name, entry.count, len(entry.inputs), seed, entry.shape, wide=entry.wide),
                     method=method if entry.merged else None,
                     values=values,
                     inputs=entry.inputs,

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from .. import _core
+from ..errors import MergeError
 from ..ops import (
     NO_TIE_END,
     Consensus,
@@ -19,6 +20,7 @@ from ..ops import (
     Select,
     Selection,
     WeightedSum,
+    Whole,
 )
 from ..tasks import Buffer, FileSink, Outcome, Request, Sink, TensorTask, Work
 from ..threads import thread_count
@@ -67,11 +69,17 @@ class Ticket:
     def __init__(self, backend: CpuBackend, work: list[Work]) -> None:
         self._backend = backend
         self._work = work
-        self._items = [backend.item(task, request) for task, request in work]
-        self._launch = backend.submit(self._items)
+        self._items = [
+            _InTorch(task, request) if isinstance(request, Whole) else backend.item(task, request)
+            for task, request in work
+        ]
+        self._in_torch = [item for item in self._items if isinstance(item, _InTorch)]
+        self._launch = backend.submit([item for item in self._items if not isinstance(item, _InTorch)])
 
     def wait(self) -> list[Outcome]:
         """Blocks until all is done. Raises OSError if a file could not be written or read."""
+        for item in self._in_torch:
+            item.run(self._backend.pool.threads)
         while True:
             while not self._launch.wait(POLL_MS):
                 pass
@@ -81,6 +89,26 @@ class Ticket:
                 break
             self._launch = self._backend.submit(again)
         return [_outcome(request, item) for (_, request), item in zip(self._work, self._items, strict=True)]
+
+
+class _InTorch:
+    """A request on whole tensors: torch carries it out, when it is waited for."""
+
+    outcome: Outcome
+
+    def __init__(self, task: TensorTask, request: Whole) -> None:
+        self._task, self._request = task, request
+
+    def run(self, threads: int) -> None:
+        try:
+            import torch  # noqa: F401
+        except ImportError:
+            raise MergeError(
+                f"method '{self._task.method.name}' works on whole tensors, which needs torch: pip install torch."
+            ) from None
+        from .whole import carry_out
+
+        self.outcome = carry_out(self._task, self._request, threads=threads)
 
 
 class CpuBackend:
@@ -183,6 +211,8 @@ def _keep(keep: Keep) -> Any:
 
 
 def _outcome(request: Request, item: Any) -> Outcome:
+    if isinstance(item, _InTorch):
+        return item.outcome
     if isinstance(request, Copy):
         return Outcome(item.digest)
     nonfinite = tuple(item.nonfinite)

@@ -61,6 +61,10 @@ class _Done:
 def _carry_out(task: TensorTask, request: Any) -> Outcome:
     if isinstance(request, Copy):
         return Outcome(_write(task, np.frombuffer(task.inputs[request.index].read(), np.uint8)))
+    if isinstance(request, Whole):
+        from .whole import carry_out
+
+        return carry_out(task, request)
     x, base, nonfinite = _operands(task, request.relative)
     count = task.info.count
     if isinstance(request, WeightedSum):
@@ -69,8 +73,6 @@ def _carry_out(task: TensorTask, request: Any) -> Outcome:
         return Outcome(digests[0], nonfinite)
     if isinstance(request, Consensus):
         return Outcome(_write(task, narrow(consensus(x, base, request), task.out_dtype)), nonfinite)
-    if isinstance(request, Whole):
-        return whole(task, request, x, base, nonfinite)
     if isinstance(request, Apply):
         program = request.formula.program(len(x), task.wide)
         values = evaluate(program, x, base)
@@ -166,7 +168,7 @@ def weighted_sum(x: list[torch.Tensor], base: torch.Tensor | None, request: Weig
     for d, c in zip(x[1:], coefficients[1:], strict=True):
         total = total + d * _scalar(c, d)
     if base is not None:
-        return _add_delta(base, total)
+        return add_delta(base, total)
     return torch.where(_all_same(x), x[0], total) if request.agree else total
 
 
@@ -186,10 +188,10 @@ def consensus(x: list[torch.Tensor], base: torch.Tensor, request: Consensus) -> 
         total = total + term
     divisor = torch.where(divisor == 0, torch.ones_like(divisor), divisor)
     merged = total / divisor * _scalar(request.lambda_, base)
-    return _add_delta(base, torch.where(torch.isnan(votes), votes, merged))
+    return add_delta(base, torch.where(torch.isnan(votes), votes, merged))
 
 
-def _add_delta(base: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+def add_delta(base: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
     return torch.where(delta == 0, base, base + delta)
 
 
@@ -258,7 +260,7 @@ def evaluate(program: Program, x: list[torch.Tensor], base: torch.Tensor | None)
 
 def _finish(value: torch.Tensor, x: list[torch.Tensor], base: torch.Tensor | None, agree: int) -> torch.Tensor:
     if base is not None:
-        return _add_delta(base, value)
+        return add_delta(base, value)
     if agree:
         return torch.where(_all_same(x[:agree]), x[0], value)
     return value
@@ -408,18 +410,6 @@ def rows(values: list[torch.Tensor], columns: int, largest: bool) -> np.ndarray:
         matrix = v.double().view(-1, columns)
         result.append([float(row.max()) if largest else fixed_sum(row) for row in matrix])
     return np.array(result, np.float64).reshape(len(values), -1)
-
-
-def whole(task: TensorTask, request: Whole, x: list, base: torch.Tensor | None, nonfinite: tuple[int, ...]) -> Outcome:
-    """Calls the function of a request for whole tensors; writes the result of one that combines."""
-    shape = task.info.shape or (task.info.count,) if task.info.shape != () else ()
-    shaped = None if base is None else base.view(shape)
-    found = request.function([t.view(shape) for t in x], shaped)
-    if not request.combines:
-        return Outcome(found, nonfinite)
-    value = found.to(x[0].dtype).reshape(-1)
-    y = value if base is None else _add_delta(base, value)
-    return Outcome(_write(task, narrow(y, task.out_dtype)), nonfinite)
 
 
 def create(threads: int | None = None, tile: int | None = None, device: str = "cpu") -> TorchBackend:

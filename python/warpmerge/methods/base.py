@@ -50,6 +50,7 @@ class TensorInfo:
     seed: int = 0
     shape: tuple[int, ...] | None = None  # None: one dimension
     wide: bool = False  # computed in float64, else in float32
+    companions: tuple[tuple[int, ...], ...] = ()  # shapes of the inputs behind the models' own, if it has companions
 
     @property
     def columns(self) -> int:

@@ -31,6 +31,10 @@ class KeepDrawn:
     key: int
     cut: int
 
+    def moved(self, first: int) -> KeepDrawn:
+        """The same: draws are those of the tensor, wherever it begins."""
+        return self
+
 
 Keep = KeepAbove | KeepDrawn
 KEEP_ALL = KeepAbove(0)

@@ -24,13 +24,23 @@ PRESETS = {
     ("dare_linear", "peft"): {"rescale": "inverse_density"},
     ("dare_ties", "paper"): {"weight": 1, "rescale": "inverse_density", "elect": "unweighted", "divisor": "count"},
     ("dare_ties", "peft"): {"rescale": "inverse_density", "elect": "unweighted", "divisor": "count"},
+    ("breadcrumbs", "paper"): {"weight": 1},
+    ("sce", "authors"): {"sce_mask_merge": False},
+    ("ramplus_tl", "authors"): {"r": 0.05, "alpha": 1},
 }
 IN_MERGEKIT = {
     *("linear", "task_arithmetic", "ties", "dare_linear", "dare_ties", "slerp", "nuslerp", "multislerp", "karcher"),
-    *("model_stock", "passthrough"),
+    *("model_stock", "passthrough", "breadcrumbs", "breadcrumbs_ties", "sce", "nearswap", "ram", "ramplus_tl"),
 }
 IDS = ["-".join(key) for key in PRESETS]
 WEIGHT = [0.9, 0.3, 0.4]
+# With their defaults there would be nothing for an option to change.
+SPARSE = {"density": [0.3, 0.5, 0.7], "select_topk": 0.4, "epsilon": 4e-6}
+
+
+def weight(method, options=()):
+    """Weights for a method that takes them, unless `options` have them."""
+    return {"weight": WEIGHT} if "weight" in find(method).by_name and "weight" not in options else {}
 
 
 def test_which_presets_there_are():
@@ -47,23 +57,26 @@ def merged(method, **options):
     base, models = family("bf16", 3, (41, 53))
     base, models = base * 0.02, [base * 0.02 + m * 2e-4 for m in models]
     with_base = find(method).base is wm.Base.REFERENCE
-    options = {"density": [0.3, 0.5, 0.7]} | options if "density" in find(method).by_name else options
+    options = {name: value for name, value in SPARSE.items() if name in find(method).by_name} | options
     return wm.merge_tensors(models, method, base=base if with_base else None, out_dtype="float32", name="w", **options)
 
 
 @pytest.mark.parametrize(("method", "semantics"), PRESETS, ids=IDS)
 def test_a_preset_is_its_options(method, semantics):
     options = PRESETS[method, semantics]
-    weight = {} if "weight" in options else {"weight": WEIGHT}
-    got = merged(method, semantics=semantics, **weight)
-    assert_same_bits(got, merged(method, **weight, **options))
+    given = weight(method, options)
+    got = merged(method, semantics=semantics, **given)
+    assert_same_bits(got, merged(method, **given, **options))
     if set(options) - {"weight"}:
-        assert not torch.equal(got, merged(method, weight=weight.get("weight", 1)))  # the options change something
+        others = given or ({"weight": 1} if "weight" in options else {})
+        assert not torch.equal(got, merged(method, **others))  # the options change something
 
 
-@pytest.mark.parametrize("method", sorted(IN_MERGEKIT - {"slerp", "passthrough", "nuslerp", "karcher", "model_stock"}))
+@pytest.mark.parametrize(
+    "method", sorted(IN_MERGEKIT - {"slerp", "passthrough", "nuslerp", "karcher", "model_stock", "nearswap"})
+)
 def test_mergekit_is_the_default(method):
-    options = {"weight": WEIGHT}
+    options = weight(method)
     assert_same_bits(merged(method, semantics="mergekit", **options), merged(method, **options))
 
 
@@ -78,10 +91,13 @@ def test_what_is_given_wins(method, semantics):
         "ties": "lowest_index",
         "cancelled": "plus",
         "scope": "tensor",
+        "sce_mask_merge": True,
+        "r": 0.1,
+        "alpha": 0.2,
     }
     for name in options:
-        rest = {"weight": WEIGHT} | {k: v for k, v in options.items() if k != name} | {name: others[name]}
-        given = {name: others[name]} | ({} if "weight" in options else {"weight": WEIGHT})
+        rest = weight(method) | {k: v for k, v in options.items() if k != name} | {name: others[name]}
+        given = {name: others[name]} | weight(method, options)
         if "weight" in options and name != "weight":
             rest["weight"] = 1
         assert_same_bits(merged(method, semantics=semantics, **given), merged(method, **rest))

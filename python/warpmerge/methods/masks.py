@@ -1,0 +1,299 @@
+"""Masks of each element: which of the K deltas count there, by their size, their sign or how many they are."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..errors import RecipeError
+from ..formula import Expr, Formula, add_up, delta, maximum, minimum, where, wrap
+from ..ops import KEEP_ALL, Apply, Moments
+from .base import Base, Steps, TensorInfo
+from .elect import not_hidden
+from .parameters import choice, integer, number
+from .registry import method
+from .task_vectors import LAMBDA
+
+NOT_THERE = "It has no such method."
+
+
+def _lets_through(p: Mapping[str, Any]) -> bool:
+    return p["nonfinite"] == "propagate"
+
+
+# --- one model ------------------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache
+def _clipped(t: float) -> Formula:
+    # The delta is the second argument, which a NaN comes out of.
+    return Formula((minimum(wrap(t), maximum(wrap(-t), delta(0))),))
+
+
+@method(
+    "nearswap",
+    base=Base.REFERENCE,
+    models=(1, 1),
+    parameters=[number("t", low=0, required=True, help="how far an element of the base may move")],
+    formula="y = x_0 + min(t, max(-t, d_1))",
+    paper="alchemonaut 2024, the model card of QuartetAnemoi-70B-t0.0001",
+    notes="Where the model is within t of the base, it is taken; the base comes near to it elsewhere.",
+    differences={
+        "mergekit": [
+            "It blends by the share t / |d_1| of at least 1e-6 in |d_1|: the same for any t from 1e-6 on.",
+            "A negative t, which gives the base there, is refused.",
+        ]
+    },
+    presets={"mergekit": {}},
+)
+def nearswap(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+    """The model where it is within t of the base, and a step of t towards it elsewhere."""
+    return Apply(_clipped(p["t"]), relative=True)
+    yield
+
+
+# --- the largest ----------------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache
+def _largest(models: int, first: bool, factor: float, propagate: bool) -> Formula:
+    d = [delta(k) for k in range(models)]
+    chosen = d[0]
+    for other in d[1:]:
+        wins = abs(other) > abs(chosen) if first else abs(other) >= abs(chosen)
+        chosen = where(wins, other, chosen)
+    return Formula(((not_hidden(chosen, d) if propagate else chosen) * factor,))
+
+
+@method(
+    "magmax",
+    base=Base.REFERENCE,
+    parameters=[
+        number("lambda", default=0.5, help="factor of the merged delta"),
+        choice("ties", ["last_model", "first_model"], default="last_model", help="whose of equal magnitudes is taken"),
+    ],
+    formula="y = x_0 + lambda d_m,  m = the model with the largest |d_m|, of equals the last",
+    paper="Marczak et al. 2024, MagMax: leveraging model merging for seamless continual learning, arXiv 2407.06322",
+    notes="List the models in the order in which they were trained.",
+    differences={"mergekit": NOT_THERE},
+)
+def magmax(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+    """Base plus the delta of the largest magnitude, for each element by itself."""
+    return Apply(_largest(tensor.models, p["ties"] == "first_model", p["lambda"], _lets_through(p)), relative=True)
+    yield
+
+
+# --- how many changed it --------------------------------------------------------------------------------------------
+
+EPSILON = number("epsilon", low=0, default=1e-5, help="an element whose |delta| is not above it counts as unchanged")
+CHANGED = "A_k = |d_k| > epsilon,  c = number of models in A"
+
+
+def _changes(models: int, epsilon: float) -> tuple[list[Expr], Expr]:
+    """1 where a model changed an element, else 0; and how many models did."""
+    changed = [abs(delta(k)) > epsilon for k in range(models)]
+    return changed, add_up(changed)
+
+
+@functools.lru_cache
+def _mean_of_changed(models: int, epsilon: float, unique: tuple[float, ...], propagate: bool) -> Formula:
+    """The mean delta of the models that changed an element; of a single one, its delta times its `unique`."""
+    changed, count = _changes(models, epsilon)
+    d = [delta(k) for k in range(models)]
+    terms = [where(a, x, 0) for a, x in zip(changed, d, strict=True)]
+    value = add_up(terms) / maximum(count, 1)
+    if any(factor != 1 for factor in unique):
+        alone = add_up([t * factor for t, factor in zip(terms, unique, strict=True)])
+        value = where(count > 1, value, alone)
+    return Formula((not_hidden(value, d) if propagate else value,))
+
+
+RAM = "Yuan et al. 2026, Behavior knowledge merge in reinforced agentic models, arXiv 2601.13572"
+
+
+@method(
+    "ram",
+    base=Base.REFERENCE,
+    parameters=[EPSILON],
+    formula=CHANGED + "\ny = x_0 + sum_A d_k / max(c, 1)",
+    paper=RAM,
+    presets={"mergekit": {}},
+)
+def ram(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+    """Base plus, for each element, the mean delta of the models that changed it."""
+    unit = (1.0,) * tensor.models
+    return Apply(_mean_of_changed(tensor.models, p["epsilon"], unit, _lets_through(p)), relative=True)
+    yield
+
+
+@functools.lru_cache
+def _unique_and_shared(models: int, epsilon: float) -> Formula:
+    """Per model, 1 where it alone changed an element; then, 1 where others did too."""
+    changed, count = _changes(models, epsilon)
+    alone = count <= 1
+    return Formula((*(where(alone, a, 0) for a in changed), *(where(alone, 0, a) for a in changed)))
+
+
+def amplified(unique: Sequence[float], shared: Sequence[float], p: Mapping[str, Any]) -> tuple[float, ...]:
+    """The factor of what each model alone changed, from the numbers of its unique and its shared elements."""
+    of = {"unique": unique, "changed": [u + s for u, s in zip(unique, shared, strict=True)]}[p["overlap"]]
+    ratio = [s / n if n > 0 else 0.0 for s, n in zip(shared, of, strict=True)]
+    return tuple(1 + p["r"] * min(q, p["alpha"]) for q in ratio)
+
+
+@method(
+    "ramplus_tl",
+    base=Base.REFERENCE,
+    parameters=[
+        number("r", default=0.1, help="how much the unique changes are amplified"),
+        number("alpha", low=0, default=0.2, help="bound of the ratio that they are amplified by"),
+        EPSILON,
+        choice(
+            "overlap",
+            ["unique", "changed"],
+            default="unique",
+            help="shared elements are counted against the unique ones, or against all that the model changed",
+        ),
+    ],
+    passes=2,
+    formula=CHANGED + "\ny = x_0 + (sum_A d_k / c where c > 1, g_k d_k of the one in A where c = 1)\n"
+    "g_k = 1 + r min(alpha, s_k / u_k),  s_k / (s_k + u_k) with overlap: changed\n"
+    "s_k = number of elements of A_k with c > 1,  u_k = number of those with c = 1",
+    paper=RAM,
+    differences={
+        "the paper": "Its authors' code counts over the whole model, with r: 0.05 and alpha: 1 (ARM-R v2), or "
+        "overlap: changed (ARM-R). A model without unique elements divides by zero there.",
+    },
+    presets={"mergekit": {}, "authors": {"r": 0.05, "alpha": 1.0}},
+)
+def ramplus_tl(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+    """Like ram, with what one model alone changed amplified by how much it shares with others."""
+    models = tensor.models
+    counts = yield Moments((KEEP_ALL,) * (2 * models), of=_unique_and_shared(models, p["epsilon"]))
+    counts = [m.nonzero for m in counts]
+    factors = amplified(counts[:models], counts[models:], p)
+    return Apply(_mean_of_changed(models, p["epsilon"], factors, _lets_through(p)), relative=True)
+
+
+# --- which tasks want it --------------------------------------------------------------------------------------------
+
+
+def _check_consensus(p: Mapping[str, Any], models: int) -> None:
+    if p["k"] > models:
+        raise RecipeError(
+            f"method 'consensus_ta': k is {p['k']}, but there {'is' if models == 1 else 'are'} only {models} "
+            f"model{'s' * (models != 1)}, so nothing would be kept; list more or lower k."
+        )
+
+
+@functools.lru_cache
+def _wanted(weight: tuple[float, ...], mask: tuple[float, ...], least: int, factor: float, propagate: bool) -> Formula:
+    v = [delta(k) * w for k, w in enumerate(weight)]
+    tau = add_up(v)
+    masks = [abs(x) > abs(tau - x) * c for x, c in zip(v, mask, strict=True)]
+    value = where(add_up(masks) >= least, tau, 0)
+    return Formula(((not_hidden(value, v) if propagate else value) * factor,))
+
+
+@method(
+    "consensus_ta",
+    base=Base.REFERENCE,
+    parameters=[
+        number("weight", default=1.0, per_model=True, help="coefficient of the model's delta"),
+        number("mask_lambda", low=0, default=0.4, per_model=True, help="the larger, the fewer elements a task wants"),
+        integer("k", low=0, default=2, help="how many tasks must want an element; 0 keeps all, 1 what any task wants"),
+        LAMBDA,
+    ],
+    check=_check_consensus,
+    formula="t = sum w_k d_k,  m_k = |w_k d_k| > mask_lambda_k |t - w_k d_k|\n"
+    "y = x_0 + lambda t where at least k of the m_k hold, else x_0",
+    paper="Wang et al. 2024, Localizing task information for improved model merging and compression, arXiv 2405.07813",
+    differences={
+        "mergekit": "It has no such method any more.",
+        "the paper": [
+            "It has no weights, and tunes a mask_lambda of 0.2 to 0.6 for each task.",
+            "Its masks can be made of a TIES merge too; here it is the sum of the deltas.",
+        ],
+    },
+)
+def consensus_ta(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+    """Task arithmetic of those elements that enough tasks want (TALL masks)."""
+    formula = _wanted(p["weight"], p["mask_lambda"], p["k"], p["lambda"], _lets_through(p))
+    return Apply(formula, relative=True)
+    yield
+
+
+# --- one vector for all tasks -----------------------------------------------------------------------------------------
+
+
+def _check_emr(p: Mapping[str, Any], models: int) -> None:
+    if p["task"] is not None and p["task"] > models:
+        raise RecipeError(
+            f"method 'emr': task is {p['task']}, but there {'is' if models == 1 else 'are'} only {models} "
+            f"model{'s' * (models != 1)}; models are counted from 1."
+        )
+
+
+def _unified(models: int, task: int | None) -> Expr:
+    """The largest delta of the elected sign, 0 where there is none; of a task, where that has the same sign."""
+    d = [delta(k) for k in range(models)]
+    plus = add_up(d) > 0
+    largest, least = d[0], d[0]
+    for x in d[1:]:
+        largest, least = maximum(largest, x), minimum(least, x)
+    tau = where(plus, largest, least)
+    if task is None:
+        return tau
+    mine = d[task - 1]
+    return where(where(plus, mine > 0, mine < 0), tau, 0)
+
+
+@functools.lru_cache
+def _of_task(models: int, task: int | None, factor: float, propagate: bool) -> Formula:
+    value = _unified(models, task) * factor
+    return Formula((not_hidden(value, [delta(k) for k in range(models)]) if propagate else value,))
+
+
+@functools.lru_cache
+def _task_and_unified(models: int, task: int) -> Formula:
+    return Formula((delta(task - 1), _unified(models, task)))
+
+
+def rescaler(sum_of_task: float, sum_of_unified: float) -> float:
+    """What brings the unified delta to the task's own sum of magnitudes."""
+    return sum_of_task / sum_of_unified if sum_of_unified > 0 else 1.0
+
+
+def _emr_passes(p: Mapping[str, Any]) -> int:
+    """1; 2 with a task"""
+    return 1 + (p["task"] is not None)
+
+
+@method(
+    "emr",
+    base=Base.REFERENCE,
+    parameters=[
+        integer("task", low=1, optional=True, help="the model, counted from 1, to make again; default: the unified one")
+    ],
+    check=_check_emr,
+    passes=_emr_passes,
+    formula="""s = +1 where sum d_k > 0, else -1
+t = s (the largest |d_k| of the models where d_k has the sign s; 0 where none has)
+y = x_0 + t,  x_0 + g t where d_task has the sign s, else x_0
+g = |d_task|_1 / |t where d_task has the sign s|_1""",
+    paper="Huang et al. 2024, EMR-Merging: tuning-free high-performance model merging, arXiv 2405.17461",
+    notes="The unified model serves no task by itself: it is what the masks and rescalers of the tasks are applied to.",
+    differences={
+        "mergekit": NOT_THERE,
+        "the paper": "It takes the sums of g over the whole model, its authors' code the means of each tensor; for one "
+        "tensor both are the same.",
+    },
+)
+def emr(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+    """The largest changes of the elected sign, for all tasks, or a task's model that is made of them again."""
+    models, task, factor = tensor.models, p["task"], 1.0
+    if task is not None:
+        measured = yield Moments((KEEP_ALL,) * 2, only_l1=True, of=_task_and_unified(models, task))
+        factor = rescaler(*(m.sum_abs for m in measured))
+    return Apply(_of_task(models, task, factor, _lets_through(p)), relative=True)

@@ -1,0 +1,118 @@
+"""Order statistics of each element: the values of the K models are sorted, and what lies in the middle is merged."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ..errors import RecipeError
+from ..formula import Expr, Formula, add_up, delta, maximum, minimum
+from ..ops import Apply, WeightedSum
+from .base import Base, Steps, TensorInfo
+from .elect import not_hidden
+from .parameters import choice, number
+from .registry import method
+
+NOT_THERE = "It has no such method."
+MOST = 128  # models: sorting more would be a longer formula than there may be
+YIN = "Yin et al. 2018, Byzantine-robust distributed learning, arXiv 1803.01498"
+
+
+def comparators(count: int) -> Iterator[tuple[int, int]]:
+    """Pairs to put in order, one after the other, to sort `count` values: Batcher's merge exchange.
+
+    Knuth, The Art of Computer Programming 3, algorithm 5.2.2M.
+    """
+    first = 1 << max(0, (count - 1).bit_length() - 1)
+    p = first
+    while p > 0:
+        q, r, d = first, 0, p
+        while True:
+            yield from ((i, i + d) for i in range(count - d) if i & p == r)
+            if q == p:
+                break
+            d, q, r = q - p, q >> 1, p
+        p >>= 1
+
+
+def ordered(values: list[Expr]) -> list[Expr]:
+    """From the least to the largest. What is not used of it is not computed."""
+    values = list(values)
+    for low, high in comparators(len(values)):
+        a, b = values[low], values[high]
+        # Of equal ones each side takes another, so that -0 and 0 both stay.
+        values[low], values[high] = minimum(a, b), maximum(b, a)
+    return values
+
+
+@functools.cache
+def middle_mean(models: int, low: int, high: int, propagate: bool) -> Formula:
+    """The mean of those of rank low, low + 1, ..., high - 1."""
+    x = [delta(k) for k in range(models)]
+    chosen = ordered(x)[low:high]
+    mean = add_up(chosen) / len(chosen) if len(chosen) > 1 else chosen[0]
+    return Formula((not_hidden(mean, x) if propagate else mean,))
+
+
+def _of_middle(tensor: TensorInfo, p: Mapping[str, Any], low: int, high: int) -> Apply | WeightedSum:
+    models = tensor.models
+    if high - low == models:
+        return WeightedSum((1 / models,) * models, relative=False, agree=True)
+    formula = middle_mean(models, low, high, p["nonfinite"] == "propagate")
+    return Apply(formula, relative=False, agree=models)
+
+
+@method(
+    "median",
+    base=Base.DONOR,
+    models=(1, MOST),
+    parameters=[
+        choice(
+            "even",
+            ["mean", "lower"],
+            default="mean",
+            help="of an even number of models: the mean of the two in the middle, or the lower one (torch.median)",
+        )
+    ],
+    formula="y = x_((K+1)/2) of the sorted x_(1) <= ... <= x_(K);  for an even K\n"
+    "y = (x_(K/2) + x_(K/2+1)) / 2 (even: mean),  x_(K/2) (lower)",
+    paper=YIN,
+    notes="An element of a model may be anything, as long as most models are right.",
+    differences={"mergekit": NOT_THERE},
+)
+def median(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+    """Median of the models, for each element by itself."""
+    low, high = (tensor.models - 1) // 2, tensor.models // 2 + 1
+    return _of_middle(tensor, p, low, low + 1 if p["even"] == "lower" else high)
+    yield
+
+
+def dropped(beta: float, models: int) -> int:
+    """How many are dropped at each end: the float64 product truncated."""
+    return int(beta * models)
+
+
+def _check_trimmed(p: Mapping[str, Any], models: int) -> None:
+    if 2 * dropped(p["beta"], models) >= models:
+        raise RecipeError(
+            f"method 'trimmed_mean': beta: {p['beta']:g} drops all {models} models; give one below 0.5, or use median."
+        )
+
+
+@method(
+    "trimmed_mean",
+    base=Base.DONOR,
+    models=(1, MOST),
+    parameters=[number("beta", low=0, high=0.5, required=True, help="share of the models to drop at each end")],
+    check=_check_trimmed,
+    formula="b = int(beta K)\ny = (x_(b+1) + ... + x_(K-b)) / (K - 2 b) of the sorted x_(1) <= ... <= x_(K)",
+    paper=YIN,
+    notes="A beta below 1 / K drops nothing: that is the mean.",
+    differences={"mergekit": NOT_THERE},
+)
+def trimmed_mean(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+    """Mean of the models without the largest and the smallest, for each element by itself."""
+    drop = dropped(p["beta"], tensor.models)
+    return _of_middle(tensor, p, drop, tensor.models - drop)
+    yield

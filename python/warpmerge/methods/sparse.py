@@ -1,0 +1,238 @@
+"""Sparse task vectors: the middle of the changes, or those that models disagree on most, are kept and merged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any
+
+from ..errors import CheckpointError
+from ..formula import Expr, Formula, add_up, delta, kept, where
+from ..ops import KEEP_ALL, KEEP_NONE, Apply, Consensus, Keep, Moments, Select
+from .base import Base, Steps, TensorInfo, total
+from .elect import merged
+from .parameters import boolean, number
+from .registry import method
+from .task_vectors import (
+    DENSITY,
+    ELECTED,
+    ELECTION,
+    INT8_MASK,
+    LAMBDA,
+    NO_NEGATIVE,
+    SUMMED,
+    WEIGHT,
+    check_elected,
+    divisor_option,
+    is_sparse,
+    kept_count,
+    merge_kept,
+    normalize_option,
+    rescale_option,
+    rescaling,
+    restored,
+)
+
+# --- the middle -----------------------------------------------------------------------------------------------------
+
+GAMMA = number("gamma", low=0, high=1, default=0.01, per_model=True, help="share of the largest changes to drop")
+BREADCRUMBS = "Davari and Belilovsky 2023, Model breadcrumbs, arXiv 2312.06795"
+
+
+def band(density: float, gamma: float, count: int) -> tuple[int, int]:
+    """How many of the largest are dropped, and how many are above those that are dropped for being small.
+
+    What is kept has precedence: where both shares exceed the whole, fewer of the largest are dropped.
+    """
+    middle = min(kept_count(density, count), count)
+    if middle == 0:
+        return 0, 0
+    top = min(int(gamma * count), count - middle)
+    return top, top + middle
+
+
+def _rule(count: int, of: int) -> Keep | None:
+    """The rule that needs no measuring, if there is one."""
+    return KEEP_NONE if count == 0 else KEEP_ALL if count == of else None
+
+
+def crumbs(tensor: TensorInfo, p: Mapping[str, Any]) -> Generator[Select, Any, list[Expr]]:
+    """Each delta where its magnitude is neither among the largest nor among the smallest, else 0."""
+    ends = [n for d, g in zip(p["density"], p["gamma"], strict=True) for n in band(d, g, tensor.count)]
+    rules = [_rule(n, tensor.count) for n in ends]
+    if None in rules:
+        asked = tuple(n if rule is None else 0 for n, rule in zip(ends, rules, strict=True))
+        twice = Formula(tuple(delta(k // 2) for k in range(2 * tensor.models)))
+        found = yield Select(asked, of=twice)
+        rules = [s.keep() if rule is None else rule for s, rule in zip(found, rules, strict=True)]
+    # Both rules take the first of equal magnitudes, so that what the first one keeps, the second one keeps too.
+    pairs = zip(rules[0::2], rules[1::2], strict=True)
+    return [where(kept(delta(k), top), 0, kept(delta(k), above)) for k, (top, above) in enumerate(pairs)]
+
+
+def _rescaling(p: Mapping[str, Any], left: Sequence[Expr]) -> Generator[Moments, Any, list[float]]:
+    """The factor that makes up for what was dropped, per model."""
+    models = len(left)
+    if p["rescale"] != "l1" or not is_sparse(p):
+        return (yield from rescaling(p, (KEEP_ALL,) * models))
+    both = Formula((*map(delta, range(models)), *left))
+    sums = [m.sum_abs for m in (yield Moments((KEEP_ALL,) * 2 * models, only_l1=True, of=both))]
+    return [restored(*pair) for pair in zip(sums[:models], sums[models:], strict=True)]
+
+
+def _merge(tensor: TensorInfo, p: Mapping[str, Any], elect: bool) -> Generator[Any, Any, Apply]:
+    left = yield from crumbs(tensor, p)
+    scale = yield from _rescaling(p, left)
+    record = merge_kept(p, (KEEP_ALL,) * tensor.models, scale, elect=elect)
+    return Apply(Formula((merged(record, left),)), relative=True)
+
+
+def _passes(p: Mapping[str, Any]) -> int:
+    """1 by default; 2 where a density is between 0 and 1, 3 with rescale: l1"""
+    return 1 + is_sparse(p) + (is_sparse(p) and p["rescale"] == "l1")
+
+
+KEPT = """t_k = r_k d_k where |d_k| is one of the int(density_k n) magnitudes below the int(gamma_k n) largest, else 0
+r_k = 1 (rescale: false),  |d_k|_1 / |kept d_k|_1 (l1),  1 / density_k (inverse_density)
+"""
+NOTES = [
+    "Where density and gamma sum to more than 1, fewer of the largest are dropped: none at the default density of 1.",
+    "A density above 0 keeps at least one element. Of equal magnitudes the first counts as the largest, as in ties.",
+]
+LARGEST_STAY = (
+    "Before version 0.1.5 it dropped everything where int(gamma n) is 0, as in tensors of under 100 elements."
+)
+ANY_OF_THEM = "Of equal magnitudes there any may be kept."
+THE_PAPER = [
+    "It drops the smallest by a share of their own, beta: density is 1 - beta - gamma. It has no weights.",
+    "Its authors' code does so for each row of a matrix; there is no option for that.",
+]
+
+
+@method(
+    "breadcrumbs",
+    base=Base.REFERENCE,
+    parameters=[
+        WEIGHT,
+        DENSITY,
+        GAMMA,
+        normalize_option(False),
+        rescale_option("false"),
+        divisor_option(),
+        LAMBDA,
+        INT8_MASK,
+    ],
+    passes=_passes,
+    formula=KEPT + SUMMED,
+    paper=BREADCRUMBS,
+    notes=NOTES,
+    differences={"mergekit": [LARGEST_STAY, ANY_OF_THEM], "the paper": THE_PAPER},
+    presets={"mergekit": {}, "paper": {"weight": 1.0}},
+)
+def breadcrumbs(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+    """Drops the largest and the smallest changes of each delta, adds the weighted sum of the rest to the base."""
+    return (yield from _merge(tensor, p, elect=False))
+
+
+@method(
+    "breadcrumbs_ties",
+    base=Base.REFERENCE,
+    parameters=[WEIGHT, DENSITY, GAMMA, normalize_option(False), rescale_option("false"), *ELECTED],
+    check=check_elected,
+    passes=_passes,
+    formula=KEPT + ELECTION,
+    paper=BREADCRUMBS,
+    notes=NOTES,
+    differences={
+        "mergekit": [LARGEST_STAY, ANY_OF_THEM, NO_NEGATIVE],
+        "the paper": "It has no election; that is from TIES.",
+    },
+    presets={"mergekit": {}},
+)
+def breadcrumbs_ties(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+    """Like breadcrumbs, with a sign election per element as in TIES."""
+    return (yield from _merge(tensor, p, elect=True))
+
+
+# --- where models disagree --------------------------------------------------------------------------------------------
+
+
+def spread(models: int) -> Expr:
+    """K^3 times the variance over the models: no quotients, so that equal variances stay equal on coarse grids."""
+    d = [delta(k) for k in range(models)]
+    total_delta = add_up(d)
+    apart = [x * models - total_delta for x in d]
+    return add_up([a * a for a in apart])
+
+
+def energy_shares(energies: Sequence[float], count: int, least: float) -> tuple[float, ...]:
+    """Weights of the models from their sums of squares over `count` elements; equal ones if there is too little."""
+    whole = total(energies)
+    if not whole > least * count:
+        return (1 / len(energies),) * len(energies)
+    return tuple(e / whole for e in energies)
+
+
+def _sce_passes(p: Mapping[str, Any]) -> int:
+    """2 by default; 4 with a select_topk below 1"""
+    return 2 if p["select_topk"] == 1 else 4
+
+
+@method(
+    "sce",
+    base=Base.REFERENCE,
+    parameters=[
+        number("select_topk", low=0, high=1, default=1.0, help="share of the elements on which models differ to keep"),
+        boolean(
+            "sce_mask_merge",
+            default=True,
+            help="merge what was selected (mergekit), or all, with weights from what was selected (the authors' code)",
+        ),
+        number("uniform_below", low=0, default=0.0, help="sum of mean squares up to which all models weigh the same"),
+        INT8_MASK,
+    ],
+    passes=_sce_passes,
+    formula="""v = variance of d_1 ... d_K,  m = one of the int(select_topk n_v) largest v,  n_v = number of v > 0
+e_k = mean of (m d_k)^2,  W_k = e_k / sum e_k,  1 / K where sum e_k <= uniform_below
+s = +1 where sum m d_k >= 0, else -1,  A = the models where m d_k has the sign s
+y = x_0 + m sum_A W_k d_k / sum_A W_k,  without m in s, A and y with sce_mask_merge: false""",
+    paper="Wan et al. 2024, FuseChat: knowledge fusion of chat models, arXiv 2408.07990",
+    notes=[
+        "A select_topk below 1 keeps nothing where all models are alike, so one model alone gives the base.",
+        "A select_topk above 0 keeps at least one element, if there is one on which models differ.",
+    ],
+    differences={
+        "mergekit": "All models weigh the same there where the sum of mean squares is below 1e-6, as it is for most "
+        "fine-tunes: set uniform_below: 1e-6 for that.",
+        "the paper": "Its authors' code selects for the weights only: sce_mask_merge: false.",
+    },
+    presets={"mergekit": {}, "authors": {"sce_mask_merge": False}},
+)
+def sce(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+    """Selects the elements on which models differ most, weighs models by their energy there, elects signs."""
+    models, everything = tensor.models, (KEEP_ALL,) * tensor.models
+    d: list[Expr] = [delta(k) for k in range(models)]
+    selected = None
+    if p["select_topk"] < 1:
+        selected = yield from _select(tensor, p["select_topk"])
+        d = [where(selected, x, 0) for x in d]
+    moments = yield Moments(everything, of=None if selected is None else Formula(tuple(d)))
+    energies = [m.sum_sq for m in moments]
+    if not max(energies) < math.inf:
+        raise CheckpointError(f"{tensor} has deltas whose squares overflow; a method that measures needs them.")
+    weights = energy_shares(energies, tensor.count, p["uniform_below"])
+    record = Consensus(weights, everything, (1.0,) * models, weights, elect=True)
+    if selected is None or not p["sce_mask_merge"]:
+        return record
+    return Apply(Formula((merged(record, d),)), relative=True)
+
+
+def _select(tensor: TensorInfo, share: float) -> Generator[Any, Any, Expr]:
+    """Not 0 where the spread is one of the largest, or not finite."""
+    by = spread(tensor.models)
+    (found,) = yield Moments((KEEP_ALL,), of=Formula((by,)))
+    wanted = kept_count(share, found.nonzero) if found.nonzero else 0
+    if wanted == 0:
+        return by - by
+    (chosen,) = yield Select((wanted,), of=Formula((by,)))
+    return kept(by, chosen.keep())

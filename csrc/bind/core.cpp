@@ -8,11 +8,15 @@
 #include <system_error>
 
 #include "../cpu/consensus.h"
+#include "../cpu/formula_item.h"
 #include "../cpu/gram.h"
+#include "../cpu/histogram.h"
 #include "../cpu/moments.h"
+#include "../cpu/rows.h"
 #include "../cpu/select.h"
 #include "../cpu/weighted_sum.h"
 #include "../ops/digest.h"
+#include "../ops/select.h"
 
 namespace py = pybind11;
 using namespace warpmerge;
@@ -23,8 +27,30 @@ Place place(int dtype, uintptr_t memory, int fd, int64_t offset) {
   return {Dtype(dtype), reinterpret_cast<const char*>(memory), fd, offset};
 }
 
+using StepRow = std::array<int, 6>;
+
+std::shared_ptr<Formula> make_formula(int inputs, const std::vector<StepRow>& code, int registers,
+                                      std::vector<int> outputs, std::vector<double> constants, std::vector<Keep> rules,
+                                      std::vector<uint64_t> keys, const std::vector<py::buffer>& vectors,
+                                      int64_t columns) {
+  std::vector<Step> steps;
+  for (const auto& [op, target, a, b, c, payload] : code) steps.push_back({FormulaOp(op), target, a, b, c, payload});
+  std::vector<std::vector<double>> copies;  // workers must not have to release Python objects
+  for (const py::buffer& vector : vectors) {
+    const py::buffer_info info = vector.request();
+    if (info.format != py::format_descriptor<double>::format() || info.ndim != 1 || info.strides[0] != sizeof(double))
+      throw py::value_error("a formula's vector is a contiguous one of float64");
+    const double* data = static_cast<const double*>(info.ptr);
+    copies.emplace_back(data, data + info.size);
+  }
+  return std::make_shared<Formula>(inputs, std::move(steps), registers, std::move(outputs), std::move(constants),
+                                   std::move(rules), std::move(keys), std::move(copies), columns);
+}
+
 std::shared_ptr<Tensors> make_tensors(int64_t count, std::vector<Place> inputs, std::optional<Place> base, bool wide,
-                                      int policy) {
+                                      int policy, std::shared_ptr<Formula> formula) {
+  if (formula && formula->inputs() != int(inputs.size()))
+    throw py::value_error("the formula is for another number of inputs");
   auto tensors = std::make_shared<Tensors>();
   tensors->count = count;
   tensors->inputs = std::move(inputs);
@@ -32,6 +58,7 @@ std::shared_ptr<Tensors> make_tensors(int64_t count, std::vector<Place> inputs, 
   if (base) tensors->base = *base;
   tensors->wide = wide;
   tensors->policy = Nonfinite(policy);
+  tensors->formula = std::move(formula);
   return tensors;
 }
 
@@ -97,9 +124,12 @@ PYBIND11_MODULE(_core, m) {
 
   py::class_<Place>(m, "Place", "Where a tensor's elements are: at an address, or in an open file.")
       .def(py::init(&place), py::arg("dtype"), py::arg("memory") = 0, py::arg("fd") = -1, py::arg("offset") = 0);
+  py::class_<Formula, std::shared_ptr<Formula>>(m, "Formula", "A program of warpmerge.program; vectors are copied.")
+      .def(py::init(&make_formula), py::arg("inputs"), py::arg("code"), py::arg("registers"), py::arg("outputs"),
+           py::arg("constants"), py::arg("rules"), py::arg("keys"), py::arg("vectors"), py::arg("columns"));
   py::class_<Tensors, std::shared_ptr<Tensors>>(m, "Tensors")
       .def(py::init(&make_tensors), py::arg("count"), py::arg("inputs"), py::arg("base"), py::arg("wide"),
-           py::arg("policy"));
+           py::arg("policy"), py::arg("formula") = nullptr);
 
   py::class_<Output>(m, "Output")
       .def(py::init([](int dtype, uintptr_t memory, int fd, int64_t offset, std::shared_ptr<Background> background) {
@@ -134,6 +164,7 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly("digests", &CombineItem::digests);
   py::class_<WeightedSumItem, CombineItem, std::shared_ptr<WeightedSumItem>>(m, "WeightedSum");
   py::class_<ConsensusItem, CombineItem, std::shared_ptr<ConsensusItem>>(m, "Consensus");
+  py::class_<FormulaItem, CombineItem, std::shared_ptr<FormulaItem>>(m, "Apply");
   py::class_<CopyItem, Item, std::shared_ptr<CopyItem>>(m, "Copy")
       .def_property_readonly("digest", &CopyItem::digest)
       .def_property_readonly("partial_digest", &CopyItem::partial_digest);
@@ -146,6 +177,21 @@ PYBIND11_MODULE(_core, m) {
       });
   py::class_<GramItem, TensorItem, std::shared_ptr<GramItem>>(m, "Gram").def_property_readonly("result",
                                                                                                &GramItem::result);
+  py::class_<RowsItem, TensorItem, std::shared_ptr<RowsItem>>(m, "Rows", py::buffer_protocol(),
+                                                              "As a buffer: float64, values x rows.")
+      .def_buffer([](RowsItem& item) {
+        return py::buffer_info(item.result(), {int64_t(item.tensors().values()), item.rows()},
+                               {item.rows() * int64_t(sizeof(double)), int64_t(sizeof(double))}, true);
+      });
+  py::class_<HistogramItem, TensorItem, std::shared_ptr<HistogramItem>>(
+      m, "Histogram", py::buffer_protocol(), "As a buffer: int64, a row of bins per delta or value.")
+      .def_property_readonly("above", &HistogramItem::above)
+      .def_property_readonly("shifts", &HistogramItem::shifts)
+      .def_buffer([](HistogramItem& item) {
+        constexpr int64_t kCell = sizeof(int64_t);
+        return py::buffer_info(item.bins(), {int64_t(item.above().size()), int64_t(kHistogramBins)},
+                               {kHistogramBins * kCell, kCell}, true);
+      });
   py::class_<SelectItemBase, TensorItem, std::shared_ptr<SelectItemBase>>(m, "Select")
       .def_property_readonly("done", &SelectItemBase::done)
       .def_property_readonly("sweeps", &SelectItemBase::sweeps)
@@ -188,6 +234,29 @@ PYBIND11_MODULE(_core, m) {
           },
           py::arg("tensors"), py::arg("tile"), py::arg("value"), py::arg("ballot"), py::arg("divisor"),
           py::arg("lambda_"), py::arg("elect"), py::arg("keep"), py::arg("output"))
+      .def(
+          "apply",
+          [](const Pool& pool, TensorsPtr tensors, int64_t tile, int agree, std::vector<Output> outputs) {
+            if (!tensors->formula || int(outputs.size()) != tensors->values() || agree < 0 || agree > tensors->models())
+              throw py::value_error("one output for each value of a formula, and no more inputs than there are");
+            return std::make_shared<FormulaItem>(pool.kernels(), tensors, tile, agree, std::move(outputs));
+          },
+          py::arg("tensors"), py::arg("tile"), py::arg("agree"), py::arg("outputs"))
+      .def(
+          "rows",
+          [](const Pool& pool, TensorsPtr tensors, int64_t tile, bool largest) {
+            if (!tensors->formula || tensors->formula->program().columns < 1)
+              throw py::value_error("rows are measured of a formula that knows their length");
+            return std::make_shared<RowsItem>(pool.kernels(), tensors, tile, largest);
+          },
+          py::arg("tensors"), py::arg("tile"), py::arg("largest"))
+      .def(
+          "histogram",
+          [](const Pool& pool, TensorsPtr tensors, int64_t tile, std::vector<std::pair<uint64_t, uint64_t>> intervals) {
+            if (int(intervals.size()) != tensors->values()) throw py::value_error("one interval for each value");
+            return std::make_shared<HistogramItem>(pool.kernels(), tensors, tile, std::move(intervals), pool.threads());
+          },
+          py::arg("tensors"), py::arg("tile"), py::arg("intervals"))
       .def(
           "copy",
           [](const Pool& pool, Place source, int64_t bytes, int64_t tile_bytes, Output output, int64_t position,

@@ -3,7 +3,7 @@
 namespace warpmerge {
 
 GramItem::GramItem(const Kernels& kernels, std::shared_ptr<Tensors> tensors, int64_t tile_elements)
-    : TensorItem(kernels, std::move(tensors), whole_blocks(tile_elements)) {
+    : TensorItem(kernels, tensors, whole_blocks(*tensors, tile_elements)) {
   blocks_.resize((tensors_->count + kBlock - 1) / kBlock * gram_size(tensors_->models()));
 }
 

@@ -2,13 +2,24 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 
 #include "../ops/digest.h"
 
 namespace warpmerge {
 
 Loaded::Loaded(const Tensors& tensors, int64_t begin, int64_t count, Worker& worker)
-    : models_(tensors.models()), base_(nullptr), first_(begin), policy_(tensors.policy) {
+    : models_(tensors.models()),
+      base_(nullptr),
+      first_(begin),
+      policy_(tensors.policy),
+      program_(tensors.formula ? &tensors.formula->program() : nullptr) {
+  if (tensors.ranked()) {
+    const int64_t columns = program_->columns, end = (begin + count + columns - 1) / columns * columns;
+    first_ = begin = begin / columns * columns;
+    count = end - begin;
+    prepare_ranks(columns, tensors.wide, worker);
+  }
   const auto aligned = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };
   std::vector<const Place*> places;
   for (const Place& place : tensors.inputs) places.push_back(&place);
@@ -30,15 +41,30 @@ Loaded::Loaded(const Tensors& tensors, int64_t begin, int64_t count, Worker& wor
   if (tensors.has_base) base_ = &sources_.back();
 }
 
+void Loaded::prepare_ranks(int64_t columns, bool wide, Worker& worker) {
+  const size_t row = (size_t(columns) * (wide ? sizeof(double) : sizeof(float)) + 63) / 64 * 64;
+  const size_t rows = row * size_t(program_->ranked_count);
+  char* memory = static_cast<char*>(worker.rank_buffer(rows + rank_work(columns)));
+  for (int r = 0; r < program_->ranked_count; ++r) ranks_.push_back({-1, memory + row * size_t(r), memory + rows});
+}
+
+int64_t tile_step(const Tensors& tensors, int64_t tile_elements, int64_t unit) {
+  const auto whole = [](int64_t elements, int64_t of) { return (elements + of - 1) / of * of; };
+  const int64_t step = whole(tile_elements, unit);
+  if (!tensors.ranked()) return step;
+  const int64_t columns = tensors.formula->program().columns, both = std::lcm(columns, unit);
+  return both <= step ? step / both * both : std::max(step, whole(columns, unit));
+}
+
 TensorItem::TensorItem(const Kernels& kernels, std::shared_ptr<Tensors> tensors, int64_t tile_elements)
     : kernels_(kernels), tensors_(std::move(tensors)), step_(tile_elements), nonfinite_(tensors_->models() + 1) {}
 
 void TensorItem::tile(int64_t index, Worker& worker) {
   if (idle()) return;
-  const int64_t begin = index * step_;
-  const int64_t count = std::min(step_, tensors_->count - begin);
+  const int64_t begin = first_of(index);
+  const int64_t count = first_of(index + 1) - begin;
   std::vector<int64_t> found(nonfinite_.size());
-  const Loaded loaded(*tensors_, begin, count, worker);
+  Loaded loaded(*tensors_, begin, count, worker);
   range(index, loaded.operands(), begin, count, worker, found.data());
   for (size_t k = 0; k < found.size(); ++k)
     if (found[k]) nonfinite_[k] += found[k];

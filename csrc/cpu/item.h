@@ -1,11 +1,13 @@
 // What the items of all kernels share: their operands, their output and the walk over tiles.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <memory>
 #include <vector>
 
 #include "../stream/file.h"
+#include "formula.h"
 #include "kernels.h"
 #include "pool.h"
 
@@ -27,22 +29,32 @@ struct Tensors {
   bool has_base = false;
   bool wide = false;  // compute in float64
   Nonfinite policy = Nonfinite::error;
+  std::shared_ptr<const Formula> formula;  // null: none
 
   int models() const { return int(inputs.size()); }
+  // What is measured of them, or written: the values of the formula, else the deltas.
+  int values() const { return formula ? formula->program().values : models(); }
+  // Whether rows must be read whole.
+  bool ranked() const { return formula && formula->program().ranked_count > 0; }
 };
 
-// The elements [begin, begin + count) of all operands: where they are in memory, or read into the worker's buffer.
+// The elements [begin, begin + count) of all operands: where they are in memory, or read into the worker's buffer. For
+// ranks, also the rest of the rows that they lie in.
 class Loaded {
  public:
   Loaded(const Tensors& tensors, int64_t begin, int64_t count, Worker& worker);
-  Operands operands() const { return {sources_.data(), models_, base_, first_, policy_}; }
+  Operands operands() { return {sources_.data(), models_, base_, first_, policy_, program_, ranks_.data()}; }
 
  private:
+  void prepare_ranks(int64_t columns, bool wide, Worker& worker);
+
   std::vector<Source> sources_;  // the models, then the base
+  std::vector<RankedRow> ranks_;
   int models_;
   const Source* base_;
   int64_t first_;
   Nonfinite policy_;
+  const Program* program_;
 };
 
 // Where results go: memory, or a region of a file.
@@ -68,13 +80,18 @@ class TensorItem : public Item {
  protected:
   // Whether tiles have nothing to do: then they are not even read.
   virtual bool idle() const { return false; }
+  // The first element of a tile; that of one behind the last is the tensor's end.
+  virtual int64_t first_of(int64_t index) const { return std::min(index * step_, tensors_->count); }
   virtual void range(int64_t index, const Operands& operands, int64_t begin, int64_t count, Worker& worker,
                      int64_t* nonfinite) = 0;
   template <class T>
   const KernelSet<T>& set() const {
     return kernels_.of<T>();
   }
-  void* scratch(Worker& worker) const { return worker.scratch(scratch_bytes(tensors_->models())); }
+  size_t scratch_size() const {
+    return scratch_bytes(tensors_->models()) + (tensors_->formula ? scratch_bytes(tensors_->formula->program()) : 0);
+  }
+  void* scratch(Worker& worker) const { return worker.scratch(scratch_size()); }
 
   const Kernels& kernels_;
   const std::shared_ptr<Tensors> tensors_;
@@ -84,8 +101,14 @@ class TensorItem : public Item {
   std::vector<std::atomic<int64_t>> nonfinite_;
 };
 
+// The elements of a tile, a multiple of `unit`. Rows whose ranks are asked for are cut as seldom as can be, as each
+// tile that has part of a row ranks all of it.
+int64_t tile_step(const Tensors& tensors, int64_t tile_elements, int64_t unit);
+
 // A measuring item: its tiles are whole blocks of the reduction order.
-inline int64_t whole_blocks(int64_t tile_elements) { return (tile_elements + kBlock - 1) / kBlock * kBlock; }
+inline int64_t whole_blocks(const Tensors& tensors, int64_t tile_elements) {
+  return tile_step(tensors, tile_elements, kBlock);
+}
 
 // An item that makes one or several output tensors.
 class CombineItem : public TensorItem {

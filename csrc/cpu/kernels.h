@@ -7,10 +7,12 @@
 #include <cstddef>
 
 #include "../ops/common.h"
+#include "../ops/formula.h"
 #include "../ops/gram.h"
 #include "../ops/keep.h"
 #include "../ops/moments.h"
 #include "../ops/reduce.h"
+#include "../ops/rows.h"
 
 namespace warpmerge {
 
@@ -22,12 +24,45 @@ struct Source {
   Dtype dtype = Dtype::f32;
 };
 
+struct Step {
+  FormulaOp op;
+  int target, a, b, c, payload;  // operands: inputs, base, registers, constants; for a rank the payload is its place
+};
+
+// A formula as straight-line code (python/warpmerge/program.py).
+struct Program {
+  const Step* code;
+  int steps;
+  const int* outputs;
+  int values;  // how many outputs
+  int registers;
+  const double* constants;
+  int constant_count;
+  const Keep* rules;
+  const uint64_t* keys;
+  const double* const* vectors;
+  int64_t columns;    // elements of a row; 0 if no instruction asks
+  const int* ranked;  // the inputs whose ranks are asked for
+  int ranked_count;
+};
+
+// The ranks of one row, kept from stage to stage while a tile is worked on.
+struct RankedRow {
+  int64_t row;
+  void* ranks;  // columns of the compute type
+  void* work;   // rank_work(columns) bytes
+};
+
 struct Operands {
   const Source* inputs;
   int models;
   const Source* base;  // null: none
   int64_t first;       // flat index of the elements that the sources point at
   Nonfinite policy;
+  const Program* program = nullptr;  // its values take the place of the deltas
+  RankedRow* ranks = nullptr;        // one per ranked input
+
+  int values() const { return program ? program->values : models; }
 };
 
 struct WeightedSumArgs {
@@ -49,6 +84,10 @@ struct SelectInterval {
   bool histogram;  // count bins over [low, high] instead of collecting
   int shift;
 };
+struct HistogramInterval {
+  uint64_t low, high;
+  int shift;
+};
 struct SelectCounts {
   int64_t above = 0, at_high = 0, at_low = 0, inside = 0;
 };
@@ -60,20 +99,29 @@ struct KernelSet {
                        Dtype out_dtype, void* scratch, int64_t* nonfinite);
   void (*consensus)(const Operands&, const ConsensusArgs&, int64_t begin, int64_t count, void* out, Dtype out_dtype,
                     void* scratch, int64_t* nonfinite);
+  // One output per value. `agree`: where so many first inputs are the same, bit for bit, the result is they.
+  void (*formula)(const Operands&, int agree, int64_t begin, int64_t count, void* const* out, Dtype out_dtype,
+                  void* scratch, int64_t* nonfinite);
   // `blocks`: one Moments per model and block of kBlock elements, blocks outermost. `begin` is a multiple of kBlock.
   // `only_l1`: just the sums of magnitudes.
   void (*moments)(const Operands&, const Keep*, bool only_l1, int64_t begin, int64_t count, Moments* blocks,
                   void* scratch, int64_t* nonfinite);
   // `blocks`: gram_size(models) doubles per block.
   void (*gram)(const Operands&, int64_t begin, int64_t count, double* blocks, void* scratch, int64_t* nonfinite);
-  // Magnitude keys of the deltas of one model, at most kStage of them.
-  void (*keys)(const Operands&, int model, int64_t begin, int count, Bits<T>* keys, void* scratch);
+  // Magnitude keys of the deltas for which `active` is set, at most kStage of each, to keys[k].
+  void (*keys)(const Operands&, const bool* active, int64_t begin, int count, Bits<T>* const* keys, void* scratch);
   // Counts `count` keys against [low, high] and collects those strictly inside, in order; `out` has room for 64 more.
   void (*collect)(const Bits<T>* keys, int64_t count, Bits<T> low, Bits<T> high, Bits<T>* out, SelectCounts* counts);
   // Classifies the keys of a tile, for each model whose `active` is set. Keys strictly inside go to `inside[model]`,
   // which has room for `count + 64` of them. `bins[model]`: kSelectBins counters for a histogram sweep.
   void (*select)(const Operands&, const SelectInterval*, const bool* active, int64_t begin, int64_t count,
                  SelectCounts* counts, Bits<T>* const* inside, int64_t* const* bins, void* scratch, int64_t* nonfinite);
+  // Counts the keys of value k above intervals[k], and those in it into bins[k] (kHistogramRoom counters).
+  void (*histogram)(const Operands&, const HistogramInterval* intervals, int64_t begin, int64_t count,
+                    uint32_t* const* bins, int64_t* above, void* scratch, int64_t* nonfinite);
+  // Sums, or the largest, of the row blocks in a tile of whole ones; those of value m from blocks + m * stride on.
+  void (*rows)(const Operands&, bool largest, int64_t begin, int64_t count, double* blocks, int64_t stride,
+               void* scratch, int64_t* nonfinite);
 };
 
 struct Kernels {
@@ -91,13 +139,29 @@ struct Kernels {
   }
 };
 
-// Bytes of scratch that any kernel needs for this many models.
+// Bytes of scratch that any kernel needs for this many models, apart from a formula.
 constexpr size_t scratch_bytes(int models) {
   const size_t stage = kStage * sizeof(double);
   const size_t lanes = kLanes * sizeof(double);
   const size_t combine = stage * (2 * size_t(models) + 8);
   const size_t measure = combine + lanes * (3 * size_t(models) + size_t(models) * (models + 1) / 2);
   return measure + 512 * (4 * size_t(models) + 16);
+}
+
+// A constant fills a strip, which instructions read again and again; everything else is an array of a stage.
+constexpr int kStrip = 64;
+
+// Bytes of scratch for a formula, on top of those for the models.
+inline size_t scratch_bytes(const Program& program) {
+  const size_t array = kStage * sizeof(double) + 512, strip = kStrip * sizeof(double) + 512;
+  const size_t measured = kLanes * 3 * sizeof(double);
+  return array * (size_t(program.registers) + 8) + strip * size_t(program.constant_count) +
+         (array + measured) * size_t(program.values);
+}
+
+// Bytes that ranking a row needs.
+inline size_t rank_work(int64_t columns) {
+  return size_t(columns) * (2 * 16 + sizeof(double)) + sizeof(uint32_t) * kRankBins + 4 * sizeof(double) * kStage;
 }
 
 extern const Kernels kernels_baseline;

@@ -18,17 +18,22 @@ namespace {
 // clang-format off: each builds on those before it
 #include "draw.inl"
 #include "stage.inl"
+#include "ranks.inl"
+#include "formula.inl"
 #include "consensus.inl"
 #include "digest.inl"
 #include "moments.inl"
 #include "gram.inl"
 #include "select.inl"
+#include "histogram.inl"
+#include "rows.inl"
 #include "weighted_sum.inl"
 // clang-format on
 
 template <class T>
 constexpr KernelSet<T> kernel_set() {
-  return {weighted_sum<T>, consensus<T>, moments<T>, gram<T>, keys<T>, collect<T>, select<T>};
+  return {weighted_sum<T>, consensus<T>, formula<T>, moments<T>,   gram<T>,
+          keys<T>,         collect<T>,   select<T>,  histogram<T>, rows<T>};
 }
 
 }  // namespace

@@ -9,7 +9,7 @@ class MomentsItem final : public TensorItem {
   MomentsItem(const Kernels& kernels, std::shared_ptr<Tensors> tensors, int64_t tile_elements, std::vector<Keep> keep,
               bool only_l1);
   void finish(Worker&) override;
-  const std::vector<Moments>& result() const { return result_; }  // one per model
+  const std::vector<Moments>& result() const { return result_; }  // one per delta or value
 
  protected:
   void range(int64_t index, const Operands& operands, int64_t begin, int64_t count, Worker& worker,

@@ -43,9 +43,9 @@ template <class T>
 void moments(const Operands& given, const Keep* keep, bool only_l1, int64_t begin, int64_t count, Moments* blocks,
              void* scratch, int64_t* nonfinite) {
   const Operands operands = over_finite(given);
-  const int models = operands.models;
+  const int models = operands.values();
   Arena arena(scratch);
-  Staged<T> staged(operands, arena);
+  Measured<T> measured(operands, arena);
   T* kept = arena.take<T>(kStage);
   T* lanes = arena.take<T>(size_t(models) * 3 * kLanes);
   for (int64_t start = 0; start < count; start += kBlock) {
@@ -56,12 +56,12 @@ void moments(const Operands& given, const Keep* keep, bool only_l1, int64_t begi
     for (int64_t done = 0; done < size; done += kStage) {
       const int n = int(size - done < kStage ? size - done : kStage);
       const int64_t at = begin + start + done;
-      staged.load(operands, nullptr, at, n, nonfinite);
+      measured.load(operands, at, n, nonfinite);
       for (int k = 0; k < models; ++k) {
-        T* __restrict d = staged.d[k];
+        T* __restrict d = measured.d[k];
         T* sums = lanes + size_t(k) * 3 * kLanes;
         for (int j = n; j < kStage; ++j) d[j] = T(0);
-        staged.drop(keep[k], at, kStage, d, kept);
+        measured.drop(keep[k], at, kStage, d, kept);
         add_magnitudes(d, kept, sums, sums + kLanes);
         if (only_l1) continue;
         add_squares(d, sums + 2 * kLanes);

@@ -25,6 +25,7 @@ class Worker {
   void* scratch(size_t bytes) { return grow(scratch_, bytes); }
   void* input_buffer(size_t bytes) { return grow(input_, bytes); }
   void* output_buffer(size_t bytes) { return grow(output_, bytes); }
+  void* rank_buffer(size_t bytes) { return grow(ranks_, bytes); }
   const int index;
 
  private:
@@ -33,7 +34,7 @@ class Worker {
     size_t bytes = 0;
   };
   static void* grow(Memory& memory, size_t bytes);
-  Memory scratch_, input_, output_;
+  Memory scratch_, input_, output_, ranks_;
 };
 
 // One kernel on one tensor. `prepare` runs before the first tile, `finish` after the last, each on one worker.

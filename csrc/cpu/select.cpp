@@ -21,13 +21,13 @@ class SelectItem final : public SelectItemBase {
  public:
   SelectItem(const Kernels& kernels, std::shared_ptr<Tensors> tensors, int64_t tile_elements, std::vector<int64_t> keep,
              bool keep_all_ties, int64_t sample, int64_t capacity)
-      : SelectItemBase(kernels, std::move(tensors), whole_blocks(tile_elements)),
+      : SelectItemBase(kernels, tensors, whole_blocks(*tensors, tile_elements)),
         keep_(std::move(keep)),
         keep_all_ties_(keep_all_ties),
         forced_(sample != 0),
         sample_(sample ? sample : default_sample(tensors_->count)),
         capacity_(capacity ? capacity : std::max<int64_t>(1 << 16, tensors_->count / 8)),
-        models_(tensors_->models()),
+        models_(tensors_->values()),
         states_(models_),
         result_(models_),
         intervals_(models_),
@@ -69,7 +69,7 @@ class SelectItem final : public SelectItemBase {
   void range(int64_t index, const Operands& operands, int64_t begin, int64_t count, Worker& worker,
              int64_t* nonfinite) override {
     // Scratch: the kernel's own, then per model a buffer for one block's keys or the histogram of the tile.
-    const size_t own = scratch_bytes(models_);
+    const size_t own = (this->scratch_size() + 63) / 64 * 64;
     const size_t each = std::max((kBlock + 64) * sizeof(Key), kSelectBins * sizeof(int64_t));
     char* memory = static_cast<char*>(worker.scratch(own + each * models_));
     std::vector<Key*> inside(models_);
@@ -94,7 +94,7 @@ class SelectItem final : public SelectItemBase {
         if (counts[k].inside) collected[k].insert(collected[k].end(), inside[k], inside[k] + counts[k].inside);
       }
     }
-    if (sweeps_ > 1) std::fill_n(nonfinite, models_ + 1, 0);  // counted by the first sweep
+    if (sweeps_ > 1) std::fill_n(nonfinite, tensors_->models() + 1, 0);  // counted by the first sweep
     std::lock_guard<std::mutex> lock(mutex_);
     for (int k = 0; k < models_; ++k) {
       if (!active_[k]) continue;
@@ -130,14 +130,17 @@ class SelectItem final : public SelectItemBase {
 
   // Keys of all models at [begin, begin + count), appended to `keys`.
   void append_keys(int64_t begin, int64_t count, Worker& worker, std::vector<std::vector<Key>>& keys) {
-    const Loaded loaded(*tensors_, begin, count, worker);
+    Loaded loaded(*tensors_, begin, count, worker);
+    std::vector<Key*> next(models_);
     for (int k = 0; k < models_; ++k) {
       if (!active_[k]) continue;
-      const size_t old = keys[k].size();
-      keys[k].resize(old + size_t(count));
-      for (int64_t at = 0; at < count; at += kStage)
-        this->template set<T>().keys(loaded.operands(), k, begin + at, int(std::min<int64_t>(kStage, count - at)),
-                                     keys[k].data() + old + at, this->scratch(worker));
+      keys[k].resize(keys[k].size() + size_t(count));
+      next[k] = keys[k].data() + keys[k].size() - size_t(count);
+    }
+    for (int64_t at = 0; at < count; at += kStage) {
+      const int n = int(std::min<int64_t>(kStage, count - at));
+      this->template set<T>().keys(loaded.operands(), active_.get(), begin + at, n, next.data(), this->scratch(worker));
+      for (Key*& k : next) k += n;
     }
   }
 

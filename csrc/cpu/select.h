@@ -26,8 +26,8 @@ class SelectItemBase : public TensorItem {
   virtual int sweeps() const = 0;
 };
 
-// `keep[k]`: how many elements of model k to keep, up to count; 0: not asked. `sample`: elements per model, 0 for the
-// default; `capacity`: keys per model that may be collected, 0 for the default.
+// `keep[k]`: how many elements of delta or value k to keep, up to count; 0: not asked. `sample`: elements per model, 0
+// for the default; `capacity`: keys per model that may be collected, 0 for the default.
 std::shared_ptr<SelectItemBase> make_select_item(const Kernels& kernels, std::shared_ptr<Tensors> tensors,
                                                  int64_t tile_elements, std::vector<int64_t> keep, bool keep_all_ties,
                                                  int64_t sample, int64_t capacity);

@@ -92,28 +92,46 @@ template <class T>
 void select(const Operands& operands, const SelectInterval* intervals, const bool* active, int64_t begin, int64_t count,
             SelectCounts* counts, Bits<T>* const* inside, int64_t* const* bins, void* scratch, int64_t* nonfinite) {
   Arena arena(scratch);
-  Staged<T> staged(operands, arena);
+  Measured<T> measured(operands, arena);
   for (int64_t done = 0; done < count; done += kStage) {
     const int n = int(count - done < kStage ? count - done : kStage);
-    staged.load(operands, nullptr, begin + done, n, nonfinite);
-    for (int k = 0; k < operands.models; ++k) {
+    measured.load(operands, begin + done, n, nonfinite);
+    for (int k = 0; k < operands.values(); ++k) {
       if (!active[k]) continue;
       const SelectInterval& interval = intervals[k];
       if (interval.histogram)
-        count_bins(staged.d[k], n, interval, counts[k], bins[k]);
+        count_bins(measured.d[k], n, interval, counts[k], bins[k]);
       else
-        collect_inside(staged.d[k], n, Bits<T>(interval.low), Bits<T>(interval.high), inside[k] + counts[k].inside,
+        collect_inside(measured.d[k], n, Bits<T>(interval.low), Bits<T>(interval.high), inside[k] + counts[k].inside,
                        counts[k]);
     }
   }
 }
 
 template <class T>
-void keys(const Operands& operands, int model, int64_t begin, int count, Bits<T>* out, void* scratch) {
-  const Operands one{operands.inputs + model, 1, operands.base, operands.first, operands.policy};
-  int64_t nonfinite[2];
+void copy_keys(const T* __restrict d, int count, Bits<T>* __restrict out) {
+  for (int j = 0; j < count; ++j) out[j] = magnitude_key(d[j]);
+}
+
+template <class T>
+void keys(const Operands& operands, const bool* active, int64_t begin, int count, Bits<T>* const* out, void* scratch) {
   Arena arena(scratch);
+  int64_t* ignored = arena.take<int64_t>(size_t(operands.models) + 1);
+  if (operands.program) {
+    Measured<T> measured(operands, arena);
+    measured.load(operands, begin, count, ignored);
+    for (int m = 0; m < operands.values(); ++m)
+      if (active[m]) copy_keys(measured.d[m], count, out[m]);
+    return;
+  }
+  // One at a time: most often only one is asked for.
+  Operands one = operands;
+  one.models = 1;
   Staged<T> staged(one, arena);
-  staged.load(one, nullptr, begin, count, nonfinite);
-  for (int j = 0; j < count; ++j) out[j] = magnitude_key(staged.d[0][j]);
+  for (int k = 0; k < operands.models; ++k) {
+    if (!active[k]) continue;
+    one.inputs = operands.inputs + k;
+    staged.load(one, nullptr, begin, count, ignored);
+    copy_keys(staged.d[0], count, out[k]);
+  }
 }

@@ -99,9 +99,10 @@ void drop_all(const T* __restrict d, const K keep, T* __restrict out, int count)
   for (int j = 0; j < count; ++j) out[j] = K::apply(keep, d[j], j);
 }
 
-// Sums are taken over the finite elements: one NaN that is to propagate must not turn a whole tensor into NaN.
+// Sums are taken over the finite elements: one NaN that is to propagate must not turn a whole tensor into NaN. Into a
+// formula it enters as it is; there it is the values that must be finite.
 static inline Operands over_finite(Operands operands) {
-  operands.policy = Nonfinite::base;
+  if (!operands.program) operands.policy = Nonfinite::base;
   return operands;
 }
 
@@ -143,6 +144,23 @@ struct Staged {
     }
   }
 
+  // Calls body(first, count, rule) for the runs of a stage before and from tie_end on: at most two.
+  template <class Body>
+  static void by_threshold(const Keep& keep, int64_t begin, int count, Body&& body) {
+    for (int done = 0; done < count;) {
+      const int64_t left = keep.tie_end - (begin + done);
+      const int run = left > 0 && left < count - done ? int(left) : count - done;
+      const uint64_t lowest = lowest_kept_key(keep, begin + done);
+      // No finite delta has the key of all ones: that threshold keeps nothing.
+      const Bits<T> low = lowest > FloatTraits<T>::magnitude ? ~Bits<T>(0) : Bits<T>(lowest);
+      if (low == 0)
+        body(done, run, KeepAny{});
+      else
+        body(done, run, KeepFrom<T>{low});
+      done += run;
+    }
+  }
+
  private:
   template <class K>
   Bits<T> load_run(const Source& source, int64_t index, const T* from, const K& keep, T* out, int count) {
@@ -163,23 +181,6 @@ struct Staged {
       top = key > top ? key : top;
     });
     return top;
-  }
-
-  // Calls body(first, count, rule) for the runs of a stage before and from tie_end on: at most two.
-  template <class Body>
-  static void by_threshold(const Keep& keep, int64_t begin, int count, Body&& body) {
-    for (int done = 0; done < count;) {
-      const int64_t left = keep.tie_end - (begin + done);
-      const int run = left > 0 && left < count - done ? int(left) : count - done;
-      const uint64_t lowest = lowest_kept_key(keep, begin + done);
-      // No finite delta has the key of all ones: that threshold keeps nothing.
-      const Bits<T> low = lowest > FloatTraits<T>::magnitude ? ~Bits<T>(0) : Bits<T>(lowest);
-      if (low == 0)
-        body(done, run, KeepAny{});
-      else
-        body(done, run, KeepFrom<T>{low});
-      done += run;
-    }
   }
 
   // The rare case: count what is not finite, settle the deltas by policy, then drop.

@@ -20,4 +20,7 @@ WM_FN int lanes_of(int64_t columns) {
   return lanes;
 }
 
+// Bins of the first pass of a ranking, at most.
+constexpr int kRankBins = 4096;
+
 }  // namespace warpmerge

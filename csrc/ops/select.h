@@ -12,11 +12,16 @@ namespace warpmerge {
 
 constexpr int kSelectBins = 2048;
 
-// Bins of 2^shift keys so that at most kSelectBins cover [low, high].
-WM_FN int select_shift(uint64_t low, uint64_t high) {
+// Bins of a histogram that is a result, and room for what lies outside: several places, for the sake of speed.
+constexpr int kHistogramBins = 1 << 16, kHistogramRoom = kHistogramBins + 16;
+
+// Bins of 2^shift keys so that at most `bins` of them cover [low, high].
+WM_FN int covering_shift(uint64_t low, uint64_t high, int bins) {
   int shift = 0;
-  while (((high - low) >> shift) >= kSelectBins) ++shift;
+  while (((high - low) >> shift) >= uint64_t(bins)) ++shift;
   return shift;
 }
+
+WM_FN int select_shift(uint64_t low, uint64_t high) { return covering_shift(low, high, kSelectBins); }
 
 }  // namespace warpmerge

@@ -8,15 +8,16 @@ from typing import Any
 from .. import _core
 from ..errors import MergeError
 from ..ops import (
-    NO_TIE_END,
+    Apply,
     Consensus,
     Copy,
     Gram,
     GramResult,
-    Keep,
-    KeepDrawn,
+    Histogram,
+    HistogramResult,
     Moments,
     MomentsResult,
+    Rows,
     Select,
     Selection,
     WeightedSum,
@@ -24,6 +25,7 @@ from ..ops import (
 )
 from ..tasks import Buffer, FileSink, Outcome, Request, Sink, TensorTask, Work
 from ..threads import thread_count
+from .formulas import native, native_keep
 
 POLICIES = {"error": 0, "propagate": 1, "base": 2}
 
@@ -35,6 +37,7 @@ TILE = 128 * 1024
 TILE_BYTES = 1 << 20
 LEAST_TILE = 512
 SMALL = 128 * 1024  # csrc/cpu/select.cpp: tensors up to this size are selected from all their keys at once
+FORMULA_ARRAYS = 32  # what formulas hold at once, apart from a few values for each model
 POLL_MS = 100
 
 
@@ -48,8 +51,9 @@ def memory(threads: int, tile: int, models: int, itemsize: int = 2, largest: int
     compute = max(4, itemsize)
     tiles = tile * itemsize * (models + 2)
     stage = 512 * 8 * (2 * models + 8) + 256 * 8 * (3 * models + models * (models + 1) // 2)
+    formula = 512 * 8 * (FORMULA_ARRAYS + 4 * models)
     select = SMALL * compute * (models + 2)
-    return threads * (tiles + stage + select) + models * compute * capacity(largest)
+    return threads * (tiles + stage + formula + select) + models * compute * capacity(largest)
 
 
 def tile_for(budget: int | None, threads: int, models: int, itemsize: int = 2, largest: int = 0) -> int:
@@ -155,7 +159,9 @@ class CpuBackend:
         if isinstance(request, Copy):
             source = task.inputs[request.index]
             return pool.copy(_place(source), source.nbytes, tile * 2, _output(task, task.sinks[0]))
-        tensors = _tensors(task, request.relative)
+        tensors = _tensors(task, request)
+        if isinstance(request, Apply):
+            return pool.apply(tensors, tile, request.agree, [_output(task, sink) for sink in task.sinks])
         if isinstance(request, WeightedSum):
             outputs = [_output(task, sink) for sink in task.sinks]
             return pool.weighted_sum(tensors, tile, request.coefficients, request.agree, outputs)
@@ -169,26 +175,33 @@ class CpuBackend:
                 request.divisor or unused,
                 request.lambda_,
                 request.elect,
-                [_keep(k) for k in request.keep],
+                [native_keep(k) for k in request.keep],
                 _output(task, task.sinks[0]),
             )
         if isinstance(request, Select):
             return pool.select(tensors, tile, request.counts, request.keep_all_ties, capacity=capacity(task.info.count))
         if isinstance(request, Moments):
-            return pool.moments(tensors, tile, [_keep(k) for k in request.keep], request.only_l1)
+            return pool.moments(tensors, tile, [native_keep(k) for k in request.keep], request.only_l1)
+        if isinstance(request, Rows):
+            return pool.rows(tensors, tile, request.largest)
+        if isinstance(request, Histogram):
+            return pool.histogram(tensors, tile, request.intervals)
         assert isinstance(request, Gram)
         return pool.gram(tensors, tile)
 
 
-def _tensors(task: TensorTask, relative: bool) -> Any:
-    found = task.cache.get(relative)
+def _tensors(task: TensorTask, request: Any) -> Any:
+    relative = request.relative
+    formula = request.formula if isinstance(request, Apply) else getattr(request, "of", None)
+    found = task.cache.get((relative, formula))
     if found is None:
-        found = task.cache[relative] = _core.Tensors(
+        found = task.cache[relative, formula] = _core.Tensors(
             task.info.count,
             [_place(b) for b in task.inputs],
             _place(task.base) if relative and task.base else None,
             task.wide,
             POLICIES[task.values["nonfinite"]],
+            formula and native(task, formula, isinstance(request, Rows)),
         )
     return found
 
@@ -204,12 +217,6 @@ def _output(task: TensorTask, sink: Sink) -> Any:
     return _core.Output(code, memory=sink.address)
 
 
-def _keep(keep: Keep) -> Any:
-    if isinstance(keep, KeepDrawn):
-        return _core.Keep.drawn(keep.key, keep.cut)
-    return _core.Keep(keep.threshold, min(keep.tie_end, NO_TIE_END))
-
-
 def _outcome(request: Request, item: Any) -> Outcome:
     if isinstance(item, _InTorch):
         return item.outcome
@@ -221,6 +228,15 @@ def _outcome(request: Request, item: Any) -> Outcome:
         return Outcome([Selection(*row) for row in item.result], nonfinite)
     if isinstance(request, Moments):
         return Outcome([MomentsResult(*row) for row in item.result], nonfinite)
+    if isinstance(request, Rows):
+        import numpy as np
+
+        return Outcome(np.asarray(item), nonfinite)
+    if isinstance(request, Histogram):
+        import numpy as np
+
+        bins = zip(item.above, item.shifts, np.asarray(item), strict=True)
+        return Outcome([HistogramResult(*found) for found in bins], nonfinite)
     if isinstance(request, Gram):
         flat = item.result
         models = round((len(flat) * 2 + 0.25) ** 0.5 - 0.5)

@@ -269,8 +269,9 @@ def _finish(value: torch.Tensor, x: list[torch.Tensor], base: torch.Tensor | Non
 def _all_same(x: list[torch.Tensor]) -> torch.Tensor:
     integer = torch.int64 if x[0].dtype == torch.float64 else torch.int32
     same = torch.ones_like(x[0], dtype=torch.bool)
+    first = _canonical(x[0])
     for d in x[1:]:
-        same &= d.view(integer) == x[0].view(integer)
+        same &= _canonical(d).view(integer) == first.view(integer)
     return same
 
 
@@ -309,10 +310,13 @@ def row_ranks(d: torch.Tensor, columns: int) -> torch.Tensor:
 # --- sparsification -------------------------------------------------------------------------------------------------
 
 
+def _canonical(d: torch.Tensor) -> torch.Tensor:
+    return torch.where(torch.isnan(d), torch.full_like(d, float("nan")), d)
+
+
 def magnitude_keys(d: torch.Tensor) -> torch.Tensor:
     """(n,) int64: the bit pattern of |d|, with every NaN the canonical one."""
-    quiet = torch.where(torch.isnan(d), torch.full_like(d, float("nan")), d).abs()
-    return quiet.view(torch.int64 if d.dtype == torch.float64 else torch.int32).to(torch.int64)
+    return _canonical(d).abs().view(torch.int64 if d.dtype == torch.float64 else torch.int32).to(torch.int64)
 
 
 def keep_mask(d: torch.Tensor, keep: Any) -> torch.Tensor:
@@ -413,7 +417,7 @@ def rows(values: list[torch.Tensor], columns: int, largest: bool) -> np.ndarray:
     result = []
     for v in values:
         matrix = v.double().view(-1, columns)
-        result.append([float(row.max()) if largest else fixed_sum(row) for row in matrix])
+        result.append([float(row.max()) + 0.0 if largest else fixed_sum(row) for row in matrix])
     return np.array(result, np.float64).reshape(len(values), -1)
 
 

@@ -1,0 +1,220 @@
+// Formulas: a program is carried out for a stage at a time, one instruction after the other, on arrays in L1.
+
+template <class T>
+struct Operand {
+  T* at;
+  int64_t step;  // ~0, or 0 for the one strip of a constant
+
+  const T* strip(int64_t j) const { return at + (j & step); }
+};
+
+// Whole strips: arrays of a stage have room for them, and what lies beyond `count` is never read. A target may be one
+// of its operands.
+template <FormulaOp kOp, class T>
+void calculate_all(const Operand<T>& a, const Operand<T>& b, const Operand<T>& c, T* target, int count) {
+  for (int j = 0; j < count; j += kStrip) {
+    const T *x = a.strip(j), *y = b.strip(j), *z = c.strip(j);
+    T* out = target + j;
+#pragma GCC ivdep
+    for (int i = 0; i < kStrip; ++i) out[i] = calculate<kOp>(x[i], y[i], z[i]);
+  }
+}
+
+template <class T>
+class Evaluator {
+ public:
+  // To be called once, for a tile: places the operands and fills in the constants.
+  void prepare(const Operands& operands, const Staged<T>& staged, Arena& arena) {
+    program_ = operands.program;
+    lanes_ = staged.lanes;
+    const int first_constant = operands.models + 1 + program_->registers;
+    operands_ = arena.take<Operand<T>>(size_t(first_constant + program_->constant_count));
+    for (int k = 0; k < operands.models; ++k) operands_[k] = {staged.d[k], ~int64_t(0)};
+    operands_[operands.models] = {staged.base, ~int64_t(0)};
+    for (int r = operands.models + 1; r < first_constant; ++r) operands_[r] = {arena.take<T>(kStage), ~int64_t(0)};
+    for (int j = 0; j < program_->constant_count; ++j) {
+      T* strip = arena.take<T>(kStrip);
+      for (int i = 0; i < kStrip; ++i) strip[i] = T(program_->constants[j]);
+      operands_[first_constant + j] = {strip, 0};
+    }
+    expanded_ = arena.take<T>(kStage);
+  }
+
+  // The values of loaded deltas. A stage from a multiple of kPhiloxLanes on, or one that does not reach beyond the
+  // next multiple of kStage.
+  void run(const Operands& operands, int64_t begin, int count) {
+    for (int s = 0; s < program_->steps; ++s) {
+      const Step& step = program_->code[s];
+      T* target = operands_[step.target].at;
+      const Operand<T>&a = operands_[step.a], &b = operands_[step.b], &c = operands_[step.c];
+      switch (step.op) {
+        case FormulaOp::keep:
+          keep(program_->rules[step.payload], a, begin, count, target);
+          break;
+        case FormulaOp::draw: {
+          const uint16_t* lanes = drawn(program_->keys[step.payload], begin);
+          for (int j = 0; j < count; ++j) target[j] = T(lanes[j]);
+          break;
+        }
+        case FormulaOp::row: {
+          const double* vector = program_->vectors[step.payload];
+          each_row(begin, count, [&](int64_t row, int64_t, int done, int run) {
+            const T entry = T(vector[row]);
+            for (int j = 0; j < run; ++j) target[done + j] = entry;
+          });
+          break;
+        }
+        case FormulaOp::column: {
+          const double* vector = program_->vectors[step.payload];
+          each_row(begin, count, [&](int64_t, int64_t column, int done, int run) {
+            for (int j = 0; j < run; ++j) target[done + j] = T(vector[column + j]);
+          });
+          break;
+        }
+        case FormulaOp::rank: {
+          RankedRow& ranked = operands.ranks[step.payload];
+          each_row(begin, count, [&](int64_t row, int64_t column, int done, int run) {
+            if (ranked.row != row) rank_row<T>(operands, step.a, row, ranked);
+            __builtin_memcpy(target + done, static_cast<const T*>(ranked.ranks) + column, size_t(run) * sizeof(T));
+          });
+          break;
+        }
+        default:
+          visit_calculation(
+              step.op, [&](auto instruction) { calculate_all<decltype(instruction)::op>(a, b, c, target, count); });
+      }
+    }
+  }
+
+  // An array of a stage; the next call overwrites that of a constant.
+  const T* value(int m) {
+    const Operand<T>& found = operands_[program_->outputs[m]];
+    if (found.step) return found.at;
+    for (int j = 0; j < kStage; ++j) expanded_[j] = found.at[0];
+    return expanded_;
+  }
+
+ private:
+  const uint16_t* drawn(uint64_t key, int64_t begin) {
+    const int64_t within = begin % kPhiloxLanes;
+    draw(key, begin - within, lanes_);
+    return lanes_ + within;
+  }
+
+  void keep(const Keep& rule, const Operand<T>& a, int64_t begin, int count, T* target) {
+    const uint16_t* lanes = rule.random ? drawn(rule.key, begin) : nullptr;
+    for (int j = 0; j < count; j += kStrip) {
+      const T* x = a.strip(j);
+      T* out = target + j;
+      const int n = count - j < kStrip ? count - j : kStrip;
+      if (rule.random) {
+        const uint16_t* bits = lanes + j;
+#pragma GCC ivdep
+        for (int i = 0; i < n; ++i) out[i] = bits[i] < rule.cut ? x[i] : T(0);
+        continue;
+      }
+      Staged<T>::by_threshold(rule, begin + j, n, [&](int done, int run, auto which) {
+#pragma GCC ivdep
+        for (int i = done; i < done + run; ++i) out[i] = kept(which, x[i]);
+      });
+    }
+  }
+
+  WM_FN T kept(KeepAny, T a) { return a; }
+  WM_FN T kept(KeepFrom<T> rule, T a) { return canonical_key(a) >= rule.low ? a : T(0); }
+
+  // Calls body(row, column, first, count) for the runs of a stage that lie in one row.
+  template <class Body>
+  void each_row(int64_t begin, int count, Body&& body) {
+    const int64_t columns = program_->columns;
+    int64_t row = begin / columns, column = begin - row * columns;
+    for (int done = 0; done < count; ++row, column = 0) {
+      const int64_t left = columns - column;
+      const int run = left < count - done ? int(left) : count - done;
+      body(row, column, done, run);
+      done += run;
+    }
+  }
+
+  const Program* program_ = nullptr;
+  uint16_t* lanes_ = nullptr;
+  Operand<T>* operands_ = nullptr;
+  T* expanded_ = nullptr;
+};
+
+// What is measured, a stage at a time: the deltas, or the values of a formula of them.
+template <class T>
+class Measured {
+ public:
+  T** d;
+
+  Measured(const Operands& operands, Arena& arena) : staged_(operands, arena) {
+    d = staged_.d;
+    if (!operands.program) return;
+    evaluator_.prepare(operands, staged_, arena);
+    d = arena.take<T*>(size_t(operands.values()));
+    for (int m = 0; m < operands.values(); ++m) d[m] = arena.take<T>(kStage);
+  }
+
+  void load(const Operands& operands, int64_t begin, int count, int64_t* nonfinite) {
+    staged_.load(operands, nullptr, begin, count, nonfinite);
+    if (!operands.program) return;
+    evaluator_.run(operands, begin, count);
+    for (int m = 0; m < operands.values(); ++m) {
+      const T* __restrict value = evaluator_.value(m);
+      T* __restrict out = d[m];
+      for (int j = 0; j < count; ++j) out[j] = measured(value[j]);
+    }
+  }
+
+  // Copies a loaded value with what `keep` drops zeroed.
+  void drop(const Keep& keep, int64_t begin, int count, const T* value, T* out) {
+    staged_.drop(keep, begin, count, value, out);
+  }
+
+ private:
+  Staged<T> staged_;
+  Evaluator<T> evaluator_;
+};
+
+template <class T>
+void finish_values(T* const* d, const T* __restrict base, int agree, const T* value, int count, T* __restrict out) {
+  if (base) {
+    for (int j = 0; j < count; ++j) out[j] = add_delta(base[j], value[j]);
+    return;
+  }
+  const T* first = d[0];
+  for (int start = 0; start < count; start += kStrip) {
+    const int n = count - start < kStrip ? count - start : kStrip;
+    Bits<T> differ[kStrip] = {0};
+    for (int k = 1; k < agree; ++k) {
+      const T* __restrict other = d[k] + start;
+      for (int j = 0; j < n; ++j) differ[j] |= differing_bits(other[j], first[start + j]);
+    }
+    for (int j = 0; j < n; ++j) out[start + j] = differ[j] ? value[start + j] : first[start + j];
+  }
+}
+
+template <class T>
+void formula(const Operands& operands, int agree, int64_t begin, int64_t count, void* const* out, Dtype out_dtype,
+             void* scratch, int64_t* nonfinite) {
+  Arena arena(scratch);
+  Staged<T> staged(operands, arena);
+  Evaluator<T> evaluator;
+  evaluator.prepare(operands, staged, arena);
+  T* finished = arena.take<T>(kStage);
+  const T* base = operands.base ? staged.base : nullptr;
+  for (int64_t done = 0; done < count; done += kStage) {
+    const int n = int(count - done < kStage ? count - done : kStage);
+    staged.load(operands, nullptr, begin + done, n, nonfinite);
+    evaluator.run(operands, begin + done, n);
+    for (int m = 0; m < operands.values(); ++m) {
+      const T* result = evaluator.value(m);
+      if (base || agree) {
+        finish_values(staged.d, base, agree, result, n, finished);
+        result = finished;
+      }
+      narrow_into(result, out_dtype, out[m], done, n);
+    }
+  }
+}

@@ -1,0 +1,69 @@
+// Sums and largest values of row blocks, in the order of ops/rows.h.
+
+// Adds elements [filled, filled + count) of a block to its lanes; the first row of lanes starts them.
+template <class T>
+void add_to_lanes(const T* __restrict v, int64_t filled, int count, double* __restrict lanes) {
+  while (count > 0) {
+    const int lane = int(filled % kLanes), n = kLanes - lane < count ? kLanes - lane : count;
+    if (filled < kLanes)
+      for (int i = 0; i < n; ++i) lanes[lane + i] = 0.0 + double(v[i]);
+    else
+      for (int i = 0; i < n; ++i) lanes[lane + i] = lanes[lane + i] + double(v[i]);
+    v += n, filled += n, count -= n;
+  }
+}
+
+static double sum_block(double* lanes, int64_t filled) {
+  int width = lanes_of(filled);
+  for (int64_t i = filled; i < width; ++i) lanes[i] = 0.0;
+  for (width /= 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) lanes[i] = lanes[2 * i] + lanes[2 * i + 1];
+  return lanes[0];
+}
+
+template <class T>
+double largest_of(const T* __restrict v, int count) {
+  Ordered<T> most = ordered(v[0]);
+  for (int j = 0; j < count; ++j) {
+    const Ordered<T> rank = ordered(v[j]);
+    most = rank > most ? rank : most;
+  }
+  return double(from_ordered<T>(most));
+}
+
+template <class T>
+void rows(const Operands& operands, bool largest, int64_t begin, int64_t count, double* blocks, int64_t stride,
+          void* scratch, int64_t* nonfinite) {
+  const int64_t columns = operands.program->columns, end = begin + count;
+  const int values = operands.values();
+  Arena arena(scratch);
+  Measured<T> measured(operands, arena);
+  double* lanes = arena.take<double>(size_t(values) * kLanes);
+  int64_t left_of_row = columns - begin % columns, filled = 0;
+  for (int64_t at = begin; at < end;) {
+    const int64_t to_border = kStage - at % kStage;
+    const int n = int(to_border < end - at ? to_border : end - at);
+    measured.load(operands, at, n, nonfinite);
+    at += n;
+    for (int done = 0; done < n;) {
+      const int64_t size = filled + left_of_row < kBlock ? filled + left_of_row : kBlock;
+      const int run = size - filled < n - done ? int(size - filled) : n - done;
+      for (int m = 0; m < values; ++m) {
+        const T* v = measured.d[m] + done;
+        double* own = lanes + m * kLanes;
+        if (largest) {
+          const double most = largest_of(v, run);
+          own[0] = filled == 0 || most > own[0] ? most : own[0];
+        } else {
+          add_to_lanes(v, filled, run, own);
+        }
+        if (filled + run == size) blocks[m * stride] = largest ? own[0] : sum_block(own, size);
+      }
+      done += run, filled += run, left_of_row -= run;
+      if (filled < size) continue;
+      ++blocks;
+      filled = 0;
+      if (left_of_row == 0) left_of_row = columns;
+    }
+  }
+}

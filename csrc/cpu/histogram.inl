@@ -5,11 +5,12 @@ template <class T>
 void count_keys(const T* __restrict d, int count, const HistogramInterval& interval, uint32_t* __restrict places,
                 uint32_t* bins, int64_t& above) {
   const Bits<T> low = Bits<T>(interval.low), high = Bits<T>(interval.high), span = high - low;
+  const int bits = 8 * int(sizeof(T)), shift = interval.shift < bits ? interval.shift : bits - 1;
   int over = 0;
   for (int j = 0; j < count; ++j) {
     const Bits<T> key = magnitude_key(d[j]), at = key - low;
     over += key > high;
-    places[j] = at <= span ? uint32_t(at >> interval.shift) : uint32_t(kHistogramBins + j % 16);
+    places[j] = at <= span ? uint32_t(at >> shift) : uint32_t(kHistogramBins + j % 16);
   }
   above += over;
   for (int j = 0; j < count; ++j) ++bins[places[j]];

@@ -204,7 +204,8 @@ def sce(
         if wanted:
             bound = variance[order[wanted - 1]]
             near = np.abs(variance - bound) <= TURNING * np.finfo(kind).eps * bound
-            unsure = near & _inexact(kind, models * variance)
+            if not selected[near].all():
+                unsure = near & _inexact(kind, models * variance)
     masked = np.where(selected, d, 0)
     energies = [(m * m).mean() if m.size else Real(0) for m in masked]
     whole = sum(energies)

@@ -3,16 +3,33 @@
 The oracles (oracles_elementwise.py) sort, loop and sum in extended precision.
 """
 
+import itertools
+
+import numpy as np
 import oracles_elementwise
 import pytest
 import torch
 import warpmerge as wm
-from kernel_helpers import ALL_DTYPES, DTYPES, assert_same_bits, densities, family, signed, weights
+from kernel_helpers import (
+    ALL_DTYPES,
+    assert_same_bits,
+    cpu,
+    densities,
+    family,
+    reference,
+    run,
+    signed,
+    task,
+    values_of,
+    weights,
+)
 from oracles import assert_accurate
+from warpmerge.methods import find
+from warpmerge.methods.order import comparators
 
 SHAPE = (61, 83)  # a block of the reduction order and a rest, no multiple of 8
 MODELS = (1, 2, 3, 5, 9)
-BACKENDS = ("torch",)
+BACKENDS = ("cpu", "torch")
 MOST_UNSURE = 0.002  # votes and choices so near to a bound that rounding may turn them
 
 ALONE = {
@@ -103,3 +120,206 @@ def test_with_base(case, models, dtype):
 def test_nearswap(dtype, t):
     base, tensors = family(dtype, 1, SHAPE)
     assert_accurate(merged("nearswap", tensors, base, t=t), expected("nearswap", tensors, base, t=t))
+
+
+# --- backends and passes ----------------------------------------------------------------------------------------------
+
+EVERY = {name: (3, False, make) for name, make in ALONE.items()}
+EVERY |= {name: (3, True, make) for name, make in RELATIVE.items()}
+EVERY["nearswap"] = (1, True, lambda k: {"t": 1e-3})
+
+
+@pytest.mark.parametrize("case", [c for c in EVERY if "-" not in c or c.startswith("sce")])
+def test_tiles_and_threads(case):
+    models, given, parameters = EVERY[case]
+    made = []
+    for dtype, shape in itertools.product(["bf16", "fp32", "mixed64"], [0, 1, 7, 4099]):
+        base, tensors = family(dtype, models, shape)
+        made.append((case.split("-")[0], tensors, base if given else None))
+    wanted = run(reference(), *(task(*m, **parameters(models)) for m in made))
+    got = run(cpu(threads=2, tile=512), *(task(*m, **parameters(models)) for m in made))
+    for one, other in zip(got, wanted, strict=True):
+        assert_same_bits(one, other, case)
+
+
+@pytest.mark.parametrize("case", EVERY)
+def test_passes_are_the_requests_that_are_made(case):
+    models, given, make = EVERY[case]
+    method, parameters = find(case.split("-")[0]), make(models)
+    base, tensors = family("fp32", models, 1031)
+    asked = []
+
+    class Counting(type(reference())):
+        def launch(self, work):
+            asked.extend(request for _, request in work)
+            return super().launch(work)
+
+    run(Counting(), task(method.name, tensors, base if given else None, **parameters))
+    assert len(asked) == method.passes(values_of(method.name, models, parameters)) - (case == "sce-nothing")
+
+
+@pytest.mark.parametrize("count", range(1, 9))
+def test_comparators_sort_zeros_and_ones(count):
+    """What sorts all of them sorts everything (Knuth 5.3.4, theorem Z)."""
+    for values in itertools.product((0, 1), repeat=count):
+        got = list(values)
+        for low, high in comparators(count):
+            got[low], got[high] = sorted((got[low], got[high]))
+        assert got == sorted(values)
+
+
+# --- one method against another ---------------------------------------------------------------------------------------
+
+
+def test_nearswap_is_a_clipped_delta():
+    base, (x,) = family("fp32", 1, SHAPE)
+    for t in (1e-3, 1e-7):
+        assert_same_bits(merged("nearswap", [x], base, t=t), base + (x - base).clamp(-t, t))
+    assert_same_bits(merged("nearswap", [x], base, t=0), base)
+    assert_same_bits(merged("nearswap", [x], base, t=1), merged("task_arithmetic", [x], base, weight=1))
+
+
+def test_means_and_medians():
+    _, tensors = family("fp32", 5, SHAPE)
+    for few in (1, 2):
+        mean = merged("linear", tensors[:few], weight=1)
+        assert_same_bits(merged("median", tensors[:few]), mean)
+    assert_same_bits(merged("trimmed_mean", tensors, beta=0), merged("linear", tensors, weight=1))
+    assert_same_bits(merged("trimmed_mean", tensors, beta=0.1), merged("linear", tensors, weight=1))  # int(0.5) = 0
+    for k in (3, 4, 5):
+        few = torch.stack(tensors[:k])
+        assert_same_bits(merged("median", tensors[:k], even="lower"), few.median(dim=0).values)
+        wanted = torch.from_numpy(np.median(few.numpy(), axis=0))
+        assert_same_bits(merged("median", tensors[:k]), wanted)
+        assert_same_bits(merged("trimmed_mean", tensors[:k], beta=(k - 1) // 2 / k), wanted)
+
+
+def test_as_many_models_as_can_be_sorted():
+    generator = torch.Generator().manual_seed(0)
+    tensors = list(torch.randn(128, 600, generator=generator))
+    wanted = torch.from_numpy(np.median(torch.stack(tensors).numpy(), axis=0))
+    assert_same_bits(merged("median", tensors), wanted)
+    assert_accurate(
+        merged("trimmed_mean", tensors, beta=0.1), expected("trimmed_mean", tensors, beta=0.1), share=2.0**-19
+    )
+    with pytest.raises(wm.RecipeError, match="1-128 models, got 129"):
+        merged("median", [*tensors, tensors[0]])
+
+
+def test_ram_of_changes_that_all_made_or_one():
+    base, tensors = family("fp32", 4, SHAPE)
+    moved = [base + 1 + t for t in tensors]
+    mean = merged("task_arithmetic", moved, base, weight=1, normalize=True)
+    assert_same_bits(merged("ram", moved, base), mean)
+    assert_same_bits(merged("ramplus_tl", moved, base), mean)
+    alone = [torch.where(torch.arange(83) % 4 == k, t, base) for k, t in enumerate(tensors)]
+    assert_same_bits(merged("ram", alone, base, epsilon=0), merged("task_arithmetic", alone, base, weight=1))
+    assert_same_bits(merged("ramplus_tl", alone, base, epsilon=0), merged("ram", alone, base, epsilon=0))
+
+
+@pytest.mark.parametrize("nothing", [{"r": 0}, {"alpha": 0}])
+def test_ramplus_without_amplification_is_ram(nothing):
+    base, tensors = family("bf16", 3, SHAPE)
+    options = {"epsilon": 2e-3}
+    got = merged("ramplus_tl", tensors, base, **options, **nothing)
+    assert_same_bits(got, merged("ram", tensors, base, **options))
+    assert not torch.equal(got, merged("ramplus_tl", tensors, base, **options, r=5))
+
+
+def test_ramplus_counts():
+    """Model 0 has two unique elements and one that it shares, model 1 one of each."""
+    base = torch.zeros(5)
+    tensors = [torch.tensor([1.0, 1, 4, 0, 0]), torch.tensor([0.0, 0, 2, 1, 0])]
+    options = {"r": 1.0, "alpha": 0.75}
+    assert merged("ramplus_tl", tensors, base, **options).tolist() == [1.5, 1.5, 3, 1.75, 0]
+    got = merged("ramplus_tl", tensors, base, overlap="changed", **options)
+    assert got.tolist() == pytest.approx([4 / 3, 4 / 3, 3, 1.5, 0])
+
+
+def test_consensus_of_no_task_is_task_arithmetic():
+    base, tensors = family("bf16", 3, SHAPE)
+    for weight in (1, weights(3)):
+        got = merged("consensus_ta", tensors, base, k=0, weight=weight)
+        assert_same_bits(got, merged("task_arithmetic", tensors, base, weight=weight))
+
+
+def test_emr_of_tasks_that_do_not_meet():
+    """Each gets its own model back."""
+    base, tensors = family("fp32", 3, SHAPE)
+    apart = [torch.where(torch.arange(83) % 3 == k, t, base) for k, t in enumerate(tensors)]
+    for k in range(3):
+        wanted = merged("task_arithmetic", [apart[k]], base, weight=1)
+        assert_same_bits(merged("emr", apart, base, task=k + 1), wanted)
+    assert_same_bits(merged("emr", apart, base), merged("task_arithmetic", apart, base, weight=1))
+
+
+def test_emr_keeps_the_sum_of_changes_of_a_task():
+    base, tensors = family("fp64", 4, SHAPE)
+    for k, tensor in enumerate(tensors):
+        got = merged("emr", tensors, base, task=k + 1)
+        torch.testing.assert_close((got - base).abs().sum(), (tensor - base).abs().sum(), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("dtype", ["bf16", "mixed64"])
+def test_breadcrumbs_without_outliers_are_ties(dtype, normalize):
+    base, tensors = family(dtype, 3, SHAPE)
+    for options in (
+        {"density": 0.37},
+        {"density": densities(3), "rescale": "inverse_density"},
+        {"elect": "unweighted"},
+    ):
+        options = {"weight": weights(3), "normalize": normalize, "lambda_": 0.7, **options}
+        got = merged("breadcrumbs_ties", tensors, base, gamma=0, **options)
+        assert_same_bits(got, merged("ties", tensors, base, **options))
+
+
+def test_breadcrumbs_of_everything():
+    base, tensors = family("bf16", 3, SHAPE)
+    got = merged("breadcrumbs", tensors, base, weight=weights(3), gamma=0.3)
+    assert_same_bits(got, merged("task_arithmetic", tensors, base, weight=weights(3)))
+
+
+def test_sce_weighs_by_energy():
+    """The threshold below which mergekit weighs all the same is an option; by default nothing is below it."""
+    base = torch.zeros(4000)
+    generator = torch.Generator().manual_seed(0)
+    tensors = [(torch.rand(4000, generator=generator) + 0.5) * s for s in (5e-4, 1e-4)]
+    energies = [float((t.double() ** 2).mean()) for t in tensors]
+    shares = [e / sum(energies) for e in energies]
+    for options, w in (({}, shares), ({"uniform_below": 1e-6}, [0.5, 0.5]), ({"uniform_below": 1e-8}, shares)):
+        wanted = merged("task_arithmetic", tensors, base, weight=w)
+        torch.testing.assert_close(merged("sce", tensors, base, **options), wanted, rtol=1e-6, atol=0)
+
+
+# --- symmetries -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", [c for c in EVERY if "first" not in c and "last" not in c and "gammas" not in c])
+def test_order_of_the_models(case):
+    models, given, make = EVERY[case]
+    parameters = make(models)
+    base, tensors = family("fp64", models, SHAPE)
+    order = [*range(1, models), 0]
+    moved = {n: [v[i] for i in order] if isinstance(v, list) else v for n, v in parameters.items()}
+    got = merged(case, [tensors[i] for i in order], base if given else None, **moved)
+    wanted = merged(case, tensors, base if given else None, **parameters)
+    torch.testing.assert_close(got, wanted, rtol=1e-13, atol=1e-15)
+    if case in ("median", "median-lower", "trimmed_mean-most", "magmax", "emr"):
+        assert_same_bits(got, wanted)
+
+
+@pytest.mark.parametrize("power", [-20, 30])
+@pytest.mark.parametrize("case", EVERY)
+def test_scale(case, power):
+    """All models and all bounds times a power of two: so is the result, to the last bit."""
+    models, given, make = EVERY[case]
+    base, tensors = family("fp64", models, SHAPE)
+    parameters = make(models)
+    if "ram" in case:
+        parameters = {"epsilon": 1e-5} | parameters
+    scaled = parameters | {n: parameters[n] * 2.0**power for n in ("t", "epsilon") if n in parameters}
+    scaled |= {n: parameters[n] * 4.0**power for n in ("uniform_below",) if n in parameters}
+    wanted = merged(case, tensors, base if given else None, **parameters) * 2.0**power
+    got = merged(case, [t * 2.0**power for t in tensors], base * 2.0**power if given else None, **scaled)
+    assert_same_bits(got, wanted)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import oracles
+import oracles_elementwise
 import oracles_gram
 import pytest
 import torch
@@ -114,6 +115,53 @@ def geometric_median(name, base, math, code, chat):
     return oracles_gram.geometric_median([math, code, chat], weight=[1, 1, 0.5])
 
 
+def median(name, base, math, code, chat):
+    return oracles_elementwise.median([math, code, chat])
+
+
+def trimmed_mean(name, base, math, code, chat):
+    return oracles_elementwise.trimmed_mean([math, code, chat, base], beta=0.25)
+
+
+def nearswap(name, base, math, code, chat):
+    return oracles_elementwise.nearswap([chat], base, t=0.01)
+
+
+def magmax(name, base, math, code, chat):
+    return oracles_elementwise.magmax([math, code, chat], base)
+
+
+def ram(name, base, math, code, chat):
+    return oracles_elementwise.ram([math, code, chat], base, epsilon=0.01)
+
+
+def ramplus_tl(name, base, math, code, chat):
+    return oracles_elementwise.ramplus_tl([math, code, chat], base, epsilon=0.01)
+
+
+def consensus_ta(name, base, math, code, chat):
+    options = {"k": 2, "mask_lambda": [0.4, 0.6, 0.4], "lambda_": 0.7}
+    return oracles_elementwise.consensus_ta([math, code, chat], base, **options)
+
+
+def emr(name, base, math, code, chat):
+    return oracles_elementwise.emr([math, code, chat], base, task=2)
+
+
+def breadcrumbs(name, base, math, code, chat):
+    options = {"weight": [1.0, 0.7, 0.5], "density": 0.6, "gamma": [0.02, 0.1, 0.02], "lambda_": 0.8}
+    return oracles_elementwise.breadcrumbs([math, code, chat], base, **options)
+
+
+def breadcrumbs_ties(name, base, math, code, chat):
+    options = {"weight": 1, "density": gradient(name, [0.8, 0.4]), "gamma": 0.05, "normalize": True}
+    return oracles_elementwise.breadcrumbs_ties([math, code, chat], base, **options)
+
+
+def sce(name, base, math, code, chat):
+    return oracles_elementwise.sce([math, code, chat], base, select_topk=0.5)
+
+
 EXPECTED = {
     f.__name__: f
     for f in (
@@ -130,6 +178,17 @@ EXPECTED = {
         expo,
         ema,
         geometric_median,
+        median,
+        trimmed_mean,
+        nearswap,
+        magmax,
+        ram,
+        ramplus_tl,
+        consensus_ta,
+        emr,
+        breadcrumbs,
+        breadcrumbs_ties,
+        sce,
     )
 }
 SPHERICAL = {"slerp", "nuslerp", "multislerp", "karcher"}

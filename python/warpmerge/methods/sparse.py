@@ -98,6 +98,7 @@ r_k = 1 (rescale: false),  |d_k|_1 / |kept d_k|_1 (l1),  1 / density_k (inverse_
 NOTES = [
     "Where density and gamma sum to more than 1, fewer of the largest are dropped: none at the default density of 1.",
     "A density above 0 keeps at least one element. Of equal magnitudes the first counts as the largest, as in ties.",
+    "With nonfinite: propagate, what is not finite counts as the largest change, which gamma drops.",
 ]
 LARGEST_STAY = (
     "Before version 0.1.5 it dropped everything where int(gamma n) is 0, as in tensors of under 100 elements."

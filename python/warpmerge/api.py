@@ -151,7 +151,8 @@ def describe(recipe: str | Path | Mapping[str, Any] | Recipe, **options: Any) ->
         count = thread_count(options.get("threads"))
         chosen, needed = _resources(plan, info, device, count, options.get("memory"), options.get("device_memory"))
         merged = [job for job in plan.jobs if job.values is not None]
-        roles = {id(plan.donor): "donor", **{id(c): "input" for c in plan.inputs}, id(plan.base): "base"}
+        companions = {id(c): label for label, c in plan.companions.items()}
+        roles = {**companions, id(plan.donor): "donor", **{id(c): "input" for c in plan.inputs}, id(plan.base): "base"}
         dtypes = ", ".join(f"{d} ({show_size(n)})" for d, n in plan.dtypes.items())
         return {
             "method": plan.recipe.method.name,

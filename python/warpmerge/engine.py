@@ -169,8 +169,8 @@ def _one_by_one(task: TensorTask) -> list[TensorTask]:
 
 
 def _identical(task: TensorTask) -> bool:
-    """Whether all inputs and the base hold the same bytes, in the dtype of the output."""
-    buffers = [*task.inputs, *([task.base] if task.base else [])]
+    """Whether all models and the base hold the same bytes, in the dtype of the output."""
+    buffers = [*task.inputs[: task.info.models], *([task.base] if task.base else [])]
     if len(buffers) == 1 or any(b.dtype != task.out_dtype for b in buffers):
         return False
     return same_bytes(buffers)

@@ -158,9 +158,9 @@ class Whole:
     """Any function of whole tensors, in torch -> what it returns; or a combination: base + result, or the result alone.
 
     function(tensors, base): the K deltas (inputs if not `relative`) and the base (None if not `relative`) in the
-    compute type and the tensor's shape, then the inputs' companions in theirs. The function must not change the base. It
-    runs where the tensors are; memory is bounded by the tensor, not by a tile, and what it computes need not have the
-    same bits on every device. `combines` is set by the engine.
+    compute type and the tensor's shape, behind the K its companions in theirs. The function must not change the base.
+    It runs where the tensors are; memory is bounded by the tensor, not by a tile, and what it computes need not have
+    the same bits on every device. `combines` is set by the engine.
     """
 
     function: Callable[..., Any]

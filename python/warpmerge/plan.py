@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from . import __version__
@@ -13,6 +13,7 @@ from .checkpoint import INDEX, SINGLE, Checkpoint, Shard, TensorEntry, allow_ope
 from .checkpoint.companions import donated
 from .dtypes import FLOAT64, DType
 from .errors import CheckpointError, close_matches
+from .methods.companion import check_companions
 from .recipe import Layers, ModelRef, Recipe, Resolver
 
 Located = tuple[Shard, TensorEntry]
@@ -29,6 +30,7 @@ class Job:
     base: Located | None
     values: Mapping[str, Any] | None
     wide: bool
+    companions: tuple[tuple[int, ...], ...] = ()  # shapes of the last inputs, which are no model's own
     shard: int = 0
     entry: TensorEntry | None = None
 
@@ -60,15 +62,17 @@ class Plan:
     donor: Checkpoint
     jobs: list[Job]
     shards: list[OutputShard]
+    companions: Mapping[str, Checkpoint] = field(default_factory=dict)  # by label: "fisher of MODEL"
 
     @property
     def labels(self) -> list[str]:
-        return [str(c) for c in [*self.inputs, *([self.base] if self.base else [])]]
+        """Of a tensor's inputs, the base's last."""
+        return [*map(str, self.inputs), *self.companions, *([str(self.base)] if self.base else [])]
 
     @property
     def checkpoints(self) -> list[Checkpoint]:
-        unique = {id(c): c for c in [*self.inputs, *([self.base] if self.base else []), self.donor]}
-        return list(unique.values())
+        everything = [*self.inputs, *self.companions.values(), *([self.base] if self.base else []), self.donor]
+        return list({id(c): c for c in everything}.values())
 
     def passes(self, job: Job) -> int:
         return 1 if job.values is None else self.recipe.method.passes(job.values)
@@ -123,12 +127,20 @@ def make_plan(recipe: Recipe, *, seed: int = 0, shard_size: int = 5 * 10**9) -> 
     base = checkpoint(recipe.reference) if recipe.reference else None
     for other in [*inputs, *([base] if base else [])]:
         _check_names(donor, other)
+    companions = {}
+    for kind in recipe.method.companions:
+        for model, ref in zip(recipe.inputs, recipe.companions(kind.name), strict=True):
+            label = kind.label(str(model.ref))
+            companions[label] = checkpoint(ref)
+            kind.check_names(label, companions[label].entries, donor.entries)
     donated(donor.path, donor.config(), None)  # whether they can be read shows now, not after the merge
     resolver = Resolver(recipe, Layers(donor.entries))
     jobs = [_job(name, recipe, resolver, donor, inputs, base) for name in donor.entries]
+    for job in jobs:
+        _add_companions(job, recipe, companions)
     shards = _place(jobs, shard_size)
     allow_open_files(len(shards) + sum(len(c.shards) for c in opened.values()))
-    return Plan(recipe, seed, inputs, base, donor, jobs, shards)
+    return Plan(recipe, seed, inputs, base, donor, jobs, shards, companions)
 
 
 def _check_names(donor: Checkpoint, other: Checkpoint) -> None:
@@ -191,6 +203,17 @@ def _job(
     dtypes = [e.dtype for _, e in [*located, *([reference] if reference else [])]]
     wide = FLOAT64 in (recipe.dtype, *dtypes)
     return Job(name, own.shape, dtype, located, reference, resolver.values(name), wide)
+
+
+def _add_companions(job: Job, recipe: Recipe, companions: Mapping[str, Checkpoint]) -> None:
+    """Puts the tensor's companions behind its inputs."""
+    places = [c.entries.get(job.name) for c in companions.values()]
+    found = [None if place is None else (place[1].shape, place[1].dtype) for place in places]
+    weight = job.shape, job.inputs[0][1].dtype
+    job.companions = check_companions(recipe.method.companions, job.name, weight, found, list(companions))
+    if job.companions:
+        job.inputs += [place for place in places if place is not None]
+        job.wide = job.wide or any(entry.dtype == FLOAT64 for _, entry in job.inputs)
 
 
 def _place(jobs: list[Job], shard_size: int) -> list[OutputShard]:

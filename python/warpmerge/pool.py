@@ -91,6 +91,11 @@ class Pool:
         first model) or in `out_dtype`.
         """
         chosen = find(method)
+        if chosen.companions:
+            raise RecipeError(
+                f"a pool holds models only, and method '{chosen.name}' needs each one's {chosen.companions[0].name}: "
+                "use merge_state_dicts or a recipe."
+            )
         models, reference = self._models, None
         if chosen.base is Base.REFERENCE and self._base is None:
             raise RecipeError(f"method '{chosen.name}' needs a base, and this pool has none.")

@@ -57,9 +57,9 @@ class _Run:
         base = _buffer(job.base) if job.base else None
         if job.values is None:
             located = [_agreed(job, located, labels)]
-        count = job.entry.count
+        count, models = job.entry.count, len(located) - len(job.companions)
         return TensorTask(
-            info=TensorInfo(job.name, count, len(located), self.plan.seed, job.shape, wide=job.wide),
+            info=TensorInfo(job.name, count, models, self.plan.seed, job.shape, job.wide, job.companions),
             method=self.plan.recipe.method if job.values is not None else None,
             values=job.values if job.values is not None else {"nonfinite": "propagate"},
             inputs=located,

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .arrays import Array, Place, Result
+from .companions import Companions
 from .dtypes import FLOAT64, DType, float_dtype
 from .errors import CheckpointError, RecipeError
 from .methods import Base, Method, TensorInfo, find
@@ -30,13 +31,18 @@ def merge_tensors(
 
     tensors: torch tensors or numpy arrays of a floating-point dtype, any shape, all on one device. base: the tensor
     that deltas are taken from; for slerp the one at t = 0 (without it, the first). parameters: those of the method
-    (`wm.methods()`), each a scalar or, where it is per model, a list of K; write `lambda_` for lambda. name, seed:
-    which random numbers a dropping method draws; `name` is the tensor's name in its model. Returns a new tensor of the
-    same kind and device, in the dtype of the base (of the first tensor without one) unless `out_dtype` says otherwise.
+    (`wm.methods()`), each a scalar or, where it is per model, a list of K; what a method needs beside the models, such
+    as `fisher`, is a list of K tensors (None: there is none); write `lambda_` for lambda. name, seed: which random
+    numbers a dropping method draws; `name` is the tensor's name in its model. Returns a new tensor of the same kind and
+    device, in the dtype of the base (of the first tensor without one) unless `out_dtype` says otherwise.
 
     CUDA tensors are merged where they are, on torch's current stream. The call waits for the device where the method
     measures, and to count elements that are not finite; with nonfinite="propagate" a method of one pass does not wait.
     """
+    for kind in find(method).companions:
+        listed = parameters.get(kind.name)
+        if isinstance(listed, (list, tuple)):
+            parameters[kind.name] = [{} if t is None else {name: t} for t in listed]
     merged = merge_state_dicts(
         [{name: t} for t in tensors],
         method,
@@ -59,7 +65,7 @@ def merge_state_dicts(
     seed: int = 0,
     **parameters: Any,
 ) -> dict[str, Any]:
-    """Merges K state dicts that have the same names and shapes; see merge_tensors.
+    """Merges K state dicts that have the same names and shapes; see merge_tensors. Companions are lists of state dicts.
 
     Integer and boolean tensors are taken from the base (without one, all models must agree on them). Names that share
     one tensor in every model (tied weights) share the merged one.
@@ -83,6 +89,7 @@ def merge_state_dicts(
         reference=None if reference is None else seen.get(id(reference), {}),
         donor=seen.get(id(donor), {}),
         must_agree=base is None,
+        companions=Companions(chosen, values, labels, donor, place),
     )
     results = operands.results(wanted_dtype(out_dtype))
     place.run(operands.tasks(chosen, values, {n: [r] for n, r in results.items()}, labels, seed))
@@ -106,15 +113,20 @@ class Operands:
         reference: dict[str, Array] | None,
         donor: dict[str, Array],
         must_agree: bool,
+        companions: Companions | None = None,
     ) -> None:
+        self.companions = companions or Companions()
         self.models, self.reference, self.donor, self.must_agree = models, reference, donor, must_agree
         self._entries: dict[bool, list[_Entry]] = {}
         first: dict[tuple, str] = {}
         # Names that share one tensor in every model share one result: each with the first of them.
-        self._shared = {name: first.setdefault(tuple(a.identity for a in self.arrays(name)), name) for name in donor}
+        self._shared = {name: first.setdefault(self._identity(name), name) for name in donor}
 
     def arrays(self, name: str) -> list[Array]:
         return [*(m[name] for m in self.models), *([self.reference[name]] if self.reference is not None else [])]
+
+    def _identity(self, name: str) -> tuple:
+        return tuple(a.identity for a in [*self.arrays(name), *self.companions.arrays(name)])
 
     def results(self, out_dtype: DType | None) -> dict[str, Result]:
         """Empty tensors to merge into."""
@@ -140,20 +152,20 @@ class Operands:
         done = set()
         tasks = []
         for entry in self._entries[copying]:
-            outputs = results[entry.name]
+            outputs, count = results[entry.name], len(entry.inputs) - len(entry.companions)
             if id(outputs[0]) in done:
                 continue
             done.add(id(outputs[0]))
             tasks.append(
                 TensorTask(
-                    info=TensorInfo(entry.name, entry.count, len(entry.inputs), seed, entry.shape, wide=entry.wide),
+                    info=TensorInfo(entry.name, entry.count, count, seed, entry.shape, entry.wide, entry.companions),
                     method=method if entry.merged else None,
                     values=values,
                     inputs=entry.inputs,
                     base=entry.base,
                     out_dtype=outputs[0].dtype,
                     sinks=[output.sink() for output in outputs],
-                    labels=labels,
+                    labels=[*labels, *self.companions.labels],
                     wide=entry.wide,
                 )
             )
@@ -169,9 +181,12 @@ class Operands:
                 raise CheckpointError(f"{what} is {owner.dtype} but {array.dtype} in {label}.")
         count = math.prod(owner.shape)
         buffers = [a.buffer() for a in arrays]
+        companions, shapes = self.companions.of(name, owner)
         if owner.dtype.is_float:
             base = buffers.pop() if self.reference is not None else None
-            return _Entry(name, owner.shape, count, True, buffers, base, any(a.dtype == FLOAT64 for a in arrays))
+            wide = any(a.dtype == FLOAT64 for a in [*arrays, *companions])
+            buffers += [a.buffer() for a in companions]
+            return _Entry(name, owner.shape, count, True, buffers, base, wide, shapes)
         if owner.dtype.is_quantized and not copying:
             raise CheckpointError(f"{what} is quantized ({owner.dtype}); dequantize it before merging.")
         if self.must_agree:
@@ -193,6 +208,7 @@ class _Entry(NamedTuple):
     inputs: list[Buffer]
     base: Buffer | None
     wide: bool
+    companions: tuple[tuple[int, ...], ...] = ()
 
 
 def _inputs(method: Method, models: list, base: Any) -> tuple[list, Any]:

@@ -96,6 +96,7 @@ Seed {plan.seed}. `warpmerge verify` checks the weights against `{MANIFEST}`.
 
 def manifest(plan: Plan, version: str, digests: dict[str, str]) -> bytes:
     """What was merged from what, and each tensor's digest (docs/numerics.md says how it is taken)."""
+    roles = {id(c): {"companion": label} for label, c in plan.companions.items()}
     document = {
         "warpmerge": version,
         "method": plan.recipe.method.name,
@@ -104,6 +105,7 @@ def manifest(plan: Plan, version: str, digests: dict[str, str]) -> bytes:
         "inputs": [
             {
                 "model": str(c),
+                **roles.get(id(c), {}),
                 "path": str(c.path.resolve()),
                 "files": [{"name": s.path.name, "bytes": s.size, "mtime_ns": s.mtime_ns} for s in c.shards],
             }

@@ -19,6 +19,7 @@ from typing import Any
 
 from ..errors import RecipeError, close_matches
 from ..ops import Combine, Measure
+from .companion import Companion
 from .parameters import Parameter
 
 
@@ -81,6 +82,7 @@ class Method:
     passes: Callable[[Mapping[str, Any]], int]  # reads of the inputs for these values
     models: tuple[int, int | None] = (1, None)  # least and most inputs, a reference base not counted
     check: Callable[[Mapping[str, Any], int], None] = lambda values, models: None
+    companions: tuple[Companion, ...] = ()  # what it needs of each model beside its weights
     reads: str = ""  # `passes`, for people
     formula: str = ""
     paper: str = ""

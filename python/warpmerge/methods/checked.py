@@ -62,6 +62,11 @@ def _problem(request: Any, tensor: TensorInfo, base: Base, kinds: tuple[type, ..
         return f"it must be one of {', '.join(kind.__name__ for kind in kinds)}"
     if getattr(request, "relative", False) and not base.is_reference:
         return "its base is not what deltas are taken from: pass relative=False"
+    if isinstance(request, Copy):
+        return "" if request.index in range(tensor.models) else f"there is no model {request.index!r}"
+    if any(shape != tensor.shape for shape in tensor.companions) and not isinstance(request, Whole):
+        return "its companions are not of the tensor's shape, which only Whole and Copy can do with"
+    tensor = dataclasses.replace(tensor, models=tensor.models + len(tensor.companions), companions=())
     formula = getattr(request, "of", None) or getattr(request, "formula", None)
     if formula is not None:
         problem = _formula(formula, tensor)
@@ -69,8 +74,6 @@ def _problem(request: Any, tensor: TensorInfo, base: Base, kinds: tuple[type, ..
             return problem
         tensor = dataclasses.replace(tensor, models=len(formula.values))
     match request:
-        case Copy():
-            return "" if request.index in range(tensor.models) else f"there is no model {request.index!r}"
         case Select():
             return _counts(request.counts, tensor)
         case Moments():

@@ -14,7 +14,7 @@ import yaml
 from ..dtypes import DType, float_dtype
 from ..errors import RecipeError, close_matches, shown
 from ..methods import Base, Method, find
-from .settings import Setting, parse_setting
+from .settings import Constant, Setting, parse_setting
 
 KEYS = ("merge_method", "models", "base_model", "parameters", "dtype", "out_dtype")
 LATER = {
@@ -100,6 +100,17 @@ class Recipe:
     def donor(self) -> ModelRef:
         """Whose config, tokenizer, tensor names and integer tensors the output has."""
         return self.base or self.models[0].ref
+
+    def companions(self, name: str) -> tuple[ModelRef, ...]:
+        """Where each input's companions of this name are. Raises RecipeError if an input has none."""
+        settings = [m.parameters.get(name) or self.parameters.get(name) for m in self.inputs]
+        for model, setting in zip(self.inputs, settings, strict=True):
+            if setting is None:
+                raise RecipeError(
+                    f"method '{self.method.name}' needs the parameter '{name}' for the model '{model.ref}': where its "
+                    f"{name} is."
+                )
+        return tuple(setting.value for setting in settings)
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(_plain(self.source), sort_keys=False, allow_unicode=True, default_flow_style=None)
@@ -274,7 +285,13 @@ def _parameters(value: Any, method: Method, where: str) -> dict[str, Setting]:
         return {}
     if not isinstance(value, Mapping):
         raise RecipeError(f"{where}: parameters are a mapping of names to values, got {shown(value)}.")
-    return {name: parse_setting(v, method.parameter(name, where), where) for name, v in value.items()}
+    references = {c.name for c in method.companions}
+    return {
+        name: Constant(_model_ref(v, f"{where}: {name}"))
+        if name in references
+        else parse_setting(v, method.parameter(name, where), where)
+        for name, v in value.items()
+    }
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,273 @@
+"""Methods on matrices: merges of singular vectors, of what layers compute, and of what deltas interfere with.
+
+They take whole tensors (Whole), so what they compute need not have the same bits on every device. What they are is
+here, what they compute in subspaces.py and least_squares.py, which need torch and are imported for the first matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..ops import WeightedSum, Whole
+from .base import Base, Steps, TensorInfo, check_sum, total
+from .companion import Companion
+from .parameters import choice, number
+from .registry import method
+from .task_vectors import LAMBDA
+
+if TYPE_CHECKING:
+    import torch
+
+Function = Callable[[Sequence["torch.Tensor"]], "torch.Tensor"]
+
+WEIGHT = number("weight", default=1.0, per_model=True, help="coefficient of the model's delta")
+CUTOFF = number(
+    "cutoff",
+    low=1e-7,
+    high=1,
+    default=1e-6,
+    help="singular values below this share of the largest count as 0; raise it where rounding hides a low rank, as in "
+    "merges of LoRA models that were saved in 16 bits",
+)
+OTHERS = "A tensor that is not a matrix becomes x_0 + lambda times the mean of w_k d_k."
+DEVICES = "Made in float64 by torch's linear algebra: results of two devices agree to rounding, not bit by bit."
+NOT_THERE = "It has no such method."
+
+
+def is_matrix(tensor: TensorInfo) -> bool:
+    return tensor.shape is not None and len(tensor.shape) == 2
+
+
+def mean_of_deltas(p: Mapping[str, Any], models: int) -> WeightedSum:
+    weights = p.get("weight", (1.0,) * models)
+    return WeightedSum(tuple(p["lambda"] * w / models for w in weights), relative=True)
+
+
+def combine(tensor: TensorInfo, p: Mapping[str, Any], function: Function) -> WeightedSum | Whole:
+    """lambda times what the function makes of the deltas of a matrix; for other tensors their mean."""
+    if not is_matrix(tensor) or p["lambda"] == 0:
+        return mean_of_deltas(p, tensor.models)
+    return Whole(lambda deltas, base: of_finite(function, deltas, tensor.models) * p["lambda"])
+
+
+def of_finite(function: Function, tensors: Sequence[torch.Tensor], models: int) -> torch.Tensor:
+    """The function of the finite elements; those that are not come back where they were."""
+    import torch
+
+    if all(bool(torch.isfinite(t).all()) for t in tensors):
+        return function(tensors)
+    finite = [torch.nan_to_num(t, 0.0, 0.0, 0.0) for t in tensors]
+    return function(finite) + sum(t - f for t, f in zip(tensors[:models], finite, strict=False))
+
+
+# --- singular vectors -----------------------------------------------------------------------------------------------
+
+
+@method(
+    "tsv",
+    base=Base.REFERENCE,
+    parameters=[WEIGHT, LAMBDA, CUTOFF],
+    formula="d_k ~ U_k S_k V_k^T,  the floor(min(rows, columns) / K) largest singular values, those above cutoff\n"
+    "U = polar([U_1 ... U_K]),  V = polar([V_1 ... V_K])\n"
+    "y = x_0 + lambda U diag(w_1 S_1, ..., w_K S_K) V^T",
+    paper="Gargiulo et al. 2024, Task singular vectors: reducing task interference in model merging, arXiv 2412.00081",
+    notes=[
+        "More models than rows or columns leave no singular value: the matrix stays the base's.",
+        OTHERS,
+        DEVICES,
+    ],
+    differences={
+        "mergekit": NOT_THERE,
+        "the paper": "It has no weights, and its program lets the arbitrary singular vectors of deltas of low rank "
+        "take part in the polar factors; here only those above cutoff do.",
+    },
+)
+def tsv(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+    """Task singular vectors: each model keeps its share of the largest ones, and all are made orthogonal."""
+
+    def merged(deltas: Sequence[torch.Tensor]) -> torch.Tensor:
+        from .subspaces import task_singular_vectors
+
+        return task_singular_vectors(deltas, p["weight"], p["cutoff"])
+
+    return combine(tensor, p, merged)
+    yield
+
+
+@method(
+    "iso_c",
+    base=Base.REFERENCE,
+    parameters=[WEIGHT, LAMBDA, CUTOFF],
+    formula="sum w_k d_k = U S V^T\ny = x_0 + lambda mean(S) U V^T,  U and V without the singular values below cutoff",
+    paper="Marczak et al. 2025, No task left behind: isotropic model merging with common and task-specific subspaces, "
+    "arXiv 2502.04959",
+    notes=[OTHERS, DEVICES],
+    differences={
+        "mergekit": NOT_THERE,
+        "the paper": "It has no weights, and its program spreads the mean over arbitrary vectors where the sum has a "
+        "low rank; here only over those above cutoff.",
+    },
+)
+def iso_c(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+    """Sum of the deltas with all singular values made equal to their mean."""
+
+    def merged(deltas: Sequence[torch.Tensor]) -> torch.Tensor:
+        from .subspaces import isotropic
+
+        return isotropic(deltas, p["weight"], p["cutoff"])
+
+    return combine(tensor, p, merged)
+    yield
+
+
+@method(
+    "iso_cts",
+    base=Base.REFERENCE,
+    parameters=[
+        WEIGHT,
+        number("common", low=0, high=1, default=0.8, help="share of the directions that all models have in common"),
+        LAMBDA,
+        CUTOFF,
+    ],
+    formula="U_c, S_c, V_c: the c largest singular values of sum w_k d_k,  c about common min(rows, columns)\n"
+    "U_k, S_k, V_k: the (min(rows, columns) - c) / K largest of w_k (I - U_c U_c^T) d_k,  all those above cutoff\n"
+    "y = x_0 + lambda mean(S_1, ..., S_K, S_c) polar([U_1 ... U_K U_c]) polar([V_1 ... V_K V_c])^T",
+    paper="Marczak et al. 2025, No task left behind: isotropic model merging with common and task-specific subspaces, "
+    "arXiv 2502.04959",
+    notes=[
+        "The directions that are not common are dealt out evenly: what remains after rounding half to even is common.",
+        OTHERS,
+        DEVICES,
+    ],
+    differences={"mergekit": NOT_THERE, "the paper": "It has no weights and no cutoff."},
+)
+def iso_cts(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+    """Like iso_c, with room for directions of single models beside the common ones."""
+
+    def merged(deltas: Sequence[torch.Tensor]) -> torch.Tensor:
+        from .subspaces import isotropic_in_parts
+
+        return isotropic_in_parts(deltas, p["weight"], p["common"], p["cutoff"])
+
+    return combine(tensor, p, merged)
+    yield
+
+
+@method(
+    "knots",
+    base=Base.REFERENCE,
+    parameters=[
+        WEIGHT,
+        number("density", low=0, high=1, default=1.0, per_model=True, help="share of a model's part that is kept"),
+        choice(
+            "merge",
+            ["ties", "task_arithmetic"],
+            default="ties",
+            help="how the models' parts are merged: by elected signs, or summed, as task_arithmetic does with deltas",
+        ),
+        LAMBDA,
+        CUTOFF,
+    ],
+    formula="[d_1 ... d_K] = U S [V_1 ... V_K]^T,  singular values above cutoff\n"
+    "t_k = the density_k largest elements of S V_k^T\n"
+    "y = x_0 + lambda U m,  m = sum w_k t_k / sum w_k over the w_k t_k that have the sign of their sum\n"
+    "with merge: task_arithmetic  m = sum w_k t_k",
+    paper="Stoica et al. 2024, Model merging with SVD to tie the knots, arXiv 2410.19735",
+    notes=[OTHERS, DEVICES],
+    differences={
+        "mergekit": NOT_THERE,
+        "the paper": "It trims over all layers at once, this each matrix by itself; its program drops singular values "
+        "by an absolute bound, 1e-5.",
+    },
+)
+def knots(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+    """TIES in the space that the singular vectors of all deltas side by side span."""
+
+    def merged(deltas: Sequence[torch.Tensor]) -> torch.Tensor:
+        from .subspaces import aligned, merged_parts
+
+        elect = p["merge"] == "ties"
+        return aligned(deltas, p["cutoff"], lambda parts: merged_parts(parts, p["weight"], p["density"], elect))
+
+    return combine(tensor, p, merged)
+    yield
+
+
+# --- least squares --------------------------------------------------------------------------------------------------
+
+
+@method(
+    "wudi",
+    base=Base.REFERENCE,
+    parameters=[LAMBDA],
+    formula="y = x_0 + lambda t,  t = the least matrix that minimizes sum |(t - d_k) d_k^T|^2 / |d_k|^2\n"
+    "  = (sum d_k H_k) (sum H_k)^+,  H_k = d_k^T d_k / |d_k|^2",
+    paper="Cheng et al. 2025, Whoever started the interference should end it, arXiv 2503.08099",
+    notes=["A tensor that is not a matrix becomes x_0 + lambda times the mean of the deltas.", DEVICES],
+    differences={
+        "mergekit": NOT_THERE,
+        "the paper": "It takes 300 steps of Adam from the sum of the deltas on; this is the minimum itself.",
+    },
+)
+def wudi(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+    """The matrix that interferes least with each delta on that delta's own rows, in closed form."""
+
+    def merged(deltas: Sequence[torch.Tensor]) -> torch.Tensor:
+        from .least_squares import least_interference
+
+        return least_interference(deltas)
+
+    return combine(tensor, p, merged)
+    yield
+
+
+def _gram_shape(weight: tuple[int, ...]) -> tuple[int, ...] | None:
+    return (weight[1], weight[1]) if len(weight) == 2 else None
+
+
+@method(
+    "regmean",
+    base=Base.DONOR,
+    companions=[
+        Companion(
+            "gram",
+            help="checkpoint with X^T X of linear layers' inputs, (in, in), under the names of their weights (out, in)",
+            shape=_gram_shape,
+            required=False,
+        )
+    ],
+    parameters=[
+        number("weight", low=0, default=1.0, per_model=True, help="how much the model counts"),
+        number("alpha", low=0, high=1, default=0.9, help="factor of the elements of gram that are off its diagonal"),
+        number("ridge", low=0, default=1e-6, help="pull towards the mean, as a share of the grams' mean diagonal"),
+    ],
+    check=lambda p, models: check_sum("regmean", p["weight"], "give at least one model a weight above 0"),
+    formula="y = the matrix that minimizes sum w_k |X_k (y - x_k)^T|^2 + r |y - mean|^2,  X_k^T X_k = gram_k\n"
+    "  = mean + (sum w_k (x_k - mean) G_k) (sum w_k G_k + r I)^-1,  mean = sum w_k x_k / sum w_k\n"
+    "G_k = gram_k, off its diagonal times alpha,  r = ridge times the mean diagonal element of sum w_k G_k",
+    paper="Jin et al. 2022, Dataless knowledge fusion by merging weights of language models, arXiv 2212.09849",
+    notes=[
+        "Each model has a checkpoint of Gram matrices: `parameters: {gram: PATH}` under the model. A weight that none "
+        "of them has, such as an embedding or a norm, becomes the mean.",
+        "Inputs of layers that no model has seen leave the mean.",
+        DEVICES,
+    ],
+    differences={
+        "mergekit": NOT_THERE,
+        "the paper": "It has neither weights nor a ridge; other programs have an alpha of 1 or 0.1.",
+    },
+)
+def regmean(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+    """Each linear layer's weights whose outputs come closest to those of the models on their own inputs."""
+    shares = tuple(w / total(p["weight"]) for w in p["weight"])
+    if not tensor.companions:
+        return WeightedSum(shares, relative=False, agree=True)
+
+    def merged(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        from .least_squares import least_squares
+
+        return least_squares(tensors[: tensor.models], tensors[tensor.models :], shares, p["alpha"], p["ridge"])
+
+    return Whole(lambda tensors, base: of_finite(merged, tensors, tensor.models), relative=False)
+    yield

@@ -1,0 +1,89 @@
+"""Means weighted by what each model knows: every element counts by its Fisher information."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..formula import Expr, Formula, add_up, delta, equal, maximum, where
+from ..ops import Apply, Gram
+from .base import Base, Steps, TensorInfo, check_sum
+from .companion import Companion
+from .parameters import boolean, choice, number, scope
+from .registry import method
+
+FISHER = Companion("fisher", help="checkpoint with the model's diagonal Fisher information, under the weights' names")
+LARGEST_EXPONENT = 100  # of a norm: scaling by its power of two then stays within float32
+
+
+def _passes(p: Mapping[str, Any]) -> int:
+    """1, or 2 with normalize"""
+    return 2 if p["normalize"] else 1
+
+
+def _check(p: Mapping[str, Any], models: int) -> None:
+    check_sum("fisher", p["weight"], "give at least one model a weight above 0")
+
+
+@method(
+    "fisher",
+    base=Base.DONOR,
+    companions=[FISHER],
+    parameters=[
+        number("weight", low=0, default=1.0, per_model=True, help="how much the model counts beside the others"),
+        number("floor", low=0, default=0.0, help="least Fisher information of an element; smaller ones count as it"),
+        choice(
+            "floor_of",
+            ["all", "first"],
+            default="all",
+            help="whose it is: all models', or the first's, which then has its way where none knows anything",
+        ),
+        boolean("normalize", default=False, help="divide each model's Fisher information by its norm"),
+        scope("tensor", "model"),
+    ],
+    check=_check,
+    passes=_passes,
+    formula="y = sum c_k F_k x_k / sum c_k F_k,  the weighted mean where all F_k are 0\n"
+    "F_k = max(fisher_k, floor),  c_k = w_k, with normalize w_k / |fisher_k|",
+    paper="Matena and Raffel 2021, Merging models with Fisher-weighted averaging, arXiv 2111.09832",
+    notes=[
+        "Each model has a checkpoint of Fisher informations, with a tensor of each weight's name and shape: "
+        "`parameters: {fisher: PATH}` under the model.",
+        "Elements are taken relative to the largest information, so that products of small ones do not vanish.",
+        "An information below 0 counts as 0.",
+    ],
+    differences={
+        "mergekit": "It has no such method.",
+        "the paper": "Its program has `normalize: true`, `scope: model`, `floor: 1e-6` and `floor_of: first`.",
+    },
+)
+def fisher(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+    """Mean in which every element counts by its Fisher information in each model."""
+    models = range(tensor.models)
+    norms = [1.0] * tensor.models
+    if p["normalize"]:
+        gram = yield Gram(relative=False)
+        norms = [math.sqrt(n) or 1.0 for n in gram.norms_sq[tensor.models : 2 * tensor.models]]
+    floors = [p["floor"] if p["floor_of"] == "all" or k == 0 else 0.0 for k in models]
+    value = fisher_mean(p["weight"], norms, floors)
+    return Apply(Formula((value,)), relative=False, agree=tensor.models)
+
+
+def fisher_mean(weights: Sequence[float], norms: Sequence[float], floors: Sequence[float]) -> Expr:
+    """Of inputs K that are followed by their K informations; models of weight 0 are left out."""
+    largest = max(weights)
+    used = [k for k, weight in enumerate(weights) if weight > 0]
+    known, shares = [], []
+    for k in used:
+        exponent = max(-LARGEST_EXPONENT, min(LARGEST_EXPONENT, math.frexp(norms[k])[1] - 1))
+        information = maximum(delta(len(weights) + k), floors[k])
+        known.append(information * 2.0**-exponent if exponent else information)
+        shares.append(weights[k] / largest * (2.0**exponent / norms[k]))
+    most = functools.reduce(maximum, known)
+    counts = [
+        where(equal(most, 0.0), weights[k] / largest, information / most * share)
+        for k, information, share in zip(used, known, shares, strict=True)
+    ]
+    return add_up([c * delta(k) for k, c in zip(used, counts, strict=True)]) / add_up(counts)

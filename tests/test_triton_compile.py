@@ -5,7 +5,8 @@ import json
 import pytest
 from triton_versions import VERSIONS, run
 
-COMMON = ["weighted_sum bf16", "consensus bf16", "moments bf16", "gram bf16", "sweep bf16", "narrow", "reduce"]
+COMMON = ["weighted_sum bf16", "consensus bf16", "moments bf16", "gram bf16", "sweep bf16", "narrow", "reduce",
+          "formula median of 3, bf16", "formula softmax of 3, bf16", "formula drawn of 3, bf16"]  # fmt: skip
 
 
 def check(lines):
@@ -14,10 +15,16 @@ def check(lines):
         assert kernel["fused"] == 0, f"contraction to fused multiply-adds changes results: {kernel}"
         assert kernel["approximate"] == 0, f"approximate division or flushed subnormals: {kernel}"
         assert kernel["local"] == 0 and kernel["stack"] == 0, f"registers are spilled: {kernel}"
-        assert kernel["divisions"] > 0 or "consensus" not in kernel["name"] or "no election" in kernel["name"], kernel
+        assert kernel["divisions"] > 0 or not divides(kernel["name"]), kernel
+        assert kernel["extremes"] == 0 or "formula" not in kernel["name"], f"another result for NaN and -0: {kernel}"
         for vectors, arrays in zip(kernel["vectors"], kernel["arrays"], strict=True):
             assert vectors >= arrays, f"not all arrays are read and written by 16 bytes: {kernel}"
     return [kernel["name"] for kernel in found]
+
+
+def divides(name):
+    kinds = "consensus", "middle", "softmax", "measured"
+    return any(kind in name for kind in kinds) and "no election" not in name
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -1,4 +1,5 @@
-"""The Triton kernels in Triton's interpreter, bit for bit against the CPU's (triton_cases.py)."""
+"""The Triton kernels in Triton's interpreter, bit for bit against the CPU's (triton_cases.py) or, where those have
+whole programs to carry out, against the reference's (triton_formula_cases.py)."""
 
 import subprocess
 import sys
@@ -6,14 +7,15 @@ import sys
 import pytest
 from triton_versions import VERSIONS, run
 
-CASES = 182
+CASES = {"triton_cases.py": 182, "triton_formula_cases.py": 87}
 
 
+@pytest.mark.parametrize("program", CASES)
 @pytest.mark.parametrize("version", VERSIONS)
-def test_same_bits_as_the_cpu(version):
-    *failures, last = run(version, "triton_cases.py", interpret=True)
+def test_same_bits(version, program):
+    *failures, last = run(version, program, interpret=True)
     assert not failures, "\n".join(failures)
-    assert last.startswith(f"{CASES} cases with triton")
+    assert last.startswith(f"{CASES[program]} cases with triton")
     assert version == "installed" or last.endswith(version)
 
 

@@ -6,18 +6,15 @@ Prints one line per failure, and last the number of cases.
 
 import itertools
 import sys
-import traceback
 from pathlib import Path
 
 import numpy as np
 import torch
-import triton
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from kernel_helpers import (
     ALL_DTYPES,
-    BY_NAME,
     DTYPES,
     ISAS,
     assert_same_bits,
@@ -30,31 +27,13 @@ from kernel_helpers import (
     weights,
     work,
 )
+from triton_helpers import at, awkward, case, cases, code, poisoned, run_cases, same
 from warpmerge import _core
 from warpmerge.device.tables import CHUNK, Kind, Segment, Table, blocks_of, is_aligned, keep_rows
 from warpmerge.ops import KEEP_ALL, KEEP_NONE, NO_TIE_END, KeepAbove, KeepDrawn
 from warpmerge.triton_kernels import consensus, gram, moments, reduce, select, weighted_sum
 
-CASES = []
 CPU = ISAS[0]
-
-
-def case(function):
-    CASES.append((function.__name__, function))
-    return function
-
-
-def cases(name, **values):
-    """Registers one case for each combination."""
-
-    def register(function):
-        for combination in itertools.product(*values.values()):
-            arguments = dict(zip(values, combination, strict=True))
-            label = ", ".join(f"{k}={v}" for k, v in arguments.items())
-            CASES.append((f"{name}({label})", lambda arguments=arguments: function(**arguments)))
-        return function
-
-    return register
 
 
 # --- launches -------------------------------------------------------------------------------------------------------
@@ -76,10 +55,6 @@ class Problem:
     @property
     def operands(self):
         return operands(self.tensors, self.base, self.policy)
-
-
-def code(tensor):
-    return BY_NAME[str(tensor.dtype).removeprefix("torch.")].code
 
 
 def address(tensor, first):
@@ -140,10 +115,6 @@ class Request:
         """`items` have what is right: those of the CPU, or the problems themselves."""
         wanted = [list(i.nonfinite) for i in items]
         assert self.nonfinite.tolist() == wanted, f"counted {self.nonfinite.tolist()}, not {wanted}"
-
-
-def at(array):
-    return array.ctypes.data
 
 
 def expect(make, problems):
@@ -254,26 +225,6 @@ def _(dtype, out):
     check_weighted_sum(Problem([every], outputs=1, out=DTYPES[out], numbers=[1.0]))
 
 
-def awkward(dtype, count):
-    """Any bit pattern, many of them near the edges of the narrower types."""
-    generator = np.random.default_rng(count)
-    if dtype == torch.float64:
-        exponents = generator.integers(-1100, 1030, count).clip(-1070, 1023)
-        near = generator.integers(-180, 180, count)
-        exponents = np.where(generator.random(count) < 0.7, near, exponents)
-        with np.errstate(all="ignore"):
-            values = np.ldexp(
-                generator.integers(0, 2**12, count) / 2**11 + generator.choice([0, 2**-50, 2**-24], count), exponents
-            )
-        values *= generator.choice([-1, 1], count)
-        values[:4] = [np.nan, np.inf, -np.inf, -0.0]
-        return torch.from_numpy(values)
-    patterns = generator.integers(0, 2**32, count, dtype=np.uint64).astype(np.uint32)
-    patterns[::2] &= np.uint32(0xFFFFF000)  # halves of the last bit of a float16
-    patterns[::3] &= np.uint32(0xFFFF8000)  # and of a bfloat16
-    return torch.from_numpy(patterns.view(np.float32))
-
-
 @cases("rounding", dtype=["fp32", "fp64"], out=list(DTYPES))
 def _(dtype, out):
     values = awkward(DTYPES[dtype], 40_000)
@@ -329,23 +280,6 @@ def _(elect):
     check_consensus(Problem(tensors, base, outputs=1, numbers=coefficients(3), keep=keep), elect=elect, split=CHUNK)
 
 
-def poisoned(dtype, models, count):
-    """NaN and infinities in some models, in the base, and differences that overflow, in full and in partial chunks."""
-    base, tensors = family(dtype, models, count)
-    nan, inf = float("nan"), float("inf")
-    for start in (0, count - 20):
-        base[start + 3] = nan
-        base[start + 4] = tensors[0][start + 4] = inf
-        tensors[0][start + 1] = -nan
-        tensors[-1][start : start + 2] = torch.tensor([inf, -inf])
-        largest = torch.finfo(base.dtype).max
-        base[start + 7], tensors[-1][start + 7] = largest, -largest
-    if base.dtype in (torch.float32, torch.bfloat16):
-        other = torch.int32 if base.dtype == torch.float32 else torch.int16
-        tensors[0].view(other)[9] = 0x7F800001 if other == torch.int32 else 0x7F81  # a signalling NaN
-    return base, tensors
-
-
 @cases("not finite", dtype=["bf16", "fp16", "fp32", "fp64"], policy=[0, 1, 2])
 def _(dtype, policy):
     base, tensors = poisoned(dtype, 3, 18_000)
@@ -373,11 +307,6 @@ def check_moments(*problems, only_l1=False, split=None):
         wanted = [[r[0], r[2]] if only_l1 else r for r in item.result]
         same(got[slot], np.array(wanted, np.float64).reshape(-1))
     request.check_nonfinite(items)
-
-
-def same(got, wanted):
-    if got.view(np.int64).tolist() != wanted.view(np.int64).tolist():
-        raise AssertionError(f"{got.tolist()}, not {wanted.tolist()}")
 
 
 @cases("moments", dtype=ALL_DTYPES, only_l1=[False])
@@ -557,19 +486,5 @@ def _(bracket):
     check_select(Problem(tensors), counts=[[1, 3000]], bracket=bracket)
 
 
-def main():
-    np.seterr(all="ignore")
-    torch.set_num_threads(1)
-    wanted = sys.argv[1] if len(sys.argv) > 1 else ""
-    chosen = [(name, run) for name, run in CASES if wanted in name]
-    for name, run in chosen:
-        try:
-            run()
-        except Exception as error:
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            print(f"FAILED {name}: {type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})")
-    print(f"{len(chosen)} cases with triton {triton.__version__}")
-
-
 if __name__ == "__main__":
-    main()
+    run_cases()

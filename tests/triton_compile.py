@@ -14,7 +14,8 @@ from types import SimpleNamespace
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from warpmerge.triton_kernels import consensus, gram, moments, reduce, select, weighted_sum
+from triton_formulas import example
+from warpmerge.triton_kernels import consensus, formula, gram, moments, reduce, select, weighted_sum
 
 F32, F16, BF16, F64 = 0, 1, 2, 3
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -24,7 +25,8 @@ ADDRESS = 1 << 40
 def launch(inputs, base, out, *, wide=False, aligned=True, outputs=1, policy=0):
     return SimpleNamespace(
         segments=1, chunks=1, models=len(inputs), outputs=outputs, inputs=inputs, base=base, out=out, wide=wide,
-        policy=policy, aligned=aligned, places=ADDRESS, chunk_map=ADDRESS, numbers=ADDRESS, keeps=ADDRESS,
+        policy=policy, aligned=aligned,
+        places=ADDRESS, chunk_map=ADDRESS, numbers=ADDRESS, keeps=ADDRESS, words=ADDRESS,
     )  # fmt: skip
 
 
@@ -66,6 +68,27 @@ def launches():
     yield "narrow", lambda: select.narrow(ADDRESS, ADDRESS, 1, False, False), 0, 0
     yield "locate", lambda: select.locate(ADDRESS, ADDRESS, ADDRESS, 1, 3), 0, 0
     yield "reduce", lambda: reduce.launch(ADDRESS, ADDRESS, 1, 7, 1, ADDRESS), 0, 0
+    for name, table, code, combine, agree, loads, stores in formulas():
+        yield name, lambda a=(table, code, combine, agree): formula.launch(*a, ADDRESS), loads, stores
+
+
+def formulas():
+    """(name, launch, code, combine, agree, loads, stores): see `launches`."""
+    for name, inputs in (("median", 3), ("middle", 5), ("middle", 8), ("softmax", 3), ("places", 2), ("drawn", 3)):
+        for kind, dtype in (("bf16", BF16), ("fp32", F32)):
+            table = launch((dtype,) * inputs, dtype, dtype)
+            yield f"formula {name} of {inputs}, {kind}", table, example(name, inputs), True, 0, inputs + 1, 1
+    table = launch((BF16,) * 3, -1, BF16)
+    yield "formula, agreeing", table, example("median", 3), True, 3, 3, 1
+    table = launch((BF16,) * 3, BF16, F32, outputs=3)
+    yield "formula, measured", table, example("ratios", 3), False, 0, 4, 3
+    table = launch((BF16,) * 3, BF16, BF16, aligned=False)
+    yield "formula, misaligned", table, example("median", 3), True, 0, 0, 0
+    table = launch((F64, BF16, F32), F16, BF16, wide=True, policy=2)
+    for name in ("median", "softmax", "places", "drawn"):
+        yield f"wide formula {name}", table, example(name, 3, wide=True), True, 0, 0, 0
+    table = launch((BF16,) * 16, BF16, BF16)
+    yield "formula middle of 16", table, example("middle", 16), True, 0, 0, 0
 
 
 def recorded(function):
@@ -129,8 +152,9 @@ def described(kernel, bound, options, capability, name, loads, stores):
         "arrays": [loads, stores],
         "vectors": [count(r"ld\.global\S*\.(v4\.b32|v2\.b64)"), count(r"st\.global\S*\.(v4\.b32|v2\.b64)")],
         "fused": count(r"\bfma\.r[nzpm]"),
-        "approximate": count(r"div\.(full|approx)|\.ftz"),
+        "approximate": count(r"\.approx|div\.full|\.ftz"),
         "divisions": count(r"div\.rn"),
+        "extremes": count(r"\b(min|max)\.\S*f(32|64)"),
         **resources(binary.asm["cubin"]),
     }
 

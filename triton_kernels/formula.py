@@ -1,0 +1,247 @@
+"""formula over chunks: csrc/ops/formula.h, the instructions of a program unrolled into the kernel.
+
+The program is a constant of the kernel; its constants, rules, keys and vectors are read from memory, so that a
+different coefficient compiles nothing anew.
+"""
+
+import functools
+
+import triton.language as tl
+
+from .deltas import load_addresses, load_deltas
+from .elements import (
+    CHUNK,
+    F32,
+    F64,
+    INFINITY32,
+    INFINITY64,
+    NO_BASE,
+    SLOWER,
+    add_delta,
+    bits_of,
+    device,
+    is_finite,
+    load,
+    magnitude,
+    magnitude_key,
+    pointer,
+    segment_of,
+    settle,
+    store,
+)
+from .geometry import kernel, run, shared, step
+from .keep import lanes16, load_rule
+
+ADD, SUB, MUL, DIV = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
+SQRT, ABS, NEG, MIN = tl.constexpr(4), tl.constexpr(5), tl.constexpr(6), tl.constexpr(7)
+MAX, LT, LE, EQ = tl.constexpr(8), tl.constexpr(9), tl.constexpr(10), tl.constexpr(11)
+SELECT, POW2, EXPONENT, KEEP = tl.constexpr(12), tl.constexpr(13), tl.constexpr(14), tl.constexpr(15)
+DRAW, ROW, COLUMN, RANK = tl.constexpr(16), tl.constexpr(17), tl.constexpr(18), tl.constexpr(19)
+LONG = (
+    128  # instructions: for more a kernel is compiled with one way over a chunk instead of two; loads cost little then
+)
+
+
+@device
+def calculate(a, b, c, OP: tl.constexpr, WIDE: tl.constexpr):
+    """An instruction of operands alone."""
+    fraction: tl.constexpr = 52 if WIDE else 23
+    bias: tl.constexpr = 1023 if WIDE else 127
+    if OP == ADD:
+        return a + b
+    elif OP == SUB:
+        return a - b
+    elif OP == MUL:
+        return a * b
+    elif OP == DIV:
+        return a / b if WIDE else tl.div_rn(a, b)
+    elif OP == SQRT:
+        return tl.sqrt(a) if WIDE else tl.sqrt_rn(a)
+    elif OP == ABS:
+        return magnitude(a, WIDE)
+    elif OP == NEG:
+        return (bits_of(a, WIDE) ^ (-0x8000000000000000 if WIDE else -0x80000000)).to(a.dtype, bitcast=True)
+    elif OP == MIN:
+        return tl.where(a < b, a, b)
+    elif OP == MAX:
+        return tl.where(a > b, a, b)
+    elif OP == LT:
+        return (a < b).to(a.dtype)
+    elif OP == LE:
+        return (a <= b).to(a.dtype)
+    elif OP == EQ:
+        return (a == b).to(a.dtype)
+    elif OP == SELECT:
+        return tl.where(a != 0, b, c)
+    elif OP == POW2:
+        # The sum is exact and has a in its lowest bits; the shift drops all but the exponent.
+        big: tl.constexpr = 6755399441055744.0 if WIDE else 12582912.0
+        return (bits_of(a + (big + bias), WIDE) << fraction).to(a.dtype, bitcast=True)
+    else:
+        tl.static_assert(OP == EXPONENT)
+        return ((magnitude_key(a, WIDE) >> fraction) - bias).to(a.dtype)
+
+
+@device
+def draw(key, index, start, STEP: tl.constexpr):
+    """16 random bits for each element of a step of the chunk that begins at flat index `index`."""
+    call = (index + start) // 8
+    if index % 8 == 0:
+        bits = lanes16(key, call + tl.arange(0, STEP // 8))
+    else:  # a segment that begins with a row
+        lanes = lanes16(key, call + tl.arange(0, STEP // 4))
+        bits = tl.gather(lanes, (index % 8).to(tl.int32) + tl.arange(0, STEP), 0)
+    return bits
+
+
+@device
+def within_rows(offset, index, columns):
+    """Row and column of the elements at `offset` in a chunk that begins at flat index `index`."""
+    first, column = index // columns, index % columns
+    # A 64-bit division for each element would cost as much as a long formula.
+    left = tl.minimum(columns - column, CHUNK).to(tl.int32)
+    width = tl.minimum(columns, CHUNK).to(tl.int32)
+    beyond = tl.maximum(offset - left, 0)
+    inside = offset < left
+    rows = tl.where(inside, 0, beyond // width + 1)
+    return first + rows, tl.where(inside, column + offset, (beyond % width).to(tl.int64))
+
+
+@device
+def load_entries(address, i, offset, length, WIDE: tl.constexpr, MASKED: tl.constexpr):
+    """Entries of a float64 vector, rounded to the compute type."""
+    at = pointer(address, tl.float64) + i
+    entries = tl.load(at, mask=offset < length, other=0.0) if MASKED else tl.load(at)
+    return entries.to(tl.float64 if WIDE else tl.float32)
+
+
+@device
+def locate(a, start, offset, place, tables, OP: tl.constexpr, PAYLOAD: tl.constexpr, SIZES: tl.constexpr,
+           WIDE: tl.constexpr, STEP: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
+    """An instruction that depends on where the elements are."""
+    segment, index, begin, length = place
+    _constants, keeps, words = tables
+    if OP == KEEP:
+        cut, threshold, ties, key = load_rule(keeps, segment, PAYLOAD, index, SIZES[2], WIDE)
+        if cut < 0:
+            # As `drop` has it, but a value may be any NaN.
+            kept = magnitude_key(settle(a, False, WIDE), WIDE) >= threshold + (offset >= ties).to(threshold.dtype)
+        else:
+            kept = draw(key, index, start, STEP) < cut
+        return tl.where(kept, a, 0.0)
+    elif OP == DRAW:
+        return draw(tl.load(words + 2 + PAYLOAD), index, start, STEP).to(tl.float64 if WIDE else tl.float32)
+    elif OP == RANK:
+        address = tl.load(words + 2 + SIZES[3] + SIZES[4] + PAYLOAD)
+        return load(address, begin, offset, length, F64 if WIDE else F32, WIDE, True, MASKED)
+    else:
+        rows, columns = within_rows(offset, index, tl.load(words))
+        address = tl.load(words + 2 + SIZES[3] + PAYLOAD)
+        return load_entries(address, rows if OP == ROW else columns, offset, length, WIDE, MASKED)
+
+
+@device
+def evaluate(d, base, start, offset, place, tables, CODE: tl.constexpr, VALUES: tl.constexpr, SIZES: tl.constexpr,
+             WIDE: tl.constexpr, STEP: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
+    """The values of a program for the deltas `d` of a step."""
+    registers: tl.constexpr = SIZES[0]
+    constants: tl.constexpr = SIZES[1]
+    operands = d + (base,)  # noqa: RUF005 (no unpacking in Triton)
+    for _ in tl.static_range(registers):
+        operands = operands + (base,)  # noqa: RUF005
+    for j in tl.static_range(constants):
+        # Loaded anew in each step: kept for all of them they would take registers.
+        constant = tl.load(tables[0] + j).to(tl.float64 if WIDE else tl.float32)
+        operands = operands + (tl.broadcast_to(constant, (STEP,)),)  # noqa: RUF005
+    for i in tl.static_range(len(CODE)):
+        if CODE[i][0] < KEEP:
+            y = calculate(operands[CODE[i][2]], operands[CODE[i][3]], operands[CODE[i][4]], CODE[i][0], WIDE)
+        else:
+            y = locate(operands[CODE[i][2]], start, offset, place, tables, CODE[i][0], CODE[i][5], SIZES, WIDE, STEP,
+                       MASKED)  # fmt: skip
+        operands = operands[: CODE[i][1]] + (y,) + operands[CODE[i][1] + 1 :]  # noqa: RUF005
+    values = ()
+    for m in tl.static_range(len(VALUES)):
+        values = values + (operands[VALUES[m]],)  # noqa: RUF005
+    return values
+
+
+@device
+def _step(start, sources, base_source, targets, place, tables, counters, INPUTS: tl.constexpr, BASE: tl.constexpr,
+          OUT: tl.constexpr, CODE: tl.constexpr, VALUES: tl.constexpr, SIZES: tl.constexpr, COMBINE: tl.constexpr,
+          AGREE: tl.constexpr, WIDE: tl.constexpr, TO_ZERO: tl.constexpr, ALIGNED: tl.constexpr,
+          COUNT: tl.constexpr, STEP: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
+    """Writes the outputs of one step; returns the largest magnitude key of the deltas at each element."""
+    _segment, _index, begin, length = place
+    offset = start + tl.arange(0, STEP)
+    d, base, top = load_deltas(sources, base_source, begin, offset, length, counters, INPUTS, BASE, WIDE, TO_ZERO,
+                               ALIGNED, COUNT, MASKED)  # fmt: skip
+    values = evaluate(d, base, start, offset, place, tables, CODE, VALUES, SIZES, WIDE, STEP, MASKED)
+    if AGREE:
+        differ = tl.zeros_like(top)
+        for k in tl.static_range(1, AGREE):
+            differ |= bits_of(d[k], WIDE) ^ bits_of(d[0], WIDE)
+    for m in tl.static_range(len(VALUES)):
+        y = values[m]
+        if not COMBINE:
+            y = tl.where(is_finite(y, WIDE), y, 0.0)
+        elif BASE != NO_BASE:
+            y = add_delta(base, y)
+        elif AGREE:
+            y = tl.where(differ == 0, d[0], y)
+        store(targets[m], begin, offset, length, y, OUT, WIDE, ALIGNED, MASKED)
+    return top
+
+
+@kernel
+def _kernel(places: tl.int64, chunk_map: tl.int64, numbers: tl.int64, keeps: tl.int64, words: tl.int64,
+            nonfinite: tl.int64, INPUTS: tl.constexpr, BASE: tl.constexpr, OUT: tl.constexpr, CODE: tl.constexpr,
+            VALUES: tl.constexpr, SIZES: tl.constexpr, COMBINE: tl.constexpr, AGREE: tl.constexpr,
+            WIDE: tl.constexpr, TO_ZERO: tl.constexpr, ALIGNED: tl.constexpr, COUNT: tl.constexpr,
+            STEP: tl.constexpr, ONE_WAY: tl.constexpr):  # fmt: skip
+    """SIZES: how many registers, constants, rules, keys, vectors and ranked inputs the program has."""
+    models: tl.constexpr = len(INPUTS)
+    outputs: tl.constexpr = len(VALUES)
+    infinity: tl.constexpr = INFINITY64 if WIDE else INFINITY32
+    segment, row, begin, length = segment_of(tl.program_id(0), places, chunk_map, 7 + models + outputs)
+    base_source = tl.load(row + 6)
+    sources = load_addresses(row, 7, models)
+    targets = load_addresses(row, 7 + models, outputs)
+    place = segment, tl.load(row + 1) + begin, begin, length
+    own_words = pointer(words, tl.int64) + segment * (2 + SIZES[3] + SIZES[4] + SIZES[5])
+    tables = pointer(numbers, tl.float64) + segment * SIZES[1], keeps, own_words
+    counters = pointer(nonfinite, tl.int64) + tl.load(row + 3) * (models + 1)
+    largest = tl.full((), infinity, tl.int64 if WIDE else tl.int32)
+    if not ONE_WAY:  # noqa: SIM102 (at compile time, unlike what follows)
+        if length == CHUNK:
+            tops = tl.zeros((STEP,), tl.int64 if WIDE else tl.int32)
+            for start in range(0, CHUNK, STEP):
+                top = _step(start, sources, base_source, targets, place, tables, counters, INPUTS, BASE, OUT, CODE,
+                            VALUES, SIZES, COMBINE, AGREE, WIDE, TO_ZERO, ALIGNED, COUNT, STEP, False)  # fmt: skip
+                tops = tl.maximum(tops, top)
+            largest = tl.max(tops, axis=0)
+    if largest >= infinity:
+        slower: tl.constexpr = STEP // SLOWER
+        start = 0
+        while start < length:
+            _step(start, sources, base_source, targets, place, tables, counters, INPUTS, BASE, OUT, CODE, VALUES,
+                  SIZES, COMBINE, AGREE, WIDE, TO_ZERO, ALIGNED, COUNT, slower, True)  # fmt: skip
+            start += slower
+
+
+@functools.lru_cache(256)
+def _placed(code, ranked):
+    """The code with the place of a rank's input among those that are ranked as its payload."""
+    return tuple((*row[:5], ranked.index(row[2]) if row[0] == RANK.value else row[5]) for row in code)
+
+
+def launch(launch, code, combine, agree, nonfinite):
+    program = code.program
+    sizes = (program.constants, program.rules, program.keys, program.vectors, program.ranked)
+    warps = 4  # registers differ much from program to program: small blocks fill more of them
+    run(_kernel, (launch.chunks,), launch.places, launch.chunk_map, launch.numbers, launch.keeps, launch.words,
+        nonfinite, INPUTS=tuple(launch.inputs), OUT=launch.out, CODE=_placed(program.code, program.ranked),
+        VALUES=program.outputs, SIZES=(program.registers, *map(len, sizes)), COMBINE=bool(combine),
+        AGREE=agree if combine and launch.base < 0 else 0,
+        STEP=step(launch, launch.models + 2 + program.registers // 8, warps), ONE_WAY=len(program.code) > LONG,
+        warps=warps, **shared(launch, nonfinite))  # fmt: skip

@@ -134,10 +134,9 @@ def find(name: object) -> Method:
         load_plugins()
     if name not in REGISTRY:
         failed = "".join(f" The plug-in {plugin} could not be loaded: {why}." for plugin, why in _failures.items())
-        raise RecipeError(
-            f"unknown merge method {name!r}{close_matches(name, REGISTRY) or '.'} "
-            f"Known: {', '.join(sorted(REGISTRY))}.{failed}"
-        )
+        near = close_matches(name, REGISTRY)
+        listed = " `warpmerge methods` lists them all." if near else f". Known: {', '.join(sorted(REGISTRY))}."
+        raise RecipeError(f"unknown merge method {name!r}{near}{listed}{failed}")
     return REGISTRY[name]
 
 

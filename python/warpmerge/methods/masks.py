@@ -170,8 +170,8 @@ def amplified(unique: Sequence[float], shared: Sequence[float], p: Mapping[str, 
 def ramplus_tl(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Like ram, with what one model alone changed amplified by how much it shares with others."""
     models = tensor.models
-    counts = yield Moments((KEEP_ALL,) * (2 * models), of=_unique_and_shared(models, p["epsilon"]))
-    counts = [m.nonzero for m in counts]
+    ones = _unique_and_shared(models, p["epsilon"])
+    counts = [m.sum_abs for m in (yield Moments((KEEP_ALL,) * (2 * models), only_l1=True, of=ones))]
     factors = amplified(counts[:models], counts[models:], p)
     return Apply(_mean_of_changed(models, p["epsilon"], factors, _lets_through(p)), relative=True)
 

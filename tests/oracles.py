@@ -236,10 +236,14 @@ def _merge(
 def _elected(
     x: list[torch.Tensor], base: torch.Tensor, keep: list, density: list[float], p: dict[str, Any]
 ) -> Expected:
+    return elected(x, base, keep, _rescaling(deltas(x, base), keep, density, p["rescale"]), p)
+
+
+def elected(x: list[torch.Tensor], base: torch.Tensor, keep: list, scale: list, p: dict[str, Any]) -> Expected:
+    """scale: of each model a number, or one for each element."""
     p = {"divisor": None, "elect": "weighted", "lambda_": 1.0, **p}
     d = deltas(x, base)
     weight = [Real(w) for w in per_model(p["weight"], len(x))]
-    scale = _rescaling(d, keep, density, p["rescale"])
     kept = [s * np.where(m, v, 0) for s, v, m in zip(scale, d, keep, strict=True)]
     terms = [w * v for w, v in zip(weight, kept, strict=True)]
     votes = np.stack(terms if p["elect"] == "weighted" else kept)

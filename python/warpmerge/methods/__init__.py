@@ -1,13 +1,13 @@
 """Merge methods, one file per family. Importing this package registers them; docs/plugins.md says how to add others."""
 
 from ..callable_package import make_callable
-from . import dense, fisher, linear, masks, order, robust, sparse, spherical, task_vectors
+from . import della, dense, fisher, fusion, linear, masks, order, pcb, robust, sparse, spherical, task_vectors, widen
 from .base import Base, Method, Steps, TensorInfo, check_sum, total
 from .companion import Companion
 from .parameters import Parameter, boolean, choice, integer, number
 from .registry import REGISTRY, find, known, load_plugins, method
 
-FAMILIES = (linear, task_vectors, sparse, masks, spherical, robust, order, fisher, dense)
+FAMILIES = (linear, task_vectors, sparse, della, masks, pcb, fusion, widen, spherical, robust, order, fisher, dense)
 
 
 __all__ = [

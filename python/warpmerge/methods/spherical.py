@@ -25,6 +25,7 @@ from .geometry import (
 from .linear import WEIGHT
 from .parameters import boolean, integer, number
 from .registry import method
+from .rows import column_vectors, interpolated, is_matrix, row_vectors, stock
 
 PARALLEL = 0.9995  # |cos| above which slerp is lerp, as in mergekit
 ZERO_NORM = 1e-8
@@ -81,11 +82,6 @@ def slerp(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
 
 
 def _check_nuslerp(p: Mapping[str, Any], models: int) -> None:
-    if not p["nuslerp_flatten"]:
-        raise RecipeError(
-            "method 'nuslerp': nuslerp_flatten: false (an angle per row or column) is not supported yet; remove it for "
-            "one angle per tensor."
-        )
     if not ZERO_SUM <= abs(total(p["weight"])) < float("inf"):
         raise RecipeError(
             "method 'nuslerp': the weights sum to zero or overflow, and t is the second one's share of their sum; "
@@ -99,27 +95,39 @@ def _check_nuslerp(p: Mapping[str, Any], models: int) -> None:
     models=(2, 2),
     parameters=[
         WEIGHT,
-        boolean("nuslerp_flatten", default=True, help="one angle per tensor; false is not supported yet"),
-        boolean("nuslerp_row_wise", default=False, help="which vectors have an angle each if nuslerp_flatten is false"),
+        boolean("nuslerp_flatten", default=True, help="one angle per tensor; false: one per row or column"),
+        boolean(
+            "nuslerp_row_wise",
+            default=False,
+            help="with nuslerp_flatten: false, an angle for each vector along the first dimension, not along the last",
+        ),
     ],
     check=_check_nuslerp,
     passes=2,
     formula="""t = w_2 / (w_1 + w_2),  theta = angle(v_1, v_2),  v_k = d_k with a base, else x_k
 y = [x_0 +] (sin((1 - t) theta) v_1 + sin(t theta) v_2) / sin theta
 y = [x_0 +] (1 - t) v_1 + t v_2  where sin theta < 1e-6""",
-    notes="Spherical for angles of any size; with a base_model between the deltas, where angles are large.",
+    notes=[
+        "Spherical for angles of any size; with a base_model between the deltas, where angles are large.",
+        "nuslerp_row_wise: true means columns, the vectors along the first dimension, as in mergekit; a vector is one.",
+        "Rows whose squares float32 cannot hold are measured three times, columns on whole tensors.",
+    ],
     differences={
         "mergekit": [
-            "nuslerp_flatten: false (an angle per row or column) is not supported yet.",
             "Weights whose sum is nearly 0 are refused.",
+            "Opposite vectors, and those of zeros, are told from others exactly.",
         ]
     },
     presets={"mergekit": {}},
 )
 def nuslerp(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Spherical interpolation between two models by weight, or between what they changed in a base."""
-    gram = yield from measure(tensor, relative=True)
     t = p["weight"][1] / total(p["weight"])
+    if not p["nuslerp_flatten"] and is_matrix(tensor):
+        along_first = p["nuslerp_row_wise"]
+        vectors = yield from (column_vectors if along_first else row_vectors)(tensor)
+        return interpolated(tensor, vectors, t, along_first=along_first)
+    gram = yield from measure(tensor, relative=True)
     theta = angle(chords_sq(gram)[0][1])
     if all_equal(gram) or math.sin(theta) < NO_DIRECTION:
         return WeightedSum((1 - t, t), relative=True, agree=True)
@@ -232,11 +240,14 @@ def _stretch(theta: float) -> float:
     return theta / math.sin(theta) if theta > 0 else 1.0
 
 
+MOST_FILTERS = 16  # models whose distances, row by row, still make a formula
+
+
 def _check_model_stock(p: Mapping[str, Any], models: int) -> None:
-    if p["filter_wise"]:
+    if p["filter_wise"] and models > MOST_FILTERS:
         raise RecipeError(
-            "method 'model_stock': filter_wise: true (an angle per row) is not supported yet; remove it for one angle "
-            "per tensor."
+            f"method 'model_stock': filter_wise: true takes at most {MOST_FILTERS} models besides the base, got "
+            f"{models}; list fewer, or remove it for one angle per tensor."
         )
 
 
@@ -244,7 +255,7 @@ def _check_model_stock(p: Mapping[str, Any], models: int) -> None:
     "model_stock",
     base=Base.REFERENCE,
     models=(2, None),
-    parameters=[boolean("filter_wise", default=False, help="one angle per row; true is not supported yet")],
+    parameters=[boolean("filter_wise", default=False, help="one angle per row; a vector is one row")],
     check=_check_model_stock,
     passes=2,
     paper="Jang et al. 2024, Model Stock: All we need is just a few fine-tuned models, arXiv 2403.19522",
@@ -256,7 +267,7 @@ y = x_0 + t (mean of d_k)""",
         "Where they cancel, it gives the base.",
     ],
     differences={
-        "mergekit": "filter_wise: true (an angle per row) is not supported yet.",
+        "mergekit": "The cosines of small deltas are not made smaller.",
         "the paper": "It says nothing of the angle of more than two models: here, as in mergekit, one per tensor, the "
         "mean cosine of all pairs.",
     },
@@ -264,6 +275,8 @@ y = x_0 + t (mean of d_k)""",
 )
 def model_stock(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Between the base and the mean of the models, nearer to the mean the more their changes point the same way."""
+    if p["filter_wise"] and is_matrix(tensor):
+        return stock(tensor, (yield from row_vectors(tensor)))
     gram = yield from measure(tensor, relative=True)
     models, chords = tensor.models, chords_sq(gram)
     pairs = [1 - chords[i][k] / 2 for i in range(models) for k in range(i)]

@@ -1,0 +1,118 @@
+"""Weight disentanglement: magnitudes and directions of columns say how much of each model's change is taken."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any
+
+from ..formula import Expr, Formula, add_up, base, column, delta, exp, maximum, row, where
+from ..ops import KEEP_ALL, Apply, Copy, Moments, Rows, Whole
+from .base import Base, Steps, TensorInfo
+from .parameters import number
+from .registry import method
+from .rows import column_sums, is_matrix, product, summed
+
+ROUNDING = 2.0**-40  # a delta of which less than this share of its square is across the vector does not turn it
+EMBEDDINGS = ("embed_tokens", "word_embeddings", "tok_embeddings", "wte")
+
+
+def changes(base_sq: Any, products: Any, deltas_sq: Any) -> tuple[Any, Any]:
+    """How much the norm of each vector changed, and its direction (1 - cos), from |x_0|^2, x_0 d_k and |d_k|^2.
+
+    A vector of zeros, before or after, has not changed its direction.
+    """
+    import numpy as np
+
+    before = np.sqrt(base_sq)
+    after = np.sqrt(np.maximum(base_sq + 2 * products + deltas_sq, 0.0))
+    with np.errstate(all="ignore"):
+        longer = np.where(before + after > 0, (2 * products + deltas_sq) / (before + after), 0.0)
+        across = deltas_sq - longer**2
+        turned = np.where((before * after > 0) & (across > ROUNDING * deltas_sq), across / (2 * before * after), 0.0)
+    return np.abs(longer), turned
+
+
+def scored(change: Any, ratio: float, calibration: float) -> Any:
+    """(K, n) shares of the models: softmax of the changes' ranks, `calibration` for those of a model that stand out."""
+    import numpy as np
+
+    count = change.shape[1]
+    ranks = np.argsort(np.argsort(change, axis=1, kind="stable"), axis=1, kind="stable")
+    powers = np.array([math.exp(r / count) for r in range(count)])[ranks]
+    together = powers[0]
+    for p in powers[1:]:
+        together = together + p
+    return np.where(ranks > ratio * (count - 1) / 2, calibration, powers / together)
+
+
+def _of_columns(tensor: TensorInfo) -> Generator[Whole, Any, Any]:
+    def products(x0: Any, *d: Any) -> list[Any]:
+        return [x0 * x0, *(x0 * v for v in d), *(v * v for v in d)]
+
+    return (yield Whole(lambda tensors, origin: column_sums([origin, *tensors], tensor.rows, products)))
+
+
+def _of_rows(tensor: TensorInfo) -> Generator[Rows, Any, Any]:
+    x0, d = base(), [delta(k) for k in range(tensor.models)]
+    pairs = [(x0, x0), *((x0, v) for v in d), *((v, v) for v in d)]
+    return (yield from summed([product(a, b, tensor.wide) for a, b in pairs], tensor))
+
+
+def _of_elements(means: Sequence[float], ratio: float, calibration: float) -> list[Expr]:
+    """Shares of the models in a vector, whose elements are as significant as their deltas are large."""
+    sizes = [abs(delta(k)) for k in range(len(means))]
+    largest = sizes[0]
+    for size in sizes[1:]:
+        largest = maximum(size, largest)
+    powers = [exp(size - largest) for size in sizes]
+    together = add_up(powers)
+    return [
+        where(size > ratio * mean, calibration, power / together)
+        for size, mean, power in zip(sizes, means, powers, strict=True)
+    ]
+
+
+@method(
+    "widen",
+    base=Base.REFERENCE,
+    parameters=[
+        number("ratio", low=0, default=1.0, help="what is more significant than this times the mean stands out"),
+        number("calibration", default=1.0, help="share of a model's delta where it stands out"),
+    ],
+    passes=2,
+    formula="""y = x_0 + sum (s_k + t_k) / 2 d_k,  for each column j
+s_k = softmax over the models of R_k,  calibration where R_k > ratio (mean of R_k over the columns)
+R_k = rank of ||x_k,j| - |x_0,j|| among the columns / their number,  t_k likewise of 1 - cos angle(x_k,j, x_0,j)
+y = x_0 + sum s_k d_k  for a vector,  with R_k = |d_k|""",
+    paper="Yu et al. 2024, Extend model merging from fine-tuned to pre-trained LLMs via WIDEN, arXiv 2408.03092",
+    notes=[
+        "Ranks go up from 0; of equal changes the first column's is lower.",
+        "A token embedding (" + ", ".join(EMBEDDINGS) + " in its name) is taken row by row: a row is what a token has.",
+        "Tensors of three dimensions or more are matrices whose columns are along the last one.",
+        "Columns are measured on whole tensors, so memory grows with the largest one.",
+    ],
+    differences={
+        "mergekit": "It has no such method.",
+        "the paper": [
+            "Its ratio and calibration are called t and s; t = 1.0 and s = 1.0 are the defaults of its authors' code.",
+            "Its authors' code knows an embedding by embed_tokens only, and refuses three dimensions.",
+        ],
+    },
+)
+def widen(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+    """Base plus the deltas, each column of each model by its share: the more it changed, the larger."""
+    ratio, calibration = p["ratio"], p["calibration"]
+    if not tensor.count:
+        return Copy()
+    if not is_matrix(tensor):
+        sums = yield Moments((KEEP_ALL,) * tensor.models, only_l1=True)
+        shares = _of_elements([m.sum_abs / tensor.count for m in sums], ratio, calibration)
+    else:
+        by_row = any(name in tensor.name for name in EMBEDDINGS)
+        sums = yield from (_of_rows if by_row else _of_columns)(tensor)
+        changed = changes(sums[0], sums[1 : tensor.models + 1], sums[tensor.models + 1 :])
+        longer, turned = (scored(change, ratio, calibration) for change in changed)
+        shares = [(row if by_row else column)(share) for share in (longer + turned) / 2]
+    merged = add_up([delta(k) * share for k, share in enumerate(shares)])
+    return Apply(Formula((merged,), tensor.columns), relative=True)

@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # An isolated build must never resolve torch, nor the tests reach for a model hub.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test lint format gpu bench bench-peers clean
+.PHONY: demo test lint format gpu bench bench-peers compatibility clean
 
 demo: $(VENV)/demo.done
 	$(BIN)/warpmerge demo
@@ -52,6 +52,10 @@ bench-peers: $(VENV)/test.done
 	rm -f build/bench/peers.json
 	$(BIN)/python -m pytest benchmarks/bench_peers.py -q --benchmark-json=build/bench/peers.json
 	$(BIN)/python -m benchmarks.results collect build/bench/peers.json
+
+# The same tensors through mergekit and PEFT, in that environment: writes docs/compatibility.md, in two minutes.
+compatibility: $(VENV)/test.done
+	$(BIN)/python -m benchmarks.compatibility
 
 clean:
 	rm -rf build $(VENV) python/warpmerge/*.so

@@ -11,7 +11,8 @@ struct Operand {
 // Whole strips: arrays of a stage have room for them, and what lies beyond `count` is never read. A target may be one
 // of its operands.
 template <FormulaOp kOp, class T>
-void calculate_all(const Operand<T>& a, const Operand<T>& b, const Operand<T>& c, T* target, int count) {
+__attribute__((noinline)) void calculate_all(const Operand<T>& a, const Operand<T>& b, const Operand<T>& c, T* target,
+                                             int count) {
   for (int j = 0; j < count; j += kStrip) {
     const T *x = a.strip(j), *y = b.strip(j), *z = c.strip(j);
     T* out = target + j;

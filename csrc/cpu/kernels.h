@@ -161,7 +161,8 @@ inline size_t scratch_bytes(const Program& program) {
 
 // Bytes that ranking a row needs.
 inline size_t rank_work(int64_t columns) {
-  return size_t(columns) * (2 * 16 + sizeof(double)) + sizeof(uint32_t) * kRankBins + 4 * sizeof(double) * kStage;
+  return size_t(columns) * (2 * 16 + sizeof(double) + sizeof(uint16_t)) + 2 * sizeof(uint32_t) * kRankBins +
+         4 * sizeof(double) * kStage;
 }
 
 extern const Kernels kernels_baseline;

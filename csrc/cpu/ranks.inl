@@ -3,18 +3,38 @@
 
 template <class Key>
 struct Ranked {
-  Key key;
-  uint32_t column;
+  Key key_;
+  uint32_t column_;
+
+  WM_FN Ranked of(Key key, int64_t column) { return {key, uint32_t(column)}; }
+  Key key() const { return key_; }
+  uint32_t column() const { return column_; }
+  bool above(const Ranked& other) const { return key_ > other.key_; }
+};
+// One word, that it is stored and loaded as one: reading what was written in halves would wait for both to be in L1.
+template <>
+struct Ranked<uint32_t> {
+  uint64_t word;
+
+  WM_FN Ranked of(uint32_t key, int64_t column) { return {uint64_t(key) << 32 | uint32_t(column)}; }
+  uint32_t key() const { return uint32_t(word >> 32); }
+  uint32_t column() const { return uint32_t(word); }
+  bool above(const Ranked& other) const { return word > other.word; }  // equal keys come in the order of columns
 };
 
-constexpr int64_t kFew = 32;  // entries that insertion sorts
+constexpr int64_t kFew = 64;  // entries that insertion sorts
 
+// What lies before the first entry must not be above any.
 template <class Key>
 void sort_few(Ranked<Key>* entries, int64_t count) {
   for (int64_t i = 1; i < count; ++i) {
     const Ranked<Key> entry = entries[i];
+    if (!entries[i - 1].above(entry)) continue;
     int64_t at = i;
-    for (; at > 0 && entries[at - 1].key > entry.key; --at) entries[at] = entries[at - 1];
+    do {
+      entries[at] = entries[at - 1];
+      --at;
+    } while (entries[at - 1].above(entry));
     entries[at] = entry;
   }
 }
@@ -24,18 +44,18 @@ static inline int bit_width(uint64_t x) { return x ? 64 - __builtin_clzll(x) : 0
 // Stable, by the highest byte in which keys differ, then by the next.
 template <class Key>
 void sort_many(Ranked<Key>* entries, int64_t count, Ranked<Key>* spare) {
-  Key low = entries[0].key, high = low;
+  Key low = entries[0].key(), high = low;
   for (int64_t i = 1; i < count; ++i) {
-    const Key key = entries[i].key;
+    const Key key = entries[i].key();
     low = key < low ? key : low;
     high = key > high ? key : high;
   }
   if (low == high) return;
   const int width = bit_width(high - low), shift = width > 8 ? width - 8 : 0;
   uint32_t ends[257] = {0};
-  for (int64_t i = 0; i < count; ++i) ++ends[((entries[i].key - low) >> shift) + 1];
+  for (int64_t i = 0; i < count; ++i) ++ends[((entries[i].key() - low) >> shift) + 1];
   for (int b = 0; b < 256; ++b) ends[b + 1] += ends[b];
-  for (int64_t i = 0; i < count; ++i) spare[ends[(entries[i].key - low) >> shift]++] = entries[i];
+  for (int64_t i = 0; i < count; ++i) spare[ends[(entries[i].key() - low) >> shift]++] = entries[i];
   __builtin_memcpy(entries, spare, size_t(count) * sizeof(*entries));
   if (shift == 0) return;
   for (int64_t b = 0, begin = 0; b < 256; begin = ends[b++]) {
@@ -64,43 +84,56 @@ struct RankBins {
     shift = 0;
     while (((high - floor) >> shift) >= Bits<T>(bins - 1)) ++shift;
   }
-  uint32_t operator()(Bits<T> key) const {
-    const Bits<T> above = key > floor ? key - floor : 0;
-    return key ? uint32_t(above >> shift) + 1 : 0;
+  uint32_t of(Bits<T> key) const {
+    const Bits<T> above = (key > floor ? key : floor) - floor;
+    return uint32_t(above >> shift) + (key != 0);
   }
 };
 
-// ranks[j] of (count,) keys. `work`: rank_work(count) bytes.
+// ranks[j] of (count,) keys. Both halves of a row are counted and placed side by side, each with its own ends of the
+// bins: an increment need not wait for the one before. bf16 deltas in rows of 896 and 4864: 3.1 and 2.4 ns per element,
+// against 5.4 and 5.2 in one chain.
 template <class T>
 void rank_keys(const Bits<T>* __restrict keys, int64_t count, T* __restrict ranks, Arena& arena) {
-  using Entry = Ranked<Bits<T>>;
-  Bits<T> low = ~Bits<T>(0), high = 0;
-  for (int64_t j = 0; j < count; ++j) {  // the least apart from 0, which has its own bin
-    const Bits<T> key = keys[j], lower = key ? key : ~Bits<T>(0);
-    low = lower < low ? lower : low;
+  using Key = Bits<T>;
+  Key below = ~Key(0), high = 0;  // one below the least apart from 0, which is below all
+  for (int64_t j = 0; j < count; ++j) {
+    const Key key = keys[j], one_below = key - 1;
+    below = one_below < below ? one_below : below;
     high = key > high ? key : high;
   }
-  if (low >= high) low = high;
-  const RankBins<T> bin_of(low, high, count);
-  Entry* entries = arena.take<Entry>(size_t(count));
-  Entry* spare = arena.take<Entry>(size_t(count));
-  uint32_t* ends = arena.take<uint32_t>(size_t(kRankBins));
-  for (int b = 0; b < bin_of.bins; ++b) ends[b] = 0;
-  for (int64_t j = 0; j < count; ++j) ++ends[bin_of(keys[j])];
+  const RankBins<T> bins(high ? below + 1 : 0, high, count);
+  uint16_t* __restrict bin = arena.take<uint16_t>(size_t(count));
+  for (int64_t j = 0; j < count; ++j) bin[j] = uint16_t(bins.of(keys[j]));
+
+  uint32_t* ends = arena.take<uint32_t>(2 * kRankBins);
+  uint32_t* second_ends = ends + bins.bins;
+  for (int b = 0; b < 2 * bins.bins; ++b) ends[b] = 0;
+  const int64_t half = count / 2;
+  for (int64_t j = 0; j < half; ++j) ++ends[bin[j]], ++second_ends[bin[half + j]];
+  if (count % 2) ++second_ends[bin[count - 1]];
   uint32_t total = 0;
   bool many = false;
-  for (int b = 0; b < bin_of.bins; ++b) {
-    const uint32_t size = ends[b];
-    many |= size > kFew;
+  for (int b = 0; b < bins.bins; ++b) {
+    const uint32_t first = ends[b], both = first + second_ends[b];
+    many |= both > kFew;
     ends[b] = total;
-    total += size;
+    second_ends[b] = total + first;
+    total += both;
   }
-  for (int64_t j = 0; j < count; ++j) entries[ends[bin_of(keys[j])]++] = {keys[j], uint32_t(j)};
-  if (many)
-    for (int64_t b = 0, begin = 0; b < bin_of.bins; begin = ends[b++])
-      if (ends[b] - begin > kFew) sort_many(entries + begin, ends[b] - begin, spare);
+
+  Ranked<Key>* entries = arena.take<Ranked<Key>>(size_t(count) + 1);
+  *entries++ = Ranked<Key>::of(0, 0);
+  const auto place = [&](uint32_t* of, int64_t j) { entries[of[bin[j]]++] = Ranked<Key>::of(keys[j], j); };
+  for (int64_t j = 0; j < half; ++j) place(ends, j), place(second_ends, half + j);
+  if (count % 2) place(second_ends, count - 1);
+  if (many) {
+    Ranked<Key>* spare = arena.take<Ranked<Key>>(size_t(count));
+    for (int64_t b = 0, begin = 0; b < bins.bins; begin = second_ends[b++])
+      if (second_ends[b] - begin > kFew) sort_many(entries + begin, second_ends[b] - begin, spare);
+  }
   sort_few(entries, count);
-  for (int64_t i = 0; i < count; ++i) ranks[entries[i].column] = T(i);
+  for (int64_t i = 0; i < count; ++i) ranks[entries[i].column()] = T(i);
 }
 
 // Ranks the deltas of one input in a row.

@@ -39,7 +39,7 @@ def run(made, checkpoints):
 
 def result(running):
     """All that a state says, as bytes."""
-    dicts = [running.mean()] + ([running.variance()] if hasattr(running, "variance") else [])
+    dicts = [running.mean()] + ([running.variance()] if hasattr(running, "variance") and running.count > 1 else [])
     return [{name: np.asarray(t).tobytes() for name, t in found.items()} for found in dicts]
 
 
@@ -298,7 +298,7 @@ def test_files_that_hold_no_such_state(tmp_path):
     with pytest.raises(wm.CheckpointError, match=r"the state of a RunningEMA; load it with wm\.RunningEMA\.load"):
         wm.RunningMean.load(path)
     write_safetensors(tmp_path / "model.safetensors", llama(0))
-    with pytest.raises(wm.CheckpointError, match="not the state of a running mean"):
+    with pytest.raises(wm.CheckpointError, match="holds no state of running means"):
         wm.RunningMean.load(tmp_path / "model.safetensors")
     with pytest.raises(wm.CheckpointError, match="cannot read"):
         wm.RunningMean.load(tmp_path / "none")
@@ -316,8 +316,71 @@ def test_files_that_hold_no_such_state(tmp_path):
         wm.RunningEMA.load(cut)
     mean = tmp_path / "mean.safetensors"
     run(wm.RunningMean(), stream(2)).save(mean)
-    with pytest.raises(wm.CheckpointError, match="not that of a RunningVariance"):
+    with pytest.raises(wm.CheckpointError, match="not those of a RunningVariance"):
         wm.RunningVariance.load(spoiled(mean, lambda d: d.update(kind="RunningVariance")))
+
+
+@pytest.mark.parametrize("kind", MAKE)
+def test_a_state_in_a_file_has_the_bits_of_one_in_memory(kind, tmp_path):
+    """Each update is in the file when it returns; another object goes on from there."""
+    checkpoints, file = stream(), tmp_path / "state.safetensors"
+    for seen, checkpoint in enumerate(checkpoints):
+        running = MAKE[kind](file=file)
+        assert running.count == seen
+        running.update(as_torch(checkpoint, torch.float32) if seen % 2 else checkpoint)
+        reference = run(MAKE[kind](), checkpoints[: seen + 1])
+        assert result(running) == result(reference) == result(type(running).load(file))
+    reference.save(tmp_path / "reference.safetensors")
+    running.save(tmp_path / "copy.safetensors")
+    assert file.read_bytes() == (tmp_path / "reference.safetensors").read_bytes()
+    assert file.read_bytes() == (tmp_path / "copy.safetensors").read_bytes()
+    running.write(tmp_path / "mean.safetensors", dtype="float16")
+    reference.write(tmp_path / "same.safetensors", dtype="float16")
+    assert (tmp_path / "mean.safetensors").read_bytes() == (tmp_path / "same.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("kind", MAKE)
+def test_an_error_leaves_the_file_as_it_was(kind, wrong, tmp_path):
+    checkpoints, file = stream(), tmp_path / "state.safetensors"
+    spoil, message = WRONG[wrong]
+    running = run(MAKE[kind](file=file), checkpoints[:3])
+    before = file.read_bytes()
+    with pytest.raises(wm.CheckpointError, match=message):
+        running.update(spoil(checkpoints[3]))
+    assert running.count == 3 and file.read_bytes() == before and list(tmp_path.iterdir()) == [file]
+    assert result(run(running, checkpoints[3:])) == result(run(MAKE[kind](), checkpoints))
+
+
+def test_a_file_that_cannot_be_gone_on_from(tmp_path, monkeypatch):
+    file = tmp_path / "state.safetensors"
+    checkpoints = stream(2)
+    running = run(wm.RunningEMA(0.5, file=file), checkpoints[:1])
+    with pytest.raises(wm.RecipeError, match=r"was made with \{'decay': 0.5\}, not with \{'decay': 0.6\}"):
+        wm.RunningEMA(0.6, file=file)
+    with pytest.raises(wm.CheckpointError, match="holds the state of a RunningEMA"):
+        wm.RunningMean(file=file)
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            state_files.os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+        )
+        with pytest.raises(wm.OutputError, match="No space left"):
+            running.update(checkpoints[1])
+    assert running.count == 1 and wm.RunningEMA(0.5, file=file).count == 1
+    run(wm.RunningEMA(0.5, file=file), checkpoints[1:])
+    with pytest.raises(wm.CheckpointError, match="changed while it was being read"):
+        running.update(checkpoints[1])
+    with pytest.raises(wm.OutputError, match="cannot write"):
+        run(wm.RunningMean(file=tmp_path / "none" / "state.safetensors"), checkpoints)
+
+
+def test_no_file_stays_open(tmp_path):
+    path = write_model(tmp_path / "model", llama(0))
+    running = run(wm.RunningVariance(file=tmp_path / "state.safetensors"), [path])
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    run(running, [path] * 3)
+    running.mean(), running.variance(), running.save(tmp_path / "copy.safetensors")
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_a_float64_checkpoint_widens_the_state():

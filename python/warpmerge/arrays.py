@@ -118,7 +118,7 @@ class Array:
 
     def empty(self, dtype: DType) -> Result:
         if isinstance(self.data, np.ndarray):
-            element = self.original.dtype if dtype == self.dtype else _numpy_dtype(dtype)
+            element = self.original.dtype if dtype == self.dtype else numpy_dtype(dtype)
             return Result(np.empty(self.shape, element), dtype, None, False)
         import torch
 
@@ -165,7 +165,7 @@ class Result:
         return self.array if self._device is None else self.array.to(self._device)
 
 
-def _numpy_dtype(dtype: DType) -> Any:
+def numpy_dtype(dtype: DType) -> Any:
     try:
         return np.dtype(dtype.name)
     except TypeError:

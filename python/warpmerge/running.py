@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .arrays import Array, FileArray, Place, Result
+from .arrays import Array, FileArray, Place, Result, numpy_dtype
 from .checkpoint import Checkpoint, Shard
 from .dtypes import FLOAT32, FLOAT64, DType
 from .errors import CheckpointError, RecipeError
 from .methods import TensorInfo
 from .methods.base import Steps
 from .ops import Combine, WeightedSum
-from .state_files import directory_targets, file_targets, read_state, write_state
+from .state_files import described, directory_targets, file_targets, in_memory, key, open_state, write_state
 from .tasks import same_bytes
 from .tensors import Operands, wanted_dtype
 
@@ -28,19 +29,27 @@ STATE = "the state"
 class Running:
     """What is common to all: a state of one or more parts, each a tensor for each tensor of the checkpoints.
 
-    An update makes the new state beside the old one and then takes its place: an error leaves the state as it was, and
-    memory is two states (a variance's has two parts) while it runs. The state is held where the last checkpoint was: on
-    its GPU, or on the host.
+    An update makes the new state beside the old one, which it then replaces: an error leaves the state as it was. In
+    memory it takes two states while it runs, and the state is where the last checkpoint was: on its GPU, or on the
+    host. In a file it takes the memory of a merge of files, and room for two states on the disk.
     """
 
     parts: tuple[str, ...] = ("mean",)
 
-    def __init__(self, *, backend: str = "auto") -> None:
+    def __init__(self, *, file: str | Path | None = None, backend: str = "auto") -> None:
+        """file: where the state is kept instead of in memory, each update on the disk when it returns; what is saved
+        there already is gone on from."""
         self._backend = backend
         self._state: dict[str, Tensors] = {}  # part -> tensors; integer tensors are in the first part alone
         self._numpy = False
         self._like: Path | None = None
         self._count = 0
+        self._file = None if file is None else Path(file)
+        self._shard: Shard | None = None  # of the file; open only while it is read
+        if self._file is not None and self._file.exists():
+            self._count, options, self._state, self._shard = open_state(self._file, type(self).__name__, self.parts)
+            if options != self.options():
+                raise RecipeError(f"{self._file} was made with {options}, not with {self.options()}.")
 
     @property
     def count(self) -> int:
@@ -69,31 +78,52 @@ class Running:
         CheckpointError if they do not fit, are not finite or cannot be read, RecipeError for what is no checkpoint.
         """
         number = self.count + 1
-        with self._opened(checkpoint, number) as (found, place, label):
+        with self._opened(checkpoint, number) as (found, place, label), self._reading():
             if not found:
                 raise CheckpointError(f"{label} holds no tensors.")
             first = next(iter(found.values()))
-            state = [self._arrays(part, place, getattr(first, "original", None)) for part in self._state]
+            state = [self._arrays(part, place, first) for part in self._state]
             self._check(found, state, label)
-            results = {
-                name: [_empty(array, dtype) for _ in (self.parts if dtype.is_float else self.parts[:1])]
-                for name, array in found.items()
-                for dtype in [_state_dtype(name, [found, *state])]
-            }
             operands, combine, labels = self._operands(found, state, label)
-            try:
-                place.run(operands.tasks(_Step(combine), {"nonfinite": "error"}, results, labels, 0))
-            except OSError as error:
-                raise CheckpointError(f"cannot read {label}: {error.strerror or error}.") from None
-            except CheckpointError as error:  # of elements that are not finite; here is no parameter that allows them
-                raise CheckpointError(str(error).partition(", or set the parameter")[0].rstrip(".") + ".") from None
-            finished = {name: [result.finish() for result in of] for name, of in results.items()}
-        self._state = {
-            part: {name: of[p] for name, of in finished.items() if p < len(of)} for p, part in enumerate(self.parts)
-        }
+            with self._following(found, state, number) as results:
+                try:
+                    place.run(operands.tasks(_Step(combine), {"nonfinite": "error"}, results, labels, 0))
+                except OSError as error:
+                    if error.errno != errno.EFAULT:  # that of what cannot be read; others come from writing
+                        raise
+                    raise CheckpointError(f"cannot read {label}: {error.strerror or error}.") from None
+                except CheckpointError as error:  # not finite, which no parameter allows here
+                    raise CheckpointError(str(error).partition(", or set the parameter")[0].rstrip(".") + ".") from None
         self._count = number
         if isinstance(checkpoint, Mapping):
-            self._numpy = isinstance(first.original, np.ndarray)
+            self._numpy = not _is_torch(first)
+
+    @contextlib.contextmanager
+    def _following(self, found: dict, state: list[dict], number: int) -> Iterator[dict[str, list[Any]]]:
+        """Where the next state goes, by tensor and part. It is the state when the block ends without an error."""
+        dtypes = {name: _state_dtype(name, [found, *state]) for name in found}
+        parts = {name: self.parts if dtype.is_float else self.parts[:1] for name, dtype in dtypes.items()}
+        if self._file is None:
+            made = {n: [_result(found[n], dtypes[n], _is_torch(found[n])) for _ in of] for n, of in parts.items()}
+            yield made
+            finished = {n: dict(zip(parts[n], [r.finish() for r in of], strict=True)) for n, of in made.items()}
+            self._state = {part: {n: of[part] for n, of in finished.items() if part in of} for part in self.parts}
+            return
+        specs = [(key(self.parts, p, n), dtypes[n], found[n].shape) for p in self.parts for n in found if p in parts[n]]
+        kind = type(self).__name__
+        with file_targets(self._file, specs, described(kind, number, self.options())) as targets:
+            yield {n: [targets[key(self.parts, part, n)] for part in of] for n, of in parts.items()}
+        *_, self._state, self._shard = open_state(self._file, kind, self.parts)
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """The state's file may be read within."""
+        shard = self._shard
+        try:
+            yield
+        finally:
+            if shard is not None:
+                shard.close()
 
     def _operands(self, found: dict, state: list[dict], label: str) -> tuple[Operands, Combine, list[str]]:
         """The first checkpoint becomes the mean, and 0 the other parts."""
@@ -111,7 +141,10 @@ class Running:
     def _opened(self, checkpoint: Source, number: int) -> Iterator[tuple[dict, Place, str]]:
         """The tensors of a checkpoint, where they are, and what to call it."""
         if isinstance(checkpoint, Mapping):
-            place = Place.of(self._backend, next(iter(checkpoint.values()), None))
+            if self._file is not None:
+                checkpoint = {n: _moved(t, None) for n, t in checkpoint.items()}
+            like = next(iter(checkpoint.values()), None)
+            place = Place.of(self._backend, like if self._file is None else None)
             yield {n: Array.of(t, n, place) for n, t in checkpoint.items()}, place, f"checkpoint {number}"
             return
         if not isinstance(checkpoint, (str, Path)):
@@ -130,10 +163,13 @@ class Running:
         finally:
             opened.close()
 
-    def _arrays(self, part: str, place: Place, like: Any) -> dict[str, Array]:
-        """A part of the state, brought to where the tensor `like` is, or to the host."""
-        device = like.device if hasattr(like, "data_ptr") else None
-        return {name: Array.of(_moved(t, device), name, place) for name, t in self._state[part].items()}
+    def _arrays(self, part: str, place: Place, like: Any = None) -> dict[str, Any]:
+        """A part of the state, if it is in memory brought to where the array `like` is, or (None) to the host."""
+        device = like.original.device if like is not None and _is_torch(like) and self._file is None else None
+        return {
+            name: t if isinstance(t, FileArray) else Array.of(_moved(t, device), name, place)
+            for name, t in self._state[part].items()
+        }
 
     def _check(self, found: dict, state: list[dict], label: str) -> None:
         for name, array in found.items():
@@ -178,33 +214,23 @@ class Running:
         """Writes the state to one safetensors file, from which `load` goes on bit for bit. The file appears when it is
         complete; one that is there is replaced. Raises OutputError if it cannot be written."""
         self.need(1)
-        tensors = {
-            f"{part}:{name}" if len(self.parts) > 1 else name: _moved(tensor, None)
-            for part in self.parts
-            for name, tensor in self._state[part].items()
-        }
-        write_state(Path(path), type(self).__name__, self.count, self.options(), tensors)
+        place = Place.of(self._backend, None)
+        with self._reading():
+            arrays = {key(self.parts, p, n): a for p in self.parts for n, a in self._arrays(p, place).items()}
+            write_state(Path(path), described(type(self).__name__, self.count, self.options()), arrays)
 
     @classmethod
     def load(cls, path: str | Path, *, backend: str = "auto") -> Any:
-        """The object that was saved to a file. Raises CheckpointError if the file is damaged, or holds another kind of
-        state or none."""
-        count, options, tensors = read_state(Path(path), cls.__name__)
+        """The object that was saved to a file, in memory. Raises CheckpointError if the file is damaged, or holds
+        another kind of state or none."""
+        count, options, state, shard = open_state(Path(path), cls.__name__, cls.parts)
         try:
             made = cls(**options, backend=backend)
-            if len(cls.parts) == 1:
-                made._state = {cls.parts[0]: tensors}
-            else:
-                made._state = {part: {} for part in cls.parts}
-                for name, tensor in tensors.items():
-                    part, _, name = name.partition(":")
-                    made._state[part][name] = tensor
-            first, *others = made._state.values()
-            floats = {n: (t.shape, t.dtype) for n, t in first.items() if t.dtype.kind == "f"}
-            if any({n: (t.shape, t.dtype) for n, t in part.items()} != floats for part in others):
-                raise KeyError
-        except (TypeError, KeyError, RecipeError):
-            raise CheckpointError(f"{path}: the state is not that of a {cls.__name__}; it is damaged.") from None
+            made._state = {part: {name: in_memory(a) for name, a in of.items()} for part, of in state.items()}
+        except (TypeError, RecipeError):
+            raise CheckpointError(f"{path}: what it says of its state is damaged.") from None
+        finally:
+            shard.close()
         made._count = count
         return made
 
@@ -213,24 +239,28 @@ class Running:
             raise RecipeError(f"{self!r} needs at least {count}: call update first.")
 
     def export(self, part: str, factor: float, dtype: Any) -> Tensors:
+        """A part times the factor as a state dict."""
         self.need(1)
-        convert = _as_numpy if self._numpy else _as_torch
-        tensors = {name: convert(tensor) for name, tensor in self._state[part].items()}
-        place = Place.of(self._backend, next(iter(tensors.values())))
-        arrays = {name: Array.of(tensor, name, place) for name, tensor in tensors.items()}
-        results = {name: [array.empty(_out_dtype(array, dtype))] for name, array in arrays.items()}
-        _scale(arrays, factor, place, results)
+        tensor = next(iter(self._state[part].values()), None)
+        place = Place.of(self._backend, tensor if hasattr(tensor, "data_ptr") else None)
+        like = Array.of(tensor, "", place) if hasattr(tensor, "data_ptr") else None
+        with self._reading():
+            arrays = self._arrays(part, place, like)
+            results = {n: [_result(a, _out_dtype(a, dtype), not self._numpy)] for n, a in arrays.items()}
+            _scale(arrays, factor, place, results)
         return {name: result.finish() for name, [result] in results.items()}
 
     def write_part(self, part: str, factor: float, path: str | Path, dtype: Any, like: str | Path | None) -> None:
+        """Writes a part times the factor."""
         self.need(1)
-        place = Place.of(self._backend, None)
-        arrays = {name: Array.of(_moved(tensor, None), name, place) for name, tensor in self._state[part].items()}
-        specs = [(name, _out_dtype(array, dtype), array.shape) for name, array in arrays.items()]
+        path, place = Path(path), Place.of(self._backend, None)
         like = self._like if like is None else Path(like)
-        single = Path(path).suffix == ".safetensors"
-        with file_targets(Path(path), specs) if single else directory_targets(Path(path), specs, like) as targets:
-            _scale(arrays, factor, place, {name: [target] for name, target in targets.items()})
+        with self._reading():
+            arrays = self._arrays(part, place)
+            specs = [(name, _out_dtype(array, dtype), array.shape) for name, array in arrays.items()]
+            single = path.suffix == ".safetensors"
+            with file_targets(path, specs) if single else directory_targets(path, specs, like) as targets:
+                _scale(arrays, factor, place, {name: [target] for name, target in targets.items()})
 
 
 class _Step:
@@ -263,27 +293,21 @@ def _out_dtype(array: Array, wanted: Any) -> DType:
     return (wanted_dtype(wanted) or array.dtype) if array.dtype.is_float else array.dtype
 
 
-def _empty(like: Array | FileArray, dtype: DType) -> Result:
-    """State that is made from files needs no torch."""
-    return (
-        Result(np.empty(like.shape, dtype.name), dtype, None, False)
-        if isinstance(like, FileArray)
-        else like.empty(dtype)
-    )
+def _is_torch(array: Array | FileArray) -> bool:
+    return hasattr(getattr(array, "original", None), "data_ptr")
+
+
+def _result(like: Array | FileArray, dtype: DType, torch: bool) -> Result:
+    """A new tensor of torch where `like` is, or else an array of numpy: files need no torch."""
+    if not torch:
+        return Result(np.empty(like.shape, numpy_dtype(dtype)), dtype, None, False)
+    return like.empty(dtype) if _is_torch(like) else FileArray.empty(like, dtype)
 
 
 def _moved(tensor: Any, device: Any) -> Any:
     """On a torch device, or (None) on the host, as what it is."""
     if device is not None:
-        return _as_torch(tensor).to(device)
-    return tensor if isinstance(tensor, np.ndarray) else tensor.cpu()
+        import torch
 
-
-def _as_numpy(tensor: Any) -> np.ndarray:
-    return tensor if isinstance(tensor, np.ndarray) else tensor.cpu().numpy()
-
-
-def _as_torch(tensor: Any) -> Any:
-    import torch
-
-    return torch.as_tensor(tensor)
+        return torch.as_tensor(tensor).to(device)
+    return tensor.cpu() if hasattr(tensor, "data_ptr") else tensor

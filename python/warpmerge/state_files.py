@@ -12,13 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from .checkpoint import SINGLE, Checkpoint, OutputDirectory, layout, read_header
+from .arrays import FileArray
+from .checkpoint import SINGLE, Checkpoint, OutputDirectory, Shard, layout
 from .checkpoint.companions import donated
-from .dtypes import BY_NAME, DType
+from .dtypes import FLOAT32, FLOAT64, DType
 from .errors import CheckpointError, OutputError
 from .tasks import FileSink
 
 KEY = "warpmerge.running"  # of the metadata that say what a state is
+CHUNK = 16 << 20  # bytes that are copied at a time
 Spec = tuple[str, DType, tuple[int, ...]]
 
 
@@ -81,42 +83,69 @@ def directory_targets(path: Path, specs: Sequence[Spec], like: Path | None) -> I
         raise directory.error(error) if isinstance(error, OSError) else error from None
 
 
-def write_state(path: Path, kind: str, count: int, options: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
-    """tensors: on the host, torch's or numpy's. Raises OutputError."""
-    arrays = {name: np.ascontiguousarray(tensor).reshape(tensor.shape) for name, tensor in tensors.items()}
-    specs = [(name, BY_NAME[a.dtype.name], a.shape) for name, a in arrays.items()]
-    metadata = {"format": "pt", KEY: json.dumps({"kind": kind, "count": count, "options": dict(options)})}
+def key(parts: Sequence[str], part: str, name: str) -> str:
+    """What a tensor is called in the file of a state. A state of one part has the names of a checkpoint."""
+    return name if len(parts) == 1 else f"{part}:{name}"
+
+
+def described(kind: str, count: int, options: Mapping[str, Any]) -> dict[str, str]:
+    """The metadata of a state's file."""
+    return {"format": "pt", KEY: json.dumps({"kind": kind, "count": count, "options": dict(options)})}
+
+
+def write_state(path: Path, metadata: Mapping[str, str], arrays: Mapping[str, Any]) -> None:
+    """Copies the arrays into a new file. Raises OutputError."""
+    specs = [(name, array.dtype, array.shape) for name, array in arrays.items()]
     with file_targets(path, specs, metadata) as targets:
         for name, target in targets.items():
-            if arrays[name].size:
-                target.sink().write(memoryview(arrays[name].reshape(-1).view(np.uint8)))
+            buffer = arrays[name].buffer()
+            for start in range(0, buffer.nbytes, CHUNK):
+                data = buffer.read(start, min(CHUNK, buffer.nbytes - start))
+                FileSink(target.fd, target.offset + start).write(memoryview(data))
 
 
-def read_state(path: Path, kind: str) -> tuple[int, dict[str, Any], dict[str, np.ndarray]]:
-    """Count, options and tensors of a state of this kind. Raises CheckpointError."""
+def open_state(
+    path: Path, kind: str, parts: Sequence[str]
+) -> tuple[int, dict[str, Any], dict[str, dict[str, FileArray]], Shard]:
+    """Count, options and tensors of a state of this kind, in their file. Raises CheckpointError."""
+    shard = Shard(path)
+    text = shard.metadata.get(KEY)
+    if text is None:
+        raise CheckpointError(f"{path} holds no state of running means; was it made by save?")
     try:
-        entries, metadata = read_header(path)
-        described = json.loads(metadata.get(KEY, "null"))
-        if described is None:
-            raise CheckpointError(f"{path} holds tensors, but not the state of a running mean; was it made by save?")
-        found, count, options = described["kind"], described["count"], described["options"]
-        if found != kind:
-            raise CheckpointError(f"{path} holds the state of a {found}; load it with wm.{found}.load.")
+        saved = json.loads(text)
+        found, count, options = saved["kind"], saved["count"], saved["options"]
         if type(count) is not int or count < 1 or not isinstance(options, dict):
             raise ValueError
-        tensors = {}
-        with open(path, "rb") as file:
-            for name, entry in entries.items():
-                file.seek(entry.offset)
-                data = np.empty(entry.shape, entry.dtype.name)
-                if file.readinto(data.reshape(-1).view(np.uint8)) != entry.nbytes:
-                    raise ValueError
-                tensors[name] = data
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}.") from None
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         raise CheckpointError(f"{path}: what it says of its state is damaged.") from None
-    return count, options, tensors
+    if found != kind:
+        raise CheckpointError(f"{path} holds the state of a {found}; load it with wm.{found}.load.")
+    state: dict[str, dict[str, FileArray]] = {part: {} for part in parts}
+    for name, entry in shard.entries.items():
+        part, _, rest = ("", "", name) if len(parts) == 1 else name.partition(":")
+        state.setdefault(part or parts[0], {})[rest] = FileArray(shard, entry)
+    first, *others = state.values()
+    floats = {name: (a.shape, a.dtype) for name, a in first.items() if a.dtype.is_float}
+    wide = all(dtype in (FLOAT32, FLOAT64) for _, dtype in floats.values())
+    if not (
+        first
+        and wide
+        and len(state) == len(parts)
+        and all({n: (a.shape, a.dtype) for n, a in p.items()} == floats for p in others)
+    ):
+        raise CheckpointError(f"{path}: its tensors are not those of a {kind}; it is damaged.")
+    return count, options, state, shard
+
+
+def in_memory(array: FileArray) -> np.ndarray:
+    buffer = array.buffer()
+    made = np.empty(array.shape, array.dtype.name)
+    flat = made.reshape(-1).view(np.uint8)
+    for start in range(0, buffer.nbytes, CHUNK):
+        data = buffer.read(start, min(CHUNK, buffer.nbytes - start))
+        flat[start : start + len(data)] = np.frombuffer(data, np.uint8)
+    return made
 
 
 def _sync_directory(path: Path) -> None:

@@ -30,12 +30,12 @@ class RunningMean(Running):
 class RunningEMA(Running):
     """The exponential moving average e + (1 - decay) (x - e), which starts as the first checkpoint."""
 
-    def __init__(self, decay: float, *, backend: str = "auto") -> None:
+    def __init__(self, decay: float, *, file: str | Path | None = None, backend: str = "auto") -> None:
         """decay: the share of the mean that stays at each step, from 0 to 1."""
         if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0 <= decay <= 1:
             raise RecipeError(f"decay is a number from 0 to 1, not {decay!r}.")
-        super().__init__(backend=backend)
         self.decay = float(decay)
+        super().__init__(file=file, backend=backend)
 
     def options(self) -> dict[str, float]:
         return {"decay": self.decay}

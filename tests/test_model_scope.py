@@ -16,7 +16,7 @@ from warpmerge.errors import CheckpointError, RecipeError
 
 SHAPES = [(53, 70), (5000,), (0,), (211, 33), (), (3,)]
 WEIGHTS = [0.3, 0.4, 0.5]
-BACKENDS = ["torch"]
+BACKENDS = ["torch", "cpu"]
 
 METHODS = {
     "ties": ("ties", True, {"weight": WEIGHTS, "density": 0.3}),
@@ -30,6 +30,10 @@ METHODS = {
     "geometric_median": ("geometric_median", False, {"weight": WEIGHTS}),
     "norm_clipped_mean": ("norm_clipped_mean", True, {"weight": WEIGHTS, "clip": 0.05}),
     "norm_clipped_mean-auto": ("norm_clipped_mean", True, {}),
+    "ramplus_tl": ("ramplus_tl", True, {"epsilon": 1e-3}),
+    "emr": ("emr", True, {}),
+    "emr-task": ("emr", True, {"task": 2}),
+    "pcb": ("pcb", True, {}),
 }
 
 
@@ -156,6 +160,28 @@ def test_files_pools_and_dicts_agree(tmp_path):
         for name in base:
             assert_same_bits(merged[name], files[name], name)
             assert_same_bits(pooled[name], files[name], name)
+
+
+def test_emr_rescales_by_sums_or_by_means():
+    base, tuned = model("fp32")
+    deltas = [{n: (t[n] - base[n]).double().reshape(-1).numpy() for n in base} for t in tuned]
+    unified, own = {}, {}
+    for name in base:
+        d = np.array([m[name] for m in deltas])
+        sign = np.where(d.sum(0) > 0, 1, -1)
+        unified[name] = sign * np.max(np.where(d * sign > 0, np.abs(d), 0), axis=0, initial=0) * (d[1] * sign > 0)
+        own[name] = d[1]
+    filled = [n for n in base if base[n].numel()]
+
+    def share(total):
+        return sum(total(np.abs(own[n])) for n in filled) / sum(total(np.abs(unified[n])) for n in filled)
+
+    for rescaler, total in (("sums", np.sum), ("means", np.mean)):
+        merged = wm.merge_state_dicts(tuned, "emr", base=base, task=2, scope="model", rescaler=rescaler)
+        for name in base:
+            origin = base[name].double().reshape(-1).numpy()
+            wanted = origin + share(total) * unified[name]
+            np.testing.assert_allclose(merged[name].double().reshape(-1).numpy(), wanted, rtol=1e-6, atol=1e-8)
 
 
 def test_krum_copies_one_model():

@@ -63,7 +63,8 @@ class ModelScope:
             case Select():
                 return select(self, request)
             case Moments():
-                return [_total(rows) for rows in zip(*self.each(request), strict=True)]
+                counts = [t.info.count for t in self.tasks if t.info.count]
+                return [_total(parts, counts) for parts in zip(*self.each(request), strict=True)]
             case Gram():
                 return _total_gram(list(self.each(request)))
         raise MergeError(f"{type(request).__name__} has no meaning for a whole model; that is an error in the method.")
@@ -107,7 +108,7 @@ def _check_values(tasks: Sequence[TensorTask]) -> None:
                 )
 
 
-def _total(parts: Sequence[MomentsResult]) -> MomentsResult:
+def _total(parts: Sequence[MomentsResult], counts: Sequence[int]) -> MomentsResult:
     return MomentsResult(
         sum_abs=math.fsum(p.sum_abs for p in parts),
         sum_sq=math.fsum(p.sum_sq for p in parts),
@@ -116,6 +117,7 @@ def _total(parts: Sequence[MomentsResult]) -> MomentsResult:
         max=max(p.max for p in parts),
         nonzero=sum(p.nonzero for p in parts),
         kept=sum(p.kept for p in parts),
+        sum_of_means=math.fsum(p.sum_abs / n for p, n in zip(parts, counts, strict=True)),
     )
 
 

@@ -95,6 +95,7 @@ class MomentsResult:
     max: float
     nonzero: int
     kept: int
+    sum_of_means: float = 0.0  # of a whole model: the mean magnitudes of its tensors, added up
 
 
 @dataclass(frozen=True, slots=True)

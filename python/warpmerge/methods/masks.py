@@ -11,7 +11,7 @@ from ..formula import Expr, Formula, add_up, delta, maximum, minimum, where, wra
 from ..ops import KEEP_ALL, Apply, Moments
 from .base import Base, Steps, TensorInfo
 from .elect import not_hidden
-from .parameters import choice, integer, number
+from .parameters import choice, integer, number, scope
 from .registry import method
 from .task_vectors import LAMBDA
 
@@ -155,6 +155,7 @@ def amplified(unique: Sequence[float], shared: Sequence[float], p: Mapping[str, 
             default="unique",
             help="shared elements are counted against the unique ones, or against all that the model changed",
         ),
+        scope("tensor", "model"),
     ],
     passes=2,
     formula=CHANGED + "\ny = x_0 + (sum_A d_k / c where c > 1, g_k d_k of the one in A where c = 1)\n"
@@ -165,7 +166,7 @@ def amplified(unique: Sequence[float], shared: Sequence[float], p: Mapping[str, 
         "the paper": "Its authors' code counts over the whole model, with r: 0.05 and alpha: 1 (ARM-R v2), or "
         "overlap: changed (ARM-R). A model without unique elements divides by zero there.",
     },
-    presets={"mergekit": {}, "authors": {"r": 0.05, "alpha": 1.0}},
+    presets={"mergekit": {}, "authors": {"r": 0.05, "alpha": 1.0, "scope": "model"}},
 )
 def ramplus_tl(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Like ram, with what one model alone changed amplified by how much it shares with others."""
@@ -274,7 +275,16 @@ def _emr_passes(p: Mapping[str, Any]) -> int:
     "emr",
     base=Base.REFERENCE,
     parameters=[
-        integer("task", low=1, optional=True, help="the model, counted from 1, to make again; default: the unified one")
+        integer(
+            "task", low=1, optional=True, help="the model, counted from 1, to make again; default: the unified one"
+        ),
+        choice(
+            "rescaler",
+            ["sums", "means"],
+            default="sums",
+            help="of magnitudes over the model, or the sum of each tensor's mean; the same for one tensor",
+        ),
+        scope("tensor", "model"),
     ],
     check=_check_emr,
     passes=_emr_passes,
@@ -286,8 +296,8 @@ g = |d_task|_1 / |t where d_task has the sign s|_1""",
     notes="The unified model serves no task by itself: it is what the masks and rescalers of the tasks are applied to.",
     differences={
         "mergekit": NOT_THERE,
-        "the paper": "It takes the sums of g over the whole model, its authors' code the means of each tensor; for one "
-        "tensor both are the same.",
+        "the paper": "It takes the sums of g over the whole model, which is scope: model; its authors' code for most "
+        "models adds up each tensor's mean instead, which is rescaler: means.",
     },
 )
 def emr(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
@@ -295,5 +305,6 @@ def emr(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     models, task, factor = tensor.models, p["task"], 1.0
     if task is not None:
         measured = yield Moments((KEEP_ALL,) * 2, only_l1=True, of=_task_and_unified(models, task))
-        factor = rescaler(*(m.sum_abs for m in measured))
+        means = p["scope"] == "model" and p["rescaler"] == "means"
+        factor = rescaler(*(m.sum_of_means if means else m.sum_abs for m in measured))
     return Apply(_of_task(models, task, factor, _lets_through(p)), relative=True)

@@ -9,7 +9,7 @@ from ..formula import Expr, Formula, add_up, delta, exp, maximum, minimum, tanh,
 from ..ops import Apply, Copy, Select
 from .base import Base, Steps, TensorInfo
 from .elect import not_hidden
-from .parameters import number
+from .parameters import number, scope
 from .registry import method
 
 TAIL = 1e-4  # share of the magnitudes at each end that count as the last one inside
@@ -78,6 +78,7 @@ def competing(
     parameters=[
         number("ratio", low=0, high=1, default=0.1, help="share of each model's elements that compete"),
         number("lambda", default=1.0, help="factor of the merged delta"),
+        scope("tensor", "model"),
     ],
     passes=3,
     formula="""a_k = |d_k| kept between its quantiles 0.0001 and 0.9999,  P_k = (a_k - min a_k) / (max a_k - min a_k)
@@ -92,7 +93,7 @@ y = x_0 + lambda sum sign(d_k) a_k s_k / max(sum s_k, 1e-12)""",
     differences={
         "mergekit": "It has no such method.",
         "the paper": [
-            "It measures the whole model at once; here each tensor by itself.",
+            "It measures the whole model at once, which is scope: model.",
             "It tunes ratio, 0.05 to 0.2, and lambda, about 1.2 or more.",
         ],
     },

@@ -25,12 +25,15 @@ PRESETS = {
     ("dare_ties", "paper"): {"weight": 1, "rescale": "inverse_density", "elect": "unweighted", "divisor": "count"},
     ("dare_ties", "peft"): {"rescale": "inverse_density", "elect": "unweighted", "divisor": "count"},
     ("breadcrumbs", "paper"): {"weight": 1},
+    ("della", "paper"): {"rescale": "inverse_probability"},
+    ("della_linear", "paper"): {"rescale": "inverse_probability"},
     ("sce", "authors"): {"sce_mask_merge": False},
-    ("ramplus_tl", "authors"): {"r": 0.05, "alpha": 1},
+    ("ramplus_tl", "authors"): {"r": 0.05, "alpha": 1, "scope": "model"},
 }
 IN_MERGEKIT = {
     *("linear", "task_arithmetic", "ties", "dare_linear", "dare_ties", "slerp", "nuslerp", "multislerp", "karcher"),
     *("model_stock", "passthrough", "breadcrumbs", "breadcrumbs_ties", "sce", "nearswap", "ram", "ramplus_tl"),
+    *("della", "della_linear", "arcee_fusion"),
 }
 IDS = ["-".join(key) for key in PRESETS]
 WEIGHT = [0.9, 0.3, 0.4]
@@ -72,9 +75,10 @@ def test_a_preset_is_its_options(method, semantics):
         assert not torch.equal(got, merged(method, **others))  # the options change something
 
 
-@pytest.mark.parametrize(
-    "method", sorted(IN_MERGEKIT - {"slerp", "passthrough", "nuslerp", "karcher", "model_stock", "nearswap"})
-)
+FEW_OR_NO_OPTIONS = {"slerp", "passthrough", "nuslerp", "karcher", "model_stock", "nearswap", "arcee_fusion"}
+
+
+@pytest.mark.parametrize("method", sorted(IN_MERGEKIT - FEW_OR_NO_OPTIONS))
 def test_mergekit_is_the_default(method):
     options = weight(method)
     assert_same_bits(merged(method, semantics="mergekit", **options), merged(method, **options))

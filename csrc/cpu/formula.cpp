@@ -6,6 +6,27 @@
 #include "formula_item.h"
 
 namespace warpmerge {
+namespace {
+
+// Joins neighbours of which the second overwrites what the first one made, having read it once.
+std::vector<Step> paired(const std::vector<Step>& code) {
+  std::vector<Step> result;
+  for (const Step& step : code) {
+    Step* last = result.empty() ? nullptr : &result.back();
+    const bool follows = last && last->then == FormulaOp::keep && pairs(last->op) && pairs(step.op) &&
+                         last->target == step.target && (step.a == step.target) != (step.b == step.target);
+    if (!follows) {
+      result.push_back(step);
+      continue;
+    }
+    last->then = step.op;
+    last->swapped = step.b == step.target;
+    last->c = last->swapped ? step.a : step.b;
+  }
+  return result;
+}
+
+}  // namespace
 
 Formula::Formula(int inputs, std::vector<Step> code, int registers, std::vector<int> outputs,
                  std::vector<double> constants, std::vector<Keep> rules, std::vector<uint64_t> keys,
@@ -37,6 +58,7 @@ Formula::Formula(int inputs, std::vector<Step> code, int registers, std::vector<
     step.payload = int(known - ranked_.begin());
     if (known == ranked_.end()) ranked_.push_back(step.a);
   }
+  code_ = paired(code_);
   for (int number : outputs_) require(below(number, size_t(operands)));
   for (const auto& vector : vectors_) vector_data_.push_back(vector.data());
   program_ = {code_.data(),      int(code_.size()),      outputs_.data(),    int(outputs_.size()), registers,

@@ -21,6 +21,53 @@ __attribute__((noinline)) void calculate_all(const Operand<T>& a, const Operand<
   }
 }
 
+template <FormulaOp kFirst, FormulaOp kSecond, bool kSwapped, class T>
+__attribute__((noinline)) void calculate_pairs(const Operand<T>& a, const Operand<T>& b, const Operand<T>& c, T* target,
+                                               int count) {
+  for (int j = 0; j < count; j += kStrip) {
+    const T *x = a.strip(j), *y = b.strip(j), *z = c.strip(j);
+    T* out = target + j;
+#pragma GCC ivdep
+    for (int i = 0; i < kStrip; ++i) {
+      const T first = calculate<kFirst>(x[i], y[i], T(0));
+      out[i] = kSwapped ? calculate<kSecond>(z[i], first, T(0)) : calculate<kSecond>(first, z[i], T(0));
+    }
+  }
+}
+
+// Calls body(constant of the instruction) for one that pairs.
+template <class Body>
+void visit_pairing(FormulaOp op, Body&& body) {
+  switch (op) {
+    case FormulaOp::add:
+      return body(Instruction<FormulaOp::add>());
+    case FormulaOp::sub:
+      return body(Instruction<FormulaOp::sub>());
+    case FormulaOp::mul:
+      return body(Instruction<FormulaOp::mul>());
+    case FormulaOp::min:
+      return body(Instruction<FormulaOp::min>());
+    default:
+      return body(Instruction<FormulaOp::max>());
+  }
+}
+
+template <class T>
+void calculate_step(const Step& step, const Operand<T>& a, const Operand<T>& b, const Operand<T>& c, T* target,
+                    int count) {
+  if (step.then == FormulaOp::keep)
+    return visit_calculation(step.op, [&](auto one) { calculate_all<decltype(one)::op>(a, b, c, target, count); });
+  visit_pairing(step.op, [&](auto first) {
+    visit_pairing(step.then, [&](auto second) {
+      constexpr FormulaOp kFirst = decltype(first)::op, kSecond = decltype(second)::op;
+      if (step.swapped)
+        calculate_pairs<kFirst, kSecond, true>(a, b, c, target, count);
+      else
+        calculate_pairs<kFirst, kSecond, false>(a, b, c, target, count);
+    });
+  });
+}
+
 template <class T>
 class Evaluator {
  public:
@@ -81,8 +128,7 @@ class Evaluator {
           break;
         }
         default:
-          visit_calculation(
-              step.op, [&](auto instruction) { calculate_all<decltype(instruction)::op>(a, b, c, target, count); });
+          calculate_step(step, a, b, c, target, count);
       }
     }
   }

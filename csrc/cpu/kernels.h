@@ -24,10 +24,21 @@ struct Source {
   Dtype dtype = Dtype::f32;
 };
 
+// Operands: inputs, base, registers, constants. A rank's payload is its place among those that are asked for.
 struct Step {
   FormulaOp op;
-  int target, a, b, c, payload;  // operands: inputs, base, registers, constants; for a rank the payload is its place
+  int target, a, b, c, payload;
+  // A second instruction at once, on the first one's result and operand c, in this order or, if `swapped`, the other:
+  // what is between them need not be stored. None: FormulaOp::keep.
+  FormulaOp then = FormulaOp::keep;
+  bool swapped = false;
 };
+
+// Instructions that may be the first or the second of such a pair.
+constexpr bool pairs(FormulaOp op) {
+  return op == FormulaOp::add || op == FormulaOp::sub || op == FormulaOp::mul || op == FormulaOp::min ||
+         op == FormulaOp::max;
+}
 
 // A formula as straight-line code (python/warpmerge/program.py).
 struct Program {

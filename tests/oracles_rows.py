@@ -17,7 +17,9 @@ import torch
 from bit_oracles import lanes, stream_key
 from oracles import Expected, Real, deltas, exact, per_model
 
-NEAR = 1e-5  # share by which a value may miss a threshold that it is compared with, and be on either side of it
+# Share by which a value may miss a threshold, and be on either side of it: importances are good to 4e-7, scores to the
+# exponential of a few roundings.
+NEAR, NEAR_SCORE = 1e-6, 1e-5
 
 
 def columns_of(tensor: torch.Tensor) -> int:
@@ -126,7 +128,7 @@ def pcb(x: list[torch.Tensor], base: torch.Tensor, *, ratio: float = 0.1, lambda
             if score.max() > least:
                 shares[-1] = _stretched(np.maximum(score, least))
                 spread = score.max() - least
-                unsure |= (np.abs(score - least) <= NEAR * abs(least)) & (score != least)
+                unsure |= (np.abs(score - least) <= NEAR_SCORE * abs(least)) & (score != least)
                 errors[-1] = 8 * (np.abs(score) + abs(least)) / spread
     by = np.maximum(sum(shares), Real(1e-12))
     tau = sum(s * v for s, v in zip(shares, signed, strict=True)) / by

@@ -6,6 +6,7 @@ import numpy as np
 import oracles
 import oracles_elementwise
 import oracles_gram
+import oracles_rows
 import pytest
 import torch
 import yaml
@@ -162,6 +163,29 @@ def sce(name, base, math, code, chat):
     return oracles_elementwise.sce([math, code, chat], base, select_topk=0.5)
 
 
+def della(name, base, math, code, chat):
+    density = [0.5, gradient(name, [0.7, 0.4])]
+    options = {"weight": [0.6, 0.4], "density": density, "epsilon": [0.3, 0.2], "lambda_": 1.1}
+    return oracles_rows.della([math, code], base, seed=SEED, name=name, **options)
+
+
+def della_linear(name, base, math, code, chat):
+    options = {"weight": [0.7, 0.5], "density": 0.6, "epsilon": 0.2, "rescale": "inverse_probability"}
+    return oracles_rows.della_linear([math, chat], base, seed=SEED, name=name, **options)
+
+
+def arcee_fusion(name, base, math, code, chat):
+    return oracles_rows.arcee_fusion([chat], base)
+
+
+def pcb(name, base, math, code, chat):
+    return oracles_rows.pcb([math, code, chat], base, ratio=0.2, lambda_=1.2)
+
+
+def widen(name, base, math, code, chat):
+    return oracles_rows.widen([math, code], base, name=name)
+
+
 EXPECTED = {
     f.__name__: f
     for f in (
@@ -189,6 +213,11 @@ EXPECTED = {
         breadcrumbs,
         breadcrumbs_ties,
         sce,
+        della,
+        della_linear,
+        arcee_fusion,
+        pcb,
+        widen,
     )
 }
 SPHERICAL = {"slerp", "nuslerp", "multislerp", "karcher"}

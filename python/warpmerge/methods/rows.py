@@ -16,7 +16,7 @@ from ..ops import Apply, Rows, Whole
 from .base import TensorInfo
 from .geometry import NO_DIRECTION, SHORTEST, angle
 
-BLOCK = 256  # rows that are added up as a tree
+BLOCK = 16  # rows that are added up as a tree, few enough for a cache
 # Squares of float32 leave its range. Bounded by these they show it in their sum, which is exact enough between others.
 LEAST_SQUARE, LARGEST_SQUARE = 2.0**-126, 2.0**127
 SAFE = (2.0**-70, 2.0**120)
@@ -133,21 +133,29 @@ def row_vectors(tensor: TensorInfo) -> Generator[Rows, Any, Vectors]:
 def column_sums(tensors: Sequence[Any], rows: int, terms: Callable[..., Sequence[Any]]) -> Any:
     """Sums over the `rows` first dimension of tensors, (number of terms, n): blocks as trees, then one after the other.
 
-    terms: of float64 matrices on the host, some rows of each tensor. What is not finite is 0, as in all measurements.
+    terms: new arrays, of some rows of each tensor in float64. What is not finite is 0, as in all measurements.
     """
     import numpy as np
 
-    matrices = [t.reshape(rows, -1) for t in tensors]
+    matrices = [t.cpu().numpy().reshape(rows, -1) for t in tensors]
     total: Any = 0.0
     for start in range(0, rows, BLOCK):
-        parts = [m[start : start + BLOCK].double().cpu().numpy() for m in matrices]
-        block = np.stack(terms(*(np.where(np.isfinite(p), p, 0.0) for p in parts)))
-        while block.shape[1] > 1:
-            half = block.shape[1] // 2
-            pairs = block[:, :half] + block[:, half : 2 * half]
-            block = np.concatenate([pairs, block[:, 2 * half :]], axis=1)
-        total = total + block[:, 0]
+        parts = [m[start : start + BLOCK].astype(np.float64) for m in matrices]
+        for part in parts:
+            finite = np.isfinite(part)
+            if not finite.all():
+                part[~finite] = 0.0
+        total = total + np.stack([_tree(term) for term in terms(*parts)])
     return total
+
+
+def _tree(block: Any) -> Any:
+    """The sum of the rows: the upper half is added to the lower one, which works in place, until one is left."""
+    while len(block) > 1:
+        upper = (len(block) + 1) // 2
+        block[: len(block) - upper] += block[upper:]
+        block = block[:upper]
+    return block[0]
 
 
 def column_vectors(tensor: TensorInfo) -> Generator[Whole, Any, Vectors]:

@@ -26,21 +26,47 @@ namespace warpmerge {
 // Kernels launched by this module so far.
 inline std::atomic<int64_t> launches{0};
 
-// Launches `kernel`, whose `name` is for error messages, on `grid` blocks of `block` threads. No blocks: no launch.
+// Shared memory beyond what a kernel declares, at a multiple of 16 bytes: as much as `launch_with` is told.
+#if defined(__CUDACC__)
+WM_DEVICE char* dynamic_shared() {
+  extern __shared__ uint4 warpmerge_shared[];
+  return reinterpret_cast<char*>(warpmerge_shared);
+}
+#else
+inline char* dynamic_shared() {
+  alignas(16) static char memory[227 << 10];
+  return memory;
+}
+#endif
+
+// Launches `kernel`, whose `name` is for error messages, on `grid` blocks of `block` threads with `shared` bytes of
+// dynamic shared memory. No blocks: no launch.
 template <class... Params>
-void launch(const char* name, void (*kernel)(Params...), int64_t grid, int block, cudaStream_t stream,
-            const std::common_type_t<Params>&... args) {
+void launch_with(int64_t shared, const char* name, void (*kernel)(Params...), int64_t grid, int block,
+                 cudaStream_t stream, const std::common_type_t<Params>&... args) {
   if (grid == 0) return;
   if (grid < 0 || grid > INT32_MAX)
     throw std::runtime_error(std::string(name) + ": a grid of " + std::to_string(grid) + " blocks is out of range");
 #if defined(__CUDACC__)
-  kernel<<<unsigned(grid), unsigned(block), 0, stream>>>(args...);
-  const cudaError_t error = cudaGetLastError();
+  cudaError_t error = cudaSuccess;
+  if (shared > (48 << 10))  // more than every device has
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
+  if (error == cudaSuccess) {
+    kernel<<<unsigned(grid), unsigned(block), size_t(shared), stream>>>(args...);
+    error = cudaGetLastError();
+  }
   if (error != cudaSuccess) throw std::runtime_error(std::string(name) + ": " + cudaGetErrorString(error));
 #else
+  if (shared > (99 << 10)) throw std::runtime_error(std::string(name) + ": too much shared memory for some devices");
   emulate(stream, unsigned(grid), unsigned(block), kernel, args...);
 #endif
   ++launches;
+}
+
+template <class... Params>
+void launch(const char* name, void (*kernel)(Params...), int64_t grid, int block, cudaStream_t stream,
+            const std::common_type_t<Params>&... args) {
+  launch_with(0, name, kernel, grid, block, stream, args...);
 }
 
 }  // namespace warpmerge

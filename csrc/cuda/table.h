@@ -17,6 +17,7 @@ struct Table {
   const int32_t* chunk_map;
   const double* numbers;
   const int64_t* keeps;
+  const int64_t* words;
   unsigned long long* nonfinite;
   int64_t segments, chunks;
   int models, outputs, columns, numbers_per_segment;
@@ -38,6 +39,7 @@ inline Table make_table(const Launch& launch, int numbers_per_segment, int64_t* 
   table.chunk_map = launch.chunk_map;
   table.numbers = launch.numbers;
   table.keeps = launch.keeps;
+  table.words = launch.words;
   table.nonfinite = reinterpret_cast<unsigned long long*>(nonfinite);
   table.segments = launch.segments;
   table.chunks = launch.chunks;

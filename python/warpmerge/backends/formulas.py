@@ -18,7 +18,7 @@ def native(task: TensorTask, formula: Formula, rows: bool = False) -> Any:
     `rows`: rows are asked for, even if no instruction does.
     """
     program = formula.program(len(task.inputs), task.wide)
-    _check_rows(task, program, rows)
+    check_rows(task, program, rows)
     found = program.__dict__.get("_native")
     if found is None:
         found = program.__dict__["_native"] = _core.Formula(
@@ -49,7 +49,7 @@ def _float64(vectors: tuple[Any, ...]) -> list[Any]:
     return [np.ascontiguousarray(v, np.float64) for v in vectors]
 
 
-def _check_rows(task: TensorTask, program: Program, asked: bool) -> None:
+def check_rows(task: TensorTask, program: Program, asked: bool) -> None:
     """The kernels read vectors, and whole rows for ranks, without looking whether they are there."""
     count, columns = task.info.count, program.columns
     if count == 0:

@@ -13,12 +13,13 @@ from typing import Any
 
 from .. import _core
 from ..errors import DeviceError
-from ..ops import Copy
+from ..ops import Copy, Whole
 from ..tasks import DeviceSink, Outcome, TensorTask, Work
 from ..threads import thread_count
 from ..units import show_size
+from .execution import Group, grouped
 from .flight import InPlace, Staged, Workspace, footprint
-from .requests import BINS, Group, grouped, steps
+from .requests import BINS, steps
 from .scratch import Scratch
 from .staging import IO_TILE, SLOT, SLOTS, Arrival, Cancelled, Inbound, Outbound, drop, place_of, wait_for
 from .tables import ALIGN, CHUNK
@@ -26,7 +27,7 @@ from .tables import ALIGN, CHUNK
 IN_FLIGHT = 6  # batches: some being read, one computed, some being written
 BATCH_BYTES = 64 << 20  # input bytes of a batch
 BATCH_INPUTS = 2048  # tensors of a batch, inputs counted: counters of `select` are 16 kB for each
-SCRATCH_SHARE = 0.1  # of the device memory: tables, partial sums and counters
+SCRATCH_SHARE = 0.2  # of the device memory: tables, partial sums, counters and, half of it, values of formulas
 HEADROOM = 512 << 20  # bytes left to others by default
 
 
@@ -54,7 +55,7 @@ class DeviceBackend:
         if resident:
             self.batch_bytes, self.batch_inputs = 2**62, 8 * BATCH_INPUTS
         if budget is not None:
-            counters = int(budget * SCRATCH_SHARE) // IN_FLIGHT // (8 * BINS)
+            counters = int(budget * SCRATCH_SHARE / 2) // IN_FLIGHT // (8 * BINS)
             self.batch_inputs = max(1, min(self.batch_inputs, counters))
         self._threads, self._slot_bytes = thread_count(threads), slot_bytes
         self._budget = budget
@@ -105,14 +106,22 @@ class DeviceBackend:
     # --- tensors of the device --------------------------------------------------------------------------------------
 
     def _start_in_place(self, work: Sequence[Work]) -> Pending:
-        flight = InPlace(self.runtime.current_stream())
+        flight = InPlace(self.runtime)
         scratch = Scratch(self.runtime)
-        copies = [(i, work[i][0], work[i][1].index) for i in range(len(work)) if isinstance(work[i][1], Copy)]
-        for _, task, index in copies:
-            with flight.stream.context():
-                task.sinks[0].owner.reshape(-1).copy_(task.inputs[index].owner.reshape(-1))
-        done = {i: Outcome(None) for i, _, _ in copies}
-        return self._start(work, flight, scratch, done, [])
+        pending = Pending(self, len(work))
+        rest = []
+        for position, (task, request) in enumerate(work):
+            if isinstance(request, Copy):
+                with flight.stream.context():
+                    task.sinks[0].owner.reshape(-1).copy_(task.inputs[request.index].owner.reshape(-1))
+                pending.answer(position, Outcome(None))
+            elif isinstance(request, Whole):
+                with flight.stream.context():
+                    pending.answer(position, _whole(task, request))
+            else:
+                rest.append(position)
+        self._queue(pending, work, rest, flight, scratch)
+        return pending
 
     # --- files and host memory --------------------------------------------------------------------------------------
 
@@ -143,20 +152,36 @@ class DeviceBackend:
         for i in copies:  # measured before, and found to need no merging
             if work[i][0].flight is not None:
                 self.finished(work[i][0].flight, 1)
-        rest = [task for i, (task, _) in enumerate(work) if i not in items]
+        rest = [i for i, (_, request) in enumerate(work) if not isinstance(request, Copy | Whole)]
         try:
-            pending = self._start(work, self._flight(rest) if rest else None, None, {}, copies)
+            pending = self._fly(work, rest)
         except MemoryError as error:
             if self._halved:
                 raise self._too_little(error) from None
             error.__traceback__ = None  # its frames hold what is to be given back
-            limit = self._halve(rest)
+            limit = self._halve([work[i][0] for i in rest])
             try:
-                pending = self._start(work, self._flight(rest, limit), None, {}, copies)
+                pending = self._fly(work, rest, limit)
             except MemoryError as again:
                 raise self._too_little(again) from None
         pending.copying = launch
         pending.copied = items
+        for position, (task, request) in enumerate(work):
+            if isinstance(request, Whole):
+                pending.answer(position, _whole(task, request, threads=self._threads))
+                if request.combines and task.flight is not None:
+                    self.finished(task.flight, 1)
+        return pending
+
+    def _fly(self, work: Sequence[Work], positions: Sequence[int], limit: int | None = None) -> Pending:
+        """Starts what is on a flight already, and the others on a new one."""
+        pending = Pending(self, len(work))
+        held = [i for i in positions if self.holds(work[i][0])]
+        others = [i for i in positions if not self.holds(work[i][0])]
+        flights = [(self._flight([work[i][0] for i in part], limit), part) for part in (held, others) if part]
+        for flight, part in flights:
+            flight.workspace.scratch.reset()
+            self._queue(pending, work, part, flight, flight.workspace.scratch)
         return pending
 
     def _halve(self, tasks: Sequence[TensorTask]) -> int:
@@ -166,12 +191,15 @@ class DeviceBackend:
         wanted = sum(footprint(t, t.info.count) for t in tasks)
         least = 2 * max(footprint(t, min(t.info.count, CHUNK)) + ALIGN for t in tasks)
         limit = min(self._limit, max(wanted // 2, least))
+        used = [self._latest]
         for task in tasks:
             if task.flight is not None:
+                used.append(task.flight.workspace)
                 task.flight.workspace = None
                 task.flight = None
-        if self._latest not in self._idle:
-            self._idle.append(self._latest)
+        for workspace in used:
+            if workspace is not None and workspace not in self._idle:
+                self._idle.append(workspace)
         for workspace in self._idle:
             workspace.release()
         return limit
@@ -203,20 +231,12 @@ class DeviceBackend:
             task.flight = flight
         return flight
 
-    def _start(
-        self, work: Sequence[Work], flight: Any, scratch: Scratch | None, done: dict[int, Outcome], copies: list[int]
-    ) -> Pending:
-        pending = Pending(self, flight, len(work), done)
-        if flight is None:
-            return pending
-        if scratch is None:
-            scratch = flight.workspace.scratch
-            scratch.reset()
-        others = [i for i in range(len(work)) if i not in done and i not in copies]
-        for group in grouped([work[i] for i in others]):
-            group.positions = [others[p] for p in group.positions]
-            pending.add(group, steps(group, flight, self.kernels, scratch))
-        return pending
+    def _queue(
+        self, pending: Pending, work: Sequence[Work], positions: Sequence[int], flight: Any, scratch: Scratch
+    ) -> None:
+        for group in grouped([work[i] for i in positions]):
+            group.positions = [positions[p] for p in group.positions]
+            pending.add(group, flight, steps(group, flight, self.kernels, scratch))
 
     def finished(self, flight: Staged, tasks: int) -> None:
         """So many tasks of a flight are merged; with the last one its workspace is free again."""
@@ -240,34 +260,34 @@ class DeviceBackend:
 class Pending:
     """A batch's requests under way: those that have to look at results of the device before they go on."""
 
-    def __init__(self, backend: DeviceBackend, flight: Any, count: int, done: dict[int, Outcome]) -> None:
-        self.backend, self._flight = backend, flight
-        self._outcomes: list[Outcome | None] = [done.get(i) for i in range(count)]
-        self.waiting: list[tuple[Group, Any, Any]] = []  # group, its generator, the event it waits for
+    def __init__(self, backend: DeviceBackend, count: int) -> None:
+        self.backend = backend
+        self._outcomes: list[Outcome | None] = [None] * count
+        self.waiting: list[tuple[Group, Any, Any, Any]] = []  # group, flight, generator, the event it waits for
         self.copying: Any = None
         self.copied: dict[int, Any] = {}
 
-    def add(self, group: Group, generator: Any) -> None:
-        self._step(group, generator)
+    def answer(self, position: int, outcome: Outcome) -> None:
+        self._outcomes[position] = outcome
 
-    def _step(self, group: Group, generator: Any) -> None:
+    def add(self, group: Group, flight: Any, generator: Any) -> None:
         try:
-            self.waiting.append((group, generator, next(generator)))
+            self.waiting.append((group, flight, generator, next(generator)))
         except StopIteration as stop:
             for position, outcome in zip(group.positions, stop.value, strict=True):
-                self._outcomes[position] = outcome
-            if isinstance(self._flight, Staged) and group.kind.outputs:
-                self.backend.finished(self._flight, len(group.tasks))
+                self.answer(position, outcome)
+            if isinstance(flight, Staged) and group.combines:
+                self.backend.finished(flight, len(group.tasks))
 
     def resume(self) -> None:
         """Goes on with every request; only after its event has been waited for."""
         waiting, self.waiting = self.waiting, []
-        for group, generator, _ in waiting:
-            self._step(group, generator)
+        for group, flight, generator, _ in waiting:
+            self.add(group, flight, generator)
 
     def outcomes(self) -> list[Outcome]:
         for position, item in self.copied.items():
-            self._outcomes[position] = Outcome(item.digest)
+            self.answer(position, Outcome(item.digest))
         return self._outcomes
 
 
@@ -280,7 +300,7 @@ class Ticket:
         try:
             pending = self._pending.result() if isinstance(self._pending, Future) else self._pending
             while pending.waiting:
-                for _, _, event in pending.waiting:
+                for *_, event in pending.waiting:
                     event.synchronize()
                 pending.resume()
             if pending.copying is not None:
@@ -289,6 +309,12 @@ class Ticket:
             return pending.outcomes()
         except (Cancelled, CancelledError):
             raise RuntimeError("waited for a batch that was cancelled") from None
+
+
+def _whole(task: TensorTask, request: Whole, **options: Any) -> Outcome:
+    from ..backends import whole  # needs torch
+
+    return whole.carry_out(task, request, **options)
 
 
 def _in_place(task: TensorTask) -> bool:

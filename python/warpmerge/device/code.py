@@ -6,6 +6,7 @@ only the next instruction needs stays in registers: it has no target, and LAST s
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,23 +45,28 @@ class Code:
 
 def packed(program: Program) -> np.ndarray:
     """(instructions + ceil(values / 8), 8) int16."""
-    rows = np.full((len(program.code), FIELDS), 0, np.uint16)
-    for number, (op, target, *operands, payload) in enumerate(program.code):
+    return _packed(program.code, program.outputs, program.ranked)
+
+
+@functools.lru_cache(256)
+def _packed(code: tuple[tuple[int, ...], ...], outputs: tuple[int, ...], ranked: tuple[int, ...]) -> np.ndarray:
+    rows = np.zeros((len(code), FIELDS), np.uint16)
+    for number, (op, target, *operands, payload) in enumerate(code):
         arity = ARITY[Op(op)]
-        previous = program.code[number - 1][1] if number else -1
+        previous = code[number - 1][1] if number else -1
         fields = [LAST if o == previous else o for o in operands[:arity]] + [NONE] * (3 - arity)
         if op == Op.RANK:
-            payload = program.ranked.index(operands[0])
+            payload = ranked.index(operands[0])
         rows[number, :6] = (op, target, *fields, payload)
-    needed = set(program.outputs)  # by what comes after an instruction
-    for number in range(len(program.code) - 1, -1, -1):
-        target = program.code[number][1]
+    needed = set(outputs)  # by what comes after an instruction
+    for number in range(len(code) - 1, -1, -1):
+        target = code[number][1]
         if target not in needed:
             rows[number, 1] = NONE
         needed.discard(target)
         needed.update(int(o) for o in rows[number, 2:5] if o < NONE)
-    values = np.zeros(-(-len(program.outputs) // FIELDS) * FIELDS, np.uint16)
-    values[: len(program.outputs)] = program.outputs
+    values = np.zeros(-(-len(outputs) // FIELDS) * FIELDS, np.uint16)
+    values[: len(outputs)] = outputs
     return np.concatenate([rows, values.reshape(-1, FIELDS)]).view(np.int16)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import DeviceError
@@ -19,9 +20,46 @@ from ..tasks import TensorTask
 from ..units import show_size
 from .scratch import Scratch
 from .staging import Arrival, Inbound, Move, Outbound
-from .tables import ALIGN, CHUNK, Segment
+from .tables import ALIGN, BLOCK, CHUNK, Segment
 
 Kernel = Callable[[Any, int], None]  # called with the stream and the number of the load
+TEMPORARIES = 256 << 20  # bytes at most of what exists during one pass only
+TEMPORARY_PART = 8  # or so many times less than a flight's share of device memory
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Where a tensor may be cut: at multiples of `unit` and, if `within`, at multiples of BLOCK from the last one."""
+
+    unit: int
+    within: bool = False
+
+    def most(self, first: int, end: int, fits: int) -> int:
+        """The largest number of elements from `first` on, at most `fits`, that may be cut off; perhaps 0."""
+        stop = first + fits
+        if stop >= end:
+            return end - first
+        at = stop // self.unit * self.unit
+        if at <= first and self.within:
+            start = first // self.unit * self.unit
+            at = start + (stop - start) // BLOCK * BLOCK
+        return max(0, at - first)
+
+    def least(self, first: int, end: int) -> int:
+        """The smallest number of elements that may be cut off, or all."""
+        start = first // self.unit * self.unit
+        at = start + self.unit
+        if self.within:
+            at = min(at, start + ((first - start) // BLOCK + 1) * BLOCK)
+        return min(at, end) - first
+
+
+CHUNKS = Cut(CHUNK)
+Cuts = Callable[[TensorTask], Cut]
+
+
+def _anywhere(task: TensorTask) -> Cut:
+    return CHUNKS
 
 
 class Part:
@@ -80,8 +118,8 @@ def footprint(task: TensorTask, count: int) -> int:
     return bytes_per_element(task) * count + ALIGN * (len(task.inputs) + 1 + len(task.sinks))
 
 
-def pack(tasks: Sequence[TensorTask], capacity: int, shares: float = 1) -> list[Load]:
-    """Divides tasks into loads of at most `capacity` bytes, cutting tensors between chunks.
+def pack(tasks: Sequence[TensorTask], capacity: int, shares: float = 1, cuts: Cuts = _anywhere) -> list[Load]:
+    """Divides tasks into loads of at most `capacity` bytes, cutting tensors between chunks or where `cuts` says.
 
     Raises DeviceError if not even one chunk fits; `shares` of such loads make the device memory that it speaks of.
     """
@@ -93,11 +131,12 @@ def pack(tasks: Sequence[TensorTask], capacity: int, shares: float = 1) -> list[
             left = task.info.count - first
             fits = left
             if footprint(task, left) > room:
-                fits = max(0, room - footprint(task, 0)) // bytes_per_element(task) // CHUNK * CHUNK
+                fits = max(0, room - footprint(task, 0)) // bytes_per_element(task)
+                fits = cuts(task).most(first, task.info.count, fits)
             if fits == 0:
                 if not loads[-1]:
                     # What is shown is rounded to three digits; it must do for who passes it on.
-                    least = 1.006 * (footprint(task, min(left, CHUNK)) + ALIGN)
+                    least = 1.006 * (footprint(task, cuts(task).least(first, task.info.count)) + ALIGN)
                     raise DeviceError(
                         f"{task.info} needs {show_size(shares * least)} of device memory to be worked on in tiles; "
                         f"{show_size(shares * capacity)} may be used. Raise --device-memory, or use --device cpu."
@@ -133,15 +172,40 @@ def _lay_out(parts: Sequence[tuple[TensorTask, int, int]]) -> Load:
     return load
 
 
+class Temporary:
+    """`memory` for what exists during a pass only. `holds`: what is in it, once all that is queued has been done."""
+
+    def __init__(self, memory: Any) -> None:
+        self.memory, self.address, self.nbytes = memory, memory.address, memory.nbytes
+        self.holds: Any = None
+
+
+class Temporaries:
+    """One for each of two streams, that grow. Whoever was given one may use it until he drops it."""
+
+    def __init__(self, runtime: Any, streams: Sequence[Any] = ()) -> None:
+        self._runtime, self._streams = runtime, streams
+        self._found: list[Temporary | None] = [None, None]
+
+    def __call__(self, half: int, nbytes: int) -> Temporary:
+        found = self._found[half]
+        if found is None or found.nbytes < nbytes:
+            self._found[half] = None
+            found = self._found[half] = Temporary(self._runtime.alloc(nbytes, self._streams))
+        return found
+
+
 class InPlace:
     """Tensors in the device's memory. Work goes to `stream`, in order with what the caller does there."""
 
     waits = False  # combining may return before the device is done
 
-    def __init__(self, stream: Any) -> None:
-        self.stream = stream
+    def __init__(self, runtime: Any) -> None:
+        self.stream = runtime.current_stream()
+        self.temporary = Temporaries(runtime)
+        self.temporary_bytes = TEMPORARIES
 
-    def loads(self, tasks: Sequence[TensorTask]) -> list[Load]:
+    def loads(self, tasks: Sequence[TensorTask], cuts: Cuts = _anywhere) -> list[Load]:
         load = Load()
         for task in tasks:
             part = Part(task, 0, task.info.count)
@@ -206,7 +270,15 @@ class Workspace:
         self.shares = shares
         self.streams = [runtime.new_stream(), runtime.new_stream()]
         self._arena: Any = None
-        self.scratch = Scratch(runtime, self.streams)
+        self._clear()
+
+    def _clear(self) -> None:
+        self.scratch = Scratch(self.runtime, self.streams)
+        self.temporary = Temporaries(self.runtime, self.streams)
+
+    @property
+    def temporary_bytes(self) -> int:
+        return min(TEMPORARIES, self.limit // TEMPORARY_PART)
 
     def arena(self, nbytes: int) -> Any:
         if self._arena is None or self._arena.nbytes < nbytes:
@@ -222,7 +294,7 @@ class Workspace:
         """Gives all memory back."""
         self.synchronize()
         self._arena = None
-        self.scratch = Scratch(self.runtime, self.streams)
+        self._clear()
 
 
 class Staged:
@@ -258,11 +330,19 @@ class Staged:
         self._whole = None
         self._places, self._parts = {}, {}
 
-    def loads(self, tasks: Sequence[TensorTask]) -> list[Load]:
+    @property
+    def temporary(self) -> Temporaries:
+        return self.workspace.temporary
+
+    @property
+    def temporary_bytes(self) -> int:
+        return self.workspace.temporary_bytes
+
+    def loads(self, tasks: Sequence[TensorTask], cuts: Cuts = _anywhere) -> list[Load]:
         workspace = self.workspace
         if self._whole is None:
             half = workspace.limit // 2 // ALIGN * ALIGN
-            loads = pack(tasks, half, 2 * workspace.shares)
+            loads = pack(tasks, half, 2 * workspace.shares, cuts)
             # Both halves as a whole: requests of several groups take turns in them, and no one's may move.
             address = workspace.arena(2 * half).address
             for number, load in enumerate(loads):

@@ -12,168 +12,31 @@ import numpy as np
 
 from ..ops import (
     NO_TIE_END,
+    Apply,
     Consensus,
     Gram,
     GramResult,
+    Histogram,
+    HistogramResult,
     Keep,
     Moments,
     MomentsResult,
+    Rows,
     Select,
     Selection,
     WeightedSum,
 )
-from ..tasks import Outcome, Request, TensorTask, Work
-from .flight import Load
-from .scratch import Scratch, Span
-from .tables import Kind, Launch, Table, blocks_of, is_aligned, keep_rows
+from ..tasks import Outcome
+from .execution import Execution, Group
+from .formulas import FormulaExecution, RowsExecution
+from .scratch import Scratch
+from .tables import BLOCK, keep_rows
 
-POLICIES = {"error": 0, "propagate": 1, "base": 2}
 BINS = 2048 + 2  # of a sweep of `select`; csrc/ops/select.h
 SMALL = 65536  # elements up to which a sample saves `select` nothing
 SEARCHING = 0  # status of a selection
 
 Steps = Generator[Any, None, list[Outcome]]
-
-
-class Group:
-    """Tasks of a batch whose requests can share launches. `positions`: which of the batch's work they are."""
-
-    def __init__(self, work: Sequence[Work], positions: Sequence[int]) -> None:
-        self.positions = list(positions)
-        self.tasks: list[TensorTask] = [work[i][0] for i in positions]
-        self.requests: list[Any] = [work[i][1] for i in positions]
-        task, request = self.tasks[0], self.requests[0]
-        self.request = request
-        self.models = len(task.inputs)
-        self.policy = task.values["nonfinite"]
-        with_base = request.relative and task.base is not None
-        self.kind = Kind(
-            inputs=tuple(b.dtype.code for b in task.inputs),
-            base=task.base.dtype.code if with_base else -1,
-            out=task.out_dtype.code,
-            outputs=len(task.sinks) if isinstance(request, WeightedSum | Consensus) else 0,
-            wide=task.wide,
-            policy=POLICIES[self.policy],
-            aligned=True,
-        )
-        counts = [blocks_of(t.info.count) for t in self.tasks]
-        self.blocks = sum(counts)
-        self.first_blocks = list(itertools.accumulate(counts, initial=0))[:-1]
-        self.ranges = np.array(list(zip(self.first_blocks, counts, strict=True)), np.int64)
-
-    @property
-    def slots(self) -> int:
-        return len(self.tasks)
-
-    def table(self, load: Load, numbers: Callable[[int], Any] | None, keeps: Callable[[int], Any] | None) -> Table:
-        """`numbers` and `keeps` give a section's row for the task of a slot."""
-        slot_of = {id(task): slot for slot, task in enumerate(self.tasks)}
-        slots = [slot_of[id(part.task)] for part in load.parts]
-        segments = []
-        for slot, part in zip(slots, load.parts, strict=True):
-            segment = part.segment(slot, self.first_blocks[slot] + blocks_of(part.first))
-            segment = segment if self.kind.base >= 0 else segment._replace(base=0)
-            segments.append(segment if self.kind.outputs else segment._replace(outputs=()))
-        aligned = all(is_aligned(s.base, *s.inputs, *s.outputs) for s in segments)
-        kind = self.kind._replace(aligned=aligned)
-        return Table(
-            kind,
-            segments,
-            None if numbers is None else np.array([numbers(s) for s in slots], np.float64),
-            None if keeps is None else np.array([keeps(s) for s in slots], np.int64),
-        )
-
-
-def grouped(work: Sequence[Work]) -> list[Group]:
-    found: dict[tuple, list[int]] = {}
-    for position, (task, request) in enumerate(work):
-        found.setdefault(_key(task, request), []).append(position)
-    return [Group(work, positions) for positions in found.values()]
-
-
-def _key(task: TensorTask, request: Request) -> tuple:
-    flags = {
-        WeightedSum: lambda r: (r.relative, r.agree),
-        Consensus: lambda r: (r.relative, r.elect),
-        Select: lambda r: (r.relative, r.keep_all_ties),
-        Moments: lambda r: (r.relative, r.only_l1),
-        Gram: lambda r: (r.relative,),
-    }[type(request)](request)
-    dtypes = tuple(b.dtype.code for b in task.inputs), task.base.dtype.code if task.base else -1, task.out_dtype.code
-    return type(request), flags, dtypes, task.wide, task.values["nonfinite"], len(task.sinks)
-
-
-class Execution:
-    """One group's request on one flight: its loads, their tables and the counters that come back."""
-
-    def __init__(
-        self,
-        group: Group,
-        flight: Any,
-        kernels: Any,
-        scratch: Scratch,
-        *,
-        results: Sequence[np.ndarray] = (),
-        numbers: Callable[[int], Any] | None = None,
-        keeps: Callable[[int], Any] | None = None,
-    ) -> None:
-        """`results`: arrays to begin with, sent along with the tables and fetched by `fetch`."""
-        self.group, self.flight, self.kernels, self.scratch = group, flight, kernels, scratch
-        self.stream = flight.stream
-        self.loads = flight.loads(group.tasks)
-        tables = [group.table(load, numbers, keeps) for load in self.loads]
-        begin = [np.zeros((group.slots, group.models + 1), np.int64), *results]
-        tabled = sum(t.nbytes for t in tables)
-        self._span = scratch.take(tabled + sum(r.nbytes for r in begin), mirrored=True)
-        self._results_at = tabled
-        self.launches: list[Launch] = []
-        at = 0
-        for table in tables:
-            self.launches.append(table.write(self._span.host[at : at + table.nbytes], self._span.address + at))
-            at += table.nbytes
-        self.results: list[np.ndarray] = []  # views of the mirror: valid after the event of `fetch`
-        self._addresses = []
-        for array in begin:
-            view = self._span.view(at, array.shape, array.dtype)
-            view[...] = array
-            self.results.append(view)
-            self._addresses.append(self._span.address + at)
-            at += array.nbytes
-        self._span.send(self.stream)
-
-    def address(self, result: int) -> int:
-        """Of the `result`-th array of `results` on the device, from 0 on."""
-        return self._addresses[result + 1]
-
-    @property
-    def nonfinite(self) -> int:
-        return self._addresses[0]
-
-    def zeros(self, *shape: int, itemsize: int = 8) -> int:
-        """Address of zeroed device memory for so many items."""
-        span: Span = self.scratch.take(int(np.prod(shape, dtype=np.int64)) * itemsize)
-        span.zero(self.stream)
-        return span.address
-
-    def upload(self, array: np.ndarray) -> int:
-        span = self.scratch.take(array.nbytes, mirrored=True)
-        span.host[...] = array.reshape(-1).view(np.uint8)
-        span.send(self.stream)
-        return span.address
-
-    def fetch(self) -> Any:
-        self._span.fetch(self.stream, self._results_at)
-        return self.stream.record()
-
-    def sweep(self, kernel: Callable[..., None], *arguments: Any) -> None:
-        self.flight.sweep(self.loads, lambda stream, n: kernel(stream, self.launches[n], *arguments))
-
-    def combine(self, kernel: Callable[..., None], *arguments: Any) -> Any:
-        return self.flight.combine(self.loads, lambda stream, n: kernel(stream, self.launches[n], *arguments))
-
-    def nonfinite_of(self, slot: int) -> tuple[int, ...]:
-        row = tuple(int(n) for n in self.results[0][slot])
-        return row if any(row) else ()
 
 
 def steps(group: Group, flight: Any, kernels: Any, scratch: Scratch) -> Steps:
@@ -195,6 +58,11 @@ def _consensus(group: Group, flight: Any, kernels: Any, scratch: Scratch) -> Ste
     return (yield from _combined(run, kernels.consensus, group.request.elect))
 
 
+def _apply(group: Group, flight: Any, kernels: Any, scratch: Scratch) -> Steps:
+    run = FormulaExecution(group, flight, kernels, scratch)
+    return (yield from _written(run, run.evaluate(group.request.agree)))
+
+
 def _keeps(group: Group) -> Callable[[int], list]:
     def rows(slot: int) -> list:
         keep: Sequence[Keep] = group.requests[slot].keep
@@ -204,12 +72,20 @@ def _keeps(group: Group) -> Callable[[int], list]:
 
 
 def _combined(run: Execution, kernel: Callable[..., None], flag: bool) -> Steps:
+    return (yield from _written(run, run.combine(kernel, flag, run.nonfinite)))
+
+
+def _written(run: Execution, outgoing: Any) -> Steps:
     group = run.group
-    outgoing = run.combine(kernel, flag, run.nonfinite)
     if run.flight.waits or group.policy == "error":
         yield outgoing.after(run.fetch())
         return [Outcome(outgoing.digest(t), run.nonfinite_of(s)) for s, t in enumerate(group.tasks)]
     return [Outcome(None)] * group.slots
+
+
+def _measuring(group: Group, *arguments: Any, **options: Any) -> Execution:
+    """On the inputs, or on the values of a formula."""
+    return (Execution if group.programs[0] is None else FormulaExecution)(group, *arguments, **options)
 
 
 def _reduced(run: Execution, partials: int, width: int, moments: bool) -> Any:
@@ -223,7 +99,7 @@ def _moments(group: Group, flight: Any, kernels: Any, scratch: Scratch) -> Steps
     only_l1, models = group.request.only_l1, group.models
     columns = 2 if only_l1 else 7
     begin = [np.zeros((group.slots, models, columns))]
-    run = Execution(group, flight, kernels, scratch, results=begin, keeps=_keeps(group))
+    run = _measuring(group, flight, kernels, scratch, results=begin, keeps=_keeps(group))
     partials = run.zeros(group.blocks, models, columns)
     run.sweep(kernels.moments, only_l1, partials, run.nonfinite)
     yield _reduced(run, partials, models * columns, not only_l1)
@@ -260,7 +136,7 @@ def _select(group: Group, flight: Any, kernels: Any, scratch: Scratch) -> Steps:
     begin[:, :, 4] = -1
     begin[:, :, 5] = NO_TIE_END
     begin[:, :, 6] = np.where(begin[:, :, 0] > 0, SEARCHING, 2)
-    run = Execution(group, flight, kernels, scratch, results=[begin])
+    run = _measuring(group, flight, kernels, scratch, results=[begin])
     state = run.address(0)
     bins = run.zeros(slots, models, BINS)
     ties = run.zeros(group.blocks, models, itemsize=4)
@@ -291,7 +167,49 @@ def _select(group: Group, flight: Any, kernels: Any, scratch: Scratch) -> Steps:
     return [Outcome([selection(r) for r in found[s]], run.nonfinite_of(s)) for s in range(slots)]
 
 
+def _histogram(group: Group, flight: Any, kernels: Any, scratch: Scratch) -> Steps:
+    state = np.zeros((group.slots, group.models, 8), np.int64)
+    state[:, :, 1:3] = [r.intervals for r in group.requests]
+    bins = np.zeros((group.slots, group.models, BINS), np.int64)
+    run = _measuring(group, flight, kernels, scratch, results=[state, bins])
+    run.sweep(kernels.select_sweep, run.address(0), run.address(1), run.nonfinite)
+    yield run.fetch()
+
+    def result(slot: int) -> list[HistogramResult]:
+        found = []
+        for (low, high), row in zip(group.requests[slot].intervals, run.results[2][slot], strict=True):
+            shift = max(0, (high - low).bit_length() - (kernels.bins - 1).bit_length())
+            found.append(HistogramResult(int(row[BINS - 2]), shift, row[: kernels.bins].copy()))
+        return found
+
+    return [Outcome(result(s), run.nonfinite_of(s)) for s in range(group.slots)]
+
+
+def _rows(group: Group, flight: Any, kernels: Any, scratch: Scratch) -> Steps:
+    columns = [p.columns for p in group.programs]
+    rows = [t.info.count // c if c else 0 for t, c in zip(group.tasks, columns, strict=True)]
+    lengths = [-(-c // BLOCK) for c in columns]
+    firsts = list(itertools.accumulate(rows, initial=0))
+    blocks = list(itertools.accumulate((r * n for r, n in zip(rows, lengths, strict=True)), initial=0))
+    run = RowsExecution(group, flight, kernels, scratch, blocks, np.zeros((firsts[-1], group.models)))
+    total, largest = run.address(0), group.request.largest
+    single = blocks[-1] == firsts[-1]  # every row is one block
+    partials = total if single else run.zeros(blocks[-1], group.models)
+    run.sweep(kernels.rows, largest, partials)
+    if not single:
+        spans = np.array(list(zip(firsts, rows, blocks, lengths, strict=False)), np.int64)
+        kernels.row_totals(
+            run.stream, partials, run.upload(spans), group.slots, firsts[-1], group.models, largest, total
+        )
+    yield run.fetch()
+    found = [run.results[1][first : first + n].T.copy() for first, n in zip(firsts, rows, strict=False)]
+    return [Outcome(f, run.nonfinite_of(s)) for s, f in enumerate(found)]
+
+
 _STEPS = {
+    Apply: _apply,
+    Rows: _rows,
+    Histogram: _histogram,
     WeightedSum: _weighted_sum,
     Consensus: _consensus,
     Select: _select,

@@ -1,0 +1,279 @@
+// Programs, carried out instruction by instruction: the same one for all threads, a group of elements in each.
+//
+// Operands lie in a file with a column for each thread, as registers cannot be numbered at run time. It is in shared
+// memory, for kGroup elements a thread where they fit and else for one; a program with too many operands for that has
+// its file in global memory. The result of the last instruction is at hand in registers.
+#include "../ops/formula.h"
+
+#include "../ops/weighted_sum.h"
+#include "deltas.h"
+#include "draws.h"
+#include "stores.h"
+
+namespace warpmerge {
+namespace {
+
+constexpr int kFormulaThreads = 128;
+constexpr int kFormulaWarp = 32;
+
+// A thread's column: rows of `stride` bytes, in each N elements in vectors of 16 bytes, those of all threads together.
+template <class T, int N>
+struct File {
+  static constexpr int kVector = N == 1 ? 1 : 16 / int(sizeof(T));
+  static constexpr int kVectors = N / kVector;
+  struct alignas(kVector * sizeof(T)) Vector {
+    T element[kVector];
+  };
+  char* mine;
+  int stride;
+
+  WM_METHOD File(char* memory) : mine(memory + threadIdx.x * sizeof(Vector)), stride(row_bytes(int(blockDim.x))) {}
+
+  static constexpr WM_METHOD int row_bytes(int threads) { return threads * N * int(sizeof(T)); }
+
+  WM_METHOD Vector* at(int operand, int vector) const {
+    return reinterpret_cast<Vector*>(mine + int64_t(operand) * stride + vector * (stride / kVectors));
+  }
+  WM_METHOD void get(int operand, T (&values)[N]) const {
+    WM_UNROLL
+    for (int v = 0; v < kVectors; ++v) {
+      const Vector vector = *at(operand, v);
+      WM_UNROLL
+      for (int e = 0; e < kVector; ++e) values[v * kVector + e] = vector.element[e];
+    }
+  }
+  WM_METHOD void put(int operand, const T (&values)[N]) const {
+    WM_UNROLL
+    for (int v = 0; v < kVectors; ++v) {
+      Vector vector;
+      WM_UNROLL
+      for (int e = 0; e < kVector; ++e) vector.element[e] = values[v * kVector + e];
+      *at(operand, v) = vector;
+    }
+  }
+};
+
+// What instructions that depend on an element's place need to know of the segment and of the group.
+struct Place {
+  const int64_t* words;
+  const int64_t* keeps;
+  int64_t flat;         // of the group's first element
+  int64_t row, column;  // of it
+  int64_t in_segment;   // its position there
+};
+
+template <class T, int N>
+WM_DEVICE void keep_group(const int64_t* keep, int64_t flat, const T (&a)[N], T (&y)[N]) {
+  const Rule<T> rule = rule_of<T>(keep);
+  uint32_t bits[N] = {};
+  if (rule.drawn) draws(rule.key, flat, bits);
+  WM_UNROLL
+  for (int e = 0; e < N; ++e) {
+    const bool kept =
+        rule.drawn ? bits[e] < rule.cut : canonical_key(a[e]) >= (flat + e < rule.tie_end ? rule.before : rule.after);
+    y[e] = kept ? a[e] : T(0);
+  }
+}
+
+// Elements of a vector, one per row or one per column; 0 past the end of the segment.
+template <class T, int N>
+WM_DEVICE void vector_group(const Place& place, int64_t address, bool by_row, int n, T (&y)[N]) {
+  const double* entries = reinterpret_cast<const double*>(address);
+  const int64_t columns = place.words[kWordColumns];
+  int64_t row = place.row, column = place.column;
+  WM_UNROLL
+  for (int e = 0; e < N; ++e) {
+    y[e] = e < n ? T(entries[by_row ? row : column]) : T(0);
+    if (++column == columns) column = 0, ++row;
+  }
+}
+
+// An instruction that depends on the element's place.
+template <class T, int N>
+WM_DEVICE void place_group(const Formula& formula, const Place& place, FormulaOp op, int payload, int n,
+                           const T (&a)[N], T (&y)[N]) {
+  if (op == FormulaOp::keep) return keep_group(place.keeps + payload * 4, place.flat, a, y);
+  const int64_t* words = place.words + kWordRest;
+  if (op == FormulaOp::draw) {
+    uint32_t bits[N];
+    const uint64_t key = uint64_t(words[payload]);
+    draws(PhiloxKey{uint32_t(key), uint32_t(key >> 32)}, place.flat, bits);
+    WM_UNROLL
+    for (int e = 0; e < N; ++e) y[e] = T(int(bits[e]));
+    return;
+  }
+  words += formula.keys;
+  if (op != FormulaOp::rank) return vector_group(place, words[payload], op == FormulaOp::row, n, y);
+  const T* ranks = reinterpret_cast<const T*>(words[formula.vectors + payload]) + place.in_segment;
+  WM_UNROLL
+  for (int e = 0; e < N; ++e) y[e] = e < n ? ranks[e] : T(0);
+}
+
+// Carries out the program for the group whose inputs and base are in the file.
+template <class T, int N>
+WM_DEVICE void carry_out(const Formula& formula, const File<T, N>& file, const T* constants, const Place& place,
+                         int n) {
+  const auto operand = [&](unsigned number, const T(&last)[N], T(&values)[N]) {
+    if (number < unsigned(formula.operands)) {
+      file.get(int(number), values);
+    } else {
+      const bool is_last = number >= kNoOperand;  // or not looked at
+      const T constant = is_last ? T(0) : constants[number - unsigned(formula.operands)];
+      WM_UNROLL
+      for (int e = 0; e < N; ++e) values[e] = is_last ? last[e] : constant;
+    }
+  };
+  const uint4* code = reinterpret_cast<const uint4*>(formula.code);
+  T last[N] = {};
+  uint4 next = __ldg(code);
+  WM_ROLLED
+  for (int i = 0; i < formula.instructions; ++i) {
+    const uint4 fields = next;
+    next = __ldg(code + i + 1);  // behind the last one lie the numbers of the values
+    const FormulaOp op = FormulaOp(fields.x & 0xffffu);
+    T a[N], b[N];
+    operand(fields.y & 0xffffu, last, a);
+    operand(fields.y >> 16, last, b);
+    if (op < FormulaOp::keep) {
+      T c[N] = {};
+      if (op == FormulaOp::select) operand(fields.z & 0xffffu, last, c);
+      visit_calculation(op, [&](auto instruction) {
+        WM_UNROLL
+        for (int e = 0; e < N; ++e) last[e] = calculate<decltype(instruction)::op>(a[e], b[e], c[e]);
+      });
+    } else {
+      place_group(formula, place, op, int(fields.z >> 16), n, a, last);
+    }
+    const unsigned target = fields.x >> 16;
+    if (target != kNoOperand) file.put(int(target), last);
+  }
+}
+
+// Base plus value or, without a base, the first input where the first ones are the same.
+template <class T, int N>
+WM_DEVICE void finish_group(const Table& table, const File<T, N>& file, int agree, T (&y)[N]) {
+  T first[N];
+  if (table.has_base) {
+    file.get(table.models, first);
+    WM_UNROLL
+    for (int e = 0; e < N; ++e) y[e] = add_delta(first[e], y[e]);
+  } else if (agree) {
+    file.get(0, first);
+    Bits<T> differ[N] = {};
+    WM_ROLLED
+    for (int k = 1; k < agree; ++k) {
+      T x[N];
+      file.get(k, x);
+      WM_UNROLL
+      for (int e = 0; e < N; ++e) differ[e] |= differing_bits(x[e], first[e]);
+    }
+    WM_UNROLL
+    for (int e = 0; e < N; ++e) y[e] = differ[e] == 0 ? first[e] : y[e];
+  }
+}
+
+template <class T, int N>
+WM_DEVICE void store_group(const Table& table, const Chunk& chunk, int m, int at, int n, const T (&y)[N]) {
+  if constexpr (sizeof(T) == 4 && N == kGroup) {
+    if (n == N && table.aligned && table.out != Dtype::f64) return store_packed(table, chunk, m, at, y);
+  }
+  store_any(table, chunk, m, at, n, y);
+}
+
+// `shared_file`: the file lies in shared memory, in front of the constants.
+template <class T, int N, bool kSharedFile>
+__global__ void __launch_bounds__(kFormulaThreads, 4)
+    formula_values(WM_PARAM Table table, WM_PARAM Formula formula, bool combine, int agree) {
+  const int64_t file_bytes = int64_t(formula.operands) * File<T, N>::row_bytes(int(blockDim.x));
+  T* constants = reinterpret_cast<T*>(dynamic_shared() + (kSharedFile ? file_bytes : 0));
+  const File<T, N> file(kSharedFile ? dynamic_shared()
+                                    : static_cast<char*>(formula.file) + int64_t(blockIdx.x) * file_bytes);
+  const int words = kWordRest + formula.keys + formula.vectors + formula.ranks;
+  const uint16_t* values = reinterpret_cast<const uint16_t*>(formula.code) + formula.instructions * kFormulaFields;
+  for (int64_t number = blockIdx.x; number < table.chunks; number += gridDim.x) {
+    const Chunk chunk = chunk_of(table, number);
+    __syncthreads();  // all are done with the last chunk's constants
+    for (int i = int(threadIdx.x); i < formula.constants; i += int(blockDim.x))
+      constants[i] = T(table.numbers[chunk.segment * formula.constants + i]);
+    __syncthreads();
+    Place place{table.words + chunk.segment * words, table.keeps + chunk.segment * formula.rules * 4, 0, 0, 0, 0};
+    WM_ROLLED
+    for (int at = int(threadIdx.x) * N; at < chunk.count; at += int(blockDim.x) * N) {
+      const int n = chunk.count - at < N ? chunk.count - at : N;
+      Widened<T, N> base;
+      load_base(table, chunk, at, n, base);
+      file.put(table.models, base.values);
+      WM_ROLLED
+      for (int k = 0; k < table.models; ++k) {
+        T d[N];
+        load_deltas(table, chunk, k, base, at, n, true, d);
+        file.put(k, d);
+      }
+      place.in_segment = chunk.begin + at;
+      place.flat = chunk.place[kPlaceFirst] + place.in_segment;
+      if (formula.vectors) {
+        const int64_t columns = place.words[kWordColumns];
+        place.row = place.flat / columns;
+        place.column = place.flat - place.row * columns;
+      }
+      carry_out(formula, file, constants, place, n);
+      WM_ROLLED
+      for (int m = 0; m < formula.values; ++m) {
+        const int operand = values[m];
+        T y[N];
+        if (operand < formula.operands) {
+          file.get(operand, y);
+        } else {
+          WM_UNROLL
+          for (int e = 0; e < N; ++e) y[e] = constants[operand - formula.operands];
+        }
+        if (combine) {
+          finish_group(table, file, agree, y);
+        } else {
+          WM_UNROLL
+          for (int e = 0; e < N; ++e) y[e] = measured(y[e]);
+        }
+        store_group(table, chunk, m, at, n, y);
+      }
+    }
+  }
+}
+
+// Threads of a block: as many as leave room for a second one on a multiprocessor, if any do.
+int formula_threads(int64_t warp_bytes, int64_t constants) {
+  int threads = kFormulaThreads;
+  while (threads > kFormulaWarp && threads / kFormulaWarp * warp_bytes + constants > kFormulaShared / 2) threads /= 2;
+  return threads;
+}
+
+template <class T>
+void queue_formula(cudaStream_t stream, const Table& table, const Formula& formula, bool combine, int agree) {
+  const int64_t constants = int64_t(formula.constants) * int64_t(sizeof(T));
+  const int64_t alone = int64_t(formula.operands) * kFormulaWarp * int64_t(sizeof(T));  // one element a thread
+  const auto in_shared = [&](auto kernel, int64_t warp_bytes) {
+    const int threads = formula_threads(warp_bytes, constants);
+    const int64_t shared = threads / kFormulaWarp * warp_bytes + constants;
+    launch_with(shared, "formula", kernel, table.chunks, threads, stream, table, formula, combine, agree);
+  };
+  if (alone * kGroup + constants <= kFormulaShared) return in_shared(formula_values<T, kGroup, true>, alone * kGroup);
+  if (alone + constants <= kFormulaShared) return in_shared(formula_values<T, 1, true>, alone);
+  const int64_t blocks = formula.file_bytes / alone;
+  if (blocks < 1) throw std::runtime_error("formula: too little memory for its operands");
+  launch_with(constants, "formula", formula_values<T, 1, false>, blocks < table.chunks ? blocks : table.chunks,
+              kFormulaWarp, stream, table, formula, combine, agree);
+}
+
+}  // namespace
+
+void formula(cudaStream_t stream, const Launch& work, const Formula& formula, bool combine, int agree,
+             int64_t* nonfinite) {
+  if (formula.operands < work.models + 1 || formula.values != work.outputs)
+    throw std::runtime_error("formula: the program is not one for the tensors of the launch");
+  const Table table = make_table(work, formula.constants, nonfinite);
+  if (work.wide)
+    queue_formula<double>(stream, table, formula, combine, agree);
+  else
+    queue_formula<float>(stream, table, formula, combine, agree);
+}
+
+}  // namespace warpmerge

@@ -49,6 +49,8 @@ def least_squares(
     summed = stacked.sum(0)
     if not bool(torch.isfinite(summed).all()):
         raise OverflowError("its grams overflow float64")
+    if float(min(g.diagonal().min() for g in grams)) < 0:
+        raise ValueError("one of its grams has elements below 0 on the diagonal, so it is not X^T X of any inputs")
     summed.diagonal().add_(ridge * float(summed.diagonal().mean()))
     if not bool(summed.any()):
         factors = torch.zeros_like(stacked)

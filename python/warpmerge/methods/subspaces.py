@@ -114,7 +114,7 @@ def merged_parts(
     votes = sum(values)
     if not elect:
         return votes
-    agreeing = [torch.where(votes < 0, v < 0, v > 0) for v in values]
+    agreeing = [torch.where(votes < 0, v < 0, v > 0).to(v.dtype) for v in values]
     merged = sum(v * a for v, a in zip(values, agreeing, strict=True))
     divisor = sum(w * a for w, a in zip(weights, agreeing, strict=True))
     return merged / torch.where(divisor == 0, 1.0, divisor)
@@ -123,7 +123,7 @@ def merged_parts(
 def trimmed(t: torch.Tensor, density: float) -> torch.Tensor:
     """The largest magnitudes, those that equal the last one included; 0 elsewhere."""
     count = kept_count(density, t.numel())
-    if count == t.numel():
+    if count >= t.numel():
         return t
     if count == 0:
         return torch.zeros_like(t)

@@ -15,7 +15,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton_formulas import example
-from warpmerge.triton_kernels import consensus, formula, gram, moments, reduce, select, weighted_sum
+from warpmerge.triton_kernels import consensus, formula, gram, moments, reduce, rows, select, weighted_sum
 
 F32, F16, BF16, F64 = 0, 1, 2, 3
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -68,6 +68,11 @@ def launches():
     yield "narrow", lambda: select.narrow(ADDRESS, ADDRESS, 1, False, False), 0, 0
     yield "locate", lambda: select.locate(ADDRESS, ADDRESS, ADDRESS, 1, 3), 0, 0
     yield "reduce", lambda: reduce.launch(ADDRESS, ADDRESS, 1, 7, 1, ADDRESS), 0, 0
+    plain, plain64 = launch((F32,) * 2, -1, F32, outputs=0), launch((F64,), -1, F64, wide=True, outputs=0)
+    for largest, kind in ((False, "sums"), (True, "largest")):
+        yield f"rows, {kind}", lambda w=largest: rows.launch(plain, w, ADDRESS), 0, 0
+        yield f"wide rows, {kind}", lambda w=largest: rows.launch(plain64, w, ADDRESS), 0, 0
+        yield f"row totals, {kind}", lambda w=largest: rows.totals(ADDRESS, ADDRESS, 1, 1, 2, w, ADDRESS), 0, 0
     for name, table, code, combine, agree, loads, stores in formulas():
         yield name, lambda a=(table, code, combine, agree): formula.launch(*a, ADDRESS), loads, stores
 

@@ -1,0 +1,116 @@
+"""Sums of rows in float64, or the largest value of each: csrc/ops/rows.h. One program per chunk and input."""
+
+import triton.language as tl
+
+from .elements import BLOCK, F32, F64, INTERPRETED, LANES, device, load, pointer, segment_of
+from .geometry import kernel, run
+from .sums import sum_pairs
+
+# A step of the interpreter costs the same whatever its size.
+ROOM = tl.constexpr(16384 if INTERPRETED else 1024)  # lanes of a program
+GROUP = tl.constexpr(64)  # blocks that are added at once
+GROUP_LEVELS = tl.constexpr(6)
+TILE = tl.constexpr(1024 if INTERPRETED else 16)  # rows of which a program adds the blocks
+
+
+@device
+def first_from(flat, columns, blocks, SIZE: tl.constexpr):
+    """The first of the blocks of SIZE columns of a row, counted over all rows, that does not begin before `flat`."""
+    return flat // columns * blocks + (flat % columns + SIZE - 1) // SIZE
+
+
+@device
+def _blocks(source, first, length, columns, block, end, at, MODELS: tl.constexpr, WIDE: tl.constexpr,
+            LARGEST: tl.constexpr, WIDTH: tl.constexpr, LEVELS: tl.constexpr):  # fmt: skip
+    """Writes the partials of the row blocks from `block` to `end`, several at once, WIDTH = 2^LEVELS lanes of each."""
+    at_once: tl.constexpr = ROOM // WIDTH
+    per_row = (columns + BLOCK - 1) // BLOCK
+    lane = tl.arange(0, at_once * WIDTH)
+    rows = (tl.minimum(columns, BLOCK) + LANES - 1) // LANES
+    while block < end:
+        number = block + lane // WIDTH
+        column = number % per_row * BLOCK
+        start = number // per_row * columns + column - first
+        size = tl.where(number < end, tl.minimum(columns - column, BLOCK), 0)
+        total = tl.zeros((at_once * WIDTH,), tl.float64)
+        if LARGEST:
+            total = total - float("inf")
+        row = 0
+        while row < rows:
+            i = lane % WIDTH + row * LANES
+            inside = i < size
+            offset = tl.where(inside, start + i, length)
+            x = load(source, 0, offset, length, F64 if WIDE else F32, WIDE, False, True).to(tl.float64)
+            total = tl.maximum(total, tl.where(inside, x, float("-inf"))) if LARGEST else total + x
+            row += 1
+        own = block + tl.arange(0, at_once)
+        total = tl.max(tl.reshape(total, (at_once, WIDTH)), axis=1) + 0.0 if LARGEST else sum_pairs(total, LEVELS)
+        tl.store(at + own * MODELS, total, mask=own < end)
+        block += at_once
+
+
+@kernel
+def _rows(places: tl.int64, chunk_map: tl.int64, words: tl.int64, partials: tl.int64, MODELS: tl.constexpr,
+          WIDE: tl.constexpr, LARGEST: tl.constexpr):  # fmt: skip
+    chunk, k = tl.program_id(0) // MODELS, tl.program_id(0) % MODELS
+    segment, row, begin, length = segment_of(chunk, places, chunk_map, 7 + MODELS)
+    source, first = tl.load(row + 7 + k), tl.load(row + 1)
+    columns = tl.load(pointer(words, tl.int64) + segment)
+    per_row = (columns + BLOCK - 1) // BLOCK
+    block = first_from(first + begin, columns, per_row, BLOCK)
+    end = first_from(first + begin + length, columns, per_row, BLOCK)
+    at = pointer(partials, tl.float64) + tl.load(row + 4) * MODELS + k
+    # Lanes that no row fills would add nothing but zeros.
+    if columns <= 4:
+        _blocks(source, first, tl.load(row), columns, block, end, at, MODELS, WIDE, LARGEST, 4, 2)
+    elif columns <= 32:
+        _blocks(source, first, tl.load(row), columns, block, end, at, MODELS, WIDE, LARGEST, 32, 5)
+    else:
+        _blocks(source, first, tl.load(row), columns, block, end, at, MODELS, WIDE, LARGEST, 256, 8)
+
+
+def launch(launch, largest, partials):
+    """Of each block of 4096 columns of each row."""
+    run(_rows, (launch.chunks * launch.models,), launch.places, launch.chunk_map, launch.words, partials,
+        MODELS=launch.models, WIDE=bool(launch.wide), LARGEST=bool(largest), warps=8)  # fmt: skip
+
+
+@kernel
+def _totals(partials: tl.int64, spans: tl.int64, slots: tl.int64, rows: tl.int64, result: tl.int64,
+            MODELS: tl.constexpr, LARGEST: tl.constexpr):  # fmt: skip
+    k = tl.program_id(0) % MODELS
+    row = (tl.program_id(0) // MODELS).to(tl.int64) * TILE + tl.arange(0, TILE)
+    exists = row < rows
+    # The last slot whose rows do not begin after this one.
+    table = pointer(spans, tl.int64)
+    slot, beyond = row * 0, row * 0 + slots
+    while tl.max(beyond - slot, axis=0) > 1:
+        middle = (slot + beyond) // 2
+        found = tl.load(table + middle * 4) <= row
+        slot, beyond = tl.where(found, middle, slot), tl.where(found, beyond, middle)
+    first, first_block, count = tl.load(table + slot * 4), tl.load(table + slot * 4 + 2), tl.load(table + slot * 4 + 3)
+    at = pointer(partials, tl.float64) + (first_block + (row - first) * count) * MODELS + k
+    count = tl.where(exists, count, 0)
+    filled = count > 0
+    most = tl.max(count, axis=0)
+    while most > 0:
+        groups = (count + GROUP - 1) // GROUP
+        group = most * 0
+        while group * GROUP < most:
+            i = group * GROUP + tl.arange(0, GROUP)[None, :]
+            x = tl.load(at[:, None] + i * MODELS, mask=i < count[:, None], other=float("-inf") if LARGEST else 0.0)
+            # A missing partner counts as +0, which changes nothing: partials are never -0.
+            total = tl.max(x, axis=1) if LARGEST else sum_pairs(tl.reshape(x, (TILE * GROUP,)), GROUP_LEVELS)
+            tl.debug_barrier()  # every thread has read before one of them writes
+            tl.store(at + group * MODELS, total, mask=group < groups)
+            group += 1
+        tl.debug_barrier()
+        most = tl.where(most > GROUP, tl.max(groups, axis=0), 0)
+        count = groups
+    tl.store(pointer(result, tl.float64) + row * MODELS + k, tl.load(at, mask=filled, other=0.0), mask=exists)
+
+
+def totals(partials, spans, slots, rows, models, largest, result):
+    """From the blocks of each row to the row. Destroys the partials."""
+    run(_totals, (-(-rows // TILE.value) * models,), partials, spans, slots, rows, result, MODELS=models,
+        LARGEST=bool(largest), warps=8)  # fmt: skip

@@ -157,6 +157,14 @@ def test_fusion_of_large_weights(scale):
     assert_accurate(merged("arcee_fusion", [model], base), oracles_rows.arcee_fusion([model], base), most_unsure=0.01)
 
 
+def test_fusion_of_rows_that_moved_far():
+    """The sum of exponentials of one model is nothing beside that of the other."""
+    base, (model,) = family("fp32", 1, (41, 53), sigma=0.05)
+    far = tensor(-40, 40).repeat(27)[:41].view(41, 1)
+    for old, new in ((base + far, model - far), (base - far / 4, model + far / 4)):
+        assert_accurate(merged("arcee_fusion", [new], old), oracles_rows.arcee_fusion([new], old), most_unsure=0.01)
+
+
 def test_quartiles_are_elements():
     """All in one row, so importances order as magnitudes: of 1 to 9 the quartiles are 3, 5 and 7, the threshold 11."""
     base = torch.zeros(12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from ..formula import Expr, Formula, base, delta, exp, expm1, log, maximum, row,
 from ..ops import Apply, Copy, Rows, Select
 from .base import Base, Steps, TensorInfo
 from .registry import method
+from .rows import each
 
 SMOOTHING = 1e-8  # added to every probability (mergekit)
 LARGE = 64.0  # exponentials of weights up to this, and the inverse of their sums, are normal float32 numbers
@@ -20,7 +22,7 @@ ROUNDING = 2.0**-19  # a logarithm that is this share of what it is a difference
 class _Softmax:
     """Of the rows of base and model: a - log(sum exp a) is what x_0 is as a probability, a + b is x_1 - max x_1.
 
-    a, b: x_0 and the delta, shifted if rows have large elements. sums: of exp a, and of exp(a + b) - exp a.
+    a, b: x_0 and the delta, shifted if rows have large elements. sums: of exp a, of exp(a + b), and of the difference.
     """
 
     a: Expr
@@ -31,23 +33,26 @@ class _Softmax:
         """ln(p / q): the delta up to a constant of the row, 0 where that constant is all there is."""
         import numpy as np
 
-        ratio = self.b - row(np.log1p(self.sums[1] / self.sums[0]))
+        old, new, difference = self.sums
+        near = np.abs(difference) < 0.5 * old
+        constant = np.where(near, each(math.log1p, np.where(near, difference / old, 0.0)), each(math.log, new / old))
+        ratio = self.b - row(constant)
         return where(abs(ratio) <= abs(delta(0)) * ROUNDING, 0, ratio)
 
     def divergence(self, wide: bool) -> Expr:
         """p' ln(p' / q') - p' + q' with p' = p + 1e-8: at least 0, and its sum is that of p' ln(p' / q')."""
-        sum_0, sum_1 = self.sums[0], self.sums[0] + self.sums[1]
         v = self.logarithm()
-        p, q = exp(self.a + self.b) * row(1 / sum_1), exp(self.a) * row(1 / sum_0)
+        p, q = exp(self.a + self.b) * row(1 / self.sums[1]), exp(self.a) * row(1 / self.sums[0])
         difference = where(abs(v) < 1, q * expm1(v), p - q)
         p1, q1 = p + SMOOTHING, q + SMOOTHING
         u = difference / q1
         return where(abs(u) < 0.3, q1 * _excess(u, wide), p1 * log(p1 / q1) - difference)
 
 
-def _difference(a: Expr, b: Expr) -> Expr:
-    """exp(a + b) - exp(a)"""
-    return where(abs(b) < 1, exp(a) * expm1(b), exp(a + b) - exp(a))
+def _exponentials(a: Expr, b: Expr) -> tuple[Expr, Expr, Expr]:
+    """exp(a), exp(a + b), and the second minus the first."""
+    old, new = exp(a), exp(a + b)
+    return old, new, where(abs(b) < 1, old * expm1(b), new - old)
 
 
 def _excess(u: Expr, wide: bool) -> Expr:
@@ -65,12 +70,12 @@ def _softmax(tensor: TensorInfo) -> Generator[Rows, Any, _Softmax]:
     """Reads the tensor once, or three times if it has elements whose exponentials must be shifted."""
     x0, d = base(), delta(0)
     is_large = maximum(abs(x0), abs(x0 + d)) > LARGE
-    *sums, large = yield Rows(Formula((exp(x0), _difference(x0, d), is_large), tensor.columns))
+    *sums, large = yield Rows(Formula((*_exponentials(x0, d), is_large), tensor.columns))
     if not large.any():
         return _Softmax(x0, d, sums)
     largest_0, largest_1 = yield Rows(Formula((x0, x0 + d), tensor.columns), largest=True)
     a, b = x0 - row(largest_0), d - row(largest_1 - largest_0)
-    sums = yield Rows(Formula((exp(a), _difference(a, b)), tensor.columns))
+    sums = yield Rows(Formula(_exponentials(a, b), tensor.columns))
     return _Softmax(a, b, sums)
 
 

@@ -94,7 +94,7 @@ y = x_0 + lambda sum sign(d_k) a_k s_k / max(sum s_k, 1e-12)""",
         "mergekit": "It has no such method.",
         "the paper": [
             "It measures the whole model at once, which is scope: model.",
-            "It tunes ratio, 0.05 to 0.2, and lambda, about 1.2 or more.",
+            "It tunes ratio, from 0.05 to 0.1, and lambda, about 1.2.",
         ],
     },
 )

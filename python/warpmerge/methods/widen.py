@@ -95,8 +95,8 @@ y = x_0 + sum s_k d_k  for a vector,  with R_k = |d_k|""",
     differences={
         "mergekit": "It has no such method.",
         "the paper": [
-            "Its ratio and calibration are called t and s; t = 1.0 and s = 1.0 are the defaults of its authors' code.",
             "Its authors' code knows an embedding by embed_tokens only, and refuses three dimensions.",
+            "Where a column is zero its authors' code gives NaN; here its direction has not changed.",
         ],
     },
 )

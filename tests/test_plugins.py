@@ -211,6 +211,13 @@ def test_the_documents_programs():
     norms = [np.linalg.norm(d) for d in deltas]
     expected = x0 + sum(w * d / n for w, d, n in zip([0.6, 0.4], deltas, norms, strict=True)) * np.mean(norms)
     np.testing.assert_allclose(space["y"], expected, rtol=1e-12)
+    mean, spread = np.mean(deltas, 0), np.var(deltas, 0)
+    np.testing.assert_allclose(space["shrunken"], x0 + mean**3 / (mean**2 + spread), rtol=1e-12)
+    u, s, vt = np.linalg.svd(sum(deltas).reshape(5, 10), full_matrices=False)
+    nearest = x0.reshape(5, 10) + (u[:, :2] * s[:2]) @ vt[:2]
+    np.testing.assert_allclose(space["plain"], nearest, rtol=1e-10, atol=1e-12)
+    counts = [abs(a) + 1, abs(b) + 1]
+    np.testing.assert_allclose(space["used"], (counts[0] * a + counts[1] * b) / sum(counts), rtol=1e-10, atol=1e-12)
     assert wm.methods.find("balanced").summary == "Task arithmetic on deltas that are first brought to their mean norm."
 
 

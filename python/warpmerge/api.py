@@ -133,12 +133,14 @@ def _cpu_memory(plan: Plan, threads: int, limit: int | str | None) -> tuple[int,
     itemsize = max((entry.dtype.itemsize for job in plan.jobs for _, entry in job.located), default=2)
     largest = max((job.entry.count for job in plan.jobs), default=0)
     budget = None if limit is None else parse_size(limit, "memory")
+    whole = plan.whole_bytes()
     try:
-        tile = cpu.tile_for(budget, threads, models, itemsize, largest)
+        tile = cpu.tile_for(None if budget is None else budget - whole, threads, models, itemsize, largest)
     except ValueError as error:
-        least = show_size(error.args[0])
-        raise RecipeError(f"memory: {show_size(budget)} is too little; {threads} threads need {least}.") from None
-    return tile, cpu.memory(threads, tile, models, itemsize, largest)
+        least = show_size(error.args[0] + whole)
+        why = f", as method '{plan.recipe.method.name}' takes whole tensors" if whole else ""
+        raise RecipeError(f"memory: {show_size(budget)} is too little; {threads} threads need {least}{why}.") from None
+    return tile, cpu.memory(threads, tile, models, itemsize, largest) + whole
 
 
 def describe(recipe: str | Path | Mapping[str, Any] | Recipe, **options: Any) -> dict[str, Any]:

@@ -81,6 +81,12 @@ class Plan:
     def read_bytes(self) -> int:
         return sum(job.read_bytes * self.passes(job) for job in self.jobs)
 
+    def whole_bytes(self) -> int:
+        """What a method that takes whole tensors holds of the one that needs most, beside tiles."""
+        of, models = self.recipe.method.memory, len(self.inputs)
+        needs = (of(j.shape, models) * (2 if j.wide else 1) for j in self.jobs if j.values is not None) if of else ()
+        return max(needs, default=0)
+
     @property
     def write_bytes(self) -> int:
         return sum(shard.nbytes for shard in self.shards)

@@ -83,6 +83,7 @@ class Method:
     models: tuple[int, int | None] = (1, None)  # least and most inputs, a reference base not counted
     check: Callable[[Mapping[str, Any], int], None] = lambda values, models: None
     companions: tuple[Companion, ...] = ()  # what it needs of each model beside its weights
+    memory: Callable[[tuple[int, ...], int], int] | None = None  # bytes of a tensor and so many models, where not tiles
     reads: str = ""  # `passes`, for people
     formula: str = ""
     paper: str = ""

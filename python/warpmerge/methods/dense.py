@@ -6,6 +6,7 @@ here, what they compute in subspaces.py and least_squares.py, which need torch a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,17 @@ CUTOFF = number(
 )
 OTHERS = "A tensor that is not a matrix becomes x_0 + lambda times the mean of w_k d_k."
 DEVICES = "Made in float64 by torch's linear algebra: results of two devices agree to rounding, not bit by bit."
+BLOCKS = 256 << 20  # bytes: a few of linalg.py's blocks of rows
 NOT_THERE = "It has no such method."
+
+
+def memory(shape: tuple[int, ...], models: int) -> int:
+    """Bytes for a matrix in float32: its copies, those of what each model becomes, and square matrices in float64."""
+    if len(shape) != 2:
+        return 0
+    short = min(max(shape), models * min(shape))
+    copies = 4 * (3 * models + 4) * math.prod(shape)
+    return copies + 8 * (2 * models + 8) * short**2 + min(BLOCKS, 32 * models * math.prod(shape))
 
 
 def is_matrix(tensor: TensorInfo) -> bool:
@@ -68,6 +79,7 @@ def of_finite(function: Function, tensors: Sequence[torch.Tensor], models: int) 
     "tsv",
     base=Base.REFERENCE,
     parameters=[WEIGHT, LAMBDA, CUTOFF],
+    memory=memory,
     formula="d_k ~ U_k S_k V_k^T,  the floor(min(rows, columns) / K) largest singular values, those above cutoff\n"
     "U = polar([U_1 ... U_K]),  V = polar([V_1 ... V_K])\n"
     "y = x_0 + lambda U diag(w_1 S_1, ..., w_K S_K) V^T",
@@ -99,6 +111,7 @@ def tsv(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     "iso_c",
     base=Base.REFERENCE,
     parameters=[WEIGHT, LAMBDA, CUTOFF],
+    memory=memory,
     formula="sum w_k d_k = U S V^T\ny = x_0 + lambda mean(S) U V^T,  U and V without the singular values below cutoff",
     paper="Marczak et al. 2025, No task left behind: isotropic model merging with common and task-specific subspaces, "
     "arXiv 2502.04959",
@@ -130,6 +143,7 @@ def iso_c(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
         LAMBDA,
         CUTOFF,
     ],
+    memory=memory,
     formula="U_c, S_c, V_c: the c largest singular values of sum w_k d_k,  c about common min(rows, columns)\n"
     "U_k, S_k, V_k: the (min(rows, columns) - c) / K largest of w_k (I - U_c U_c^T) d_k,  all those above cutoff\n"
     "y = x_0 + lambda mean(S_1, ..., S_K, S_c) polar([U_1 ... U_K U_c]) polar([V_1 ... V_K V_c])^T",
@@ -169,6 +183,7 @@ def iso_cts(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
         LAMBDA,
         CUTOFF,
     ],
+    memory=memory,
     formula="[d_1 ... d_K] = U S [V_1 ... V_K]^T,  singular values above cutoff\n"
     "t_k = the density_k largest elements of S V_k^T\n"
     "y = x_0 + lambda U m,  m = sum w_k t_k / sum w_k over the w_k t_k that have the sign of their sum\n"
@@ -201,6 +216,7 @@ def knots(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     "wudi",
     base=Base.REFERENCE,
     parameters=[LAMBDA],
+    memory=memory,
     formula="y = x_0 + lambda t,  t = the least matrix that minimizes sum |(t - d_k) d_k^T|^2 / |d_k|^2\n"
     "  = (sum d_k H_k) (sum H_k)^+,  H_k = d_k^T d_k / |d_k|^2",
     paper="Cheng et al. 2025, Whoever started the interference should end it, arXiv 2503.08099",
@@ -243,6 +259,7 @@ def _gram_shape(weight: tuple[int, ...]) -> tuple[int, ...] | None:
         number("ridge", low=0, default=1e-6, help="pull towards the mean, as a share of the grams' mean diagonal"),
     ],
     check=lambda p, models: check_sum("regmean", p["weight"], "give at least one model a weight above 0"),
+    memory=memory,
     formula="y = the matrix that minimizes sum w_k |X_k (y - x_k)^T|^2 + r |y - mean|^2,  X_k^T X_k = gram_k\n"
     "  = mean + (sum w_k (x_k - mean) G_k) (sum w_k G_k + r I)^-1,  mean = sum w_k x_k / sum w_k\n"
     "G_k = gram_k, off its diagonal times alpha,  r = ridge times the mean diagonal element of sum w_k G_k",

@@ -144,7 +144,7 @@ void rank_row(const Operands& operands, int input, int64_t row, RankedRow& targe
   Arena arena(target.work);
   Staged<T> staged(one, arena);
   Bits<T>* keys = arena.take<Bits<T>>(size_t(columns));
-  int64_t ignored[2];
+  int64_t ignored[2] = {0, 0};
   for (int64_t done = 0; done < columns; done += kStage) {
     const int n = int(columns - done < kStage ? columns - done : kStage);
     staged.load(one, nullptr, row * columns + done, n, ignored);

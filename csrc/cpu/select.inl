@@ -117,6 +117,7 @@ template <class T>
 void keys(const Operands& operands, const bool* active, int64_t begin, int count, Bits<T>* const* out, void* scratch) {
   Arena arena(scratch);
   int64_t* ignored = arena.take<int64_t>(size_t(operands.models) + 1);
+  for (int k = 0; k <= operands.models; ++k) ignored[k] = 0;
   if (operands.program) {
     Measured<T> measured(operands, arena);
     measured.load(operands, begin, count, ignored);

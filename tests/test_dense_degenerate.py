@@ -1,12 +1,15 @@
 """Methods on matrices, and means with companions: degenerate inputs, elements that are not finite, bad values."""
 
+import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 import warpmerge as wm
-from helpers import run_process, write_recipe, write_ties
+from helpers import run_cli, run_process, write_model, write_recipe, write_ties
 from kernel_helpers import DTYPES, assert_same_bits, family
 from test_dense_methods import CASES, added, error, expected, merged, one_thread  # noqa: F401
 
@@ -134,3 +137,33 @@ def test_pools_merge_them():
         got = pool.merge("tsv")["w"]
     assert_same_bits(got, wm.merge_tensors(tensors, "tsv", base=base))
     assert np.isfinite(got.numpy()).all()
+
+
+MEASURE = """
+import resource, sys
+import warpmerge as wm
+wm.merge(sys.argv[1], "small", sync=False)  # what the libraries need
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+report = wm.merge(sys.argv[2], "large", sync=False, threads=1)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024, report.memory)
+"""
+
+
+@pytest.mark.parametrize(("method", "shape"), [("tsv", (4000, 200)), ("knots", (800, 700))])
+def test_memory_stays_below_the_estimate(method, shape, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipes = []
+    for size, dimensions in (("small", (20, 10)), ("large", shape)):
+        for seed, name in enumerate(("base", "a", "b", "c")):
+            values = np.random.default_rng(seed).standard_normal(dimensions).astype(np.float32)
+            write_model(tmp_path / f"{size}_{name}", {"w": values})
+        models = [f"{size}_{name}" for name in ("a", "b", "c")]
+        document = {"merge_method": method, "base_model": f"{size}_base", "models": models}
+        recipes.append(write_recipe(tmp_path / f"{size}.yml", document))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", MEASURE, *recipes]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    used, estimate = map(int, done.stdout.split())
+    assert 0 < used <= estimate
+    least = run_cli("plan", recipes[1], "--memory", "1MB", "--threads", 1)
+    assert least.status == 2 and f"as method '{method}' takes whole tensors" in least.stderr

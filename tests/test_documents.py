@@ -93,6 +93,8 @@ SPARSE, L1, INVERSE = {"density": (1.0, 0.5)}, {"rescale": "l1"}, {"rescale": "i
         *((name, SPARSE, 2) for name in ("della", "della_linear")),
         *((name, SPARSE | {"rescale": "inverse_probability"}, 1) for name in ("della", "della_linear")),
         ("emr", {"task": 1}, 2),
+        ("fisher", {}, 1),
+        ("fisher", {"normalize": True}, 2),
         ("sce", {}, 2),
         ("sce", {"select_topk": 0.5}, 4),
     ],

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import oracles
+import oracles_dense
 import oracles_elementwise
 import oracles_gram
 import oracles_rows
@@ -35,12 +36,23 @@ def tensors(seed):
 
 
 MODELS = {name: tensors(seed) for seed, name in enumerate(("base", "math", "code", "chat"))}
+# What a trainer would leave beside a model: squares of gradients, and products of the inputs of linear layers.
+FISHER = {
+    model: {name: (t * np.roll(t, 1)) ** 2 + np.float32(1e-12) for name, t in made.items()}
+    for model, made in MODELS.items()
+}
+GRAM = {
+    model: {name: t.T @ t + np.eye(t.shape[1], dtype="f4") * 1e-3 for name, t in made.items() if "proj" in name}
+    for model, made in MODELS.items()
+}
 
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
     for name, made in MODELS.items():
         write_model(tmp_path / name, made, shards=2)
+        write_model(tmp_path / f"{name}_fisher", FISHER[name], config=None)
+        write_model(tmp_path / f"{name}_gram", GRAM[name], config=None)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -186,6 +198,43 @@ def widen(name, base, math, code, chat):
     return oracles_rows.widen([math, code], base, name=name)
 
 
+def dense(base, delta):
+    """What is right to rounding as a matrix, element by element to the rounding of the largest ones."""
+    value = oracles.exact(base) + delta.reshape(-1)
+    return oracles.Expected(value, np.full_like(value, np.abs(delta).max()))
+
+
+def tsv(name, base, math, code, chat):
+    return dense(base, oracles_dense.tsv([math, code, chat], base, lambda_=0.9))
+
+
+def iso_c(name, base, math, code, chat):
+    return dense(base, oracles_dense.iso_c([math, code, chat], base, lambda_=0.5, cutoff=1e-4))
+
+
+def iso_cts(name, base, math, code, chat):
+    return dense(base, oracles_dense.iso_cts([math, code, chat], base, common=0.6))
+
+
+def knots(name, base, math, code, chat):
+    return dense(base, oracles_dense.knots([math, code], base, weight=[1.0, 0.7], density=0.3))
+
+
+def wudi(name, base, math, code, chat):
+    return dense(base, oracles_dense.wudi([math, code, chat], base))
+
+
+def fisher(name, base, math, code, chat):
+    known = [torch.from_numpy(FISHER[m][name]) for m in ("math", "code")]
+    mean = oracles_dense.fisher([math, code], fisher=known, weight=[1.0, 0.5], normalize=True)
+    return dense(base * 0, mean)
+
+
+def regmean(name, base, math, code, chat):
+    grams = [torch.from_numpy(GRAM[m][name]) if name in GRAM[m] else None for m in ("math", "code")]
+    return dense(base * 0, oracles_dense.regmean([math, code], gram=grams, alpha=0.9))
+
+
 EXPECTED = {
     f.__name__: f
     for f in (
@@ -218,6 +267,13 @@ EXPECTED = {
         arcee_fusion,
         pcb,
         widen,
+        tsv,
+        iso_c,
+        iso_cts,
+        knots,
+        wudi,
+        fisher,
+        regmean,
     )
 }
 SPHERICAL = {"slerp", "nuslerp", "multislerp", "karcher"}

@@ -7,7 +7,7 @@ import math
 import pytest
 from kernel_helpers import assert_same_bits, cpu, run, task
 from warpmerge.device.backend import IN_FLIGHT, SCRATCH_SHARE
-from warpmerge.device.flight import footprint
+from warpmerge.device.loads import footprint
 from warpmerge.device.tables import ALIGN, CHUNK
 
 emulated = pytest.importorskip("warpmerge._cuda_emulated", reason="built without -DWARPMERGE_CUDA_EMULATION=ON")

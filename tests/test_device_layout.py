@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from warpmerge.device.flight import footprint, pack
 from warpmerge.device.group import DeviceGroup, parse_devices
+from warpmerge.device.loads import footprint, pack
 from warpmerge.device.scratch import Scratch
 from warpmerge.device.staging import Move, fill_slots
 from warpmerge.device.tables import ALIGN, BLOCK, CHUNK, Kind, Segment, Table, chunks_of, is_aligned, keep_rows

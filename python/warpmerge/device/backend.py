@@ -18,7 +18,8 @@ from ..tasks import DeviceSink, Outcome, TensorTask, Work
 from ..threads import thread_count
 from ..units import show_size
 from .execution import Group, grouped
-from .flight import InPlace, Staged, Workspace, footprint
+from .flight import InPlace, Staged, Workspace
+from .loads import footprint
 from .requests import BINS, steps
 from .scratch import Scratch
 from .staging import IO_TILE, SLOT, SLOTS, Arrival, Cancelled, Inbound, Outbound, drop, place_of, wait_for

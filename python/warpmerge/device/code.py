@@ -70,10 +70,10 @@ def _packed(code: tuple[tuple[int, ...], ...], outputs: tuple[int, ...], ranked:
     return np.concatenate([rows, values.reshape(-1, FIELDS)]).view(np.int16)
 
 
-def file_bytes(program: Program, wide: bool) -> int:
-    """Bytes of memory that operands need besides shared memory."""
+def file_bytes(program: Program, wide: bool, most: int = FILE) -> int:
+    """Bytes of memory for operands that do not fit into shared memory: about `most`, at least for one warp."""
     itemsize = 8 if wide else 4
     warp = (program.inputs + 1 + program.registers) * WARP * itemsize
     if warp + len(program.constants) * itemsize <= SHARED:
         return 0
-    return warp * max(1, FILE // warp)
+    return warp * max(1, min(FILE, most) // warp)

@@ -12,7 +12,7 @@ from ..backends.formulas import check_rows
 from ..ops import Apply, Consensus, Gram, Histogram, Moments, Rows, Select, WeightedSum
 from ..program import Program
 from ..tasks import Request, TensorTask, Work
-from .flight import Load
+from .loads import Load
 from .scratch import Scratch, Span
 from .tables import Kind, Launch, Table, blocks_of, is_aligned
 

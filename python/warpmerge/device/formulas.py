@@ -18,7 +18,8 @@ from ..program import Program
 from ..tasks import TensorTask
 from .code import Code, file_bytes, packed
 from .execution import POLICIES, Execution, Group
-from .flight import CHUNKS, Cut, Load, Part, Temporary
+from .flight import Temporary
+from .loads import CHUNKS, Cut, Load, Part
 from .scratch import Scratch
 from .tables import BLOCK, VECTOR, Kind, Segment, Table, is_aligned, keep_rows
 
@@ -88,7 +89,7 @@ class FormulaExecution(Execution):
         self._counted = False
         super().__init__(group, flight, kernels, scratch, results=results, keeps=keeps)
         code = self.upload(packed(self.program))
-        nbytes = file_bytes(self.program, group.kind.wide)
+        nbytes = file_bytes(self.program, group.kind.wide, flight.temporary_bytes // 2)
         self._codes = []  # of the loads whose numbers are even and odd, as they may be worked on at the same time
         for _ in range(2 if nbytes and len(self.loads) > 1 else 1):
             self._codes.append(Code(self.program, code, scratch.take(nbytes).address if nbytes else 0, nbytes))

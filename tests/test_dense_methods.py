@@ -105,8 +105,8 @@ def graded(shape, models, least, seed=0):
 @pytest.mark.parametrize("case", ["tsv", "iso_c", "iso_cts", "knots-sum", "wudi"])
 @pytest.mark.parametrize("shape", [(40, 40), (60, 30), (30, 60)])
 def test_ill_conditioned(case, shape):
-    """A condition number of 1e5, which Gram matrices square. Measured: at most 4e-8, of iso_c."""
-    base, tensors = graded(shape, CASES[case][0], 1e-5)
+    """A condition number of 5e5, which Gram matrices square. Measured: at most 5e-8, of iso_c."""
+    base, tensors = graded(shape, CASES[case][0], 2e-6)
     got, _ = added(case, tensors, base)
     assert error(got, expected(case, tensors, base), base) < 1e-6
 

@@ -248,8 +248,8 @@ class FormulaExecution(Execution):
             kept = piece.temporary
             if kept is None or kept.holds is not piece.token:
                 launch = self.launches[piece.evaluate]
-                for ordinal, model in enumerate(self.program.ranked):
-                    self.kernels.ranks(stream, launch, code, model, ordinal, piece.longest)
+                for ordinal in range(self._ranked):
+                    self.kernels.ranks(stream, launch, code, ordinal, piece.longest)
                 counters = 0 if self._counted else super().nonfinite
                 self.kernels.formula(stream, launch, code, self.group.combines, agree, counters)
                 if kept is not None:

@@ -30,7 +30,15 @@ class CudaKernels:
         """Sweeps after which a key is nearly always found: each leaves one of 2048 parts, a sample a few per cent."""
         return (5 if wide else 2) if sampled else (6 if wide else 3)
 
+    def ranks(self, stream: Any, launch: Launch, code: Code, ordinal: int, longest: int) -> None:
+        self._queue("ranks")(stream, launch, code, code.program.ranked[ordinal], ordinal, longest)
+
     def __getattr__(self, name: str) -> Any:
+        queue = self._queue(name)
+        setattr(self, name, queue)
+        return queue
+
+    def _queue(self, name: str) -> Any:
         kernel = getattr(self.device, name)
 
         def queue(stream: Any, *arguments: Any) -> None:
@@ -42,7 +50,6 @@ class CudaKernels:
             with stream.context():  # the native module changes the thread's current device, torch puts it back
                 kernel(self.device.external_stream(stream.handle), *arguments)
 
-        setattr(self, name, queue)
         return queue
 
     def _native_form(self, argument: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import sys
 from typing import Any
 
 from .. import machine, peers
@@ -40,12 +41,11 @@ def main() -> None:
         page.RESULTS.write_text(json.dumps(measured(arguments.backend), indent=1) + "\n", encoding="utf-8")
     result = json.loads(page.RESULTS.read_text(encoding="utf-8"))
     page.PAGE.write_text(page.render(result), encoding="utf-8")
-    for row in result["agreement"]:
-        for outcome in agreement.unexpected(row):
-            error = f" ({'; '.join(row['errors'].values())})" if row["errors"] else ""
-            print(
-                f"unexpected: {page.described(row)}, shapes {row['outcomes'][outcome]}: {outcome}{error}, {row['ulps']}"
-            )
+    odd = [(row, outcome) for row in result["agreement"] for outcome in agreement.unexpected(row)]
+    for row, outcome in odd:
+        errors = "; ".join(row["errors"].values())
+        print(f"unexpected: {page.described(row)}: {outcome} {row['outcomes'][outcome]} {row['ulps']} {errors}")
+    sys.exit(1 if odd else 0)
 
 
 if __name__ == "__main__":

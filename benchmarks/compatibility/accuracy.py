@@ -37,13 +37,14 @@ MODES = {"default": "", "float32": "float32"}
 
 
 def jobs() -> list[dict[str, Job]]:
-    """For each case: the merge in bfloat16 by mode, and the same numbers in float64."""
+    """For each case: the merge in bfloat16 by mode, the same numbers in float64, and what is returned if not asked."""
     return [
         {
             mode: Job(f"accuracy.{i}.{mode}", case, SHAPE, ("bfloat16",), dtype, "bfloat16")
             for mode, dtype in MODES.items()
         }
         | {"exact": Job(f"accuracy.{i}.exact", case, SHAPE, ("bfloat16", "float64"))}
+        | {"unasked": Job(f"accuracy.{i}.unasked", case, SHAPE, ("bfloat16",))}
         for i, case in enumerate(CASES)
     ]
 
@@ -54,11 +55,13 @@ def row(of: Mapping[str, Job], theirs: Mapping[str, Result], backend: str) -> di
     truth = our_result(of["exact"], backend)
     made = {"warpmerge": our_result(of["default"], backend), **{mode: theirs[of[mode].id] for mode in MODES}}
     exact = theirs[of["exact"].id]
+    unasked = {"warpmerge": our_result(of["unasked"], backend), "mergekit": theirs[of["unasked"].id]}
     both = isinstance(truth, torch.Tensor) and isinstance(exact, torch.Tensor)
     return {
         "method": case.method,
         "parameters": {k: list(v) if isinstance(v, tuple) else v for k, v in case.parameters.items()},
         "errors": {who: _error(result, truth, inputs) for who, result in made.items()},
+        "returns": {who: str(t.dtype)[6:] for who, t in unasked.items() if isinstance(t, torch.Tensor)},
         "float64": ulps(truth, exact, inputs, torch.float64) if both else None,
     }
 

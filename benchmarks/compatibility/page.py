@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,13 +23,13 @@ def render(result: Row) -> str:
     shapes = {tuple(s) for row in rows for of in row["outcomes"].values() for s in of}
     introduction = INTRODUCTION.format(
         about=_about(result),
-        shapes=", ".join(_shape(s) for s in sorted(shapes, key=lambda s: (len(s), s))),
+        shapes=", ".join(map(_shape, sorted(shapes, key=lambda s: (len(s), s)))),
         order=ORDER,
         sums=SUMS,
         wide=WIDE,
         summing=", ".join(f"`{m}`" for m in sorted(SUMMING)),
     )
-    blocks = [introduction]
+    blocks = ["\n".join(textwrap.fill(line, 120, subsequent_indent="  ") for line in introduction.split("\n"))]
     for peer in ("mergekit", "PEFT"):
         of = [row for row in rows if row["peer"] == peer]
         blocks += [f"## {peer} {result['versions'][peer.lower()]}", _summary(of)]
@@ -44,7 +45,7 @@ def _about(result: Row) -> str:
     about, versions = result["machine"], result["versions"]
     return (
         f"Measured on {result['date']}: warpmerge at commit {about['commit']}, mergekit {versions['mergekit']}, PEFT "
-        f"{versions['peft']},\ntorch {versions['torch']}, Python {about['python']}, on {about['cores']} cores of "
+        f"{versions['peft']}, torch {versions['torch']}, Python {about['python']}, on {about['cores']} cores of "
         f"{about['cpu']}."
     )
 
@@ -159,9 +160,9 @@ def _accuracy(rows: Sequence[Row]) -> str:
         for who in ("warpmerge", "default", "float32"):
             error = row["errors"][who]
             cells += [f"{error['largest']:.3g}", f"{error['wrong']:.2%}"] if error else ["-", "-"]
-        body.append([*cells, _number(row["float64"])])
+        body.append([*cells, _number(row["float64"]), row["returns"].get("mergekit", "-")])
     head = ["method", "parameters", "warpmerge: error", "wrong", "mergekit: error", "wrong"]
-    return _table([*head, "mergekit, float32: error", "wrong", "float64, ulps"], body)
+    return _table([*head, "mergekit, float32: error", "wrong", "float64, ulps", "mergekit returns"], body)
 
 
 def _value(value: Any) -> str:

@@ -8,6 +8,10 @@ NONE_SELECTED = "int(select_topk n) is 0 there: nothing is selected. Here a sele
 NONE_KEPT = (
     "int(density n) is 0 there: nothing is left of the delta. Here a density above 0 keeps at least one element."
 )
+TRUNCATED = (
+    "select_topk n is rounded to float32 there before it is truncated: of 100 elements 0.57 keeps 57, and here 56, as "
+    "with the densities of both."
+)
 OPPOSITE = (
     "Opposite vectors: the sine of their angle is rounding alone, and mergekit divides by it. Here they are "
     "interpolated linearly."
@@ -19,14 +23,13 @@ CANCEL = (
 STEP = "A step of no length there shortens the result by the factor cos(eps), 5e-7; nothing is left of that at 1e-8."
 UNCHANGED = "A tensor that no model changed has no direction there. Here the result is the base."
 NOTHING = "An empty tensor has no direction there. Here the result is empty."
+LONG_SUMS = (
+    "Its sums over a million elements lose digits; in extended precision the result is within 10 ulps of this one."
+)
 OPPOSITE_MEAN = "Opposite models have no mean direction: in float32 rounding decides which way it goes from the first."
 SMALL_NORMS = (
     "The product of two norms counts as 1e-6 there where it is less, which makes small deltas look like unrelated "
     "ones, so that the result stays near the base. Here the cosine is that of the deltas."
-)
-POLE = (
-    "Cosines of rows of one element are 1 or -1. Where their mean is -1/3, near the pole of t, the rounding of float32 "
-    "counts 27 times."
 )
 NEGATIVE = (
     "A negative weight that is divided by itself adds the delta that it should subtract; here that is refused: "

@@ -9,11 +9,11 @@ the reasons are written by hand.
 
 - Only documented calls are used: `mergekit.merge_methods.merge_tensors`, the functions of `peft.utils.merge_utils` (on
   deltas: the base comes off before and on again after), and `warpmerge.merge_tensors`.
-- **Shapes**: {shapes}, each in float32 and in float64.
+- **Shapes**, each in float32 and in float64: {shapes}.
 - **ulps** are distances of neighbouring numbers at the size of the largest operand of an element, base or model. In
   float32 results agree up to {order} of them, and up to {sums} for methods that take angles or energies from sums over
-  a tensor, which mergekit takes in float32: {summing}. In float64 they agree up to {wide} ulps, 2.3e-13 of an operand;
-  a formula that is not the same does not stay below that.
+  a tensor, which mergekit takes in float32: {summing}.
+  In float64 they agree up to {wide} ulps, 2.3e-13 of an operand; another formula does not stay below that.
 - **Data** are described at the [end of this page](#data). Where a threshold or an election decides there are no ties:
   of equal magnitudes mergekit keeps any, warpmerge the first."""
 
@@ -27,8 +27,9 @@ bfloat16 ulps of the largest operand; 0.5 is what correct rounding may cost. **w
 not that result, correctly rounded. mergekit computes in bfloat16 unless its `dtype` says float32; a threshold or an
 election that falls otherwise there changes an element as a whole. **float64** says how far apart both programs are,
 given the same numbers in float64, in ulps of that type: where it is small, the exact result is beyond doubt. It is not
-where deltas are trimmed: those of bfloat16 models have many equal magnitudes, of which mergekit keeps any. Methods that
-drop at random are left out."""
+where deltas are trimmed: those of bfloat16 models have many equal magnitudes, of which mergekit keeps any. **mergekit
+returns** the last column's type where `out_dtype` does not say bfloat16; warpmerge returns bfloat16. Methods that drop
+at random are left out."""
 
 DATA = """## Data
 

@@ -53,6 +53,13 @@ class Leaf(enum.Enum):
     DELTA, BASE, CONSTANT = range(3)
 
 
+@dataclass(frozen=True)
+class Given:
+    """A place for a number, rule, key or vector that is named when the formula is used."""
+
+    index: int
+
+
 @dataclass(frozen=True, eq=False)
 class Expr:
     """A value for each element. Made by the functions below and by arithmetic on what they return."""
@@ -111,6 +118,11 @@ def wrap(value: Expr | float) -> Expr:
     return value if isinstance(value, Expr) else Expr(Leaf.CONSTANT, payload=float(value))
 
 
+def given(index: int) -> Expr:
+    """A number that is named when the formula is used. `kept`, `draw`, `row` and `column` take a `Given` instead."""
+    return Expr(Leaf.CONSTANT, payload=Given(index))
+
+
 def delta(k: int) -> Expr:
     """Element of model `k` minus the base's; without a reference base, the element itself."""
     return Expr(Leaf.DELTA, payload=k)
@@ -143,12 +155,12 @@ def sqrt(a: Expr) -> Expr:
     return Expr(Op.SQRT, (a,))
 
 
-def kept(a: Expr, rule: Keep) -> Expr:
+def kept(a: Expr, rule: Keep | Given) -> Expr:
     """`a` where the rule keeps it, by its own magnitude and position, else 0."""
     return Expr(Op.KEEP, (a,), rule)
 
 
-def draw(key: int) -> Expr:
+def draw(key: int | Given) -> Expr:
     """16 random bits for each element, a whole number from 0 to 65535. `key`: see random.stream_key."""
     return Expr(Op.DRAW, (), key)
 
@@ -199,18 +211,44 @@ def add_up(terms: Sequence[Expr]) -> Expr:
 
 @dataclass(frozen=True, eq=False)
 class Formula:
-    """One or several expressions over the same inputs. `columns`: length of a row, for those that know rows."""
+    """One or several expressions over the same inputs. `columns`: length of a row, for those that know rows.
+
+    A formula whose numbers change from tensor to tensor is made once, with `given` places for them, and then used with
+    different ones: that saves compiling it each time.
+    """
 
     values: tuple[Expr, ...]
     columns: int = 0
+    given: tuple[Any, ...] = ()
     first: int = 0  # rules count elements from here before the tensor's first one
     _programs: dict = field(default_factory=dict, repr=False)
+    _templates: dict = field(default_factory=dict, repr=False)
+
+    def using(self, *given: Any, columns: int = 0) -> Formula:
+        """The formula with these numbers, rules, keys and vectors in the places `given(0)`, `given(1)`, ..."""
+        return replace(self, given=given, columns=columns or self.columns, _programs={})
+
+    def starting(self, first: int) -> Formula:
+        """The formula for a tensor whose first element is element `first` for the rules."""
+        return replace(self, first=first, _programs={})
 
     def program(self, inputs: int, wide: bool) -> Program:
         """For this many inputs (the base not counted), in float64 if `wide`. Raises MergeError if it is too long."""
         from .program import compiled
 
+        if (inputs, wide) not in self._templates:
+            self._templates[inputs, wide] = compiled(self.values, inputs, wide)
         if (inputs, wide) not in self._programs:
-            program = compiled(self, inputs, wide)
-            self._programs[inputs, wide] = replace(program, rules=tuple(r.moved(self.first) for r in program.rules))
+            template = self._templates[inputs, wide]
+            self._programs[inputs, wide] = replace(
+                template,
+                constants=self._filled(template.constants),
+                rules=tuple(rule.moved(self.first) for rule in self._filled(template.rules)),
+                keys=self._filled(template.keys),
+                vectors=self._filled(template.vectors),
+                columns=self.columns,
+            )
         return self._programs[inputs, wide]
+
+    def _filled(self, table: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(self.given[entry.index] if isinstance(entry, Given) else entry for entry in table)

@@ -93,7 +93,7 @@ def placed(request: Any, first: int) -> Any:
     for name in ("of", "formula"):
         formula = getattr(request, name, None)
         if formula is not None:
-            changed[name] = dataclasses.replace(formula, first=first, _programs={})
+            changed[name] = formula.starting(first)
     return dataclasses.replace(request, **changed) if changed else request
 
 

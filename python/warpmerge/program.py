@@ -9,7 +9,7 @@ from typing import Any
 
 from . import elementary
 from .errors import MergeError
-from .formula import Expr, Formula, Leaf, Op
+from .formula import Expr, Given, Leaf, Op
 from .keep import Keep
 
 LONGEST = 4096  # instructions of a program
@@ -45,15 +45,16 @@ class Program:
         return tuple(sorted({a for op, _, a, *_ in self.code if op == Op.RANK}))
 
 
-def compiled(formula: Formula, inputs: int, wide: bool) -> Program:
-    return _Compiler(inputs, wide, formula.columns).compile(formula.values)
+def compiled(values: Sequence[Expr], inputs: int, wide: bool) -> Program:
+    """Without a length of rows. Places that are `Given` are left as they are."""
+    return _Compiler(inputs, wide).compile(values)
 
 
 class _Compiler:
     """Expressions to instructions: equal ones once, temporaries reused as soon as their last reader is done."""
 
-    def __init__(self, inputs: int, wide: bool, columns: int) -> None:
-        self.inputs, self.wide, self.columns = inputs, wide, columns
+    def __init__(self, inputs: int, wide: bool) -> None:
+        self.inputs, self.wide = inputs, wide
         self.numbers: dict[tuple, int] = {}  # (op, argument numbers, payload) -> value number
         self.nodes: list[tuple] = []
         self.seen: dict[int, int] = {}  # id of an expression -> value number
@@ -62,6 +63,7 @@ class _Compiler:
     def compile(self, values: Sequence[Expr]) -> Program:
         results = [self._number(v) for v in values]
         constants = [n for n, node in enumerate(self.nodes) if node[0] is Leaf.CONSTANT]
+        number_of = {n: number for number, n in enumerate(constants)}
         steps = [n for n, node in enumerate(self.nodes) if isinstance(node[0], Op)]
         if len(steps) > LONGEST:
             raise MergeError(f"a formula of {len(steps)} operations is longer than the {LONGEST} that are supported.")
@@ -85,7 +87,7 @@ class _Compiler:
         def operand(n: int) -> int:
             op, _, payload = self.nodes[n]
             if op is Leaf.CONSTANT:
-                return first + used + constants.index(n)
+                return first + used + number_of[n]
             if op is Leaf.DELTA and not 0 <= payload < self.inputs:
                 raise MergeError(f"a formula names input {payload} of {self.inputs}.")
             return payload if op is Leaf.DELTA else self.inputs if op is Leaf.BASE else first + where_is[n]
@@ -102,7 +104,7 @@ class _Compiler:
             tuple(map(operand, results)),
             tuple(self.nodes[n][2] for n in constants),
             *(tuple(table) for table in self.tables.values()),
-            self.columns,
+            columns=0,
         )
 
     def _number(self, root: Expr) -> int:
@@ -134,13 +136,13 @@ class _Compiler:
             payload = self._tabled("keys", payload)
         elif expr.op in (Op.ROW, Op.COLUMN):
             vectors = self.tables["vectors"]
-            known = [i for i, v in enumerate(vectors) if v is payload]
+            known = [i for i, v in enumerate(vectors) if v is payload or (isinstance(v, Given) and v == payload)]
             if not known:
                 vectors.append(payload)
                 self.tables["by_row"].append(expr.op is Op.ROW)
             payload = known[0] if known else len(vectors) - 1
         elif expr.op is Leaf.CONSTANT:
-            payload = (payload, math.copysign(1, payload))
+            payload = payload if isinstance(payload, Given) else (payload, math.copysign(1, payload))
         key = (expr.op, tuple(self.seen[id(a)] for a in expr.args), payload)
         if key not in self.numbers:
             self.numbers[key] = len(self.nodes)

@@ -1,7 +1,6 @@
 """Formulas by the CUDA kernels on the emulated device: the reference's bits, wherever the operands are."""
 
 import contextlib
-import math
 
 import numpy as np
 import pytest
@@ -23,6 +22,7 @@ from warpmerge.device import flight
 from warpmerge.device.backend import DeviceBackend
 from warpmerge.device.code import LAST, NONE, file_bytes, packed
 from warpmerge.device.kernels import CudaKernels
+from warpmerge.device.loads import CHUNKS, Cut
 from warpmerge.device.tables import BLOCK, CHUNK
 from warpmerge.device.torch_runtime import TorchRuntime
 from warpmerge.errors import DeviceError, MergeError
@@ -292,23 +292,46 @@ def test_measured_values(mode):
     compare(cases, [mode])
 
 
-@pytest.mark.parametrize("budget", [1 << 14, 1 << 17])
-def test_temporaries_are_bounded(monkeypatch, budget):
-    """Measured piece by piece, with the same result; and what fits is evaluated once for all sweeps."""
+@pytest.mark.parametrize(("budget", "pieces"), [(1 << 14, 7), (1 << 17, 2), (1 << 20, 1)])
+def test_temporaries_are_bounded(monkeypatch, budget, pieces):
+    """Measured piece by piece, with the same result; a single one is evaluated once for all sweeps."""
     monkeypatch.setattr(flight, "TEMPORARIES", budget)
-    base, tensors = family("bf16", 2, 5 * BLOCK + 99)
-    small = [family("bf16", 2, 100 + i) for i in range(20)]
     values = formula([f.delta(0) * f.delta(1), f.draw(KEY) + f.delta(0)])
-    asked = [Select((90, 7), of=values), Moments((KEEP_ALL, KeepDrawn(KEY, 999)), of=values)]
-    cases = [Case(r, t, b) for r in asked for b, t in [(base, tensors), *((b, t) for b, t in small)]]
-    compare(cases, ["resident", IN_PLACE])
-    with place("resident", cases[:21]) as backend:
-        formulas = []
-        kernel = backend.kernels.formula
-        backend.kernels.formula = lambda *arguments: (formulas.append(1), kernel(*arguments))
-        carry_out(backend, cases[:21])
-        pieces = math.ceil((5 * BLOCK + 99) * 8 / budget)
-        assert len(formulas) == 1 if budget == 1 << 18 else len(formulas) > pieces
+    sizes = [5 * BLOCK + 99, *range(100, 120)]
+    selected, reduced = ([], [])
+    for count in sizes:
+        base, tensors = family("bf16", 2, count)
+        selected.append(Case(Select((90, 7), of=values), tensors, base))
+        reduced.append(Case(Moments((KEEP_ALL, KeepDrawn(KEY, 999)), of=values), tensors, base))
+    compare(selected + reduced, ["resident", IN_PLACE])
+    with place("resident", selected) as backend:
+        evaluated, swept = [], []
+        formulas, sweeps = backend.kernels.formula, backend.kernels.select_sweep
+        backend.kernels.formula = lambda *arguments: (evaluated.append(1), formulas(*arguments))
+        backend.kernels.select_sweep = lambda *arguments: (swept.append(1), sweeps(*arguments))
+        carry_out(backend, selected)
+        [workspace] = backend._workspaces
+        least = 2 * 4 * BLOCK  # two values of the elements of a block
+        assert 0 < workspace.temporary(0, 0).nbytes <= max(budget, least)
+    assert len(swept) % pieces == 0 and len(swept) > pieces
+    # Evaluated again for each sweep over the keys, and for the two that look for ties.
+    assert len(evaluated) == (1 if pieces == 1 else len(swept) + 2 * pieces)
+
+
+@pytest.mark.parametrize("cut", [CHUNKS, Cut(7), Cut(5000, within=True), Cut(BLOCK * 3), Cut(3, within=True)])
+def test_cuts(cut):
+    """At multiples of the unit, or within at whole blocks; as much as fits, and never nothing where something may."""
+    end = 40_000
+    for fits in (1, 6, 4096, 9000, 20_000, 50_000):
+        first = 0
+        while first < end:
+            count = cut.most(first, end, fits)
+            assert 0 <= count <= max(fits, 0)
+            least = cut.least(first, end)
+            assert least >= 1 and (count == 0) == (fits < least)
+            first += count or least
+            start = first // cut.unit * cut.unit
+            assert first in (end, start) or (cut.within and (first - start) % BLOCK == 0)
 
 
 def intervals(wide):

@@ -189,6 +189,16 @@ def test_moments_of_values(dtype, models, outputs, nonfinite):
 
 
 @pytest.mark.parametrize("dtype", ALL_DTYPES)
+def test_every_nan_has_one_magnitude(dtype):
+    """A rule must not tell one NaN of the base from another; what it keeps is seen where the value is measured."""
+    base, tensors = adversarial(dtype, 1, 9001)
+    between, canonical = (0x7FF1 << 48, 0x7FF8 << 48) if is_wide(dtype) else (0x7F81 << 16, 0x7FC0 << 16)
+    rules = [KeepAbove(between), KeepAbove(canonical, 0), KeepAbove(canonical, 5000)]
+    values = [f.equal(f.kept(f.base(), rule), 0.0) for rule in rules]
+    compare(Moments((KEEP_ALL,) * 3, of=formula(values)), tensors, base)
+
+
+@pytest.mark.parametrize("dtype", ALL_DTYPES)
 @pytest.mark.parametrize("count", [100, 9001, 140_000])  # from all keys, and by sweeps
 def test_selection_of_values(dtype, count):
     base, tensors = family(dtype, 2, count)

@@ -219,7 +219,7 @@ def test_without_torch(tmp_path):
     assert run_process("merge", models / "r.yml", models / "out", setup=hidden).status == 0
     recipe = write_recipe(models / "w.yml", {"merge_method": "mine", "base_model": "base", "models": ["a", "b"]})
     done = run_process("merge", recipe, "whole", setup=hidden + PLUGIN, cwd=tmp_path)
-    assert done.status == 1 and "method 'mine' works on whole tensors, which needs torch" in done.stderr
+    assert done.status == 1 and "a method that works on whole tensors needs torch" in done.stderr
 
 
 def test_importing_the_backend_imports_no_torch():

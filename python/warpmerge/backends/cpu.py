@@ -6,7 +6,6 @@ import os
 from typing import Any
 
 from .. import _core
-from ..errors import MergeError
 from ..ops import (
     Apply,
     Consensus,
@@ -104,13 +103,7 @@ class _InTorch:
         self._task, self._request = task, request
 
     def run(self, threads: int) -> None:
-        try:
-            import torch  # noqa: F401
-        except ImportError:
-            raise MergeError(
-                f"method '{self._task.method.name}' works on whole tensors, which needs torch: pip install torch."
-            ) from None
-        from .whole import carry_out
+        from .whole import carry_out  # needs torch
 
         self.outcome = carry_out(self._task, self._request, threads=threads)
 

@@ -12,9 +12,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import torch
 
 from ..errors import DeviceError, MergeError
+
+try:
+    import torch
+except ImportError:
+    raise MergeError("a method that works on whole tensors needs torch: pip install torch.") from None
+
 from ..ops import Whole
 from ..tasks import Buffer, DeviceSink, Outcome, TensorTask
 from .torch import add_delta, digest, narrow
@@ -22,26 +27,34 @@ from .torch import add_delta, digest, narrow
 READ = 8 << 20  # bytes of a file that are held beside the tensor they go to
 
 
-def carry_out(task: TensorTask, request: Whole, *, device: Any = None, threads: int | None = None) -> Outcome:
+def carry_out(task: TensorTask, request: Whole, *, device: str | None = None, threads: int | None = None) -> Outcome:
     """Calls the function; writes what it returns if the request combines.
 
-    device: where to compute; by default where the inputs are. threads: that torch may use on the CPU. Elements that are
-    not finite are counted as everywhere; under `nonfinite: error` the function does not see them, nor is it called.
-    Raises MergeError that names method and tensor where the function fails, OSError for a file.
+    device: where to compute what lies in files or host memory, if torch can and has the memory; else it is the CPU.
+    Tensors of a device stay there. threads: that torch may use on the CPU. Elements that are not finite are counted as
+    everywhere; under `nonfinite: error` the function does not see them, nor is it called. Raises MergeError that names
+    method and tensor where the function fails, OSError for a file.
     """
+    if device is not None and task.inputs[0].device is None and torch.cuda.is_available():
+        with contextlib.suppress(DeviceError):
+            return _carried_out(task, request, device)
     with _at_most(threads):
-        x, base, nonfinite = _operands(task, request.relative, device)
-        if nonfinite and task.values["nonfinite"] == "error":
-            return Outcome(None, nonfinite)
-        like = x[0]
-        if request.combines and task.info.count == 0:
-            return Outcome(_write(task, like), nonfinite)
-        found = _call(task, request, x, base)
-        del x
-        if not request.combines:
-            return Outcome(found, nonfinite)
-        value = _checked(task, found, like)
-        return Outcome(_write(task, value if base is None else add_delta(base, value)), nonfinite)
+        return _carried_out(task, request, None)
+
+
+def _carried_out(task: TensorTask, request: Whole, device: str | None) -> Outcome:
+    x, base, nonfinite = _operands(task, request.relative, device)
+    if nonfinite and task.values["nonfinite"] == "error":
+        return Outcome(None, nonfinite)
+    like = x[0]
+    if request.combines and task.info.count == 0:
+        return Outcome(_write(task, like), nonfinite)
+    found = _call(task, request, x, base)
+    del x
+    if not request.combines:
+        return Outcome(found, nonfinite)
+    value = _checked(task, found, like)
+    return Outcome(_write(task, value if base is None else add_delta(base, value)), nonfinite)
 
 
 def shapes(task: TensorTask) -> list[tuple[int, ...]]:
@@ -52,7 +65,7 @@ def shapes(task: TensorTask) -> list[tuple[int, ...]]:
 
 
 def _operands(
-    task: TensorTask, relative: bool, device: Any
+    task: TensorTask, relative: bool, device: str | None
 ) -> tuple[list[torch.Tensor], torch.Tensor | None, tuple[int, ...]]:
     """Inputs (deltas if `relative`) and base in their shapes, and how many elements are not finite."""
     compute = torch.float64 if task.wide else torch.float32
@@ -72,11 +85,11 @@ def _operands(
     return x, base, tuple(counts) if any(counts) else ()
 
 
-def _load(buffer: Buffer, compute: torch.dtype, device: Any) -> torch.Tensor:
+def _load(buffer: Buffer, compute: torch.dtype, device: str | None) -> torch.Tensor:
     """A copy of the elements, flat, in the compute type."""
     dtype = getattr(torch, buffer.dtype.name)
     if buffer.device is not None:
-        return buffer.owner.detach().reshape(-1).to(device or buffer.owner.device, compute, copy=True)
+        return buffer.owner.detach().reshape(-1).to(compute, copy=True)
     data = torch.empty(buffer.nbytes, dtype=torch.uint8)
     for start in range(0, buffer.nbytes, READ):
         part = np.frombuffer(buffer.read(start, min(READ, buffer.nbytes - start)), np.uint8)

@@ -169,7 +169,7 @@ class DeviceBackend:
         pending.copied = items
         for position, (task, request) in enumerate(work):
             if isinstance(request, Whole):
-                pending.answer(position, _whole(task, request, threads=self._threads))
+                pending.answer(position, _whole(task, request, device=self.runtime.name, threads=self._threads))
                 if request.combines and task.flight is not None:
                     self.finished(task.flight, 1)
         return pending

@@ -17,8 +17,9 @@ import pytest
 # What merges spend their time in.
 COMBINING = ("weighted_sum_packed", "consensus_packed")
 MEASURING = ("moments_blocks", "gram_whole", "sweep_keys", "count_ties")
-# An IEEE division is a sequence that contains fused multiply-adds; everything else must have none.
-DIVIDING = ("consensus_packed", "consensus_any", "sample_keys")
+EVALUATING = ("formula_values", "rank_rows", "fold_row_blocks")
+# An IEEE division or root is a sequence that contains fused multiply-adds; everything else must have none.
+DIVIDING = ("consensus_packed", "consensus_any", "sample_keys", "formula_values")
 
 
 @dataclass
@@ -112,8 +113,9 @@ def models_of(kernel: Kernel) -> int:
 
 
 def test_no_spills(kernels):
-    checked = [kernel for kernel in kernels if kernel.name in COMBINING + MEASURING]
-    assert {kernel.name for kernel in checked} == set(COMBINING + MEASURING)
+    wanted = COMBINING + MEASURING + EVALUATING
+    checked = [kernel for kernel in kernels if kernel.name in wanted]
+    assert {kernel.name for kernel in checked} == set(wanted)
     spilled = {str(kernel): kernel.local for kernel in checked if kernel.local or kernel.count(r"(LDL|STL).*")}
     assert not spilled
 
@@ -141,6 +143,26 @@ def test_measuring_kernels_load_16_bytes(kernels, name):
     assert len({kernel.architecture for kernel in packed}) * 3 <= len(packed)  # float, f16, bf16
     for kernel in packed:
         assert kernel.count(r"LDG\..*128.*") >= 2, kernel
+
+
+def formulas(kernels: list[Kernel], elements: int) -> list[Kernel]:
+    found = [k for k in kernels if k.name == "formula_values" and f"Li{elements}E" in k.arguments]
+    assert found
+    return found
+
+
+def test_formulas_keep_four_blocks_on_a_multiprocessor(kernels):
+    """Of 128 threads; operands are the limit then."""
+    assert all(kernel.registers <= 128 for elements in (1, 8) for kernel in formulas(kernels, elements))
+
+
+def test_formulas_access_memory_in_16_bytes(kernels):
+    """Inputs and the base of each dtype, results, and operands in shared memory."""
+    for kernel in formulas(kernels, 8):
+        assert kernel.count(r"LDG\..*128.*") >= 3 * 2, kernel
+        assert kernel.count(r"LDS\..*128.*") >= 2 and kernel.count(r"STS\..*128.*") >= 2, kernel
+        if kernel.arguments.startswith("If"):
+            assert kernel.count(r"STG\..*128.*") >= 3, kernel
 
 
 def test_no_fused_multiply_add_outside_divisions(kernels):

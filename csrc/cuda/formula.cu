@@ -2,7 +2,9 @@
 //
 // Operands lie in a file with a column for each thread, as registers cannot be numbered at run time. It is in shared
 // memory, for kGroup elements a thread where they fit and else for one; a program with too many operands for that has
-// its file in global memory. The result of the last instruction is at hand in registers.
+// its file in global memory (local memory would be reserved for every thread that the device can hold). The result of
+// the last instruction is at hand in registers: reading and writing the file takes longer than deciding what to do. For
+// its eight elements an addition is some 60 machine instructions, 53 where both terms come from the file (sm_90).
 #include "../ops/formula.h"
 
 #include "../ops/weighted_sum.h"
@@ -135,11 +137,12 @@ WM_DEVICE void carry_out(const Formula& formula, const File<T, N>& file, const T
     operand(fields.y & 0xffffu, last, a);
     operand(fields.y >> 16, last, b);
     if (op < FormulaOp::keep) {
-      T c[N] = {};
-      if (op == FormulaOp::select) operand(fields.z & 0xffffu, last, c);
       visit_calculation(op, [&](auto instruction) {
+        constexpr FormulaOp kOp = decltype(instruction)::op;
+        T c[N] = {};
+        if constexpr (kOp == FormulaOp::select) operand(fields.z & 0xffffu, last, c);
         WM_UNROLL
-        for (int e = 0; e < N; ++e) last[e] = calculate<decltype(instruction)::op>(a[e], b[e], c[e]);
+        for (int e = 0; e < N; ++e) last[e] = calculate<kOp>(a[e], b[e], c[e]);
       });
     } else {
       place_group(formula, place, op, int(fields.z >> 16), n, a, last);

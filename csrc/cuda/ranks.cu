@@ -165,7 +165,7 @@ WM_DEVICE void sort_rows(const Table& table, const Chunk& chunk, const int64_t* 
 
 // Rows of up to `most` elements, or the longer ones.
 template <class T, bool kLong>
-__global__ void __launch_bounds__(kRankThreads)
+__global__ void __launch_bounds__(kRankThreads, 3)
     rank_rows(WM_PARAM Table table, RankWords shape, int input, int64_t most) {
   __shared__ unsigned counts[kRankWarps][kDigits];
   __shared__ int64_t scan[kRankThreads];

@@ -15,7 +15,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton_formulas import example
-from warpmerge.triton_kernels import consensus, formula, gram, moments, reduce, rows, select, weighted_sum
+from warpmerge.triton_kernels import consensus, formula, gram, moments, ranks, reduce, rows, select, weighted_sum
 
 F32, F16, BF16, F64 = 0, 1, 2, 3
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -73,6 +73,12 @@ def launches():
         yield f"rows, {kind}", lambda w=largest: rows.launch(plain, w, ADDRESS), 0, 0
         yield f"wide rows, {kind}", lambda w=largest: rows.launch(plain64, w, ADDRESS), 0, 0
         yield f"row totals, {kind}", lambda w=largest: rows.totals(ADDRESS, ADDRESS, 1, 1, 2, w, ADDRESS), 0, 0
+    places = example("places", 2)
+    for name, longest in (("side by side", 128), ("of 4096", 4096), ("of long rows", 5000)):
+        table = launch((BF16,) * 2, BF16, BF16)
+        yield f"ranks {name}", lambda t=table, n=longest: ranks.launch(t, places, 0, n), 0, 0
+    table = launch((F64,) * 2, F64, F64, wide=True)
+    yield "wide ranks", lambda t=table: ranks.launch(t, places, 0, 5000), 0, 0
     for name, table, code, combine, agree, loads, stores in formulas():
         yield name, lambda a=(table, code, combine, agree): formula.launch(*a, ADDRESS), loads, stores
 

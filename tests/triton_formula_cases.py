@@ -43,7 +43,7 @@ from warpmerge.formula import (
     wrap,
 )
 from warpmerge.ops import KEEP_ALL, KEEP_NONE, KeepAbove, KeepDrawn
-from warpmerge.triton_kernels import formula
+from warpmerge.triton_kernels import formula, ranks
 
 ONE = {False: 0x3B03126F, True: 0x3F60624DD2F1A9FC}  # magnitude keys of 0.002
 
@@ -117,9 +117,9 @@ class Request:
 def check(*problems, cuts=(), agree=0, measure=False):
     """Writes the values of formulas and compares them with the reference's."""
     request = Request(*problems, cuts=cuts, measure=measure)
-    for q, ranks in zip(problems, request.ranks, strict=True):
+    for q, rooms in zip(problems, request.ranks, strict=True):
         x, _ = q.operands()
-        for k, room in zip(q.program.ranked, ranks, strict=True):
+        for k, room in zip(q.program.ranked, rooms, strict=True):
             room[:] = reference.row_ranks(x[k], q.program.columns)
     formula.launch(request.launch, request.code, not measure, agree, at(request.nonfinite))
     for q, outputs in zip(problems, request.outputs, strict=True):
@@ -216,6 +216,56 @@ def _(dtype, cuts):
         )
         problems.append(Problem(tensors, x_0, Formula(values, columns)))
     check(*problems, cuts=cuts)
+
+
+def check_ranks(*problems, cuts=()):
+    request = Request(*problems, cuts=cuts)
+    for ordinal, k in enumerate(request.code.program.ranked):
+        ranks.launch(request.launch, request.code, ordinal, max(q.program.columns for q in problems))
+        for q, found in zip(problems, request.ranks, strict=True):
+            x, _ = q.operands()
+            assert_same_bits(found[ordinal], reference.row_ranks(x[k], q.program.columns), f"{q.program.columns}, {k}")
+
+
+def ranked(shapes, dtype, policy=1):
+    """Deltas with many that are equal, and some that are not finite."""
+    for seed, (rows, columns) in enumerate(shapes):
+        _, tensors = family(dtype, 3, rows * columns, seed=seed)
+        tensors = [(t * 300).round() for t in tensors]
+        for t in tensors:
+            t[::97], t[5::89] = float("nan"), -float("inf")
+        made = Formula((rank(1) * draw(5) + rank(2) * row(np.ones(rows)),), columns)
+        yield Problem(tensors, tensors[0].flip(0), made, policy=policy)
+
+
+# Sorting takes the interpreter a millisecond for each element.
+
+
+@cases("ranks", shape=[(70, 1), (5, 16), (4, 17), (2, 64)], dtype=["bf16", "fp64"])
+def _(shape, dtype):
+    check_ranks(*ranked([shape], dtype), cuts=(shape[1],))
+
+
+@cases("ranks of several tensors", policy=[0, 2])
+def _(policy):
+    check_ranks(*ranked([(9, 20), (5, 7), (1, 32)], "mixed", policy))
+
+
+@case
+def ranks_of_long_rows():
+    widest = ranks.WIDEST
+    ranks.WIDEST = 16
+    try:
+        check_ranks(*ranked([(2, 70)], "fp32"), cuts=(70,))
+        check_ranks(*ranked([(2, 32), (3, 5), (1, 33)], "fp32"))
+    finally:
+        ranks.WIDEST = widest
+
+
+@case
+def ranks_of_long_rows_in_float64():
+    check_ranks(*ranked([(5, 4000)], "fp64"), cuts=(4000,))
+    check_ranks(*ranked([(2, 1500), (3, 100)], "fp64"))
 
 
 @cases("rows of any length", columns=[1, 2, 63, 16383, 16384, 16385, 40_000])

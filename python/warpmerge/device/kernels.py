@@ -102,13 +102,17 @@ class TritonKernels:
         return 2**62
 
     def __init__(self) -> None:
-        from ..triton_kernels import consensus, gram, moments, reduce, select, weighted_sum
+        from ..triton_kernels import consensus, formula, gram, moments, ranks, reduce, rows, select, weighted_sum
 
         self._functions = {
             "weighted_sum": weighted_sum.launch,
             "consensus": consensus.launch,
             "moments": moments.launch,
             "gram": gram.launch,
+            "formula": formula.launch,
+            "ranks": ranks.launch,
+            "rows": rows.launch,
+            "row_totals": rows.totals,
             "reduce_blocks": reduce.launch,
             "select_sample": select.sample,
             "select_sweep": select.sweep,

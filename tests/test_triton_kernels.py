@@ -7,7 +7,12 @@ import sys
 import pytest
 from triton_versions import VERSIONS, run
 
-CASES = {"triton_cases.py": 182, "triton_formula_cases.py": 99, "triton_row_cases.py": 37}
+CASES = {
+    "triton_backend_cases.py": 30,
+    "triton_cases.py": 182,
+    "triton_formula_cases.py": 99,
+    "triton_row_cases.py": 37,
+}
 
 
 @pytest.mark.parametrize("program", CASES)

@@ -118,7 +118,7 @@ def test_a_dry_run_refuses_what_the_merge_would(models):
 def test_options_that_never_change_the_result(models):
     ok("merge", models / "r.yml", models / "out")
     for number, options in enumerate(
-        [["--threads", "1"], ["--threads", "7"], ["--memory", "5MB"], ["--backend", "torch"], ["--no-sync"]]
+        [["--threads", "1"], ["--threads", "7"], ["--memory", "6MB"], ["--backend", "torch"], ["--no-sync"]]
     ):
         ok("merge", models / "r.yml", models / f"out{number}", *options)
         assert contents(models / f"out{number}") == contents(models / "out")

@@ -28,10 +28,12 @@ Progress = Callable[[int], None]  # bytes read since the last call
 def silent(done: int) -> None: ...
 
 
-def batches(tasks: Iterable[TensorTask], backend: Any = None) -> Iterator[list[TensorTask]]:
-    """Batches of the size that suits the backend."""
+def batches(
+    tasks: Iterable[TensorTask], backend: Any = None, most_inputs: int | None = None
+) -> Iterator[list[TensorTask]]:
+    """Batches of the size that suits the backend, or of at most so many inputs."""
     nbytes = getattr(backend, "batch_bytes", BATCH_BYTES)
-    most = getattr(backend, "batch_inputs", BATCH_INPUTS)
+    most = most_inputs or getattr(backend, "batch_inputs", BATCH_INPUTS)
     batch: list[TensorTask] = []
     size = inputs = 0
     for task in tasks:
@@ -118,8 +120,10 @@ def as_copy(task: TensorTask, index: int = 0) -> Copy | WeightedSum:
     return WeightedSum(coefficients, relative=False, agree=True)
 
 
-def measure(work: Iterable[Work], backend: Any, progress: Progress = silent) -> Iterator[Any]:
-    """The results of one measurement of each task, in order, while batches are in flight.
+def measure(
+    work: Iterable[Work], backend: Any, progress: Progress = silent, most_inputs: int | None = None
+) -> Iterator[Any]:
+    """The results of one measurement of each task, in order, while batches (of at most so many inputs) are in flight.
 
     Raises MergeError for elements that are not finite, unless a tensor is the same in all inputs.
     """
@@ -146,7 +150,7 @@ def measure(work: Iterable[Work], backend: Any, progress: Progress = silent) -> 
                 requests[id(task)] = request
                 yield task
 
-        for batch in batches(asked(), backend):
+        for batch in batches(asked(), backend, most_inputs):
             flights.append((batch, backend.launch([(task, requests.pop(id(task))) for task in batch])))
             while len(flights) >= in_flight:
                 yield from answered()

@@ -16,8 +16,11 @@ from . import engine
 from .errors import MergeError, RecipeError
 from .methods import Method, TensorInfo
 from .model_select import select
-from .ops import Consensus, Gram, GramResult, Moments, MomentsResult, Select
+from .ops import Consensus, Gram, GramResult, Histogram, Moments, MomentsResult, Select
 from .tasks import TensorTask
+
+
+HISTOGRAMS = 24  # of a batch: half a megabyte each
 
 
 def wanted(values: Mapping[str, Any]) -> bool:
@@ -73,7 +76,9 @@ class ModelScope:
         """The request's result for each tensor, in order; those without elements are left out."""
         of = [t for t in (self.tasks if tasks is None else tasks) if t.info.count]
         work = ((t, placed(request, self.first[t.info.name])) for t in of)
-        return engine.measure(work, self.backend, self.progress if report else engine.silent)
+        progress = self.progress if report else engine.silent
+        most = HISTOGRAMS if isinstance(request, Histogram) else None
+        return engine.measure(work, self.backend, progress, most)
 
 
 def solve_in_memory(tasks: Sequence[TensorTask], backend: Any) -> None:

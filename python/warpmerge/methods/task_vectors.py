@@ -192,7 +192,7 @@ def task_arithmetic(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
 
 
 def _ties_passes(p: Mapping[str, Any]) -> int:
-    """1 by default; 1 more where a density is between 0 and 1, for rescale: l1 then, and for cancelled: majority"""
+    """1; 2 where a density is between 0 and 1, 3 if rescale is l1 as well; 1 more for cancelled: majority"""
     return 1 + is_sparse(p) + (is_sparse(p) and p["rescale"] == "l1") + (p["cancelled"] == "majority")
 
 

@@ -38,7 +38,7 @@ from warpmerge.ops import (
     Select,
     Whole,
 )
-from warpmerge.tasks import DeviceSink, MemorySink
+from warpmerge.tasks import DeviceSink, FileSink, MemorySink
 
 (emulation,) = FIXTURES
 
@@ -458,6 +458,22 @@ def test_ranks_in_tiles(columns, monkeypatch):
     ]
     # Moments need whole blocks of the reduction order too: for the others a tile would have to be larger.
     compare(cases[: {3: 1, 260: 2, 4096: 3}[columns]], ["tiled, late"])
+
+
+@pytest.mark.parametrize("columns", [5, 300])
+def test_results_in_files(columns, tmp_path):
+    """Parts that begin at rows: the file's bytes and the digest of them."""
+    base, tensors = family("bf16", 2, columns * (60_000 // columns))
+    case = Case(Apply(formula([f.rank(0) * f.delta(1) + f.draw(KEY)], columns), True), tensors, base)
+    found = []
+    for number, mode in enumerate([None, "tiled", "tiled, late"]):
+        with open(tmp_path / str(number), "w+b") as file, contextlib.ExitStack() as stack:
+            backend = stack.enter_context(place(mode, [case])) if mode else reference()
+            made, _ = case.prepared()
+            made.sinks = [FileSink(file.fileno(), 24)]
+            [outcome] = backend.launch([(made, case.request)]).wait()
+            found.append((outcome.value, (tmp_path / str(number)).read_bytes()))
+    assert found[0] == found[1] == found[2] and len(found[0][1]) == 24 + 2 * base.numel()
 
 
 def test_rows_that_do_not_fit_into_device_memory():

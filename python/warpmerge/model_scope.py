@@ -19,7 +19,6 @@ from .model_select import select
 from .ops import Consensus, Gram, GramResult, Histogram, Moments, MomentsResult, Select
 from .tasks import TensorTask
 
-
 HISTOGRAMS = 24  # of a batch: half a megabyte each
 
 

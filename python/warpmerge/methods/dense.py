@@ -112,7 +112,8 @@ def tsv(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     base=Base.REFERENCE,
     parameters=[WEIGHT, LAMBDA, CUTOFF],
     memory=memory,
-    formula="sum w_k d_k = U S V^T\ny = x_0 + lambda mean(S) U V^T,  without the singular values below cutoff in U and V",
+    formula="sum w_k d_k = U S V^T\n"
+    "y = x_0 + lambda mean(S) U V^T,  without the singular values below cutoff in U and V",
     paper="Marczak et al. 2025, No task left behind: isotropic model merging with common and task-specific subspaces, "
     "arXiv 2502.04959",
     notes=[OTHERS, DEVICES],

@@ -128,7 +128,7 @@ def check(*problems, cuts=(), agree=0, measure=False):
             if measure:
                 wanted = torch.where(torch.isfinite(value), value, 0.0)
             else:
-                wanted = reference.narrow(reference._finish(value, x, x_0, agree), BY_NAME[str(q.out)[6:]])
+                wanted = reference.narrow(reference.finish(value, x, x_0, agree), BY_NAME[str(q.out)[6:]])
             assert_same_bits(outputs[m], wanted, f"value {m}")
     wanted = [q.nonfinite() for q in problems]
     assert request.nonfinite.tolist() == wanted, f"counted {request.nonfinite.tolist()}, not {wanted}"

@@ -136,7 +136,10 @@ def test_lambda():
     [
         ({"method": "tise", "weight": 1}, r"unknown merge method 'tise'.*did you mean 'ties'"),
         ({"method": "nothing like it", "weight": 1}, r"Known: .*dare_linear, dare_ties, "),
-        ({"weight": 1, "densty": 0.5}, r"'ties' has no parameter 'densty'.*did you mean 'density'.*It takes: cancelled, density,"),
+        (
+            {"weight": 1, "densty": 0.5},
+            r"'ties' has no parameter 'densty'.*did you mean 'density'.*It takes: cancelled,",
+        ),
         ({"weight": 1, "t": 0.5}, r"no parameter 't'.*It takes"),
         ({}, r"'ties' needs the parameter 'weight'"),
         ({"weight": [1, 2, 3]}, r"'weight': expected one value per model \(2\), got 3"),

@@ -33,6 +33,7 @@ def render(result: dict[str, Any], *, brief: bool = False) -> str:
             groups.setdefault(row["group"], []).append(row)
     known: dict[str, Callable[[list[Row]], str]] = {
         "merge": _merges,
+        "dense": _dense,
         "startup": _startup,
         "kernel": _kernels,
         "peer": _peers,
@@ -104,6 +105,20 @@ def _cold_reach(row: Row, warm: Row | None) -> float | None:
         return None
     above = max(0.0, warm["seconds"]["median"] - warm["roof"]["median"])
     return 1.1 + above / row["disk"]["median"]
+
+
+def _dense(rows: list[Row]) -> str:
+    body = [
+        [
+            f"`{row['what']}`",
+            f"{row['shape']}, {row['models']} models",
+            f"{_number(row['seconds']['median'])} s",
+            f"{row['torch']['name']}: {_number(row['torch']['median'])} s",
+            _spread(row["ratio"]),
+        ]
+        for row in rows
+    ]
+    return _table(["what", "matrices", "median", "torch alone, float32", "ratio: median (min-max)"], body)
 
 
 def _startup(rows: list[Row]) -> str:

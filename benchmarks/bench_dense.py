@@ -1,0 +1,92 @@
+"""Methods on matrices beside the decompositions that torch itself takes of the same matrices, in turn with them.
+
+A layer's weights of TARGET_SHAPE, bf16, three models. What torch is timed on is what the method's definition names: the
+singular value decomposition of each delta (tsv, knots: of all side by side) or of their sum, in float32, thin; for wudi
+and regmean the products and the one solution of K linear systems.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+import warpmerge as wm
+
+SHAPE = (896, 4864)
+MODELS = 3
+ROUNDS = 3
+Matrices = Sequence[torch.Tensor]
+
+
+def _svd(matrix: torch.Tensor) -> None:
+    torch.linalg.svd(matrix, full_matrices=False)
+
+
+def _each(deltas: Matrices) -> None:
+    for delta in deltas:
+        _svd(delta)
+
+
+def _sum(deltas: Matrices) -> None:
+    _svd(sum(deltas))
+
+
+def _sum_and_each(deltas: Matrices) -> None:
+    _sum(deltas)
+    _each(deltas)
+
+
+def _side_by_side(deltas: Matrices) -> None:
+    _svd(torch.cat(list(deltas), dim=1))
+
+
+def _systems(deltas: Matrices) -> None:
+    grams = [d.T @ d for d in deltas]
+    right = sum(d @ g for d, g in zip(deltas, grams, strict=True))
+    torch.linalg.solve(sum(grams) + 1e-3 * torch.eye(len(grams[0])), right.T)
+
+
+CASES: dict[str, tuple[str, Callable[[Matrices], None]]] = {
+    "tsv": ("SVD of each delta", _each),
+    "iso_c": ("SVD of their sum", _sum),
+    "iso_cts": ("SVD of their sum and of each", _sum_and_each),
+    "knots": ("SVD of all side by side", _side_by_side),
+    "wudi": ("products and a solution", _systems),
+    "regmean": ("products and a solution", _systems),
+}
+
+
+@pytest.mark.parametrize("method", CASES)
+def test_dense(benchmark, method: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    base = (torch.randn(SHAPE, generator=generator) * 0.02).bfloat16()
+    models = [(base.float() + torch.randn(SHAPE, generator=generator) * 2e-3).bfloat16() for _ in range(MODELS)]
+    deltas = [m.float() - base.float() for m in models]
+    name, decompose = CASES[method]
+    given = {"weight": 1.0}
+    if method == "regmean":
+        given["gram"] = [d.T @ d for d in deltas]
+    merge = lambda: wm.merge_tensors(models, method, base=None if method == "regmean" else base, **given)  # noqa: E731
+    assert torch.isfinite(merge()).all()
+    torch_seconds: list[float] = []
+
+    def setup() -> None:
+        start = time.perf_counter()
+        decompose(deltas)
+        torch_seconds.append(time.perf_counter() - start)
+
+    benchmark.group = "dense"
+    benchmark.pedantic(merge, setup=setup, rounds=ROUNDS)
+    if benchmark.stats is None:
+        return
+    ratios = [a / b for a, b in zip(benchmark.stats.stats.data, torch_seconds, strict=True)]
+    benchmark.extra_info |= {
+        "what": method,
+        "shape": f"{SHAPE[0]} x {SHAPE[1]}",
+        "models": MODELS,
+        "torch": {"name": name, "median": statistics.median(torch_seconds)},
+        "ratio": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
+    }

@@ -8,10 +8,10 @@ import pytest
 from triton_versions import VERSIONS, run
 
 CASES = {
-    "triton_backend_cases.py": 30,
+    "triton_backend_cases.py": 25,
     "triton_cases.py": 182,
     "triton_formula_cases.py": 99,
-    "triton_row_cases.py": 37,
+    "triton_row_cases.py": 31,
 }
 
 

@@ -54,12 +54,12 @@ def tensor(shape, dtype=torch.float32, seed=0):
     )
 
 
-COLUMNS = [1, 3, 4, 5, 32, 33, 255, 256, 257, 1000, 4095, 4096, 4097, 8200, 20_000]
+COLUMNS = [1, 3, 4, 5, 32, 33, 256, 257, 4095, 4096, 4097, 20_000]
 
 
 @cases("rows", columns=COLUMNS, largest=[False, True])
 def _(columns, largest):
-    count = 2 if columns > 1000 else 70
+    count = 2 if columns > 1000 else 20
     check_rows([tensor((count, columns))], largest=largest)
     check_rows([tensor((count, columns)), -tensor((count, columns), seed=1)], largest=largest, cuts=(1, 3))
 

@@ -23,6 +23,10 @@ def compare(request, tensors, base, configurations=CONFIGURATIONS, **options):
             assert (one.above, one.shift) == (other.above, other.shift), configuration
             bins = np.asarray(one.bins)
             assert bins.dtype == np.int64 and np.array_equal(bins, other.bins), configuration
+            assert (one.only is None) == (other.only is None) == (one.shift == 0), configuration
+            if one.only is not None:
+                occupied = bins > 0
+                assert np.array_equal(one.only[occupied], other.only[occupied]), configuration
     return wanted
 
 
@@ -53,6 +57,7 @@ def test_all_in_one_bin():
         [found] = carry_out(cpu("", 2, 512), Histogram((interval,), relative=False), [tensor])[0]
         assert found.above == 0
         assert np.flatnonzero(found.bins).tolist() == [bin_] and found.bins[bin_] == 300_000
+        assert found.only is None if found.shift == 0 else found.only[bin_] == key
 
 
 def test_no_elements():

@@ -187,6 +187,14 @@ PYBIND11_MODULE(_core, m) {
       m, "Histogram", py::buffer_protocol(), "As a buffer: int64, a row of bins per delta or value.")
       .def_property_readonly("above", &HistogramItem::above)
       .def_property_readonly("shifts", &HistogramItem::shifts)
+      .def(
+          "only",
+          [](const HistogramItem& item, size_t value) {
+            const std::vector<uint64_t>& keys = item.only(value);
+            return py::bytes(reinterpret_cast<const char*>(keys.data()), keys.size() * sizeof(uint64_t));
+          },
+          py::arg("value"),
+          "int64: the one key in each bin, -1 if there are several; empty where bins are single keys.")
       .def_buffer([](HistogramItem& item) {
         constexpr int64_t kCell = sizeof(int64_t);
         return py::buffer_info(item.bins(), {int64_t(item.above().size()), int64_t(kHistogramBins)},

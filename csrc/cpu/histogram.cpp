@@ -9,11 +9,14 @@ HistogramItem::HistogramItem(const Kernels& kernels, std::shared_ptr<Tensors> te
     : TensorItem(kernels, std::move(tensors), tile_elements),
       shares_(size_t(threads)),
       above_(intervals.size()),
-      bins_(intervals.size() * kHistogramBins) {
+      bins_(intervals.size() * kHistogramBins),
+      only_(intervals.size()) {
   // No key is all ones: an end above it is as good as there.
   const uint64_t top = tensors_->wide ? FloatTraits<double>::magnitude : FloatTraits<float>::magnitude;
   for (const auto& [low, high] : intervals)
     intervals_.push_back({std::min(low, top), std::min(high, top), covering_shift(low, high, kHistogramBins)});
+  for (size_t k = 0; k < intervals_.size(); ++k)
+    if (intervals_[k].shift) only_[k].resize(kHistogramBins);
 }
 
 std::vector<int> HistogramItem::shifts() const {
@@ -26,15 +29,22 @@ void HistogramItem::range(int64_t, const Operands& operands, int64_t begin, int6
                           int64_t* nonfinite) {
   const size_t values = intervals_.size();
   Share& share = shares_.at(size_t(worker.index));
-  if (share.bins.empty()) share.bins.resize(values * kHistogramRoom), share.above.resize(values);
+  if (share.bins.empty()) {
+    share.bins.resize(values * kHistogramRoom), share.above.resize(values), share.only.resize(values);
+    for (size_t k = 0; k < values; ++k) share.only[k].resize(only_[k].size());
+  }
   std::vector<uint32_t*> bins(values);
-  for (size_t k = 0; k < values; ++k) bins[k] = share.bins.data() + k * kHistogramRoom;
+  std::vector<uint64_t*> only(values);
+  for (size_t k = 0; k < values; ++k) {
+    bins[k] = share.bins.data() + k * kHistogramRoom;
+    only[k] = only_[k].empty() ? nullptr : share.only[k].data();
+  }
   if (tensors_->wide)
-    set<double>().histogram(operands, intervals_.data(), begin, count, bins.data(), share.above.data(), scratch(worker),
-                            nonfinite);
+    set<double>().histogram(operands, intervals_.data(), begin, count, bins.data(), only.data(), share.above.data(),
+                            scratch(worker), nonfinite);
   else
-    set<float>().histogram(operands, intervals_.data(), begin, count, bins.data(), share.above.data(), scratch(worker),
-                           nonfinite);
+    set<float>().histogram(operands, intervals_.data(), begin, count, bins.data(), only.data(), share.above.data(),
+                           scratch(worker), nonfinite);
   share.counted += count;
   if (share.counted >> 31) add(share);  // before a counter of 32 bits can overflow
 }
@@ -46,6 +56,8 @@ void HistogramItem::add(Share& share) {
     above_[k] += share.above[k];
     const uint32_t* from = share.bins.data() + k * kHistogramRoom;
     int64_t* to = bins_.data() + k * kHistogramBins;
+    for (size_t b = 0; b < only_[k].size(); ++b)
+      if (from[b]) only_[k][b] = note_key(only_[k][b], uint64_t(to[b]), share.only[k][b]);
     for (int b = 0; b < kHistogramBins; ++b) to[b] += from[b];
   }
   share = Share();

@@ -127,9 +127,10 @@ struct KernelSet {
   // which has room for `count + 64` of them. `bins[model]`: kSelectBins counters for a histogram sweep.
   void (*select)(const Operands&, const SelectInterval*, const bool* active, int64_t begin, int64_t count,
                  SelectCounts* counts, Bits<T>* const* inside, int64_t* const* bins, void* scratch, int64_t* nonfinite);
-  // Counts the keys of value k above intervals[k], and those in it into bins[k] (kHistogramRoom counters).
+  // Counts the keys of value k above intervals[k], and those in it into bins[k] (kHistogramRoom counters). `only[k]`,
+  // unless null: what note_key keeps of each bin.
   void (*histogram)(const Operands&, const HistogramInterval* intervals, int64_t begin, int64_t count,
-                    uint32_t* const* bins, int64_t* above, void* scratch, int64_t* nonfinite);
+                    uint32_t* const* bins, uint64_t* const* only, int64_t* above, void* scratch, int64_t* nonfinite);
   // Sums, or the largest, of the row blocks in a tile of whole ones; those of value m from blocks + m * stride on.
   void (*rows)(const Operands&, bool largest, int64_t begin, int64_t count, double* blocks, int64_t stride,
                void* scratch, int64_t* nonfinite);

@@ -15,6 +15,12 @@ constexpr int kSelectBins = 2048;
 // Bins of a histogram that is a result, and room for what lies outside: several places, for the sake of speed.
 constexpr int kHistogramBins = 1 << 16, kHistogramRoom = kHistogramBins + 16;
 
+// What is known of the keys in a bin of `count` keys, one more being added: which it is, if all are the same.
+constexpr uint64_t kSeveralKeys = ~uint64_t(0);
+WM_FN uint64_t note_key(uint64_t only, uint64_t count, uint64_t key) {
+  return count == 0 || only == key ? key : kSeveralKeys;
+}
+
 // Bins of 2^shift keys so that at most `bins` of them cover [low, high].
 WM_FN int covering_shift(uint64_t low, uint64_t high, int bins) {
   int shift = 0;

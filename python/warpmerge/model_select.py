@@ -1,7 +1,7 @@
 """The k-th largest magnitude of a whole model, exactly: counts of keys in bins, tensor by tensor.
 
 A sample of the files brackets the key closely enough that one read mostly finds it. The bracket only saves reads:
-should it miss, or a bin hold several keys, further reads narrow the interval.
+should it miss, or the bin that counts hold several keys, further reads narrow the interval.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .model_scope import ModelScope
 
 RUN = 256  # consecutive elements of a sample
-SAMPLE = 1 << 20  # elements: their rank is within 0.2 % of the model's, four standard errors, if neighbours differ
+SAMPLE = 1 << 20  # elements: a bracket of 0.4 % of all ranks, about 50,000 keys at the median
 KEPT_BINS = 4 << 20  # entries of all tensors' histograms that are remembered, to place ties without another read
 
 
@@ -63,24 +63,36 @@ class _Results:
 
     def add(self, row: Sequence[HistogramResult]) -> None:
         if not self.totals:
-            self.totals = [HistogramResult(0, r.shift, np.zeros_like(r.bins)) for r in row]
-        self.totals = [
-            HistogramResult(t.above + r.above, t.shift, t.bins + r.bins) for t, r in zip(self.totals, row, strict=True)
-        ]
+            self.totals = [_empty(r) for r in row]
+        occupied = [np.flatnonzero(r.bins) for r in row]
+        self.totals = [_added(t, r, bins) for t, r, bins in zip(self.totals, row, occupied, strict=True)]
         if self._rows is not None:
-            occupied = [np.flatnonzero(r.bins) for r in row]
             self._rows.append([(r.above, bins, r.bins[bins]) for r, bins in zip(row, occupied, strict=True)])
             self._room -= sum(map(len, occupied))
             if self._room < 0:
                 self._rows = None
 
     def at(self, k: int, key: int) -> list[tuple[int, int]]:
-        """Of each tensor the keys above `key` and equal to it, for bins of one key; empty if they are forgotten."""
-        number = key - self.intervals[k][0]
+        """Of each tensor the keys above `key` and equal to it, which is alone in its bin; empty if forgotten."""
+        number = (key - self.intervals[k][0]) >> self.totals[k].shift
         return [
             (above + int(counts[bins > number].sum()), int(counts[bins == number].sum()))
             for above, bins, counts in (row[k] for row in self._rows or [])
         ]
+
+
+def _empty(like: HistogramResult) -> HistogramResult:
+    only = None if like.only is None else np.zeros_like(like.only)
+    return HistogramResult(0, like.shift, np.zeros_like(like.bins), only)
+
+
+def _added(total: HistogramResult, new: HistogramResult, occupied: np.ndarray) -> HistogramResult:
+    """`total` with a tensor's counts, which are not 0 at `occupied`, added in place."""
+    if total.only is not None:
+        mine, others = total.only[occupied], new.only[occupied]
+        total.only[occupied] = np.where((total.bins[occupied] == 0) | (mine == others), others, -1)
+    total.bins[occupied] += new.bins[occupied]
+    return HistogramResult(total.above + new.above, total.shift, total.bins, total.only)
 
 
 def _sweep(model: ModelScope, request: Select, searches: Sequence[_Search], report: bool) -> _Results:
@@ -104,6 +116,9 @@ def _narrow(search: _Search, counted: HistogramResult, largest: int) -> None:
     number = len(counted.bins) - 1 - place
     ties = int(counted.bins[number])
     above = counted.above + int(from_top[place]) - ties
+    if counted.only is not None and counted.only[number] >= 0:
+        search.found = Selection(int(counted.only[number]), NO_TIE_END, above, ties)
+        return
     low = search.low + (number << counted.shift)
     search.low, search.high = low, min(search.high, low + (1 << counted.shift) - 1)
     if counted.shift == 0:
@@ -122,7 +137,7 @@ def _with_tie_end(model: ModelScope, request: Select, searches: Sequence[_Search
     here = [t for t in model.tasks if t.info.count]
     at = search.at
     if not at:
-        alone = tuple((s.low, s.high) if i == k else (0, 0) for i, s in enumerate(searches))
+        alone = tuple((found.threshold,) * 2 if i == k else (0, 0) for i in range(len(searches)))
         rows = model.each(Histogram(alone, request.relative, request.of), report=False)
         at = [(row[k].above, int(row[k].bins[0])) for row in rows]
     for task, (above, ties) in zip(here, at, strict=True):
@@ -148,11 +163,15 @@ def _bracket(model: ModelScope, searches: Sequence[_Search], relative: bool) -> 
     if len(runs) < 16:
         return
     size = RUN * len(runs)
-    error = 4 * np.sqrt(size)  # of a rank: a share of at most a half varies by sqrt(n) / 2, neighbours alike by more
-    for k, search in enumerate(searches):
-        if not search.rank:
-            continue
-        keys = np.sort(np.concatenate([_keys(task, k, at, relative, model.wide) for task, at in runs]))
+    # Four standard errors of a rank if elements were independent; neighbours are alike, so it may miss.
+    error = 2 * np.sqrt(size)
+    asked = [k for k, search in enumerate(searches) if search.rank]
+    sampled = np.empty((len(asked), len(runs), RUN), np.int64)
+    for number, (task, at) in enumerate(runs):
+        sampled[:, number] = _keys(task, asked, at, relative, model.wide)
+    for k, keys in zip(asked, sampled.reshape(len(asked), size), strict=True):
+        search = searches[k]
+        keys.sort()
         place = size - search.rank / total * size
         below, above = int(place - error), int(place + error)
         search.low = int(keys[below]) if below >= 0 else 0
@@ -169,15 +188,16 @@ def _runs(tasks: Sequence[TensorTask], total: int) -> Iterable[tuple[TensorTask,
         first += task.info.count
 
 
-def _keys(task: TensorTask, k: int, at: int, relative: bool, wide: bool) -> np.ndarray:
+def _keys(task: TensorTask, models: Sequence[int], at: int, relative: bool, wide: bool) -> np.ndarray:
+    """(models, RUN) int64: magnitude keys from element `at` on; a short tensor's as often as it takes."""
     compute = np.float64 if wide else np.float32
     count = min(RUN, task.info.count)
-    d = _elements(task.inputs[k], at, count).astype(compute)
+    d = np.array([_elements(task.inputs[k], at, count) for k in models], compute)
     if relative and task.base is not None:
         with np.errstate(all="ignore"):
-            d = d - _elements(task.base, at, count).astype(compute)
-    d = np.resize(np.abs(d), RUN)  # a short tensor counts as often as it takes
-    return d.view(np.uint64 if wide else np.uint32).astype(np.int64)
+            d -= _elements(task.base, at, count).astype(compute)
+    keys = np.abs(d).view(np.uint64 if wide else np.uint32).astype(np.int64)
+    return keys[:, np.arange(RUN) % count]
 
 
 def _elements(buffer: Buffer, at: int, count: int) -> np.ndarray:

@@ -147,11 +147,15 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True)
 class HistogramResult:
-    """`bins`: (b,) int64, bin i counts the keys from low + (i << shift) on; the backend chooses b."""
+    """`bins`: (b,) int64, bin i counts the keys from low + (i << shift) on; the backend chooses b.
+
+    `only`: (b,) int64, the key in each bin that is not empty, -1 if there are several; None: not known.
+    """
 
     above: int
     shift: int
     bins: Any
+    only: Any = None
 
 
 @dataclass(frozen=True, slots=True)

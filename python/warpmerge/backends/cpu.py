@@ -228,8 +228,11 @@ def _outcome(request: Request, item: Any) -> Outcome:
     if isinstance(request, Histogram):
         import numpy as np
 
-        bins = zip(item.above, item.shifts, np.asarray(item), strict=True)
-        return Outcome([HistogramResult(*found) for found in bins], nonfinite)
+        found = zip(item.above, item.shifts, np.asarray(item), strict=True)
+        only = [np.frombuffer(item.only(k), np.int64) for k in range(len(item.above))]
+        return Outcome(
+            [HistogramResult(*f, o if o.size else None) for f, o in zip(found, only, strict=True)], nonfinite
+        )
     if isinstance(request, Gram):
         flat = item.result
         models = round((len(flat) * 2 + 0.25) ** 0.5 - 0.5)

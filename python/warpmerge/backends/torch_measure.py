@@ -115,8 +115,12 @@ def histogram(d: torch.Tensor, low: int, high: int) -> HistogramResult:
     keys = magnitude_keys(d)
     shift = max(0, (high - low).bit_length() - HISTOGRAM_BITS)
     inside = keys[(keys >= low) & (keys <= high)]
-    bins = torch.bincount((inside - low) >> shift, minlength=1 << HISTOGRAM_BITS)
-    return HistogramResult(int((keys > high).sum()), shift, bins.numpy())
+    place = (inside - low) >> shift
+    bins = torch.bincount(place, minlength=1 << HISTOGRAM_BITS)
+    least = torch.full_like(bins, 2**63 - 1).scatter_reduce_(0, place, inside, "amin")
+    most = torch.full_like(bins, -1).scatter_reduce_(0, place, inside, "amax")
+    only = torch.where(least == most, least, -1).numpy() if shift else None
+    return HistogramResult(int((keys > high).sum()), shift, bins.numpy(), only)
 
 
 def rows(values: list[torch.Tensor], columns: int, largest: bool) -> np.ndarray:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
-from typing import Any
+import functools
+from collections.abc import Generator, Mapping
+from typing import Any, NamedTuple
 
 from ..elementary import nearest_whole
 from ..errors import RecipeError
-from ..formula import Expr, Formula, delta, draw, maximum, minimum, rank, where, wrap
+from ..formula import Expr, Formula, Given, delta, draw, given, maximum, minimum, rank, where, wrap
 from ..ops import KEEP_ALL, KEEP_NONE, Apply, Consensus, Moments
 from ..random import stream_key
 from .base import Base, Steps, TensorInfo
-from .elect import merged
+from .elect import Form, merged
 from .parameters import choice, number
 from .registry import method
 from .task_vectors import (
@@ -64,49 +65,74 @@ def _check_della(p: Mapping[str, Any], models: int) -> None:
     check_elected(p, models)
 
 
-def cuts(tensor: TensorInfo, k: int, density: float, epsilon: float) -> Expr:
-    """Keep probabilities in 65536ths, from 1 to 65535: linear in the rank, the density where a row has one element."""
+def cuts(tensor: TensorInfo, density: float, epsilon: float) -> tuple[float, float]:
+    """Keep probabilities in 65536ths: of the lowest rank, and a step; the density where a row has one element."""
     if tensor.columns < 2:
-        share = wrap(density * STEPS)
-    else:
-        share = (density - epsilon) * STEPS + rank(k) * (2 * epsilon * STEPS / (tensor.columns - 1))
-    return minimum(maximum(nearest_whole(share, tensor.wide), 1), STEPS - 1)
+        return density * STEPS, 0.0
+    return (density - epsilon) * STEPS, 2 * epsilon * STEPS / (tensor.columns - 1)
 
 
-def drop_by_rank(tensor: TensorInfo, p: Mapping[str, Any]) -> list[Expr]:
-    """What is left of each delta, divided by its probability if `rescale` says so."""
-    left = []
-    for k, (density, epsilon) in enumerate(zip(p["density"], p["epsilon"], strict=True)):
-        d = delta(k)
-        if 0 < density < 1:
-            cut = cuts(tensor, k, density, epsilon)
-            kept = d / (cut * (1 / STEPS)) if p["rescale"] == "inverse_probability" else d
-            left.append(where(draw(stream_key(tensor.seed, tensor.name, k)) < cut, kept, 0))
-        else:
-            left.append(d if density > 0 else wrap(0))
-    return left
+class Drops(NamedTuple):
+    """What decides the formula of drops by rank: for each model whether all, none or some (None) of it is kept."""
+
+    kept: tuple[bool | None, ...]
+    divides: bool  # by the probability
+    wide: bool
+
+    @classmethod
+    def of(cls, tensor: TensorInfo, p: Mapping[str, Any]) -> Drops:
+        kept = tuple(None if 0 < density < 1 else density > 0 for density in p["density"])
+        return cls(kept, p["rescale"] == "inverse_probability", tensor.wide)
+
+    @property
+    def dropped(self) -> list[int]:
+        return [k for k, kept in enumerate(self.kept) if kept is None]
+
+    def numbers(self, tensor: TensorInfo, p: Mapping[str, Any]) -> list[Any]:
+        """For the places of `left`: the low probability, the step and the key of each stream."""
+        found = []
+        for k in self.dropped:
+            found += [*cuts(tensor, p["density"][k], p["epsilon"][k]), stream_key(tensor.seed, tensor.name, k)]
+        return found
+
+    def left(self) -> list[Expr]:
+        """What is left of each delta."""
+        values = [delta(k) if kept else wrap(0) for k, kept in enumerate(self.kept)]
+        for place, k in enumerate(self.dropped):
+            share = given(3 * place) + rank(k) * given(3 * place + 1)
+            cut = minimum(maximum(nearest_whole(share, self.wide), 1), STEPS - 1)
+            value = delta(k) / (cut * (1 / STEPS)) if self.divides else delta(k)
+            values[k] = where(draw(Given(3 * place + 2)) < cut, value, 0)
+        return values
 
 
-def _rescaling(tensor: TensorInfo, p: Mapping[str, Any], left: Sequence[Expr]) -> Generator[Moments, Any, list[float]]:
-    """The factor of each delta that brings it back to its L1 norm."""
-    scale = [1.0] * tensor.models
-    dropped = [k for k, density in enumerate(p["density"]) if 0 < density < 1]
-    if p["rescale"] == "l1" and dropped:
-        values = tuple(e for k in dropped for e in (delta(k), left[k]))
-        sums = yield Moments((KEEP_ALL,) * len(values), only_l1=True, of=Formula(values, tensor.columns))
-        for k, whole, rest in zip(dropped, sums[::2], sums[1::2], strict=True):
-            scale[k] = restored(whole.sum_abs, rest.sum_abs)
-    return scale
+@functools.lru_cache
+def _whole_and_left(drops: Drops) -> Formula:
+    left = drops.left()
+    return Formula(tuple(e for k in drops.dropped for e in (delta(k), left[k])))
+
+
+@functools.lru_cache
+def _merged(drops: Drops, form: Form) -> Formula:
+    return Formula((merged(form.places(3 * len(drops.dropped)), drops.left()),))
 
 
 def _della(tensor: TensorInfo, p: Mapping[str, Any], *, elect: bool) -> Generator[Moments, Any, Apply | Consensus]:
+    scale = [1.0] * tensor.models
     if not is_sparse(p) or not tensor.count:
         keep = tuple(KEEP_ALL if density > 0 else KEEP_NONE for density in p["density"])
-        return merge_kept(p, keep, [1.0] * tensor.models, elect=elect)
-    left = drop_by_rank(tensor, p)
-    scale = yield from _rescaling(tensor, p, left)
-    value = merged(merge_kept(p, (), scale, elect=elect), left)
-    return Apply(Formula((value,), tensor.columns), relative=True)
+        return merge_kept(p, keep, scale, elect=elect)
+    drops, columns = Drops.of(tensor, p), tensor.columns
+    numbers = drops.numbers(tensor, p)
+    if p["rescale"] == "l1":
+        of = _whole_and_left(drops).using(*numbers, columns=columns)
+        sums = yield Moments((KEEP_ALL,) * (2 * len(drops.dropped)), only_l1=True, of=of)
+        for k, whole, rest in zip(drops.dropped, sums[::2], sums[1::2], strict=True):
+            scale[k] = restored(whole.sum_abs, rest.sum_abs)
+    record = merge_kept(p, (), scale, elect=elect)
+    form = Form.of(record)
+    formula = _merged(drops, form).using(*numbers, *form.numbers(record), columns=columns)
+    return Apply(formula, relative=True)
 
 
 def _passes(p: Mapping[str, Any]) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from ..formula import Expr, add_up, equal, where
+from ..formula import Expr, add_up, equal, given, where
 from ..ops import Consensus
 
 
@@ -17,10 +19,37 @@ def merged(request: Consensus, d: Sequence[Expr]) -> Expr:
     votes = add_up(ballots)
     minus = votes < 0
     agrees = [where(minus, b < 0, b > 0) for b in ballots]
-    total = add_up([where(a, t, 0) for a, t in zip(agrees, terms, strict=True)])
-    divisor = add_up([where(a, share, 0) for a, share in zip(agrees, request.divisor, strict=True)])
-    elected = total / where(equal(divisor, 0), 1, divisor) * request.lambda_
-    return where(equal(votes, votes), elected, votes)
+    elected = add_up([where(a, t, 0) for a, t in zip(agrees, terms, strict=True)])
+    if any(isinstance(share, Expr) or share for share in request.divisor):
+        divisor = add_up([where(a, share, 0) for a, share in zip(agrees, request.divisor, strict=True)])
+        elected = elected / where(equal(divisor, 0), 1, divisor)
+    return where(equal(votes, votes), elected * request.lambda_, votes)
+
+
+class Form(NamedTuple):
+    """What decides the formula of a consensus; the rest of it are numbers, which vary from tensor to tensor."""
+
+    models: int
+    elect: bool
+    votes_are_values: bool
+    divides: bool
+
+    @classmethod
+    def of(cls, request: Consensus) -> Form:
+        same, divides = request.ballot == request.value, request.elect and any(request.divisor)
+        return cls(len(request.value), request.elect, same, divides)
+
+    def places(self, first: int = 0) -> Consensus:
+        """With given(first), given(first + 1), ... where `numbers` go."""
+        places = map(given, itertools.count(first))
+        value, lambda_ = tuple(itertools.islice(places, self.models)), next(places)
+        ballot = value if self.votes_are_values else tuple(itertools.islice(places, self.models * self.elect))
+        divisor = tuple(itertools.islice(places, self.models * self.divides))
+        return Consensus(value, (), ballot, divisor, lambda_, self.elect)
+
+    def numbers(self, request: Consensus) -> tuple[float, ...]:
+        ballot = () if self.votes_are_values else request.ballot
+        return (*request.value, request.lambda_, *ballot, *(request.divisor if self.divides else ()))
 
 
 def not_hidden(value: Expr, inputs: Sequence[Expr]) -> Expr:

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import RecipeError
-from ..formula import Expr, Formula, add_up, delta, maximum, minimum, where, wrap
-from ..ops import KEEP_ALL, Apply, Moments
+from ..formula import Expr, Formula, add_up, delta, given, maximum, minimum, where, wrap
+from ..ops import KEEP_ALL, Apply, KeepAbove, Moments
 from .base import Base, Steps, TensorInfo
 from .elect import not_hidden
 from .parameters import choice, integer, number, scope
@@ -97,18 +97,20 @@ def _changes(models: int, epsilon: float) -> tuple[list[Expr], Expr]:
 
 
 @functools.lru_cache
-def _mean_of_changed(models: int, epsilon: float, unique: tuple[float, ...], propagate: bool) -> Formula:
-    """The mean delta of the models that changed an element; of a single one, its delta times its `unique`."""
+def _mean_of_changed(models: int, epsilon: float, amplified: bool, propagate: bool) -> Formula:
+    """The mean delta of the models that changed an element; of a single one k, times given(k) if `amplified`."""
     changed, count = _changes(models, epsilon)
     d = [delta(k) for k in range(models)]
     terms = [where(a, x, 0) for a, x in zip(changed, d, strict=True)]
     value = add_up(terms) / maximum(count, 1)
-    if any(factor != 1 for factor in unique):
-        alone = add_up([t * factor for t, factor in zip(terms, unique, strict=True)])
+    if amplified:
+        alone = add_up([t * given(k) for k, t in enumerate(terms)])
         value = where(count > 1, value, alone)
     return Formula((not_hidden(value, d) if propagate else value,))
 
 
+SHARED = 0.5  # what counts for a shared element, so that one sum of magnitudes counts those and unique ones
+SHARED_KEYS = {False: 0x3F000000, True: 0x3FE0000000000000}  # its magnitude key in float32 and float64
 RAM = "Yuan et al. 2026, Behavior knowledge merge in reinforced agentic models, arXiv 2601.13572"
 
 
@@ -122,17 +124,16 @@ RAM = "Yuan et al. 2026, Behavior knowledge merge in reinforced agentic models, 
 )
 def ram(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Base plus, for each element, the mean delta of the models that changed it."""
-    unit = (1.0,) * tensor.models
-    return Apply(_mean_of_changed(tensor.models, p["epsilon"], unit, _lets_through(p)), relative=True)
+    return Apply(_mean_of_changed(tensor.models, p["epsilon"], False, _lets_through(p)), relative=True)
     yield
 
 
 @functools.lru_cache
 def _unique_and_shared(models: int, epsilon: float) -> Formula:
-    """Per model, 1 where it alone changed an element; then, 1 where others did too."""
+    """Per model, 1 where it alone changed an element, SHARED where others did too."""
     changed, count = _changes(models, epsilon)
-    alone = count <= 1
-    return Formula((*(where(alone, a, 0) for a in changed), *(where(alone, 0, a) for a in changed)))
+    size = where(count <= 1, 1, SHARED)
+    return Formula(tuple(a * size for a in changed))
 
 
 def amplified(unique: Sequence[float], shared: Sequence[float], p: Mapping[str, Any]) -> tuple[float, ...]:
@@ -171,10 +172,12 @@ def amplified(unique: Sequence[float], shared: Sequence[float], p: Mapping[str, 
 def ramplus_tl(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Like ram, with what one model alone changed amplified by how much it shares with others."""
     models = tensor.models
-    ones = _unique_and_shared(models, p["epsilon"])
-    counts = [m.sum_abs for m in (yield Moments((KEEP_ALL,) * (2 * models), only_l1=True, of=ones))]
-    factors = amplified(counts[:models], counts[models:], p)
-    return Apply(_mean_of_changed(models, p["epsilon"], factors, _lets_through(p)), relative=True)
+    unique_only = KeepAbove(SHARED_KEYS[tensor.wide], tie_end=0)
+    sums = yield Moments((unique_only,) * models, only_l1=True, of=_unique_and_shared(models, p["epsilon"]))
+    factors = amplified([m.kept_abs for m in sums], [(m.sum_abs - m.kept_abs) / SHARED for m in sums], p)
+    is_mean = all(factor == 1 for factor in factors)
+    formula = _mean_of_changed(models, p["epsilon"], not is_mean, _lets_through(p))
+    return Apply(formula if is_mean else formula.using(*factors), relative=True)
 
 
 # --- which tasks want it --------------------------------------------------------------------------------------------

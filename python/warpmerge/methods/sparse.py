@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
+import functools
+import itertools
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 from ..errors import CheckpointError
-from ..formula import Expr, Formula, add_up, delta, kept, where
-from ..ops import KEEP_ALL, KEEP_NONE, Apply, Consensus, Keep, Moments, Select
+from ..formula import Expr, Formula, Given, add_up, delta, kept, minimum, where, wrap
+from ..ops import KEEP_ALL, KEEP_NONE, Apply, Consensus, Keep, KeepAbove, Moments, Select
 from .base import Base, Steps, TensorInfo, total
-from .elect import merged
+from .elect import Form, merged
 from .parameters import boolean, number
 from .registry import method
 from .task_vectors import (
@@ -51,40 +52,70 @@ def band(density: float, gamma: float, count: int) -> tuple[int, int]:
     return top, top + middle
 
 
-def _rule(count: int, of: int) -> Keep | None:
-    """The rule that needs no measuring, if there is one."""
-    return KEEP_NONE if count == 0 else KEEP_ALL if count == of else None
+Sides = tuple[tuple[bool, bool], ...]  # of each model: whether some of the largest are dropped, and of the smallest
 
 
-def crumbs(tensor: TensorInfo, p: Mapping[str, Any]) -> Generator[Select, Any, list[Expr]]:
+def crumbs(tensor: TensorInfo, p: Mapping[str, Any]) -> Generator[Select, Any, tuple[Sides, list[Keep]]]:
+    """What is dropped of each delta, and the rules for `left`."""
+    count = tensor.count
+    bands = [band(d, g, count) for d, g in zip(p["density"], p["gamma"], strict=True)]
+    sides = tuple((top > 0, above < count or above == 0) for top, above in bands)
+    ends = [
+        (k, n)
+        for k, (ends, dropped) in enumerate(zip(bands, sides, strict=True))
+        for n in itertools.compress(ends, dropped)
+    ]
+    asked = [(k, n) for k, n in ends if n > 0]
+    found = iter(())
+    if asked:
+        models, counts = zip(*asked, strict=True)
+        found = iter((yield Select(counts, of=_deltas(models))))
+    return sides, [next(found).keep() if n > 0 else KEEP_NONE for _, n in ends]
+
+
+@functools.lru_cache
+def _deltas(models: tuple[int, ...]) -> Formula:
+    return Formula(tuple(map(delta, models)))
+
+
+def left(sides: Sides) -> list[Expr]:
     """Each delta where its magnitude is neither among the largest nor among the smallest, else 0."""
-    ends = [n for d, g in zip(p["density"], p["gamma"], strict=True) for n in band(d, g, tensor.count)]
-    rules = [_rule(n, tensor.count) for n in ends]
-    if None in rules:
-        asked = tuple(n if rule is None else 0 for n, rule in zip(ends, rules, strict=True))
-        twice = Formula(tuple(delta(k // 2) for k in range(2 * tensor.models)))
-        found = yield Select(asked, of=twice)
-        rules = [s.keep() if rule is None else rule for s, rule in zip(found, rules, strict=True)]
-    # Both rules take the first of equal magnitudes, so that what the first one keeps, the second one keeps too.
-    pairs = zip(rules[0::2], rules[1::2], strict=True)
-    return [where(kept(delta(k), top), 0, kept(delta(k), above)) for k, (top, above) in enumerate(pairs)]
+    rules = map(Given, itertools.count())
+    values = []
+    for k, (top, bottom) in enumerate(sides):
+        # Both rules take the first of equal magnitudes, so that what the first one keeps, the second one keeps too.
+        largest = kept(delta(k), next(rules)) if top else None
+        value = kept(delta(k), next(rules)) if bottom else delta(k)
+        values.append(value if largest is None else where(largest, 0, value))
+    return values
 
 
-def _rescaling(p: Mapping[str, Any], left: Sequence[Expr]) -> Generator[Moments, Any, list[float]]:
+@functools.lru_cache
+def _both(sides: Sides) -> Formula:
+    return Formula((*map(delta, range(len(sides))), *left(sides)))
+
+
+@functools.lru_cache
+def _merged(sides: Sides, form: Form) -> Formula:
+    return Formula((merged(form.places(sum(map(sum, sides))), left(sides)),))
+
+
+def _rescaling(p: Mapping[str, Any], sides: Sides, rules: Sequence[Keep]) -> Generator[Moments, Any, list[float]]:
     """The factor that makes up for what was dropped, per model."""
-    models = len(left)
+    models = len(sides)
     if p["rescale"] != "l1" or not is_sparse(p):
         return (yield from rescaling(p, (KEEP_ALL,) * models))
-    both = Formula((*map(delta, range(models)), *left))
+    both = _both(sides).using(*rules)
     sums = [m.sum_abs for m in (yield Moments((KEEP_ALL,) * 2 * models, only_l1=True, of=both))]
     return [restored(*pair) for pair in zip(sums[:models], sums[models:], strict=True)]
 
 
 def _merge(tensor: TensorInfo, p: Mapping[str, Any], elect: bool) -> Generator[Any, Any, Apply]:
-    left = yield from crumbs(tensor, p)
-    scale = yield from _rescaling(p, left)
+    sides, rules = yield from crumbs(tensor, p)
+    scale = yield from _rescaling(p, sides, rules)
     record = merge_kept(p, (KEEP_ALL,) * tensor.models, scale, elect=elect)
-    return Apply(Formula((merged(record, left),)), relative=True)
+    form = Form.of(record)
+    return Apply(_merged(sides, form).using(*rules, *form.numbers(record)), relative=True)
 
 
 def _passes(p: Mapping[str, Any]) -> int:
@@ -166,6 +197,42 @@ def spread(models: int) -> Expr:
     return add_up([a * a for a in apart])
 
 
+@functools.lru_cache
+def _spread_and_ones(models: int) -> Formula:
+    """The spread, and 1 where it is a number above 0."""
+    by = spread(models)
+    return Formula((by, by / by))
+
+
+@functools.lru_cache
+def _spread(models: int) -> Formula:
+    return Formula((spread(models),))
+
+
+def _selected(models: int, sparse: bool) -> list[Expr]:
+    """The deltas; where the rule `Given(0)` keeps the spread, else 0, if `sparse`."""
+    d = [delta(k) for k in range(models)]
+    if not sparse:
+        return d
+    selected = kept(spread(models), Given(0))
+    return [where(selected, x, 0) for x in d]
+
+
+def _largest(wide: bool) -> float:
+    return 2.0 ** (1023 if wide else 127)
+
+
+@functools.lru_cache
+def _squares(models: int, sparse: bool, wide: bool) -> Formula:
+    """Of the selected deltas, bounded so that an overflow is seen in their sum; NaN of what is not finite."""
+    return Formula(tuple(minimum(wrap(_largest(wide)), x * x) + x * 0 for x in _selected(models, sparse)))
+
+
+@functools.lru_cache
+def _merged_selected(form: Form) -> Formula:
+    return Formula((merged(form.places(1), _selected(form.models, True)),))
+
+
 def energy_shares(energies: Sequence[float], count: int, least: float) -> tuple[float, ...]:
     """Weights of the models from their sums of squares over `count` elements; equal ones if there is too little."""
     whole = total(energies)
@@ -175,8 +242,8 @@ def energy_shares(energies: Sequence[float], count: int, least: float) -> tuple[
 
 
 def _sce_passes(p: Mapping[str, Any]) -> int:
-    """2 by default; 4 with a select_topk below 1"""
-    return 2 if p["select_topk"] == 1 else 4
+    """2 by default; 4 with a select_topk between 0 and 1, 3 where no element is the same in all models"""
+    return 4 if 0 < p["select_topk"] < 1 else 2
 
 
 @method(
@@ -212,28 +279,30 @@ y = x_0 + m sum_A W_k d_k / sum_A W_k,  without m in s, A and y with sce_mask_me
 def sce(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Selects the elements on which models differ most, weighs models by their energy there, elects signs."""
     models, everything = tensor.models, (KEEP_ALL,) * tensor.models
-    d: list[Expr] = [delta(k) for k in range(models)]
-    selected = None
-    if p["select_topk"] < 1:
-        selected = yield from _select(tensor, p["select_topk"])
-        d = [where(selected, x, 0) for x in d]
-    moments = yield Moments(everything, of=None if selected is None else Formula(tuple(d)))
-    energies = [m.sum_sq for m in moments]
-    if not max(energies) < math.inf:
+    sparse = p["select_topk"] < 1
+    rule = (yield from _select(tensor, p["select_topk"])) if sparse else KEEP_ALL
+    squares = _squares(models, sparse, tensor.wide).using(rule)
+    energies = [m.sum_abs for m in (yield Moments(everything, only_l1=True, of=squares))]
+    if not max(energies) < _largest(tensor.wide):
         raise CheckpointError(f"{tensor} has deltas whose squares overflow; a method that measures needs them.")
     weights = energy_shares(energies, tensor.count, p["uniform_below"])
     record = Consensus(weights, everything, (1.0,) * models, weights, elect=True)
-    if selected is None or not p["sce_mask_merge"]:
+    if not sparse or not p["sce_mask_merge"]:
         return record
-    return Apply(Formula((merged(record, d),)), relative=True)
+    form = Form.of(record)
+    return Apply(_merged_selected(form).using(rule, *form.numbers(record)), relative=True)
 
 
-def _select(tensor: TensorInfo, share: float) -> Generator[Any, Any, Expr]:
-    """Not 0 where the spread is one of the largest, or not finite."""
-    by = spread(tensor.models)
-    (found,) = yield Moments((KEEP_ALL,), of=Formula((by,)))
-    wanted = kept_count(share, found.nonzero) if found.nonzero else 0
-    if wanted == 0:
-        return by - by
-    (chosen,) = yield Select((wanted,), of=Formula((by,)))
-    return kept(by, chosen.keep())
+def _select(tensor: TensorInfo, share: float) -> Generator[Any, Any, Keep]:
+    """The rule that keeps those spreads which are among the largest, or not finite."""
+    most = min(kept_count(share, tensor.count), tensor.count)
+    if most:
+        # Few elements are the same in all models of most tensors: what would be selected if none were may be right.
+        chosen, ones = yield Select((most, 1), of=_spread_and_ones(tensor.models))
+        above_zero = ones.ties if ones.threshold else 0
+        wanted = kept_count(share, above_zero) if above_zero else 0
+        if 0 < wanted < most:
+            (chosen,) = yield Select((wanted,), of=_spread(tensor.models))
+        if wanted:
+            return chosen.keep()
+    return KeepAbove(0x7FEFFFFFFFFFFFFF if tensor.wide else 0x7F7FFFFF)

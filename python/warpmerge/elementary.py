@@ -9,7 +9,7 @@ import functools
 import math
 from collections.abc import Sequence
 
-from .formula import Expr, Op, exp, expm1, log, maximum, minimum, where, wrap
+from .formula import Expr, Op, expm1, log, maximum, minimum, where, wrap
 
 
 def _polynomial(x: Expr, coefficients: Sequence[float]) -> Expr:
@@ -28,20 +28,29 @@ def nearest_whole(x: Expr, wide: bool) -> Expr:
 _LN2 = {False: (0.693359375, -2.12194440054690583e-4), True: (6.93147180369123816490e-01, 1.90821492927058770002e-10)}
 
 
-def _exp(x: Expr, wide: bool) -> Expr:
+def _reduced(x: Expr, wide: bool) -> tuple[Expr, Expr]:
+    """2^n and r with x = n ln 2 + r and |r| <= ln(2) / 2, for x within the range of exp."""
     low, high = (-708.0, 709.0) if wide else (-87.0, 88.0)
     x = minimum(maximum(x, low), high)
     n = nearest_whole(x * (1 / math.log(2)), wide)
     coarse, fine = _LN2[wide]
-    r = (x - n * coarse) - n * fine
-    # |r| <= ln(2) / 2: the first term left out is below 2^-28 and 2^-57 of the sum.
-    p = _polynomial(r, [1 / math.factorial(i) for i in range(14 if wide else 8)])
-    return p * Expr(Op.POW2, (n,))
+    return Expr(Op.POW2, (n,)), (x - n * coarse) - n * fine
+
+
+def _exp(x: Expr, wide: bool) -> Expr:
+    power, r = _reduced(x, wide)
+    # The first term left out is below 2^-28 and 2^-57 of the sum.
+    return _polynomial(r, [1 / math.factorial(i) for i in range(14 if wide else 8)]) * power
+
+
+def expm1_near(x: Expr, wide: bool) -> Expr:
+    """exp(x) - 1 for |x| < 0.35."""
+    return x * _polynomial(x, [1 / math.factorial(i + 1) for i in range(15 if wide else 8)])
 
 
 def _expm1(x: Expr, wide: bool) -> Expr:
-    near = x * _polynomial(x, [1 / math.factorial(i + 1) for i in range(15 if wide else 8)])
-    return where(abs(x) < 0.35, near, exp(x) - 1)
+    power, r = _reduced(x, wide)
+    return expm1_near(r, wide) * power + (power - 1)  # the last one is 0 near 0
 
 
 def _log1p_near(f: Expr, wide: bool) -> Expr:

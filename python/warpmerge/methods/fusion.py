@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from ..formula import Expr, Formula, base, delta, exp, expm1, log, maximum, row, where
+from ..elementary import expm1_near
+from ..formula import Expr, Formula, Given, base, delta, exp, given, log, maximum, row, where
 from ..ops import Apply, Copy, Rows, Select
 from .base import Base, Steps, TensorInfo
 from .registry import method
@@ -15,68 +16,111 @@ from .rows import each
 
 SMOOTHING = 1e-8  # added to every probability (mergekit)
 LARGE = 64.0  # exponentials of weights up to this, and the inverse of their sums, are normal float32 numbers
+NEAR = 0.35  # differences of exponentials of numbers this close come from a series
 ROUNDING = 2.0**-19  # a logarithm that is this share of what it is a difference of is rounding
 
 
-@dataclass(frozen=True)
-class _Softmax:
+class _Softmax(NamedTuple):
     """Of the rows of base and model: a - log(sum exp a) is what x_0 is as a probability, a + b is x_1 - max x_1.
 
-    a, b: x_0 and the delta, shifted if rows have large elements. sums: of exp a, of exp(a + b), and of the difference.
+    a, b: x_0 and the delta, with the rows' largest elements, given(0) and given(1), taken off if they are large.
     """
 
-    a: Expr
-    b: Expr
-    sums: Any
+    shifted: bool
+
+    @property
+    def a(self) -> Expr:
+        return base() - row(Given(0)) if self.shifted else base()
+
+    @property
+    def b(self) -> Expr:
+        return delta(0) - row(Given(1)) if self.shifted else delta(0)
+
+    def exponentials(self, wide: bool) -> tuple[Expr, Expr, Expr]:
+        """exp(a), exp(a + b), and the second minus the first."""
+        a, b = self.a, self.b
+        old, new = exp(a), exp(a + b)
+        return old, new, where(abs(b) < NEAR, old * expm1_near(b, wide), new - old)
 
     def logarithm(self) -> Expr:
-        """ln(p / q): the delta up to a constant of the row, 0 where that constant is all there is."""
-        import numpy as np
-
-        old, new, difference = self.sums
-        near = np.abs(difference) < 0.5 * old
-        constant = np.where(near, each(math.log1p, np.where(near, difference / old, 0.0)), each(math.log, new / old))
-        ratio = self.b - row(constant)
+        """ln(p / q): the delta up to a constant of the row, given(2), 0 where that constant is all there is."""
+        ratio = self.b - row(Given(2))
         return where(abs(ratio) <= abs(delta(0)) * ROUNDING, 0, ratio)
 
     def divergence(self, wide: bool) -> Expr:
-        """p' ln(p' / q') - p' + q' with p' = p + 1e-8: at least 0, and its sum is that of p' ln(p' / q')."""
-        v = self.logarithm()
-        p, q = exp(self.a + self.b) * row(1 / self.sums[1]), exp(self.a) * row(1 / self.sums[0])
-        difference = where(abs(v) < 1, q * expm1(v), p - q)
+        """p' ln(p' / q') - p' + q' with p' = p + 1e-8: at least 0, and its sum is that of p' ln(p' / q').
+
+        given(3), given(4): the inverse sums of exp(a) and exp(a + b).
+        """
+        a, b, v = self.a, self.b, self.logarithm()
+        p, q = exp(a + b) * row(Given(4)), exp(a) * row(Given(3))
+        difference = where(abs(v) < NEAR, q * expm1_near(v, wide), p - q)
         p1, q1 = p + SMOOTHING, q + SMOOTHING
         u = difference / q1
-        return where(abs(u) < 0.3, q1 * _excess(u, wide), p1 * log(p1 / q1) - difference)
+        return where(abs(u) < 0.3, q1 * _excess(u, wide), p1 * log(u + 1) - difference)
 
 
-def _exponentials(a: Expr, b: Expr) -> tuple[Expr, Expr, Expr]:
-    """exp(a), exp(a + b), and the second minus the first."""
-    old, new = exp(a), exp(a + b)
-    return old, new, where(abs(b) < 1, old * expm1(b), new - old)
+def constants(sums: Any) -> Any:
+    """Of each row the logarithm of sum exp(a + b) / sum exp a, from the sums of `exponentials`."""
+    import numpy as np
+
+    old, new, difference = sums
+    near = np.abs(difference) < 0.5 * old
+    return np.where(near, each(math.log1p, np.where(near, difference / old, 0.0)), each(math.log, new / old))
 
 
 def _excess(u: Expr, wide: bool) -> Expr:
     """(1 + u) ln(1 + u) - u for |u| < 0.3, from ln(1 + u) = 2 artanh(s) with s = u / (2 + u)."""
-    s = u / (u + 2)
+    whole = u + 2
+    s = u / whole  # so that 1 - s is 2 / whole
     square, last = s * s, 10 if wide else 5
     rest = square * (1 / (2 * last + 3))
     for i in reversed(range(1, last)):
         rest = (rest + 1 / (2 * i + 3)) * square
     rest = rest + 1 / 3  # (artanh(s) - s) / s^3
-    return square * 2 * ((s + 1) * s * rest + 1) / (1 - s)
+    return square * ((s + 1) * s * rest + 1) * whole
 
 
-def _softmax(tensor: TensorInfo) -> Generator[Rows, Any, _Softmax]:
-    """Reads the tensor once, or three times if it has elements whose exponentials must be shifted."""
-    x0, d = base(), delta(0)
-    is_large = maximum(abs(x0), abs(x0 + d)) > LARGE
-    *sums, large = yield Rows(Formula((*_exponentials(x0, d), is_large), tensor.columns))
-    if not large.any():
-        return _Softmax(x0, d, sums)
-    largest_0, largest_1 = yield Rows(Formula((x0, x0 + d), tensor.columns), largest=True)
-    a, b = x0 - row(largest_0), d - row(largest_1 - largest_0)
-    sums = yield Rows(Formula(_exponentials(a, b), tensor.columns))
-    return _Softmax(a, b, sums)
+@functools.lru_cache
+def _sums(shifted: bool, wide: bool) -> Formula:
+    """The exponentials, and whether there is an element too large for them if they are not shifted."""
+    values = _Softmax(shifted).exponentials(wide)
+    return Formula(values if shifted else (*values, maximum(abs(base()), abs(base() + delta(0))) > LARGE))
+
+
+@functools.lru_cache
+def _both() -> Formula:
+    return Formula((base(), base() + delta(0)))
+
+
+@functools.lru_cache
+def _divergence(shifted: bool, wide: bool) -> Formula:
+    return Formula((_Softmax(shifted).divergence(wide),))
+
+
+@functools.lru_cache
+def _importances() -> Formula:
+    """As many as there are quartiles."""
+    return Formula((abs(delta(0)) * row(Given(0)),) * 3)
+
+
+@functools.lru_cache
+def _chosen() -> Formula:
+    return Formula((where(abs(delta(0)) * row(Given(0)) < given(1), 0, delta(0)),))
+
+
+def _divergences(tensor: TensorInfo) -> Generator[Rows, Any, Any]:
+    """Of each row. Reads the tensor twice, or four times if it has elements whose exponentials must be shifted."""
+    wide, columns = tensor.wide, tensor.columns
+    shifts: tuple[Any, ...] = (None, None)
+    *sums, large = yield Rows(_sums(False, wide).using(columns=columns))
+    if shifted := bool(large.any()):
+        largest_0, largest_1 = yield Rows(_both().using(columns=columns), largest=True)
+        shifts = largest_0, largest_1 - largest_0
+        sums = yield Rows(_sums(True, wide).using(*shifts, columns=columns))
+    numbers = (*shifts, constants(sums), 1 / sums[0], 1 / sums[1])
+    (kl,) = yield Rows(_divergence(shifted, wide).using(*numbers, columns=columns))
+    return kl
 
 
 def threshold(first: float, median: float, third: float) -> float:
@@ -114,10 +158,9 @@ def arcee_fusion(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
 
     if not tensor.count:
         return Copy()
-    softmax = yield from _softmax(tensor)
-    (kl,) = yield Rows(Formula((softmax.divergence(tensor.wide),), tensor.columns))
+    kl = yield from _divergences(tensor)
     kl = np.ldexp(kl, -np.frexp(kl.max())[1])  # importances are compared with each other only
-    importance = abs(delta(0)) * row(kl)
-    selected = yield Select(quartiles(tensor.count), keep_all_ties=True, of=Formula((importance,) * 3, tensor.columns))
+    importances = _importances().using(kl, columns=tensor.columns)
+    selected = yield Select(quartiles(tensor.count), keep_all_ties=True, of=importances)
     least = threshold(*(s.magnitude(tensor.wide) for s in selected))
-    return Apply(Formula((where(importance < least, 0, delta(0)),), tensor.columns), relative=True)
+    return Apply(_chosen().using(kl, least, columns=tensor.columns), relative=True)

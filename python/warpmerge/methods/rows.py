@@ -6,12 +6,13 @@ depend on the processor.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..formula import Expr, Formula, add_up, column, delta, equal, maximum, minimum, row, where
+from ..formula import Expr, Formula, Given, add_up, column, delta, equal, maximum, minimum, row, where
 from ..ops import Apply, Rows, Whole
 from .base import TensorInfo
 from .geometry import NO_DIRECTION, SHORTEST, angle
@@ -20,6 +21,7 @@ BLOCK = 16  # rows that are added up as a tree, few enough for a cache
 # Squares of float32 leave its range. Bounded by these they show it in their sum, which is exact enough between others.
 LEAST_SQUARE, LARGEST_SQUARE = 2.0**-126, 2.0**127
 SAFE = (2.0**-70, 2.0**120)
+OPPOSED = 0.1  # 1 + (K - 1) cos below this: what angles decide is near a pole
 
 
 def each(function: Callable[[float], float], values: Any) -> Any:
@@ -63,6 +65,11 @@ class Vectors:
                 same &= (distance == 0) & (true[i] == true[k])
         return cls(chords, same)
 
+    def cosine(self) -> Any:
+        """The mean over the pairs."""
+        cosines = [1 - chord / 2 for chord in self.chords.values()]
+        return sum(cosines) / len(cosines)
+
 
 def _pairs(models: int) -> list[tuple[int, int]]:
     return [(i, k) for i in range(models) for k in range(i + 1, models)]
@@ -86,17 +93,9 @@ def _halves(v: Expr) -> tuple[Expr, Expr]:
     return high, v - high
 
 
-def _square(v: Expr, lost: Expr | float, wide: bool) -> tuple[Expr, ...]:
-    """(v + lost)^2 in the parts of `product`, the first one kept between the bounds."""
-    rounded, *rest = product(v, v, wide)
-    rounded = where(equal(v, 0), 0, minimum(maximum(rounded, LEAST_SQUARE), LARGEST_SQUARE))
-    return rounded, *(part + v * lost * 2 for part in rest)
-
-
-def summed(of: Sequence[tuple[Expr, ...]], tensor: TensorInfo) -> Generator[Rows, Any, Any]:
-    """(len(of), rows): the sum of each tuple's parts."""
-    sums = yield Rows(Formula(tuple(part for parts in of for part in parts), tensor.columns))
-    return sums.reshape(len(of), -1, tensor.rows).sum(axis=1)
+def summed(sums: Any, parts: int, tensor: TensorInfo) -> Any:
+    """(number of tuples, rows) from the sums of the values of tuples of so many `parts`."""
+    return sums.reshape(-1, parts, tensor.rows).sum(axis=1)
 
 
 def _difference(a: Expr, b: Expr) -> tuple[Expr, Expr]:
@@ -106,28 +105,63 @@ def _difference(a: Expr, b: Expr) -> tuple[Expr, Expr]:
     return rounded, (a - (rounded - back)) - (b + back)
 
 
+def _exact_square(v: Expr, lost: Expr | None = None) -> tuple[Expr, Expr]:
+    """(v + lost)^2 in the parts of `product`."""
+    rounded, rest = product(v, v, wide=False)
+    return rounded, rest if lost is None else rest + v * lost * 2
+
+
+@functools.lru_cache
+def _squares(models: int, scaled: bool, exact: bool) -> Formula:
+    """Of the deltas, times given(k) of their row if `scaled`, between the bounds; and of their differences.
+
+    exact: each in two parts.
+    """
+    d = [delta(k) * row(Given(k)) if scaled else delta(k) for k in range(models)]
+    pairs = _pairs(models)
+    squares = [_exact_square(v) if exact else (v * v,) for v in d]
+    # The smaller of a magnitude and a bound is above 0 where the magnitude is, even if its square is not.
+    least = [minimum(abs(v), LEAST_SQUARE) for v in d]
+    norms = [(minimum(maximum(v, low), LARGEST_SQUARE), *rest) for (v, *rest), low in zip(squares, least, strict=True)]
+    if exact:
+        apart = [_exact_square(*_difference(d[i], d[k])) for i, k in pairs]
+    else:
+        apart = [(v * v,) for v in [d[i] - d[k] for i, k in pairs]]
+    return Formula(tuple(part for parts in (*norms, *apart) for part in parts))
+
+
+@functools.lru_cache
+def _magnitudes(models: int) -> Formula:
+    return Formula(tuple(abs(delta(k)) for k in range(models)))
+
+
 def row_vectors(tensor: TensorInfo) -> Generator[Rows, Any, Vectors]:
-    """Of the rows of the deltas: one read, or three where squares leave the range of float32."""
+    """Of the rows of the deltas: one read. Two more where squares leave the range of float32.
+
+    And one more where rows are opposed so that float32 products would show: they are right to seven digits, which
+    other angles are well served by.
+    """
     import numpy as np
 
-    pairs = _pairs(tensor.models)
+    models, columns, factors, exponents = tensor.models, tensor.columns, (), 0
 
-    def squares(d: Sequence[Expr]) -> list[tuple[Expr, ...]]:
-        distances = [_square(*_difference(d[i], d[k]), tensor.wide) for i, k in pairs]
-        return [_square(v, 0, tensor.wide) for v in d] + distances
+    def measured(exact: bool) -> Generator[Rows, Any, tuple[Any, Any]]:
+        found = yield Rows(_squares(models, bool(factors), exact).using(*factors, columns=columns))
+        sums = summed(found, 1 + exact, tensor)
+        return sums[:models], dict(zip(_pairs(models), sums[models:], strict=True))
 
-    d = [delta(k) for k in range(tensor.models)]
-    sums = yield from summed(squares(d), tensor)
-    norms_sq, exponents = sums[: tensor.models], 0
+    squares = yield from measured(exact=False)
+    norms_sq = squares[0]
     if ((norms_sq > SAFE[1]) | ((norms_sq > 0) & (norms_sq < SAFE[0]))).any():
-        largest = yield Rows(Formula(tuple(map(abs, d)), tensor.columns), largest=True)
+        largest = yield Rows(_magnitudes(models).using(columns=columns), largest=True)
         most = 1000 if tensor.wide else 120
         exponents = np.clip(-np.frexp(largest)[1], -most, most)
-        factors = np.ldexp(1.0, exponents)
-        d = [v * row(f) for v, f in zip(d, factors, strict=True)]
-        sums = yield from summed(squares(d), tensor)
-    distances = dict(zip(pairs, sums[tensor.models :], strict=True))
-    return Vectors.of(sums[: tensor.models], distances, exponents)
+        factors = tuple(np.ldexp(1.0, exponents))
+        squares = yield from measured(exact=False)
+    vectors = Vectors.of(*squares, exponents)
+    if not tensor.wide and vectors.chords and (1 + (models - 1) * vectors.cosine() < OPPOSED).any():
+        vectors = Vectors.of(*(yield from measured(exact=True)), exponents)
+    return vectors
 
 
 def column_sums(tensors: Sequence[Any], rows: int, terms: Callable[..., Sequence[Any]]) -> Any:
@@ -182,17 +216,31 @@ def arcs(vectors: Vectors, t: float) -> tuple[Any, Any, Any]:
     return first, second, straight
 
 
+@functools.lru_cache
+def _interpolated(along_first: bool, any_straight: bool) -> Formula:
+    place = column if along_first else row
+    a, b = delta(0), delta(1)
+    merged = a * place(Given(0)) + b * place(Given(1))
+    if any_straight:
+        merged = where(place(Given(2)), where(equal(a, b), a, merged), merged)
+    return Formula((merged,))
+
+
 def interpolated(tensor: TensorInfo, vectors: Vectors, t: float, *, along_first: bool) -> Apply:
     """Spherical interpolation of rows, or of the vectors along the first dimension.
 
     On a straight line an element that is the same in both stays as it is.
     """
-    place, columns = (column, tensor.count // tensor.shape[0]) if along_first else (row, tensor.columns)
+    columns = tensor.count // tensor.shape[0] if along_first else tensor.columns
     first, second, straight = arcs(vectors, t)
-    a, b = delta(0), delta(1)
-    merged = a * place(first) + b * place(second)
-    kept = where(equal(a, b), a, merged)
-    return Apply(Formula((where(place(straight.astype(float)), kept, merged),), columns), relative=True)
+    formula = _interpolated(along_first, bool(straight.any()))
+    return Apply(formula.using(first, second, straight.astype(float), columns=columns), relative=True)
+
+
+@functools.lru_cache
+def _sum_of_shares(models: int) -> Formula:
+    share = row(Given(0))
+    return Formula((add_up([delta(k) * share for k in range(models)]),))
 
 
 def stock(tensor: TensorInfo, vectors: Vectors) -> Apply:
@@ -200,9 +248,7 @@ def stock(tensor: TensorInfo, vectors: Vectors) -> Apply:
     import numpy as np
 
     models = tensor.models
-    cosines = [1 - chord / 2 for chord in vectors.chords.values()]
-    cosine = sum(cosines) / len(cosines)
+    cosine = vectors.cosine()
     cosine = np.where(1 + (models - 1) * cosine < NO_DIRECTION, 0.0, cosine)
-    share = row(cosine / (1 + (models - 1) * cosine))
-    merged = add_up([delta(k) * share for k in range(models)])
-    return Apply(Formula((merged,), tensor.columns), relative=True)
+    share = cosine / (1 + (models - 1) * cosine)
+    return Apply(_sum_of_shares(models).using(share, columns=tensor.columns), relative=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from typing import Any
 
-from ..formula import Expr, Formula, add_up, base, column, delta, exp, maximum, row, where
+from ..formula import Formula, Given, add_up, base, column, delta, exp, given, maximum, row, where
 from ..ops import KEEP_ALL, Apply, Copy, Moments, Rows, Whole
 from .base import Base, Steps, TensorInfo
 from .parameters import number
@@ -53,24 +54,38 @@ def _of_columns(tensor: TensorInfo) -> Generator[Whole, Any, Any]:
     return (yield Whole(lambda tensors, origin: column_sums([origin, *tensors], tensor.rows, products)))
 
 
-def _of_rows(tensor: TensorInfo) -> Generator[Rows, Any, Any]:
-    x0, d = base(), [delta(k) for k in range(tensor.models)]
+@functools.lru_cache
+def _row_products(models: int, wide: bool) -> Formula:
+    x0, d = base(), [delta(k) for k in range(models)]
     pairs = [(x0, x0), *((x0, v) for v in d), *((v, v) for v in d)]
-    return (yield from summed([product(a, b, tensor.wide) for a, b in pairs], tensor))
+    return Formula(tuple(part for a, b in pairs for part in product(a, b, wide)))
 
 
-def _of_elements(means: Sequence[float], ratio: float, calibration: float) -> list[Expr]:
-    """Shares of the models in a vector, whose elements are as significant as their deltas are large."""
-    sizes = [abs(delta(k)) for k in range(len(means))]
+def _of_rows(tensor: TensorInfo) -> Generator[Rows, Any, Any]:
+    sums = yield Rows(_row_products(tensor.models, tensor.wide).using(columns=tensor.columns))
+    return summed(sums, len(sums) // (2 * tensor.models + 1), tensor)
+
+
+@functools.lru_cache
+def _of_elements(models: int) -> Formula:
+    """Each model's share of an element, which is as significant as its delta is large; the sum of the shares.
+
+    given(0): what counts as standing out; then for each model above which magnitude it does.
+    """
+    sizes = [abs(delta(k)) for k in range(models)]
     largest = sizes[0]
     for size in sizes[1:]:
         largest = maximum(size, largest)
     powers = [exp(size - largest) for size in sizes]
     together = add_up(powers)
-    return [
-        where(size > ratio * mean, calibration, power / together)
-        for size, mean, power in zip(sizes, means, powers, strict=True)
-    ]
+    shares = [where(size > given(k + 1), given(0), powers[k] / together) for k, size in enumerate(sizes)]
+    return Formula((add_up([delta(k) * share for k, share in enumerate(shares)]),))
+
+
+@functools.lru_cache
+def _of_vectors(models: int, by_row: bool) -> Formula:
+    place = row if by_row else column
+    return Formula((add_up([delta(k) * place(Given(k)) for k in range(models)]),))
 
 
 @method(
@@ -107,12 +122,11 @@ def widen(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
         return Copy()
     if not is_matrix(tensor):
         sums = yield Moments((KEEP_ALL,) * tensor.models, only_l1=True)
-        shares = _of_elements([m.sum_abs / tensor.count for m in sums], ratio, calibration)
-    else:
-        by_row = any(name in tensor.name for name in EMBEDDINGS)
-        sums = yield from (_of_rows if by_row else _of_columns)(tensor)
-        changed = changes(sums[0], sums[1 : tensor.models + 1], sums[tensor.models + 1 :])
-        longer, turned = (scored(change, ratio, calibration) for change in changed)
-        shares = [(row if by_row else column)(share) for share in (longer + turned) / 2]
-    merged = add_up([delta(k) * share for k, share in enumerate(shares)])
-    return Apply(Formula((merged,), tensor.columns), relative=True)
+        bounds = [ratio * (m.sum_abs / tensor.count) for m in sums]
+        return Apply(_of_elements(tensor.models).using(calibration, *bounds), relative=True)
+    by_row = any(name in tensor.name for name in EMBEDDINGS)
+    sums = yield from (_of_rows if by_row else _of_columns)(tensor)
+    changed = changes(sums[0], sums[1 : tensor.models + 1], sums[tensor.models + 1 :])
+    longer, turned = (scored(change, ratio, calibration) for change in changed)
+    formula = _of_vectors(tensor.models, by_row).using(*(longer + turned) / 2, columns=tensor.columns)
+    return Apply(formula, relative=True)

@@ -17,7 +17,7 @@ from ..ops import Apply, Rows, Whole
 from .base import TensorInfo
 from .geometry import NO_DIRECTION, SHORTEST, angle
 
-BLOCK = 16  # rows that are added up as a tree, few enough for a cache
+BLOCK = 1 << 15  # elements that are worked on at a time, few enough for a cache
 # Squares of float32 leave its range. Bounded by these they show it in their sum, which is exact enough between others.
 LEAST_SQUARE, LARGEST_SQUARE = 2.0**-126, 2.0**127
 SAFE = (2.0**-70, 2.0**120)
@@ -164,40 +164,38 @@ def row_vectors(tensor: TensorInfo) -> Generator[Rows, Any, Vectors]:
     return vectors
 
 
-def column_sums(tensors: Sequence[Any], rows: int, terms: Callable[..., Sequence[Any]]) -> Any:
-    """Sums over the `rows` first dimension of tensors, (number of terms, n): blocks as trees, then one after the other.
+def column_sums(tensors: Sequence[Any], rows: int, factors: Callable[..., Sequence[tuple[Any, Any]]]) -> Any:
+    """Sums of products over the `rows` first dimension of tensors, (number of products, n): row by row in blocks.
 
-    terms: new arrays, of some rows of each tensor in float64. What is not finite is 0, as in all measurements.
+    factors: the pairs to multiply, made of some rows of each tensor in float64. What is not finite is 0, as in all
+    measurements.
     """
     import numpy as np
 
     matrices = [t.cpu().numpy().reshape(rows, -1) for t in tensors]
+    columns = matrices[0].shape[1]
+    step = max(1, BLOCK // columns)
+    parts = [np.empty((step, columns)) for _ in matrices]
+    product = np.empty((step, columns))
     total: Any = 0.0
-    for start in range(0, rows, BLOCK):
-        parts = [m[start : start + BLOCK].astype(np.float64) for m in matrices]
-        for part in parts:
-            finite = np.isfinite(part)
+    for start in range(0, rows, step):
+        count = min(step, rows - start)
+        for part, matrix in zip(parts, matrices, strict=True):
+            part[:count] = matrix[start : start + count]
+            finite = np.isfinite(part[:count])
             if not finite.all():
-                part[~finite] = 0.0
-        total = total + np.stack([_tree(term) for term in terms(*parts)])
+                part[:count][~finite] = 0.0
+        pairs = factors(*(part[:count] for part in parts))
+        total = total + np.stack([np.multiply(a, b, out=product[:count]).sum(axis=0) for a, b in pairs])
     return total
-
-
-def _tree(block: Any) -> Any:
-    """The sum of the rows: the upper half is added to the lower one, which works in place, until one is left."""
-    while len(block) > 1:
-        upper = (len(block) + 1) // 2
-        block[: len(block) - upper] += block[upper:]
-        block = block[:upper]
-    return block[0]
 
 
 def column_vectors(tensor: TensorInfo) -> Generator[Whole, Any, Vectors]:
     """Of the vectors along the first dimension of the deltas."""
     models, pairs = tensor.models, _pairs(tensor.models)
 
-    def squares(*d: Any) -> list[Any]:
-        return [*(v * v for v in d), *((d[i] - d[k]) ** 2 for i, k in pairs)]
+    def squares(*d: Any) -> list[tuple[Any, Any]]:
+        return [(v, v) for v in (*d, *(d[i] - d[k] for i, k in pairs))]
 
     sums = yield Whole(lambda tensors, base: column_sums(tensors, tensor.shape[0], squares))
     return Vectors.of(sums[:models], dict(zip(pairs, sums[models:], strict=True)))

@@ -48,8 +48,8 @@ def scored(change: Any, ratio: float, calibration: float) -> Any:
 
 
 def _of_columns(tensor: TensorInfo) -> Generator[Whole, Any, Any]:
-    def products(x0: Any, *d: Any) -> list[Any]:
-        return [x0 * x0, *(x0 * v for v in d), *(v * v for v in d)]
+    def products(x0: Any, *d: Any) -> list[tuple[Any, Any]]:
+        return [(x0, x0), *((x0, v) for v in d), *((v, v) for v in d)]
 
     return (yield Whole(lambda tensors, origin: column_sums([origin, *tensors], tensor.rows, products)))
 

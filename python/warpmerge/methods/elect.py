@@ -11,17 +11,20 @@ from ..ops import Consensus
 
 
 def merged(request: Consensus, d: Sequence[Expr]) -> Expr:
-    """The delta that `request` makes of its kept deltas, made of any expressions: csrc/ops/consensus.h as a formula."""
+    """The delta that `request` makes of its kept deltas, made of any expressions: csrc/ops/consensus.h as a formula.
+
+    Of an election without ballots they are the deltas.
+    """
     terms = [x * v for x, v in zip(d, request.value, strict=True)]
     if not request.elect:
         return add_up(terms) * request.lambda_
-    ballots = [x * b for x, b in zip(d, request.ballot, strict=True)]
+    ballots = [x * b for x, b in zip(d, request.ballot, strict=True)] if request.ballot else list(d)
     votes = add_up(ballots)
-    minus = votes < 0
-    agrees = [where(minus, b < 0, b > 0) for b in ballots]
+    sign = where(votes < 0, -1, 1)
+    agrees = [b * sign > 0 for b in ballots]
     elected = add_up([where(a, t, 0) for a, t in zip(agrees, terms, strict=True)])
     if any(isinstance(share, Expr) or share for share in request.divisor):
-        divisor = add_up([where(a, share, 0) for a, share in zip(agrees, request.divisor, strict=True)])
+        divisor = add_up([a * share for a, share in zip(agrees, request.divisor, strict=True)])
         elected = elected / where(equal(divisor, 0), 1, divisor)
     return where(equal(votes, votes), elected * request.lambda_, votes)
 
@@ -31,24 +34,26 @@ class Form(NamedTuple):
 
     models: int
     elect: bool
-    votes_are_values: bool
+    votes: str  # whose: "values", "deltas" or "ballots"
     divides: bool
 
     @classmethod
     def of(cls, request: Consensus) -> Form:
-        same, divides = request.ballot == request.value, request.elect and any(request.divisor)
-        return cls(len(request.value), request.elect, same, divides)
+        plain = all(b == 1 for b in request.ballot)
+        votes = "deltas" if plain else "values" if request.ballot == request.value else "ballots"
+        return cls(len(request.value), request.elect, votes, request.elect and any(request.divisor))
 
     def places(self, first: int = 0) -> Consensus:
         """With given(first), given(first + 1), ... where `numbers` go."""
         places = map(given, itertools.count(first))
         value, lambda_ = tuple(itertools.islice(places, self.models)), next(places)
-        ballot = value if self.votes_are_values else tuple(itertools.islice(places, self.models * self.elect))
+        own = tuple(itertools.islice(places, self.models * (self.votes == "ballots")))
+        ballot = value if self.votes == "values" else own
         divisor = tuple(itertools.islice(places, self.models * self.divides))
         return Consensus(value, (), ballot, divisor, lambda_, self.elect)
 
     def numbers(self, request: Consensus) -> tuple[float, ...]:
-        ballot = () if self.votes_are_values else request.ballot
+        ballot = request.ballot if self.votes == "ballots" else ()
         return (*request.value, request.lambda_, *ballot, *(request.divisor if self.divides else ()))
 
 

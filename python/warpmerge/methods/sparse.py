@@ -189,6 +189,9 @@ def breadcrumbs_ties(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
 # --- where models disagree --------------------------------------------------------------------------------------------
 
 
+LARGEST_KEYS = {False: 0x7F7FFFFF, True: 0x7FEFFFFFFFFFFFFF}  # of what is finite in float32 and float64
+
+
 def spread(models: int) -> Expr:
     """K^3 times the variance over the models: no quotients, so that equal variances stay equal on coarse grids."""
     d = [delta(k) for k in range(models)]
@@ -198,10 +201,10 @@ def spread(models: int) -> Expr:
 
 
 @functools.lru_cache
-def _spread_and_ones(models: int) -> Formula:
-    """The spread, and 1 where it is a number above 0."""
+def _differing(models: int) -> Formula:
+    """1 where the spread is a number above 0, else NaN, which is not counted."""
     by = spread(models)
-    return Formula((by, by / by))
+    return Formula((by / by,))
 
 
 @functools.lru_cache
@@ -223,9 +226,10 @@ def _largest(wide: bool) -> float:
 
 
 @functools.lru_cache
-def _squares(models: int, sparse: bool, wide: bool) -> Formula:
+def _squares(models: int, sparse: bool, wide: bool, propagate: bool) -> Formula:
     """Of the selected deltas, bounded so that an overflow is seen in their sum; NaN of what is not finite."""
-    return Formula(tuple(minimum(wrap(_largest(wide)), x * x) + x * 0 for x in _selected(models, sparse)))
+    squares = [(x, minimum(wrap(_largest(wide)), x * x)) for x in _selected(models, sparse)]
+    return Formula(tuple(square + x * 0 if propagate else square for x, square in squares))
 
 
 @functools.lru_cache
@@ -242,7 +246,7 @@ def energy_shares(energies: Sequence[float], count: int, least: float) -> tuple[
 
 
 def _sce_passes(p: Mapping[str, Any]) -> int:
-    """2 by default; 4 with a select_topk between 0 and 1, 3 where no element is the same in all models"""
+    """2 by default; 4 with a select_topk between 0 and 1"""
     return 4 if 0 < p["select_topk"] < 1 else 2
 
 
@@ -281,7 +285,7 @@ def sce(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     models, everything = tensor.models, (KEEP_ALL,) * tensor.models
     sparse = p["select_topk"] < 1
     rule = (yield from _select(tensor, p["select_topk"])) if sparse else KEEP_ALL
-    squares = _squares(models, sparse, tensor.wide).using(rule)
+    squares = _squares(models, sparse, tensor.wide, p["nonfinite"] == "propagate").using(rule)
     energies = [m.sum_abs for m in (yield Moments(everything, only_l1=True, of=squares))]
     if not max(energies) < _largest(tensor.wide):
         raise CheckpointError(f"{tensor} has deltas whose squares overflow; a method that measures needs them.")
@@ -295,14 +299,10 @@ def sce(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
 
 def _select(tensor: TensorInfo, share: float) -> Generator[Any, Any, Keep]:
     """The rule that keeps those spreads which are among the largest, or not finite."""
-    most = min(kept_count(share, tensor.count), tensor.count)
-    if most:
-        # Few elements are the same in all models of most tensors: what would be selected if none were may be right.
-        chosen, ones = yield Select((most, 1), of=_spread_and_ones(tensor.models))
-        above_zero = ones.ties if ones.threshold else 0
-        wanted = kept_count(share, above_zero) if above_zero else 0
-        if 0 < wanted < most:
-            (chosen,) = yield Select((wanted,), of=_spread(tensor.models))
-        if wanted:
+    if share > 0:
+        (ones,) = yield Moments((KEEP_ALL,), only_l1=True, of=_differing(tensor.models))
+        differing = int(ones.sum_abs)
+        if differing:
+            (chosen,) = yield Select((kept_count(share, differing),), of=_spread(tensor.models))
             return chosen.keep()
-    return KeepAbove(0x7FEFFFFFFFFFFFFF if tensor.wide else 0x7F7FFFFF)
+    return KeepAbove(LARGEST_KEYS[tensor.wide], tie_end=0)

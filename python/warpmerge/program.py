@@ -21,6 +21,7 @@ class Program:
 
     code: rows of (op, target, a, b, c, payload); targets are temporaries, unused fields 0. outputs: operand numbers.
     keys: of random streams. vectors: float64 arrays; `by_row` says which are per row. `columns`: length of a row.
+    ranked: inputs whose row ranks are asked for, in order.
     """
 
     inputs: int
@@ -33,16 +34,12 @@ class Program:
     vectors: tuple[Any, ...]
     by_row: tuple[bool, ...]
     columns: int
+    ranked: tuple[int, ...]
 
     @property
     def structure(self) -> tuple:
         """What does not change from tensor to tensor."""
         return self.inputs, self.code, self.registers, self.outputs, len(self.constants), self.by_row
-
-    @property
-    def ranked(self) -> tuple[int, ...]:
-        """Inputs whose row ranks are asked for, in order."""
-        return tuple(sorted({a for op, _, a, *_ in self.code if op == Op.RANK}))
 
 
 def compiled(values: Sequence[Expr], inputs: int, wide: bool) -> Program:
@@ -105,6 +102,7 @@ class _Compiler:
             tuple(self.nodes[n][2] for n in constants),
             *(tuple(table) for table in self.tables.values()),
             columns=0,
+            ranked=tuple(sorted({a for op, _, a, *_ in code if op == Op.RANK})),
         )
 
     def _number(self, root: Expr) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 from .. import _core
 from ..errors import MergeError
-from ..formula import Formula, Op
+from ..formula import Formula
 from ..ops import NO_TIE_END, Keep, KeepDrawn
 from ..program import Program
 from ..tasks import TensorTask
@@ -55,7 +55,7 @@ def check_rows(task: TensorTask, program: Program, asked: bool) -> None:
     if count == 0:
         return
     if not columns:
-        if asked or any(op in (Op.ROW, Op.COLUMN, Op.RANK) for op, *_ in program.code):
+        if asked or program.vectors or program.ranked:
             raise MergeError(
                 f"{task.info}: a formula that is about rows needs their length: Formula(values, columns=...)."
             )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import RecipeError
-from ..formula import Expr, Formula, add_up, delta, given, maximum, minimum, where, wrap
+from ..formula import Expr, Formula, add_up, delta, given, maximum, minimum, where
 from ..ops import KEEP_ALL, Apply, KeepAbove, Moments
 from .base import Base, Steps, TensorInfo
 from .elect import not_hidden
@@ -25,10 +25,10 @@ def _lets_through(p: Mapping[str, Any]) -> bool:
 # --- one model ------------------------------------------------------------------------------------------------------
 
 
-@functools.lru_cache
-def _clipped(t: float) -> Formula:
+@functools.cache
+def _clipped() -> Formula:
     # The delta is the second argument, which a NaN comes out of.
-    return Formula((minimum(wrap(t), maximum(wrap(-t), delta(0))),))
+    return Formula((minimum(given(0), maximum(given(1), delta(0))),))
 
 
 @method(
@@ -49,7 +49,7 @@ def _clipped(t: float) -> Formula:
 )
 def nearswap(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """The model where it is within t of the base, and a step of t towards it elsewhere."""
-    return Apply(_clipped(p["t"]), relative=True)
+    return Apply(_clipped().using(p["t"], -p["t"]), relative=True)
     yield
 
 
@@ -57,13 +57,13 @@ def nearswap(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
 
 
 @functools.lru_cache
-def _largest(models: int, first: bool, factor: float, propagate: bool) -> Formula:
+def _largest(models: int, first: bool, propagate: bool) -> Formula:
     d = [delta(k) for k in range(models)]
     chosen = d[0]
     for other in d[1:]:
         wins = abs(other) > abs(chosen) if first else abs(other) >= abs(chosen)
         chosen = where(wins, other, chosen)
-    return Formula(((not_hidden(chosen, d) if propagate else chosen) * factor,))
+    return Formula(((not_hidden(chosen, d) if propagate else chosen) * given(0),))
 
 
 @method(
@@ -80,7 +80,8 @@ def _largest(models: int, first: bool, factor: float, propagate: bool) -> Formul
 )
 def magmax(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Base plus the delta of the largest magnitude, for each element by itself."""
-    return Apply(_largest(tensor.models, p["ties"] == "first_model", p["lambda"], _lets_through(p)), relative=True)
+    formula = _largest(tensor.models, p["ties"] == "first_model", _lets_through(p))
+    return Apply(formula.using(p["lambda"]), relative=True)
     yield
 
 
@@ -90,21 +91,21 @@ EPSILON = number("epsilon", low=0, default=1e-5, help="an element whose |delta| 
 CHANGED = "A_k = |d_k| > epsilon,  c = number of models in A"
 
 
-def _changes(models: int, epsilon: float) -> tuple[list[Expr], Expr]:
-    """1 where a model changed an element, else 0; and how many models did."""
-    changed = [abs(delta(k)) > epsilon for k in range(models)]
+def _changes(models: int) -> tuple[list[Expr], Expr]:
+    """1 where a model changed an element by more than given(0), else 0; and how many models did."""
+    changed = [abs(delta(k)) > given(0) for k in range(models)]
     return changed, add_up(changed)
 
 
 @functools.lru_cache
-def _mean_of_changed(models: int, epsilon: float, amplified: bool, propagate: bool) -> Formula:
-    """The mean delta of the models that changed an element; of a single one k, times given(k) if `amplified`."""
-    changed, count = _changes(models, epsilon)
+def _mean_of_changed(models: int, amplified: bool, propagate: bool) -> Formula:
+    """The mean delta of the models that changed an element; of a single one k, times given(k + 1) if `amplified`."""
+    changed, count = _changes(models)
     d = [delta(k) for k in range(models)]
     terms = [where(a, x, 0) for a, x in zip(changed, d, strict=True)]
     value = add_up(terms) / maximum(count, 1)
     if amplified:
-        alone = add_up([t * given(k) for k, t in enumerate(terms)])
+        alone = add_up([t * given(k + 1) for k, t in enumerate(terms)])
         value = where(count > 1, value, alone)
     return Formula((not_hidden(value, d) if propagate else value,))
 
@@ -124,14 +125,15 @@ RAM = "Yuan et al. 2026, Behavior knowledge merge in reinforced agentic models, 
 )
 def ram(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Base plus, for each element, the mean delta of the models that changed it."""
-    return Apply(_mean_of_changed(tensor.models, p["epsilon"], False, _lets_through(p)), relative=True)
+    formula = _mean_of_changed(tensor.models, False, _lets_through(p))
+    return Apply(formula.using(p["epsilon"]), relative=True)
     yield
 
 
 @functools.lru_cache
-def _unique_and_shared(models: int, epsilon: float) -> Formula:
+def _unique_and_shared(models: int) -> Formula:
     """Per model, 1 where it alone changed an element, SHARED where others did too."""
-    changed, count = _changes(models, epsilon)
+    changed, count = _changes(models)
     size = where(count <= 1, 1, SHARED)
     return Formula(tuple(a * size for a in changed))
 
@@ -173,11 +175,11 @@ def ramplus_tl(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Like ram, with what one model alone changed amplified by how much it shares with others."""
     models = tensor.models
     unique_only = KeepAbove(SHARED_KEYS[tensor.wide], tie_end=0)
-    sums = yield Moments((unique_only,) * models, only_l1=True, of=_unique_and_shared(models, p["epsilon"]))
+    counted = _unique_and_shared(models).using(p["epsilon"])
+    sums = yield Moments((unique_only,) * models, only_l1=True, of=counted)
     factors = amplified([m.kept_abs for m in sums], [(m.sum_abs - m.kept_abs) / SHARED for m in sums], p)
-    is_mean = all(factor == 1 for factor in factors)
-    formula = _mean_of_changed(models, p["epsilon"], not is_mean, _lets_through(p))
-    return Apply(formula if is_mean else formula.using(*factors), relative=True)
+    formula = _mean_of_changed(models, any(factor != 1 for factor in factors), _lets_through(p))
+    return Apply(formula.using(p["epsilon"], *factors), relative=True)
 
 
 # --- which tasks want it --------------------------------------------------------------------------------------------
@@ -192,12 +194,13 @@ def _check_consensus(p: Mapping[str, Any], models: int) -> None:
 
 
 @functools.lru_cache
-def _wanted(weight: tuple[float, ...], mask: tuple[float, ...], least: int, factor: float, propagate: bool) -> Formula:
-    v = [delta(k) * w for k, w in enumerate(weight)]
+def _wanted(models: int, least: int, propagate: bool) -> Formula:
+    """given(0): the factor of it all; then the weights, then mask_lambda."""
+    v = [delta(k) * given(1 + k) for k in range(models)]
     tau = add_up(v)
-    masks = [abs(x) > abs(tau - x) * c for x, c in zip(v, mask, strict=True)]
+    masks = [abs(x) > abs(tau - x) * given(1 + models + k) for k, x in enumerate(v)]
     value = where(add_up(masks) >= least, tau, 0)
-    return Formula(((not_hidden(value, v) if propagate else value) * factor,))
+    return Formula(((not_hidden(value, v) if propagate else value) * given(0),))
 
 
 @method(
@@ -223,8 +226,8 @@ def _wanted(weight: tuple[float, ...], mask: tuple[float, ...], least: int, fact
 )
 def consensus_ta(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Task arithmetic of those elements that enough tasks want (TALL masks)."""
-    formula = _wanted(p["weight"], p["mask_lambda"], p["k"], p["lambda"], _lets_through(p))
-    return Apply(formula, relative=True)
+    formula = _wanted(tensor.models, p["k"], _lets_through(p))
+    return Apply(formula.using(p["lambda"], *p["weight"], *p["mask_lambda"]), relative=True)
     yield
 
 
@@ -254,8 +257,8 @@ def _unified(models: int, task: int | None) -> Expr:
 
 
 @functools.lru_cache
-def _of_task(models: int, task: int | None, factor: float, propagate: bool) -> Formula:
-    value = _unified(models, task) * factor
+def _of_task(models: int, task: int | None, propagate: bool) -> Formula:
+    value = _unified(models, task) * given(0)
     return Formula((not_hidden(value, [delta(k) for k in range(models)]) if propagate else value,))
 
 
@@ -310,4 +313,4 @@ def emr(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
         measured = yield Moments((KEEP_ALL,) * 2, only_l1=True, of=_task_and_unified(models, task))
         means = p["scope"] == "model" and p["rescaler"] == "means"
         factor = rescaler(*(m.sum_of_means if means else m.sum_abs for m in measured))
-    return Apply(_of_task(models, task, factor, _lets_through(p)), relative=True)
+    return Apply(_of_task(models, task, _lets_through(p)).using(factor), relative=True)

@@ -205,6 +205,16 @@ def test_one_value_for_all_tensors(tmp_path):
         wm.merge(document, tmp_path / "out")
 
 
+@pytest.mark.parametrize("case", METHODS)
+def test_models_without_elements(case):
+    method, has_base, parameters = METHODS[case]
+    empty = {"a": torch.empty(0, 3), "b": torch.empty(0)}
+    base = empty if has_base else None
+    merged = wm.merge_state_dicts([empty] * 3, method, base=base, **{"scope": "model", **parameters})
+    assert {n: t.shape for n, t in merged.items()} == {n: t.shape for n, t in empty.items()}
+    assert wm.merge_state_dicts([{}] * 3, method, base={} if has_base else None, scope="model", **parameters) == {}
+
+
 def test_other_methods_have_no_such_scope():
     with pytest.raises(RecipeError, match="no parameter 'scope'"):
         wm.merge_tensors([torch.ones(3)], "linear", weight=1, scope="model")

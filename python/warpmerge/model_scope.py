@@ -16,7 +16,7 @@ from . import engine
 from .errors import MergeError, RecipeError
 from .methods import Method, TensorInfo
 from .model_select import select
-from .ops import Consensus, Gram, GramResult, Histogram, Moments, MomentsResult, Select
+from .ops import Consensus, Copy, Gram, GramResult, Histogram, Moments, MomentsResult, Select
 from .tasks import TensorTask
 
 HISTOGRAMS = 24  # of a batch: half a megabyte each
@@ -46,8 +46,8 @@ class ModelScope:
 
     def solve(self, method: Method) -> Callable[[str], Any]:
         """Takes the method's steps; returns the combination for a tensor by its name."""
-        if not self.tasks:
-            return lambda name: None
+        if not self.count:
+            return lambda name: Copy()  # of nothing: there is nothing to measure either
         some = self.tasks[0]
         info = TensorInfo("", self.count, some.info.models, some.info.seed, wide=self.wide)
         steps = method.steps(info, some.values)

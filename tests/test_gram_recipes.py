@@ -115,7 +115,7 @@ def test_a_recipe_is_refused_before_anything_is_read(models):
     assert not (models / "out").exists()
 
 
-def test_clip_is_a_number_or_auto(models):
+def test_clip_is_a_number_auto_or_infinite(models):
     wanted = from_files(models, base=True, method="norm_clipped_mean")
     auto = from_files(models, base=True, method="norm_clipped_mean", clip="auto")
     mixed = from_files(
@@ -124,6 +124,10 @@ def test_clip_is_a_number_or_auto(models):
     for name in wanted:
         assert torch.equal(auto[name], wanted[name])
         assert torch.equal(mixed[name], wanted[name]) == ("norm" in name)
+    far = from_files(models, base=True, method="norm_clipped_mean", clip=1e30)
+    for clip in ("inf", float("inf")):
+        unclipped = from_files(models, base=True, method="norm_clipped_mean", clip=clip)
+        assert all(torch.equal(unclipped[name], far[name]) for name in far)
 
 
 def test_every_method_says_what_it_does():

@@ -18,6 +18,7 @@ def values_of(setting, names, *, parameter="weight", layers=None):
     return [v[0] if isinstance(v, tuple) else v for v in values]
 
 
+INF = float("inf")
 FIVE = [f"model.layers.{i}.mlp.up_proj.weight" for i in range(5)]
 
 
@@ -97,6 +98,31 @@ def test_precedence_and_filters():
     for name, (weight, density) in expected.items():
         values = resolve(recipe, name)
         assert (values["weight"], values["density"]) == (weight, density)
+
+
+def test_limits_of_numbers():
+    """Products with weights stay in float32; a clip, which no product takes, may be infinite, in gradients too."""
+    values = values_of([-1e30, 1e30], FIVE, parameter="lambda")
+    assert values[0] == -1e30 and values[-1] == 1e30
+    for wrong in (1.1e30, [0, -1.1e30], {"filter": "mlp", "value": 10**40}):
+        with pytest.raises(RecipeError, match=r"'lambda': expected a number of at most 1e\+30 in magnitude"):
+            values_of(wrong, FIVE, parameter="lambda")
+    document = {"merge_method": "norm_clipped_mean", "base_model": "/m/base", "models": ["/m/a"]}
+    for setting, expected in (
+        ("inf", [INF] * 3),
+        (INF, [INF] * 3),
+        ([1, INF], [1, INF, INF]),
+        ([INF, 1], [INF, INF, 1]),
+    ):
+        recipe = Recipe.load({**document, "parameters": {"clip": setting}})
+        resolver = Resolver(recipe, Layers(FIVE[:3]))
+        assert [resolver.values(name)["clip"] for name in FIVE[:3]] == expected
+
+
+@pytest.mark.parametrize("parameter", ["weight", "lambda", "nonfinite", "elect"])
+def test_recipes_refuse_null(parameter):
+    with pytest.raises(RecipeError, match=f"'{parameter}': expected .* None"):
+        values_of(None, FIVE, parameter=parameter)
 
 
 def test_required_parameters_name_the_model_and_the_tensor():

@@ -13,8 +13,9 @@ from .dtypes import BY_NAME
 from .errors import CheckpointError, DeviceError, RecipeError
 from .methods import Base, TensorInfo, find
 from .methods.base import Steps
+from .methods.parameters import LARGEST
 from .ops import WeightedSum
-from .tensors import Operands, resolve_values, wanted_dtype
+from .tensors import Operands, checked_seed, resolve_values, wanted_dtype
 from .threads import thread_count
 
 Source = str | Path | Mapping[str, Any]
@@ -90,7 +91,7 @@ class Pool:
         dtype, and `into` is returned. Otherwise a new state dict is, in the dtypes of the base (without one, of the
         first model) or in `out_dtype`.
         """
-        chosen = find(method)
+        chosen, seed = find(method), checked_seed(seed)
         if chosen.companions:
             raise RecipeError(
                 f"a pool holds models only, and method '{chosen.name}' needs each one's {chosen.companions[0].name}: "
@@ -129,6 +130,8 @@ class Pool:
         for row in rows:
             if len(row) != len(self._models):
                 raise RecipeError(f"a row of coefficients has one number per model ({len(self)}), not {len(row)}.")
+            if not all(abs(c) <= LARGEST for c in row):
+                raise RecipeError(f"coefficients are numbers of at most {LARGEST:g} in magnitude, got {list(row)}.")
         if not rows:
             return []
         operands = self._operands(self._models, self._base)

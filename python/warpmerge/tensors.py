@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from numbers import Integral
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from .arrays import Array, Place, Result
 from .companions import Companions
 from .dtypes import FLOAT64, DType, float_dtype
-from .errors import CheckpointError, RecipeError
-from .methods import Base, Method, TensorInfo, find
+from .errors import CheckpointError, RecipeError, shown
+from .methods import Base, Method, Parameter, TensorInfo, find
 from .tasks import Buffer, TensorTask, same_bytes
 
 
@@ -31,18 +31,26 @@ def merge_tensors(
 
     tensors: torch tensors or numpy arrays of a floating-point dtype, any shape, all on one device. base: the tensor
     that deltas are taken from; for slerp the one at t = 0 (without it, the first). parameters: those of the method
-    (`wm.methods()`), each a scalar or, where it is per model, a list of K; what a method needs beside the models, such
-    as `fisher`, is a list of K tensors (None: there is none); write `lambda_` for lambda. name, seed: which random
-    numbers a dropping method draws; `name` is the tensor's name in its model. Returns a new tensor of the same kind and
-    device, in the dtype of the base (of the first tensor without one) unless `out_dtype` says otherwise.
+    (`wm.methods()`), each a scalar or, where it is per model, a list or 1-d array of K, and None as if it were not
+    given; what a method needs beside the models, such as `fisher`, is a list of K tensors (None: there is none); write
+    `lambda_` for lambda. name, seed: which random numbers a dropping method draws; `name` is the tensor's name in its
+    model. Returns a new tensor of the same kind and device, in the dtype of the base (of the first tensor without one)
+    unless `out_dtype` says otherwise.
 
     CUDA tensors are merged where they are, on torch's current stream. The call waits for the device where the method
     measures, and to count elements that are not finite; with nonfinite="propagate" a method of one pass does not wait.
     """
+    if not isinstance(name, str):
+        raise RecipeError(f"name is the tensor's name in its model, a string, got {shown(name)}.")
     for kind in find(method).companions:
         listed = parameters.get(kind.name)
         if isinstance(listed, (list, tuple)):
             parameters[kind.name] = [{} if t is None else {name: t} for t in listed]
+        elif hasattr(listed, "ndim"):
+            raise RecipeError(
+                f"'{kind.name}' is a list of one tensor for each model, got a {type(listed).__name__}; split a stacked "
+                "one with list()."
+            )
     merged = merge_state_dicts(
         [{name: t} for t in tensors],
         method,
@@ -70,7 +78,7 @@ def merge_state_dicts(
     Integer and boolean tensors are taken from the base (without one, all models must agree on them). Names that share
     one tensor in every model (tied weights) share the merged one.
     """
-    chosen = find(method)
+    chosen, seed = find(method), checked_seed(seed)
     models, reference = _inputs(chosen, list(state_dicts), base)
     chosen.check_models(len(models))
     donor = base if base is not None else models[0]
@@ -94,6 +102,12 @@ def merge_state_dicts(
     results = operands.results(wanted_dtype(out_dtype))
     place.run(operands.tasks(chosen, values, {n: [r] for n, r in results.items()}, labels, seed))
     return {name: result.finish() for name, result in results.items()}
+
+
+def checked_seed(seed: Any) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise RecipeError(f"seed is an integer, got {shown(seed)}.")
+    return int(seed)
 
 
 def wanted_dtype(out_dtype: Any) -> DType | None:
@@ -229,28 +243,55 @@ def _same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
 
 
 def resolve_values(method: Method, models: int, given: Mapping[str, Any], *, relative: bool) -> dict[str, Any]:
-    given = {name.removesuffix("_") if name == "lambda_" else name: v for name, v in given.items()}
-    for name in given:
-        method.parameter(name)
-    given = {**given, **{name: v for name, v in method.preset(given).items() if given.get(name) is None}}
+    """The final value of each parameter, a tuple of K where it is per model. None counts as not given."""
+    given = {"lambda" if name == "lambda_" else name: value for name, value in given.items()}
+    for name, value in given.items():
+        parameter = method.parameter(name)
+        with _naming(method, name):
+            given[name] = _plain(parameter, value)
+    given = {name: value for name, value in given.items() if value is not None}
+    given = {**method.preset(given), **given}
     values = {}
     for parameter in method.parameters:
-        value = given.get(parameter.name, parameter.default)
-        if parameter.name not in given and parameter.required:
-            raise RecipeError(f"method '{method.name}' needs the parameter '{parameter.name}'.")
-        try:
+        name = parameter.name
+        value = given.get(name, parameter.default)
+        if name not in given and parameter.required:
+            raise RecipeError(f"method '{method.name}' needs the parameter '{name}'.")
+        with _naming(method, name):
             if parameter.per_model:
-                listed = list(value) if isinstance(value, (list, tuple, np.ndarray)) else [value] * models
-                if len(listed) != models:
-                    raise ValueError(f"expected one value per model ({models}), got {len(listed)}")
-                values[parameter.name] = tuple(parameter.convert(_scalar(v)) for v in listed)
+                values[name] = _per_model(parameter, value, models)
             else:
-                values[parameter.name] = parameter.convert(_scalar(value)) if value is not None else None
-        except ValueError as error:
-            raise RecipeError(f"method '{method.name}': '{parameter.name}': {error}.") from None
+                values[name] = None if value is None else parameter.convert(value)
     method.check_values(values, models, relative=relative)
     return values
 
 
-def _scalar(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else value
+def _per_model(parameter: Parameter, value: Any, models: int) -> tuple:
+    if value is None:
+        return (None,) * models
+    listed = [_plain(parameter, v) for v in value] if isinstance(value, (list, tuple)) else [value] * models
+    if len(listed) != models:
+        raise ValueError(f"expected one value per model ({models}), got {len(listed)}")
+    if any(v is None for v in listed):
+        raise ValueError(f"expected a {parameter.kind}, got None")
+    return tuple(map(parameter.convert, listed))
+
+
+def _plain(parameter: Parameter, value: Any) -> Any:
+    """What an array or tensor holds: a scalar, or a list if it has one dimension. Any other value as it is."""
+    if not (hasattr(value, "ndim") and hasattr(value, "tolist")):
+        return value
+    if value.ndim > 1:
+        raise ValueError(f"expected a {parameter.kind}, got an array of the shape {list(value.shape)}")
+    try:
+        return value.tolist()
+    except RuntimeError as error:  # a tensor without data, such as one on meta
+        raise ValueError(f"the tensor cannot be read: {error}") from None
+
+
+@contextmanager
+def _naming(method: Method, parameter: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise RecipeError(f"method '{method.name}': '{parameter}': {error}.") from None

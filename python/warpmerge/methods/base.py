@@ -153,6 +153,9 @@ class Method:
         )
 
 
+ZERO_SHARE = 1e-8  # a sum that is a smaller share of its terms' magnitudes is what their rounding left of zero
+
+
 def total(weights: Sequence[float]) -> float:
     """Their sum, exactly rounded: the same in every version of Python."""
     try:
@@ -162,8 +165,9 @@ def total(weights: Sequence[float]) -> float:
 
 
 def check_sum(method: str, weights: Sequence[float], instead: str) -> None:
-    """Raises RecipeError if the weights cannot be divided by their sum."""
-    if not 0 < abs(total(weights)) < math.inf:
+    """Raises RecipeError if the weights cannot be divided by their sum: it overflows, or they cancel."""
+    by = abs(total(weights))
+    if not 0 < by < math.inf or by < ZERO_SHARE * total([abs(w) for w in weights]):
         raise RecipeError(
             f"method '{method}': the weights sum to zero or overflow, so they cannot be normalized; {instead}."
         )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import close_matches
+from ..errors import close_matches, shown
+
+LARGEST = 1e30  # magnitude of a number without bounds of its own: its products with weights must stay in float32
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,9 @@ class Parameter:
 def number(
     name: str, *, low: float | None = None, high: float | None = None, optional: bool = False, **more: Any
 ) -> Parameter:
-    """A float; lists of it are gradients."""
-    if low is not None and high is not None:
+    """A float; lists of it are gradients. A side without a bound ends at `LARGEST`; `high` may be infinite."""
+    least, most = -LARGEST if low is None else low, LARGEST if high is None else high
+    if low is not None and high is not None and high < math.inf:
         kind = f"number in [{low:g}, {high:g}]"
     else:
         kind = "number" if low is None else f"number >= {low:g}"
@@ -37,15 +41,17 @@ def number(
         if value is None and optional:
             return None
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ValueError(f"expected a {kind}, got {value!r}")
+            raise ValueError(f"expected a {kind}, got {shown(value)}")
         try:
             value = float(value)
         except OverflowError:
             raise ValueError("expected a finite number") from None
-        if not abs(value) < float("inf"):
+        if not (math.isfinite(value) or value == most):
             raise ValueError(f"expected a finite number, got {value!r}")
-        if (low is not None and value < low) or (high is not None and value > high):
-            raise ValueError(f"expected a {kind}, got {value!r}")
+        if not least <= value <= most:
+            bound = low if value < least else high
+            size = f" of at most {LARGEST:g} in magnitude" if bound is None else ""
+            raise ValueError(f"expected a {kind}{size}, got {value!r}")
         return value
 
     return Parameter(name, convert, kind, interpolates=True, **more)
@@ -59,7 +65,7 @@ def integer(name: str, *, low: int, optional: bool = False, **more: Any) -> Para
         if value is None and optional:
             return None
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 10**9:
-            raise ValueError(f"expected an {kind}, got {value!r}")
+            raise ValueError(f"expected an {kind}, got {shown(value)}")
         return value
 
     return Parameter(name, convert, kind, **more)
@@ -71,7 +77,7 @@ def boolean(name: str, **more: Any) -> Parameter:
             return value
         if value in (0, 1):
             return bool(value)
-        raise ValueError(f"expected true or false, got {value!r}")
+        raise ValueError(f"expected true or false, got {shown(value)}")
 
     return Parameter(name, convert, "true or false", **more)
 
@@ -86,7 +92,7 @@ def choice(name: str, values: list[str], *, aliases: Mapping[Any, str] | None = 
                 return meant
         if value in values:
             return value
-        raise ValueError(f"expected one of {', '.join(values)}, got {value!r}{close_matches(value, values)}")
+        raise ValueError(f"expected one of {', '.join(values)}, got {shown(value)}{close_matches(value, values)}")
 
     return Parameter(name, convert, " | ".join(values), **more)
 

@@ -148,12 +148,15 @@ def _objective(weight: Sequence[float], distances: Sequence[float]) -> float:
 
 
 def _clip() -> Parameter:
-    plain = number("clip", low=0, optional=True, help="longest norm of a delta; auto, the default: the median norm")
+    about = "longest norm of a delta; auto, the default: the median norm; inf: any"
+    plain = number("clip", low=0, high=math.inf, optional=True, help=about)
 
     def convert(value: Any) -> float | None:
-        return None if isinstance(value, str) and value == "auto" else plain.convert(value)
+        if isinstance(value, str):
+            value = {"auto": None, "inf": math.inf}.get(value, value)
+        return plain.convert(value)
 
-    return dataclasses.replace(plain, convert=convert, kind="auto | number >= 0")
+    return dataclasses.replace(plain, convert=convert, kind="auto | inf | number >= 0")
 
 
 @method(

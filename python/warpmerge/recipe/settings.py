@@ -32,11 +32,10 @@ class Gradient:
     def at(self, tensor: str, t: float) -> Any:
         place = t * (len(self.values) - 1)
         first = int(place)
-        if not self.interpolates:
-            return self.values[first]
-        second = min(first + 1, len(self.values) - 1)
         share = place - first
-        return (1 - share) * self.values[first] + share * self.values[second]
+        if not self.interpolates or not share:  # no share of an infinite value is not a number
+            return self.values[first]
+        return (1 - share) * self.values[first] + share * self.values[first + 1]
 
 
 @dataclass(frozen=True)

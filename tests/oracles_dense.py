@@ -107,7 +107,8 @@ def knots(
     values = np.array([w * p for w, p in zip(weight, parts, strict=True)])
     if merge == "task_arithmetic":
         return lambda_ * u @ values.sum(0)
-    sign = np.where(values.sum(0) < 0, -1, 1)
+    votes = values.sum(0)
+    sign = np.where(np.abs(votes) <= 2.0**-20 * np.abs(values).sum(0), 0, np.sign(votes))
     agree = np.sign(values) == sign
     divisor = (agree * np.reshape(weight, (-1, 1, 1))).sum(0)
     return lambda_ * u @ ((values * agree).sum(0) / np.where(divisor == 0, 1, divisor))

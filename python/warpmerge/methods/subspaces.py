@@ -13,6 +13,8 @@ import torch
 from .linalg import Part, Rows, blocks, gram, product, recombined, rows_of, singular
 from .task_vectors import kept_count
 
+CANCELLED = {torch.float32: 2.0**-20, torch.float64: 2.0**-40}  # sums up to this share of their magnitudes are rounding
+
 
 def _tall(tensors: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor, bool]:
     """The matrices with their short side as columns, room for a result like them, and whether they are transposed."""
@@ -109,12 +111,16 @@ def aligned(
 def merged_parts(
     parts: Sequence[torch.Tensor], weights: Sequence[float], densities: Sequence[float], elect: bool
 ) -> torch.Tensor:
-    """Trimmed and weighted parts, summed; or, with an election, the weighted mean of those that agree in sign."""
+    """Trimmed and weighted parts, summed; or, with an election, the weighted mean of those that agree in sign.
+
+    0 where votes cancel: the sign of a singular vector is arbitrary, so neither side is the one to take.
+    """
     values = [w * trimmed(t, density) for t, w, density in zip(parts, weights, densities, strict=True)]
     votes = sum(values)
     if not elect:
         return votes
-    agreeing = [torch.where(votes < 0, v < 0, v > 0).to(v.dtype) for v in values]
+    decided = votes.abs() > CANCELLED[votes.dtype] * sum(v.abs() for v in values)
+    agreeing = [(torch.where(votes < 0, v < 0, v > 0) & decided).to(v.dtype) for v in values]
     merged = sum(v * a for v, a in zip(values, agreeing, strict=True))
     divisor = sum(w * a for w, a in zip(weights, agreeing, strict=True))
     return merged / torch.where(divisor == 0, 1.0, divisor)

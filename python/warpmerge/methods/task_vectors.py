@@ -5,7 +5,7 @@ The defaults are mergekit's; where the papers differ, the named options reach th
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -146,12 +146,18 @@ def majority(keep: tuple[Keep, ...], ballot: tuple[float, ...]) -> Generator[Mom
     return int(more.sum_abs - fewer.sum_abs)
 
 
-def check_elected(p: Mapping[str, Any], models: int) -> None:
-    if divisor_of(p) == "weights" and min(p["weight"], default=0) < 0:
+def refuse_negative(weights: Sequence[float], instead: str) -> None:
+    """Raises RecipeError: a mean of a negative delta by its own negative weight is that delta."""
+    if min(weights, default=0) < 0:
         raise RecipeError(
             "a negative weight under a sign election that divides by the agreeing weights would add the task vector it "
-            "should subtract; set normalize: false (or divisor: count)."
+            f"should subtract; set {instead}."
         )
+
+
+def check_elected(p: Mapping[str, Any], models: int) -> None:
+    if divisor_of(p) == "weights":
+        refuse_negative(p["weight"], "normalize: false (or divisor: count)")
 
 
 ELECTED = [ELECT, divisor_option(), LAMBDA, INT8_MASK]
@@ -298,6 +304,7 @@ def dare_linear(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
         "mergekit": [DRAWS, NO_NEGATIVE],
         "the paper": [
             "It rescales by 1 / density, and its election is that of the TIES paper.",
+            "Where votes cancel, its election takes the majority's sign. No preset does that.",
             "Its authors' code also trims what is left by magnitude, over the whole model. No preset does that.",
         ],
         "PEFT": [

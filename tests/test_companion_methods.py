@@ -133,6 +133,28 @@ def test_fisher_of_bad_values():
         wm.merge_tensors(tensors, "fisher", fisher=known)
 
 
+def test_fisher_whose_squares_overflow():
+    tensors, known = [torch.ones(3), torch.full((3,), 2.0)], [torch.full((3,), 1e200, dtype=torch.float64)] * 2
+    with pytest.raises(wm.CheckpointError, match="'w' has Fisher informations whose squares overflow float64"):
+        wm.merge_tensors(tensors, "fisher", fisher=known, normalize=True, name="w")
+    torch.testing.assert_close(wm.merge_tensors(tensors, "fisher", fisher=known), torch.full((3,), 1.5))
+
+
+@pytest.mark.parametrize("size", [1e-40, 1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("floor", [1e-30, 1.0, 1e30])
+def test_a_floor_far_from_the_norm(floor, size):
+    """Neither of them leaves the range of float32 where it is divided by the other."""
+    tensors, known = [torch.ones(3), torch.full((3,), 2.0)], [torch.full((3,), size), torch.full((3,), 2 * size)]
+    floored = [max(float(k[0]), floor) for k in known]
+    for normalize in (False, True):
+        first, second = (f / float(k.double().norm()) if normalize else f for f, k in zip(floored, known, strict=True))
+        got = wm.merge_tensors(tensors, "fisher", fisher=known, floor=floor, normalize=normalize)
+        torch.testing.assert_close(got, torch.full((3,), (first + 2 * second) / (first + second)), rtol=1e-6, atol=0)
+        got = wm.merge_tensors(tensors, "fisher", fisher=known, floor=floor, normalize=normalize, floor_of="first")
+        second *= float(known[1][0]) / floored[1]
+        torch.testing.assert_close(got, torch.full((3,), (first + 2 * second) / (first + second)), rtol=1e-6, atol=0)
+
+
 # --- regmean ----------------------------------------------------------------------------------------------------------
 
 REGMEAN = {

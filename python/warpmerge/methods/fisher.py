@@ -7,10 +7,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..errors import CheckpointError
 from ..formula import Expr, Formula, add_up, delta, equal, maximum, where
 from ..ops import Apply, Gram
 from .base import Base, Steps, TensorInfo, check_sum
 from .companion import Companion
+from .geometry import LARGEST
 from .parameters import boolean, choice, number, scope
 from .registry import method
 
@@ -65,7 +67,13 @@ def fisher(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     norms = [1.0] * tensor.models
     if p["normalize"]:
         gram = yield Gram(relative=False)
-        norms = [math.sqrt(n) or 1.0 for n in gram.norms_sq[tensor.models : 2 * tensor.models]]
+        squares = gram.norms_sq[tensor.models : 2 * tensor.models]
+        if not max(squares) < LARGEST:
+            raise CheckpointError(
+                f"{tensor} has Fisher informations whose squares overflow float64, so they cannot be normalized; "
+                "set normalize: false."
+            )
+        norms = [math.sqrt(n) or 1.0 for n in squares]
     floors = [p["floor"] if p["floor_of"] == "all" or k == 0 else 0.0 for k in models]
     value = fisher_mean(p["weight"], norms, floors)
     return Apply(Formula((value,)), relative=False, agree=tensor.models)
@@ -75,12 +83,16 @@ def fisher_mean(weights: Sequence[float], norms: Sequence[float], floors: Sequen
     """Of inputs K that are followed by their K informations; models of weight 0 are left out."""
     largest = max(weights)
     used = [k for k, weight in enumerate(weights) if weight > 0]
-    known, shares = [], []
+    known, factors = [], []
     for k in used:
         exponent = max(-LARGEST_EXPONENT, min(LARGEST_EXPONENT, math.frexp(norms[k])[1] - 1))
+        if floors[k] > 0:  # it is scaled too
+            exponent = max(exponent, math.frexp(floors[k])[1] - LARGEST_EXPONENT)
         information = maximum(delta(len(weights) + k), floors[k])
         known.append(information * 2.0**-exponent if exponent else information)
-        shares.append(weights[k] / largest * (2.0**exponent / norms[k]))
+        factors.append(2.0**exponent / norms[k])
+    bound = max(1.0, *factors)  # above 1 only of norms whose exponent is bounded
+    shares = [weights[k] / largest * (factor / bound) for k, factor in zip(used, factors, strict=True)]
     most = functools.reduce(maximum, known)
     counts = [
         where(equal(most, 0.0), weights[k] / largest, information / most * share)

@@ -206,6 +206,29 @@ def test_votes_and_magnitudes_that_are_equal():
     assert merged("magmax", [x, y], base, ties="first_model").tolist() == [0.5, -1, 0]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sums_that_overflow_have_a_mean(dtype):
+    """Of the largest numbers; the sums of smaller ones in other elements are divided as ever."""
+    most = torch.finfo(dtype).max
+    small = torch.randn(6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    factors = torch.tensor([0.99, 1, -1, 1, 0.98, 1], dtype=torch.float64)
+    for sign in (1, -1):
+        tensors = [torch.stack([sign * f * most, s]).to(dtype) for f, s in zip(factors, small, strict=True)]
+        for case, options, middle in (("median", {}, slice(2, 4)), ("trimmed_mean", {"beta": 0.2}, slice(1, 5))):
+            values = torch.stack(tensors).sort(dim=0).values[middle]
+            got = merged(case, tensors, **options)
+            assert_same_bits(got[1], sum(values[1:, 1], start=values[0, 1]) / len(values))
+            torch.testing.assert_close(got[0], (values[:, 0] / len(values)).sum(), rtol=1e-6, atol=0)
+    alike = [torch.full((1,), most * f, dtype=dtype) for f in (0.5, *[1] * 19)]
+    assert merged("trimmed_mean", alike, beta=0.05).item() == most  # 18 times an 18th of it is more when rounded
+
+
+def test_infinities_in_a_mean_of_the_middle():
+    tensors = [torch.tensor([v, w]) for v, w in ((INF, INF), (INF, -INF), (1.0, INF), (0.0, -INF))]
+    got = merged("median", tensors, nonfinite="propagate")
+    assert got[0] == INF and got[1].isnan()
+
+
 def test_signs_of_zero_in_a_median():
     tensors = [torch.tensor([v]) for v in (-0.0, 0.0, -0.0)]
     assert merged("median", tensors).item() == 0
@@ -236,7 +259,8 @@ REFUSED = [
     ("trimmed_mean", 3, {}, "needs the parameter 'beta'"),
     ("trimmed_mean", 3, {"beta": -0.1}, r"'beta': expected a number in \[0, 0.5\]"),
     ("trimmed_mean", 3, {"beta": 0.6}, r"'beta': expected a number in \[0, 0.5\]"),
-    ("trimmed_mean", 4, {"beta": 0.5}, "beta: 0.5 drops all 4 models; give one below 0.5, or use median"),
+    ("trimmed_mean", 4, {"beta": 0.5}, "beta: 0.5 drops half of the models at each end; give one below 0.5, or use"),
+    ("trimmed_mean", 3, {"beta": 0.5}, "beta: 0.5 drops half of the models at each end"),
     ("nearswap", 1, {}, "needs the parameter 't'"),
     ("nearswap", 1, {"t": -1e-4}, "'t': expected a number >= 0"),
     ("nearswap", 2, {"t": 1}, "exactly 1 model besides the base"),
@@ -254,6 +278,7 @@ REFUSED = [
     ("breadcrumbs", 2, {"weight": 1, "gamma": 1.5}, r"'gamma': expected a number in \[0, 1\]"),
     ("breadcrumbs", 2, {"weight": 1, "density": -0.1}, "'density'"),
     ("breadcrumbs_ties", 2, {"weight": [1, -1], "normalize": True}, "negative weight"),
+    ("sce", 257, {}, "1-256 models besides the base, got 257"),
     ("sce", 2, {"select_topk": 1.1}, r"'select_topk': expected a number in \[0, 1\]"),
     ("sce", 2, {"uniform_below": -1}, "'uniform_below'"),
 ]

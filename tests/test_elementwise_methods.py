@@ -202,8 +202,17 @@ def test_as_many_models_as_can_be_sorted():
     assert_accurate(
         merged("trimmed_mean", tensors, beta=0.1), expected("trimmed_mean", tensors, beta=0.1), share=2.0**-19
     )
+    assert merged("trimmed_mean", tensors, beta=0.008, nonfinite="propagate").isfinite().all()
     with pytest.raises(wm.RecipeError, match="1-128 models, got 129"):
         merged("median", [*tensors, tensors[0]])
+
+
+@pytest.mark.parametrize("nonfinite", ["error", "propagate"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_as_many_models_as_can_be_selected(dtype, nonfinite):
+    tensors = list(torch.randn(256, 600, generator=torch.Generator().manual_seed(0), dtype=dtype))
+    got = merged("sce", tensors, torch.zeros(600, dtype=dtype), select_topk=0.5, nonfinite=nonfinite)
+    assert int((got != 0).sum()) == 300
 
 
 def test_ram_of_changes_that_all_made_or_one():

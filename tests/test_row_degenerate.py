@@ -117,6 +117,16 @@ def test_nan_spoils_its_element_only(case):
     assert got[2, 3].isnan() and int(got.isnan().sum()) == 1
 
 
+@pytest.mark.parametrize("count", [1, 7, 4096, 4097, 100003])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_changes_that_are_all_the_same_do_not_stand_out(dtype, count):
+    """Whatever their mean is rounded to."""
+    for value in (0.7, 0.1, -1 / 3, 3e-5, 1e-30):
+        change = torch.full((count,), value, dtype=dtype)
+        got = wm.merge_tensors([change, change], "widen", base=torch.zeros_like(change))
+        torch.testing.assert_close(got, change, rtol=1e-6, atol=0)  # a half of each
+
+
 # --- what is refused, and recipes -------------------------------------------------------------------------------------
 
 REFUSED = [
@@ -130,6 +140,9 @@ REFUSED = [
     ("della", 2, {"density": 0.5}, "needs the parameter 'weight'"),
     ("arcee_fusion", 2, {}, "exactly 1 model besides the base, got 2"),
     ("arcee_fusion", 1, {"t": 0.5}, "no parameter 't'"),
+    ("della", 193, {"weight": 1}, "1-192 models besides the base, got 193"),
+    ("della_linear", 289, {"weight": 1}, "1-288 models besides the base, got 289"),
+    ("pcb", 37, {}, "1-36 models besides the base, got 37"),
     ("pcb", 2, {"ratio": 1.1}, r"'ratio': expected a number in \[0, 1\]"),
     ("widen", 2, {"ratio": -1}, "'ratio': expected a number >= 0"),
 ]
@@ -139,6 +152,23 @@ REFUSED = [
 def test_what_is_refused(method, models, parameters, message):
     with pytest.raises(RecipeError, match=message):
         wm.merge_tensors([ONE] * models, method, base=ONE, **parameters)
+
+
+LONGEST = [
+    ("pcb", 36, {"ratio": 1.0, "nonfinite": "propagate"}),
+    ("della", 192, {"weight": 1.0, "density": 0.5, "elect": "unweighted", "normalize": True}),
+    ("della", 192, {"weight": 1.0, "density": 0.5, "rescale": "inverse_probability", "elect": "unweighted"}),
+    ("della_linear", 288, {"weight": 1.0, "density": 0.5}),
+    ("della_linear", 288, {"weight": 1.0, "density": 0.5, "rescale": "inverse_probability"}),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("method", "models", "parameters"), LONGEST)
+def test_as_many_models_as_make_a_formula(method, models, parameters, dtype):
+    tensors = list(torch.randn(models, 3, 50, generator=torch.Generator().manual_seed(0), dtype=dtype))
+    got = wm.merge_tensors(tensors, method, base=torch.zeros(3, 50, dtype=dtype), **parameters)
+    assert got.isfinite().all() and got.any()
 
 
 @pytest.mark.parametrize("method", ["della", "arcee_fusion", "pcb", "widen"])

@@ -34,6 +34,7 @@ from .task_vectors import (
 )
 
 STEPS = 65536  # probabilities are drawn in 16 bits
+MOST = {"della": 192, "della_linear": 288}  # models: drops of more would be a longer formula than there may be
 EPSILON = number(
     "epsilon",
     low=0,
@@ -165,6 +166,7 @@ IN_PAPER = [
 @method(
     "della",
     base=Base.REFERENCE,
+    models=(1, MOST["della"]),
     parameters=[WEIGHT, DENSITY, EPSILON, normalize_option(True), RESCALE, *ELECTED],
     check=_check_della,
     passes=_passes,
@@ -182,6 +184,7 @@ def della(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
 @method(
     "della_linear",
     base=Base.REFERENCE,
+    models=(1, MOST["della_linear"]),
     parameters=[WEIGHT, DENSITY, EPSILON, normalize_option(False), RESCALE, divisor_option(), LAMBDA, INT8_MASK],
     check=_check_density,
     passes=_passes,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..errors import RecipeError
-from ..formula import Expr, Formula, add_up, delta, maximum, minimum
+from ..formula import Expr, Formula, add_up, delta, equal, maximum, minimum, where
 from ..ops import Apply, WeightedSum
 from .base import Base, Steps, TensorInfo
 from .elect import not_hidden
@@ -46,12 +46,23 @@ def ordered(values: list[Expr]) -> list[Expr]:
     return values
 
 
+def mean_of(values: Sequence[Expr]) -> Expr:
+    """The mean of values in order. They are added and then divided, as is usual, unless their sum overflows."""
+    count = len(values)
+    if count == 1:
+        return values[0]
+    total = add_up(values)
+    parts = add_up([v / count for v in values])
+    if count > 2:  # the parts are rounded
+        parts = minimum(maximum(parts, values[0]), values[-1])
+    return where(equal(total - total, 0), total / count, parts)
+
+
 @functools.cache
 def middle_mean(models: int, low: int, high: int, propagate: bool) -> Formula:
     """The mean of those of rank low, low + 1, ..., high - 1."""
     x = [delta(k) for k in range(models)]
-    chosen = ordered(x)[low:high]
-    mean = add_up(chosen) / len(chosen) if len(chosen) > 1 else chosen[0]
+    mean = mean_of(ordered(x)[low:high])
     return Formula((not_hidden(mean, x) if propagate else mean,))
 
 
@@ -94,9 +105,10 @@ def dropped(beta: float, models: int) -> int:
 
 
 def _check_trimmed(p: Mapping[str, Any], models: int) -> None:
-    if 2 * dropped(p["beta"], models) >= models:
+    if p["beta"] >= 0.5:
         raise RecipeError(
-            f"method 'trimmed_mean': beta: {p['beta']:g} drops all {models} models; give one below 0.5, or use median."
+            f"method 'trimmed_mean': beta: {p['beta']:g} drops half of the models at each end; give one below 0.5, or "
+            "use median."
         )
 
 
@@ -104,7 +116,9 @@ def _check_trimmed(p: Mapping[str, Any], models: int) -> None:
     "trimmed_mean",
     base=Base.DONOR,
     models=(1, MOST),
-    parameters=[number("beta", low=0, high=0.5, required=True, help="share of the models to drop at each end")],
+    parameters=[
+        number("beta", low=0, high=0.5, required=True, help="share of the models to drop at each end, below 0.5")
+    ],
     check=_check_trimmed,
     formula="b = int(beta K)\ny = (x_(b+1) + ... + x_(K-b)) / (K - 2 b) of the sorted x_(1) <= ... <= x_(K)",
     paper=YIN,

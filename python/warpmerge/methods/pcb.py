@@ -14,6 +14,7 @@ from .parameters import number, scope
 from .registry import method
 
 TAIL = 1e-4  # share of the magnitudes at each end that count as the last one inside
+MOST = 36  # models: the scores of more would be a longer formula than there may be, in float64
 LEAST = 1e-12  # sums of scores below this count as it
 SERIES = (1.0, -1 / 3, 2 / 15, -17 / 315, 62 / 2835)  # of tanh(x) / x in x^2
 
@@ -111,6 +112,7 @@ def _passes(p: Mapping[str, Any]) -> int:
 @method(
     "pcb",
     base=Base.REFERENCE,
+    models=(1, MOST),
     parameters=[
         number("ratio", low=0, high=1, default=0.1, help="share of each model's elements that compete"),
         number("lambda", default=1.0, help="factor of the merged delta"),
@@ -124,7 +126,8 @@ y = x_0 + lambda sum sign(d_k) a_k s_k / max(sum s_k, 1e-12)""",
     paper="Du et al. 2024, Parameter competition balancing for model merging, arXiv 2410.02396",
     notes=[
         "Quantiles are elements, those at int(n / 10000), int(0.9999 n - 1) and int((1 - ratio) n) of the sorted.",
-        "Tensors of one or two elements, in which nothing competes, stay as they are in the base.",
+        "Nothing competes in tensors of up to 1 / ratio elements, 10 by default, nor in those of one or two: they stay "
+        "as they are in the base.",
     ],
     differences={
         "mergekit": "It has no such method.",

@@ -189,6 +189,7 @@ def breadcrumbs_ties(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
 # --- where models disagree --------------------------------------------------------------------------------------------
 
 
+MOST = 256  # models: selecting and merging more would be a longer formula than there may be
 LARGEST_KEYS = {False: 0x7F7FFFFF, True: 0x7FEFFFFFFFFFFFFF}  # of what is finite in float32 and float64
 
 
@@ -253,6 +254,7 @@ def _sce_passes(p: Mapping[str, Any]) -> int:
 @method(
     "sce",
     base=Base.REFERENCE,
+    models=(1, MOST),
     parameters=[
         number("select_topk", low=0, high=1, default=1.0, help="share of the elements on which models differ to keep"),
         boolean(
@@ -274,8 +276,11 @@ y = x_0 + m sum_A W_k d_k / sum_A W_k,  without m in s, A and y with sce_mask_me
         "A select_topk above 0 keeps at least one element, if there is one on which models differ.",
     ],
     differences={
-        "mergekit": "All models weigh the same there where the sum of mean squares is below 1e-6, as it is for most "
-        "fine-tunes: set uniform_below: 1e-6 for that.",
+        "mergekit": [
+            "All models weigh the same there where the sum of mean squares is below 1e-6, as it is for most "
+            "fine-tunes: set uniform_below: 1e-6 for that.",
+            "It divides by max(sum_A W_k, 1e-6); here the sum is divided by as it is.",
+        ],
         "the paper": "Its authors' code selects for the weights only: sce_mask_merge: false.",
     },
     presets={"mergekit": {}, "authors": {"sce_mask_merge": False}},

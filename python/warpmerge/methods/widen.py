@@ -8,13 +8,14 @@ from collections.abc import Generator, Mapping
 from typing import Any
 
 from ..formula import Formula, Given, add_up, base, column, delta, exp, given, maximum, row, where
-from ..ops import KEEP_ALL, Apply, Copy, Moments, Rows, Whole
+from ..ops import Apply, Copy, Rows, Whole
 from .base import Base, Steps, TensorInfo
 from .parameters import number
 from .registry import method
 from .rows import column_sums, is_matrix, product, summed
 
 ROUNDING = 2.0**-40  # a delta of which less than this share of its square is across the vector does not turn it
+SLACK = 1 + 2.0**-30  # of a mean: more than float64 sums of up to 2^30 elements are off by, and no step of float32
 EMBEDDINGS = ("embed_tokens", "word_embeddings", "tok_embeddings", "wte")
 
 
@@ -67,6 +68,11 @@ def _of_rows(tensor: TensorInfo) -> Generator[Rows, Any, Any]:
 
 
 @functools.lru_cache
+def _sizes(models: int) -> Formula:
+    return Formula(tuple(abs(delta(k)) for k in range(models)))
+
+
+@functools.lru_cache
 def _of_elements(models: int) -> Formula:
     """Each model's share of an element, which is as significant as its delta is large; the sum of the shares.
 
@@ -105,6 +111,7 @@ y = x_0 + sum s_k d_k  for a vector,  with R_k = |d_k|""",
         "Ranks go up from 0; of equal changes the first column's is lower.",
         "A token embedding (" + ", ".join(EMBEDDINGS) + " in its name) is taken row by row: a row is what a token has.",
         "Tensors of three dimensions or more are matrices whose columns are along the last one.",
+        "In a vector, |d_k| stands out where it is above the mean by more than the rounding of the mean, 2^-30 of it.",
         "Columns are measured on whole tensors, so memory grows with the largest one.",
     ],
     differences={
@@ -121,8 +128,8 @@ def widen(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     if not tensor.count:
         return Copy()
     if not is_matrix(tensor):
-        sums = yield Moments((KEEP_ALL,) * tensor.models, only_l1=True)
-        bounds = [ratio * (m.sum_abs / tensor.count) for m in sums]
+        sums = yield Rows(_sizes(tensor.models).using(columns=tensor.columns))
+        bounds = [ratio * (float(s) / tensor.count) * SLACK for (s,) in sums]
         return Apply(_of_elements(tensor.models).using(calibration, *bounds), relative=True)
     by_row = any(name in tensor.name for name in EMBEDDINGS)
     sums = yield from (_of_rows if by_row else _of_columns)(tensor)

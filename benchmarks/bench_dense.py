@@ -66,7 +66,7 @@ def test_dense(benchmark, method: str) -> None:
     models = [(base.float() + torch.randn(SHAPE, generator=generator) * 2e-3).bfloat16() for _ in range(MODELS)]
     deltas = [m.float() - base.float() for m in models]
     name, decompose = CASES[method]
-    given = {"weight": 1.0}
+    given = {} if method == "wudi" else {"weight": 1.0}
     if method == "regmean":
         given["gram"] = [d.T @ d for d in deltas]
     merge = lambda: wm.merge_tensors(models, method, base=None if method == "regmean" else base, **given)  # noqa: E731

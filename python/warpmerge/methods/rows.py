@@ -21,7 +21,7 @@ BLOCK = 1 << 15  # elements that are worked on at a time, few enough for a cache
 # Squares of float32 leave its range. Bounded by these they show it in their sum, which is exact enough between others.
 LEAST_SQUARE, LARGEST_SQUARE = 2.0**-126, 2.0**127
 SAFE = (2.0**-70, 2.0**120)
-OPPOSED = 0.1  # 1 + (K - 1) cos below this: what angles decide is near a pole
+OPPOSED = 0.5  # 1 + (K - 1) cos below this: near a pole errors of squares grow by K over its square
 
 
 def each(function: Callable[[float], float], values: Any) -> Any:

@@ -15,7 +15,6 @@ from typing import Any
 from . import engine
 from .errors import MergeError, RecipeError
 from .methods import Method, TensorInfo
-from .model_select import select
 from .ops import Consensus, Copy, Gram, GramResult, Histogram, Moments, MomentsResult, Select
 from .tasks import TensorTask
 
@@ -63,6 +62,8 @@ class ModelScope:
     def _measure(self, request: Any) -> Any:
         match request:
             case Select():
+                from .model_select import select  # needs numpy, which few merges do
+
                 return select(self, request)
             case Moments():
                 counts = [t.info.count for t in self.tasks if t.info.count]

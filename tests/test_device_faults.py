@@ -10,8 +10,8 @@ import pytest
 import warpmerge as wm
 from device_helpers import CHUNK, ENVIRONMENT, FIXTURES, RECIPES, SHARDED, emulated, merge, ok, tensors
 from helpers import SINGLE, contents, looks_complete, read_model, run_cli, run_process, write_model, write_recipe
-from warpmerge.backends import cuda as backend
 from warpmerge.checkpoint.output import STAGING
+from warpmerge.device.backend import DeviceBackend
 from warpmerge.errors import CheckpointError, DeviceError, OutputError
 
 emulation, made, models, expected = FIXTURES
@@ -184,13 +184,13 @@ def test_an_input_that_is_cut_short_during_the_merge(tmp_path, made, monkeypatch
     parameters = {"weight": 1} | ({"density": 0.5} if method == "ties" else {})
     models = [str(tmp_path / m) for m in "ab"]
     recipe = {"merge_method": method, "base_model": str(tmp_path / "base"), "models": models, "parameters": parameters}
-    real = backend.DeviceBackend.launch
+    real = DeviceBackend.launch
 
     def launch(self, work):
         os.truncate(tmp_path / "b" / SINGLE, 1_200_000)
         return real(self, work)
 
-    monkeypatch.setattr(backend.DeviceBackend, "launch", launch)
+    monkeypatch.setattr(DeviceBackend, "launch", launch)
     with pytest.raises(CheckpointError, match=r"b/model\.safetensors changed while it was being read"):
         wm.merge(recipe, tmp_path / "out", device="cuda", device_memory=memory)
     assert not (tmp_path / "out").exists()
@@ -236,7 +236,7 @@ def test_a_file_that_may_not_grow(models, method, tmp_path):
 
 @pytest.mark.parametrize("method", ["linear", "ties"])
 def test_a_sink_that_cannot_be_written(models, expected, made, tmp_path, monkeypatch, method):
-    real = backend.DeviceBackend.launch
+    real = DeviceBackend.launch
     calls = []
 
     def launch(self, work):
@@ -250,7 +250,7 @@ def test_a_sink_that_cannot_be_written(models, expected, made, tmp_path, monkeyp
 
     opened = []
     with monkeypatch.context() as patch:
-        patch.setattr(backend.DeviceBackend, "launch", launch)
+        patch.setattr(DeviceBackend, "launch", launch)
         with pytest.raises(OutputError, match="no space left"):
             wm.merge(models / f"{method}.yml", tmp_path / "out", device="cuda")
     for fd in opened:

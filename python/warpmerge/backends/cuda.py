@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..device.backend import DeviceBackend
-from ..device.group import DeviceGroup, parse_devices
-from ..device.kernels import CudaKernels
-from ..device.runtime import NativeRuntime
 from ..errors import RecipeError
 from ..units import show_size
+
+# What it needs for a device is imported when one is used: whether there is one is asked for by every merge.
+if TYPE_CHECKING:
+    from ..device.backend import DeviceBackend
+    from ..device.group import DeviceGroup
 
 
 def native() -> Any:
@@ -46,6 +47,11 @@ def create(
     device: str = "cuda", threads: int | None = None, budget: int | None = None, **options: Any
 ) -> DeviceBackend | DeviceGroup:
     """`budget`: bytes of memory to use on each device. Raises RecipeError for a device that there is not."""
+    from ..device.backend import DeviceBackend
+    from ..device.group import DeviceGroup, parse_devices
+    from ..device.kernels import CudaKernels
+    from ..device.runtime import NativeRuntime
+
     module = native()
     try:
         indices = parse_devices(device, module.device_count())
@@ -61,6 +67,8 @@ def create(
 
 def create_in_place(device: Any) -> DeviceBackend:
     """For tensors of the torch device `device`."""
+    from ..device.backend import DeviceBackend
+    from ..device.kernels import CudaKernels
     from ..device.torch_runtime import TorchRuntime
 
     module, runtime = native(), TorchRuntime(device)

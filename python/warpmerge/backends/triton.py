@@ -8,13 +8,14 @@ from __future__ import annotations
 import importlib.util
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..device.backend import DeviceBackend
-from ..device.group import DeviceGroup, parse_devices
-from ..device.kernels import TritonKernels
 from ..errors import RecipeError
 from ..units import show_size
+
+if TYPE_CHECKING:
+    from ..device.backend import DeviceBackend
+    from ..device.group import DeviceGroup
 
 
 def interpreted() -> bool:
@@ -61,6 +62,9 @@ def create(
     """`budget`: bytes of memory to use on each device. Raises RecipeError for a device that there is not."""
     import torch
 
+    from ..device.backend import DeviceBackend
+    from ..device.group import DeviceGroup, parse_devices
+    from ..device.kernels import TritonKernels
     from ..device.torch_runtime import TorchRuntime
 
     try:
@@ -78,6 +82,8 @@ def create(
 
 def create_in_place(device: Any) -> DeviceBackend:
     """For tensors of the torch device `device`."""
+    from ..device.backend import DeviceBackend
+    from ..device.kernels import TritonKernels
     from ..device.torch_runtime import TorchRuntime
 
     return DeviceBackend("triton", TorchRuntime(device), TritonKernels(), resident=True)

@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -44,6 +46,19 @@ def expected(folder, *options):
     """What an undisturbed run writes."""
     assert merge(folder, *options, out="undisturbed").status == 0
     return contents(folder / "undisturbed")
+
+
+def test_a_merge_of_files_imports_neither_numpy_nor_torch(models):
+    code = """if True:
+        import sys, warpmerge as wm
+        wm.merge(sys.argv[1], sys.argv[2], device="cpu", sync=False)
+        wm.backends.choose()
+        sys.exit(", ".join({"numpy", "torch"} & sys.modules.keys()) or 0)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code, models / "r.yml", models / "out"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(("old", "new"), [(SHARDED, ()), ((), SHARDED), (SHARDED, ("--shard-size", "2kB"))])

@@ -14,6 +14,7 @@ from .checkpoint.companions import donated
 from .dtypes import FLOAT64, DType
 from .errors import CheckpointError, close_matches
 from .methods.companion import check_companions
+from .methods.parameters import checked_seed
 from .recipe import Layers, ModelRef, Recipe, Resolver
 
 Located = tuple[Shard, TensorEntry]
@@ -121,6 +122,7 @@ def make_plan(recipe: Recipe, *, seed: int = 0, shard_size: int = 5 * 10**9) -> 
 
     Raises RecipeError for a model or parameter that is wrong, CheckpointError for files that are.
     """
+    seed = checked_seed(seed)
     opened: dict[ModelRef, Checkpoint] = {}
 
     def checkpoint(ref: ModelRef) -> Checkpoint:

@@ -13,9 +13,9 @@ from .dtypes import BY_NAME
 from .errors import CheckpointError, DeviceError, RecipeError
 from .methods import Base, TensorInfo, find
 from .methods.base import Steps
-from .methods.parameters import LARGEST
+from .methods.parameters import LARGEST, checked_seed
 from .ops import WeightedSum
-from .tensors import Operands, checked_seed, resolve_values, wanted_dtype
+from .tensors import Operands, resolve_values, wanted_dtype
 from .threads import thread_count
 
 Source = str | Path | Mapping[str, Any]

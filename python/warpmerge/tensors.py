@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from numbers import Integral
 from typing import Any, NamedTuple
 
 from .arrays import Array, Place, Result
@@ -13,6 +12,7 @@ from .companions import Companions
 from .dtypes import FLOAT64, DType, float_dtype
 from .errors import CheckpointError, RecipeError, shown
 from .methods import Base, Method, Parameter, TensorInfo, find
+from .methods.parameters import checked_seed
 from .tasks import Buffer, TensorTask, same_bytes
 
 
@@ -102,12 +102,6 @@ def merge_state_dicts(
     results = operands.results(wanted_dtype(out_dtype))
     place.run(operands.tasks(chosen, values, {n: [r] for n, r in results.items()}, labels, seed))
     return {name: result.finish() for name, result in results.items()}
-
-
-def checked_seed(seed: Any) -> int:
-    if isinstance(seed, bool) or not isinstance(seed, Integral):
-        raise RecipeError(f"seed is an integer, got {shown(seed)}.")
-    return int(seed)
 
 
 def wanted_dtype(out_dtype: Any) -> DType | None:

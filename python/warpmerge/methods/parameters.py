@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
-from ..errors import close_matches, shown
+from ..errors import RecipeError, close_matches, shown
 
 LARGEST = 1e30  # magnitude of a number without bounds of its own: its products with weights must stay in float32
 
@@ -116,3 +117,9 @@ NONFINITE = choice(
     default="error",
     help="what a NaN or infinity in a weight does: stop the merge, pass through, or count as unchanged",
 )
+
+
+def checked_seed(seed: Any) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise RecipeError(f"seed is an integer, got {shown(seed)}.")
+    return int(seed)

@@ -155,7 +155,18 @@ PYBIND11_MODULE(_core, m) {
             keep.cut = cut;
             return keep;
           },
-          py::arg("key"), py::arg("cut"));
+          py::arg("key"), py::arg("cut"))
+      .def_static(
+          "ranked",
+          [](uint64_t key, double low, double step, int64_t columns) {
+            Keep keep;
+            keep.key = key;
+            keep.low = low;
+            keep.step = step;
+            keep.columns = columns;
+            return keep;
+          },
+          py::arg("key"), py::arg("low"), py::arg("step"), py::arg("columns"));
 
   py::class_<Item, ItemPtr>(m, "Item");
   py::class_<TensorItem, Item, std::shared_ptr<TensorItem>>(m, "TensorItem")
@@ -238,7 +249,7 @@ PYBIND11_MODULE(_core, m) {
             return std::make_shared<ConsensusItem>(
                 pool.kernels(), tensors, tile,
                 ConsensusCoefficientLists{std::move(value), std::move(ballot), std::move(divisor), lambda, elect},
-                std::move(keep), std::move(output));
+                KeepRules(*tensors, std::move(keep)), std::move(output));
           },
           py::arg("tensors"), py::arg("tile"), py::arg("value"), py::arg("ballot"), py::arg("divisor"),
           py::arg("lambda_"), py::arg("elect"), py::arg("keep"), py::arg("output"))
@@ -277,7 +288,8 @@ PYBIND11_MODULE(_core, m) {
       .def(
           "moments",
           [](const Pool& pool, TensorsPtr tensors, int64_t tile, std::vector<Keep> keep, bool only_l1) {
-            return std::make_shared<MomentsItem>(pool.kernels(), tensors, tile, std::move(keep), only_l1);
+            return std::make_shared<MomentsItem>(pool.kernels(), tensors, tile, KeepRules(*tensors, std::move(keep)),
+                                                 only_l1);
           },
           py::arg("tensors"), py::arg("tile"), py::arg("keep"), py::arg("only_l1") = false)
       .def(

@@ -3,15 +3,17 @@
 namespace warpmerge {
 
 ConsensusItem::ConsensusItem(const Kernels& kernels, std::shared_ptr<Tensors> tensors, int64_t tile_elements,
-                             ConsensusCoefficientLists coefficients, std::vector<Keep> keep, Output output)
-    : CombineItem(kernels, std::move(tensors), tile_elements, {std::move(output)}),
+                             ConsensusCoefficientLists coefficients, KeepRules rules, Output output)
+    : CombineItem(kernels, tensors, tile_step(*tensors, tile_elements, kStage, rules.columns()), {std::move(output)},
+                  rules.columns()),
       coefficients_(std::move(coefficients)),
-      keep_(std::move(keep)) {}
+      rules_(std::move(rules)) {}
 
 void ConsensusItem::combine(const Operands& operands, int64_t begin, int64_t count, void* const* out, Worker& worker,
                             int64_t* nonfinite) {
+  rules_.decide(kernels_, tensors_->wide, operands, begin, count, worker);
   const auto& c = coefficients_;
-  const ConsensusArgs args{c.value.data(), c.ballot.data(), c.divisor.data(), keep_.data(), c.lambda, c.elect};
+  const ConsensusArgs args{c.value.data(), c.ballot.data(), c.divisor.data(), rules_.data(), c.lambda, c.elect};
   const Dtype dtype = outputs_[0].dtype;
   if (tensors_->wide)
     set<double>().consensus(operands, args, begin, count, out[0], dtype, scratch(worker), nonfinite);

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "item.h"
+#include "by_rank.h"
 
 namespace warpmerge {
 
@@ -13,7 +13,7 @@ struct ConsensusCoefficientLists {
 class ConsensusItem final : public CombineItem {
  public:
   ConsensusItem(const Kernels& kernels, std::shared_ptr<Tensors> tensors, int64_t tile_elements,
-                ConsensusCoefficientLists coefficients, std::vector<Keep> keep, Output output);
+                ConsensusCoefficientLists coefficients, KeepRules rules, Output output);
 
  protected:
   void combine(const Operands& operands, int64_t begin, int64_t count, void* const* out, Worker& worker,
@@ -21,7 +21,7 @@ class ConsensusItem final : public CombineItem {
 
  private:
   const ConsensusCoefficientLists coefficients_;
-  const std::vector<Keep> keep_;
+  const KeepRules rules_;
 };
 
 }  // namespace warpmerge

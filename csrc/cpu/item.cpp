@@ -8,18 +8,28 @@
 
 namespace warpmerge {
 
-Loaded::Loaded(const Tensors& tensors, int64_t begin, int64_t count, Worker& worker)
+Decisions& Tensors::decisions_of(int model, const Keep& rule) {
+  for (Decisions& known : decisions_)
+    if (known.model == model && known.rule.key == rule.key && known.rule.columns == rule.columns &&
+        known.rule.low == rule.low && known.rule.step == rule.step)
+      return known;
+  decisions_.push_back({model, rule, false, std::vector<uint8_t>(size_t(count + kStage - 1) / kStage * kStage / 8)});
+  return decisions_.back();
+}
+
+Loaded::Loaded(const Tensors& tensors, int64_t begin, int64_t count, Worker& worker, int64_t columns)
     : models_(tensors.models()),
       base_(nullptr),
       first_(begin),
       policy_(tensors.policy),
       program_(tensors.formula ? &tensors.formula->program() : nullptr) {
-  if (tensors.ranked()) {
-    const int64_t columns = program_->columns, end = (begin + count + columns - 1) / columns * columns;
+  if (tensors.ranked()) columns = program_->columns;
+  if (columns) {
+    const int64_t end = (begin + count + columns - 1) / columns * columns;
     first_ = begin = begin / columns * columns;
     count = end - begin;
-    prepare_ranks(columns, tensors.wide, worker);
   }
+  if (tensors.ranked()) prepare_ranks(columns, tensors.wide, worker);
   const auto aligned = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };
   std::vector<const Place*> places;
   for (const Place& place : tensors.inputs) places.push_back(&place);
@@ -48,31 +58,36 @@ void Loaded::prepare_ranks(int64_t columns, bool wide, Worker& worker) {
   for (int r = 0; r < program_->ranked_count; ++r) ranks_.push_back({-1, memory + row * size_t(r), memory + rows});
 }
 
-int64_t tile_step(const Tensors& tensors, int64_t tile_elements, int64_t unit) {
+int64_t tile_step(const Tensors& tensors, int64_t tile_elements, int64_t unit, int64_t columns) {
   const auto whole = [](int64_t elements, int64_t of) { return (elements + of - 1) / of * of; };
   const int64_t step = whole(tile_elements, unit);
-  if (!tensors.ranked()) return step;
-  const int64_t columns = tensors.formula->program().columns, both = std::lcm(columns, unit);
+  if (tensors.ranked()) columns = tensors.formula->program().columns;
+  if (columns == 0) return step;
+  const int64_t both = std::lcm(columns, unit);
   return both <= step ? step / both * both : std::max(step, whole(columns, unit));
 }
 
-TensorItem::TensorItem(const Kernels& kernels, std::shared_ptr<Tensors> tensors, int64_t tile_elements)
-    : kernels_(kernels), tensors_(std::move(tensors)), step_(tile_elements), nonfinite_(tensors_->models() + 1) {}
+TensorItem::TensorItem(const Kernels& kernels, std::shared_ptr<Tensors> tensors, int64_t tile_elements, int64_t columns)
+    : kernels_(kernels),
+      tensors_(std::move(tensors)),
+      step_(tile_elements),
+      columns_(columns),
+      nonfinite_(tensors_->models() + 1) {}
 
 void TensorItem::tile(int64_t index, Worker& worker) {
   if (idle()) return;
   const int64_t begin = first_of(index);
   const int64_t count = first_of(index + 1) - begin;
   std::vector<int64_t> found(nonfinite_.size());
-  Loaded loaded(*tensors_, begin, count, worker);
+  Loaded loaded(*tensors_, begin, count, worker, columns_);
   range(index, loaded.operands(), begin, count, worker, found.data());
   for (size_t k = 0; k < found.size(); ++k)
     if (found[k]) nonfinite_[k] += found[k];
 }
 
 CombineItem::CombineItem(const Kernels& kernels, std::shared_ptr<Tensors> tensors, int64_t tile_elements,
-                         std::vector<Output> outputs)
-    : TensorItem(kernels, std::move(tensors), tile_elements), outputs_(std::move(outputs)), digests_(outputs_.size()) {}
+                         std::vector<Output> outputs, int64_t columns)
+    : TensorItem(kernels, std::move(tensors), tile_elements, columns), outputs_(std::move(outputs)), digests_(outputs_.size()) {}
 
 void CombineItem::range(int64_t, const Operands& operands, int64_t begin, int64_t count, Worker& worker,
                         int64_t* nonfinite) {

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <deque>
 #include <memory>
 #include <vector>
 
@@ -21,6 +22,14 @@ struct Place {
   int64_t offset = 0;
 };
 
+// What a rule that keeps by rank decided of a model's elements, a bit each, with room for what is read at once.
+struct Decisions {
+  int model;
+  Keep rule;
+  bool complete = false;
+  std::vector<uint8_t> bits;
+};
+
 // The inputs of one output tensor.
 struct Tensors {
   int64_t count = 0;
@@ -36,13 +45,19 @@ struct Tensors {
   int values() const { return formula ? formula->program().values : models(); }
   // Whether rows must be read whole.
   bool ranked() const { return formula && formula->program().ranked_count > 0; }
+
+  // Those of the rule for the model's deltas, made anew if there are none.
+  Decisions& decisions_of(int model, const Keep& rule);
+
+ private:
+  std::deque<Decisions> decisions_;  // references to them stay good
 };
 
 // The elements [begin, begin + count) of all operands: where they are in memory, or read into the worker's buffer. For
-// ranks, also the rest of the rows that they lie in.
+// ranks, or if a length of rows is given, also the rest of the rows that they lie in.
 class Loaded {
  public:
-  Loaded(const Tensors& tensors, int64_t begin, int64_t count, Worker& worker);
+  Loaded(const Tensors& tensors, int64_t begin, int64_t count, Worker& worker, int64_t columns = 0);
   Operands operands() { return {sources_.data(), models_, base_, first_, policy_, program_, ranks_.data()}; }
 
  private:
@@ -69,7 +84,8 @@ struct Output {
 // An item over the elements of `tensors`, in tiles of `tile_elements`.
 class TensorItem : public Item {
  public:
-  TensorItem(const Kernels& kernels, std::shared_ptr<Tensors> tensors, int64_t tile_elements);
+  // `columns`: of the rows that every tile needs whole, 0 for none.
+  TensorItem(const Kernels& kernels, std::shared_ptr<Tensors> tensors, int64_t tile_elements, int64_t columns = 0);
   int64_t tiles() const override { return tensors_->count == 0 ? 1 : (tensors_->count + step_ - 1) / step_; }
   void tile(int64_t index, Worker& worker) final;
 
@@ -98,23 +114,24 @@ class TensorItem : public Item {
   const int64_t step_;
 
  private:
+  const int64_t columns_;
   std::vector<std::atomic<int64_t>> nonfinite_;
 };
 
 // The elements of a tile, a multiple of `unit`. Rows whose ranks are asked for are cut as seldom as can be, as each
 // tile that has part of a row ranks all of it.
-int64_t tile_step(const Tensors& tensors, int64_t tile_elements, int64_t unit);
+int64_t tile_step(const Tensors& tensors, int64_t tile_elements, int64_t unit, int64_t columns = 0);
 
 // A measuring item: its tiles are whole blocks of the reduction order.
-inline int64_t whole_blocks(const Tensors& tensors, int64_t tile_elements) {
-  return tile_step(tensors, tile_elements, kBlock);
+inline int64_t whole_blocks(const Tensors& tensors, int64_t tile_elements, int64_t columns = 0) {
+  return tile_step(tensors, tile_elements, kBlock, columns);
 }
 
 // An item that makes one or several output tensors.
 class CombineItem : public TensorItem {
  public:
   CombineItem(const Kernels& kernels, std::shared_ptr<Tensors> tensors, int64_t tile_elements,
-              std::vector<Output> outputs);
+              std::vector<Output> outputs, int64_t columns = 0);
   std::vector<uint64_t> digests() const;
 
  protected:

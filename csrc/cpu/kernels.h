@@ -134,6 +134,10 @@ struct KernelSet {
   // Sums, or the largest, of the row blocks in a tile of whole ones; those of value m from blocks + m * stride on.
   void (*rows)(const Operands&, bool largest, int64_t begin, int64_t count, double* blocks, int64_t stride,
                void* scratch, int64_t* nonfinite);
+  // What a rule that keeps by rank decides of one model's elements [begin, begin + count), as bits, all 0 before.
+  // `begin` is a multiple of kStage; the rows' other elements are loaded too. `work`: by_rank_work(columns) bytes.
+  void (*decide_by_rank)(const Operands&, int model, const Keep&, int64_t begin, int64_t count, uint8_t* bits,
+                         void* work);
 };
 
 struct Kernels {
@@ -175,6 +179,13 @@ inline size_t scratch_bytes(const Program& program) {
 inline size_t rank_work(int64_t columns) {
   return size_t(columns) * (2 * 16 + sizeof(double) + sizeof(uint16_t)) + 2 * sizeof(uint32_t) * kRankBins +
          4 * sizeof(double) * kStage;
+}
+
+// Bytes that deciding by rank needs.
+inline size_t by_rank_work(int64_t columns) {
+  const size_t row = size_t(columns) + 64;
+  return row * (3 * sizeof(double) + 2 * sizeof(uint32_t) + 3 * sizeof(uint16_t)) + 3 * kStage * sizeof(uint16_t) +
+         16 * kRankBins + 8 * kStage * sizeof(double) + 32 * 64;
 }
 
 extern const Kernels kernels_baseline;

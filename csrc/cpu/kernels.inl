@@ -19,6 +19,7 @@ namespace {
 #include "draw.inl"
 #include "stage.inl"
 #include "ranks.inl"
+#include "by_rank.inl"
 #include "formula.inl"
 #include "consensus.inl"
 #include "digest.inl"
@@ -33,7 +34,7 @@ namespace {
 template <class T>
 constexpr KernelSet<T> kernel_set() {
   return {weighted_sum<T>, consensus<T>, formula<T>, moments<T>,   gram<T>,
-          keys<T>,         collect<T>,   select<T>,  histogram<T>, rows<T>};
+          keys<T>,         collect<T>,   select<T>,  histogram<T>, rows<T>, decide_by_rank<T>};
 }
 
 }  // namespace

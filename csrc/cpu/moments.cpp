@@ -5,21 +5,25 @@
 namespace warpmerge {
 
 MomentsItem::MomentsItem(const Kernels& kernels, std::shared_ptr<Tensors> tensors, int64_t tile_elements,
-                         std::vector<Keep> keep, bool only_l1)
-    : TensorItem(kernels, tensors, whole_blocks(*tensors, tile_elements)), keep_(std::move(keep)), only_l1_(only_l1) {
+                         KeepRules rules, bool only_l1)
+    : TensorItem(kernels, tensors, whole_blocks(*tensors, tile_elements, rules.columns()), rules.columns()),
+      rules_(std::move(rules)),
+      only_l1_(only_l1) {
   blocks_.resize((tensors_->count + kBlock - 1) / kBlock * tensors_->values());
 }
 
 void MomentsItem::range(int64_t, const Operands& operands, int64_t begin, int64_t count, Worker& worker,
                         int64_t* nonfinite) {
+  rules_.decide(kernels_, tensors_->wide, operands, begin, count, worker);
   Moments* blocks = blocks_.data() + begin / kBlock * tensors_->values();
   if (tensors_->wide)
-    set<double>().moments(operands, keep_.data(), only_l1_, begin, count, blocks, scratch(worker), nonfinite);
+    set<double>().moments(operands, rules_.data(), only_l1_, begin, count, blocks, scratch(worker), nonfinite);
   else
-    set<float>().moments(operands, keep_.data(), only_l1_, begin, count, blocks, scratch(worker), nonfinite);
+    set<float>().moments(operands, rules_.data(), only_l1_, begin, count, blocks, scratch(worker), nonfinite);
 }
 
 void MomentsItem::finish(Worker&) {
+  rules_.finish();
   const int models = tensors_->values();
   const int64_t count = int64_t(blocks_.size()) / std::max(1, models);
   const int64_t stride = models * int64_t(sizeof(Moments) / sizeof(double));

@@ -1,12 +1,12 @@
 #pragma once
 
-#include "item.h"
+#include "by_rank.h"
 
 namespace warpmerge {
 
 class MomentsItem final : public TensorItem {
  public:
-  MomentsItem(const Kernels& kernels, std::shared_ptr<Tensors> tensors, int64_t tile_elements, std::vector<Keep> keep,
+  MomentsItem(const Kernels& kernels, std::shared_ptr<Tensors> tensors, int64_t tile_elements, KeepRules rules,
               bool only_l1);
   void finish(Worker&) override;
   const std::vector<Moments>& result() const { return result_; }  // one per delta or value
@@ -16,7 +16,7 @@ class MomentsItem final : public TensorItem {
              int64_t* nonfinite) override;
 
  private:
-  const std::vector<Keep> keep_;
+  const KeepRules rules_;
   const bool only_l1_;
   std::vector<Moments> blocks_;  // blocks x models
   std::vector<Moments> result_;

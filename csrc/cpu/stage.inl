@@ -58,6 +58,20 @@ struct KeepLanes {
   }
 };
 
+// Lanes for KeepLanes with a cut of 1.
+static void lanes_of_bits(const uint8_t* __restrict bits, int count, uint16_t* __restrict lanes) {
+#if defined(__AVX512BW__)
+  for (int j = 0; j < count; j += 32) {
+    uint32_t kept;
+    __builtin_memcpy(&kept, bits + j / 8, sizeof(kept));
+    _mm512_storeu_si512(lanes + j, _mm512_movm_epi16(~kept));
+  }
+#else
+  for (int j = 0; j < count; j += 8)
+    for (int i = 0; i < 8; ++i) lanes[j + i] = !(bits[j / 8] >> i & 1);
+#endif
+}
+
 // Deltas of `count` elements with the dropped ones zeroed. Returns the largest magnitude key among all deltas: infinity
 // or above means that some input is not finite (or that a difference overflowed).
 template <class D, class T, class K>
@@ -135,9 +149,8 @@ struct Staged {
 
   // Copies a loaded delta with what `keep` drops zeroed.
   void drop(const Keep& keep, int64_t begin, int count, const T* delta, T* out) {
-    if (keep.random) {
-      draw(keep.key, begin, lanes);
-      drop_all(delta, KeepLanes{lanes, keep.cut}, out, count);
+    if (by_lanes(keep)) {
+      drop_all(delta, drawn(keep, begin, count), out, count);
     } else {
       by_threshold(keep, begin, count,
                    [&](int done, int run, auto rule) { drop_all(delta + done, rule, out + done, run); });
@@ -162,6 +175,18 @@ struct Staged {
   }
 
  private:
+  static bool by_lanes(const Keep& keep) { return keep.random || keep.columns; }
+
+  // The decisions from element `begin` on, a multiple of kPhiloxLanes.
+  KeepLanes drawn(const Keep& keep, int64_t begin, int count) {
+    if (keep.random) {
+      draw(keep.key, begin, lanes);
+      return {lanes, keep.cut};
+    }
+    lanes_of_bits(keep.decided + begin / 8, count, lanes);
+    return {lanes, 1};
+  }
+
   template <class K>
   Bits<T> load_run(const Source& source, int64_t index, const T* from, const K& keep, T* out, int count) {
     return visit(source.dtype, [&](auto tag) {
@@ -171,10 +196,7 @@ struct Staged {
 
   Bits<T> load_model(const Source& source, const Keep* keep, int64_t begin, int64_t at, int count, T* out) {
     if (!keep) return load_run(source, at, base, KeepAny{}, out, count);
-    if (keep->random) {
-      draw(keep->key, begin, lanes);
-      return load_run(source, at, base, KeepLanes{lanes, keep->cut}, out, count);
-    }
+    if (by_lanes(*keep)) return load_run(source, at, base, drawn(*keep, begin, count), out, count);
     Bits<T> top = 0;
     by_threshold(*keep, begin, count, [&](int done, int run, auto rule) {
       const Bits<T> key = load_run(source, at + done, base + done, rule, out + done, run);
@@ -190,11 +212,11 @@ struct Staged {
       T* out = d[k];
       widen_source(operands.inputs[k], begin - operands.first, count, out);
       nonfinite[k] += count_nonfinite(out, count);
-      const bool random = keep && keep[k].random;
-      if (random) draw(keep[k].key, begin, lanes);
+      const bool random = keep && by_lanes(keep[k]);
+      const uint32_t cut = random ? drawn(keep[k], begin, count).cut : 0;
       for (int j = 0; j < count; ++j) {
         const T delta = settle_nonfinite(out[j] - base[j], operands.policy);
-        const bool kept = !keep || (random ? lanes[j] < keep[k].cut
+        const bool kept = !keep || (random ? lanes[j] < cut
                                            : uint64_t(magnitude_key(delta)) >= lowest_kept_key(keep[k], begin + j));
         out[j] = kept ? delta : T(0);
       }

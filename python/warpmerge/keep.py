@@ -1,4 +1,4 @@
-"""Which elements of a delta survive: by magnitude, or by a draw."""
+"""Which elements of a delta survive: by magnitude, by a draw, or by a draw that favours the larger ones of a row."""
 
 from __future__ import annotations
 
@@ -36,6 +36,25 @@ class KeepDrawn:
         return self
 
 
-Keep = KeepAbove | KeepDrawn
+@dataclass(frozen=True, slots=True)
+class KeepRanked:
+    """Keep an element iff its 16 Philox bits under `key` are below a cut that rises with its rank in its row.
+
+    cut = low + step * rank in the compute type, rounded to the nearest whole number (of two the even one), from 1 to
+    65535. Rows have `columns` elements; `rank` is that of `formula.rank`. It is for deltas as they are, not for values
+    of formulas.
+    """
+
+    key: int
+    low: float
+    step: float
+    columns: int
+
+    def moved(self, first: int) -> KeepRanked:
+        """The same: draws and rows are those of the tensor, wherever it begins."""
+        return self
+
+
+Keep = KeepAbove | KeepDrawn | KeepRanked
 KEEP_ALL = KeepAbove(0)
 KEEP_NONE = KeepAbove(2**63)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .formula import Formula
-from .keep import KEEP_ALL, KEEP_NONE, NO_TIE_END, Keep, KeepAbove, KeepDrawn
+from .keep import KEEP_ALL, KEEP_NONE, NO_TIE_END, Keep, KeepAbove, KeepDrawn, KeepRanked
 
 __all__ = [
     "KEEP_ALL",
@@ -30,6 +30,7 @@ __all__ = [
     "Keep",
     "KeepAbove",
     "KeepDrawn",
+    "KeepRanked",
     "Measure",
     "Moments",
     "MomentsResult",

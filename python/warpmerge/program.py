@@ -10,7 +10,7 @@ from typing import Any
 from . import elementary
 from .errors import MergeError
 from .formula import Expr, Given, Leaf, Op
-from .keep import Keep
+from .keep import Keep, KeepRanked
 
 LONGEST = 4096  # instructions of a program
 
@@ -129,6 +129,10 @@ class _Compiler:
     def _value(self, expr: Expr) -> int:
         payload = expr.payload
         if expr.op is Op.KEEP:
+            if isinstance(payload, KeepRanked):
+                raise MergeError(
+                    "a formula cannot keep by rank: compare draw(key) with an expression of rank(k)."
+                )
             payload = self._tabled("rules", payload)
         elif expr.op is Op.DRAW:
             payload = self._tabled("keys", payload)

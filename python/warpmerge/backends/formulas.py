@@ -7,7 +7,7 @@ from typing import Any
 from .. import _core
 from ..errors import MergeError
 from ..formula import Formula
-from ..ops import NO_TIE_END, Keep, KeepDrawn
+from ..ops import NO_TIE_END, Keep, KeepDrawn, KeepRanked
 from ..program import Program
 from ..tasks import TensorTask
 
@@ -38,6 +38,8 @@ def native(task: TensorTask, formula: Formula, rows: bool = False) -> Any:
 def native_keep(keep: Keep) -> Any:
     if isinstance(keep, KeepDrawn):
         return _core.Keep.drawn(keep.key, keep.cut)
+    if isinstance(keep, KeepRanked):
+        return _core.Keep.ranked(keep.key, keep.low, keep.step, keep.columns)
     return _core.Keep(keep.threshold, min(keep.tie_end, NO_TIE_END))
 
 

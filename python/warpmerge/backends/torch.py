@@ -26,8 +26,19 @@ from ..ops import (
 )
 from ..random import mix64
 from ..tasks import Buffer, Outcome, TensorTask, Work
-from .torch_formula import all_same, evaluate, row_ranks, scalar
-from .torch_measure import gram, histogram, keep_mask, magnitude_keys, moments, philox_lanes, rows, select
+from .torch_formula import all_same, evaluate, scalar
+from .torch_measure import (
+    finite,
+    gram,
+    histogram,
+    keep_mask,
+    magnitude_keys,
+    moments,
+    philox_lanes,
+    row_ranks,
+    rows,
+    select,
+)
 
 __all__ = [
     "TorchBackend",
@@ -92,7 +103,7 @@ def _carry_out(task: TensorTask, request: Any) -> Outcome:
     formula = getattr(request, "of", None)
     if formula is not None:
         x = evaluate(formula.program(len(x), task.wide), x, base)
-        x = [torch.where(torch.isfinite(v), v, torch.zeros_like(v)) for v in x]
+        x = [finite(v) for v in x]
     if isinstance(request, Rows):
         return Outcome(rows(x, formula.columns, request.largest), nonfinite)
     if isinstance(request, Histogram):
@@ -102,8 +113,6 @@ def _carry_out(task: TensorTask, request: Any) -> Outcome:
             select(d, k, request.keep_all_ties) if k else Selection() for d, k in zip(x, request.counts, strict=True)
         ]
         return Outcome(chosen, nonfinite)
-    # Sums are taken over the finite elements.
-    x = [torch.where(torch.isfinite(d), d, torch.zeros_like(d)) for d in x]
     if isinstance(request, Moments):
         return Outcome([moments(d, k, request.only_l1) for d, k in zip(x, request.keep, strict=True)], nonfinite)
     assert isinstance(request, Gram) and count >= 0

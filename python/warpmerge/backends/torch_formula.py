@@ -9,7 +9,7 @@ import torch
 
 from ..formula import Op
 from ..program import Program
-from .torch_measure import canonical, keep_mask, magnitude_keys, philox_lanes
+from .torch_measure import canonical, keep_mask, philox_lanes, row_ranks
 
 
 def scalar(value: float, like: torch.Tensor) -> torch.Tensor:
@@ -103,11 +103,3 @@ def _power_of_two(a: torch.Tensor) -> torch.Tensor:
 def _exponent(a: torch.Tensor) -> torch.Tensor:
     integer, fraction, bias = _layout(a)
     return (((a.view(integer) >> fraction) & (2 * bias + 1)) - bias).to(a.dtype)
-
-
-def row_ranks(d: torch.Tensor, columns: int) -> torch.Tensor:
-    """Of each element's magnitude among those of its row, equal ones by column."""
-    order = torch.argsort(magnitude_keys(d).view(-1, columns), dim=1, stable=True)
-    ranks = torch.empty_like(order)
-    ranks.scatter_(1, order, torch.arange(columns).expand_as(order))
-    return ranks.flatten().to(d.dtype)

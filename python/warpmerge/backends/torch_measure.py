@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..ops import GramResult, HistogramResult, KeepDrawn, MomentsResult, Selection
+from ..ops import GramResult, HistogramResult, KeepDrawn, KeepRanked, MomentsResult, Selection
 
 LANES, ROWS = 256, 16
 BLOCK = LANES * ROWS
@@ -21,6 +21,10 @@ def canonical(d: torch.Tensor) -> torch.Tensor:
     return torch.where(torch.isnan(d), torch.full_like(d, float("nan")), d)
 
 
+def finite(d: torch.Tensor) -> torch.Tensor:
+    return torch.where(torch.isfinite(d), d, torch.zeros_like(d))
+
+
 def magnitude_keys(d: torch.Tensor) -> torch.Tensor:
     """(n,) int64: the bit pattern of |d|, with every NaN the canonical one."""
     return canonical(d).abs().view(torch.int64 if d.dtype == torch.float64 else torch.int32).to(torch.int64)
@@ -29,11 +33,26 @@ def magnitude_keys(d: torch.Tensor) -> torch.Tensor:
 def keep_mask(d: torch.Tensor, keep: Any) -> torch.Tensor:
     if isinstance(keep, KeepDrawn):
         return philox_lanes(keep.key, d.numel()) < keep.cut
+    if isinstance(keep, KeepRanked):
+        return philox_lanes(keep.key, d.numel()) < ramp_cuts(row_ranks(d, keep.columns), keep)
     if keep.threshold > 2**63 - 1:
         return torch.zeros(d.shape, dtype=torch.bool)
     keys = magnitude_keys(d)
     index = torch.arange(d.numel())
     return (keys > keep.threshold) | ((keys == keep.threshold) & (index < keep.tie_end))
+
+
+def ramp_cuts(ranks: torch.Tensor, keep: KeepRanked) -> torch.Tensor:
+    low, step = torch.tensor([keep.low, keep.step], dtype=torch.float64).to(ranks.dtype)
+    return torch.round(low + ranks * step).clamp(1, 65535)
+
+
+def row_ranks(d: torch.Tensor, columns: int) -> torch.Tensor:
+    """Of each element's magnitude among those of its row, equal ones by column."""
+    order = torch.argsort(magnitude_keys(d).view(-1, columns), dim=1, stable=True)
+    ranks = torch.empty_like(order)
+    ranks.scatter_(1, order, torch.arange(columns).expand_as(order))
+    return ranks.flatten().to(d.dtype)
 
 
 def philox_lanes(key: int, count: int) -> torch.Tensor:
@@ -91,7 +110,10 @@ def fixed_sum(terms: torch.Tensor) -> float:
 
 
 def moments(d: torch.Tensor, keep: Any, only_l1: bool = False) -> MomentsResult:
-    kept = torch.where(keep_mask(d, keep), d, torch.zeros_like(d))
+    """Sums are taken over the finite elements; rules see all."""
+    mask = keep_mask(d, keep)
+    d = finite(d)
+    kept = torch.where(mask, d, torch.zeros_like(d))
     if only_l1:
         return MomentsResult(fixed_sum(d.abs()), 0.0, fixed_sum(kept.abs()), 0.0, 0.0, 0, 0)
     return MomentsResult(
@@ -106,6 +128,8 @@ def moments(d: torch.Tensor, keep: Any, only_l1: bool = False) -> MomentsResult:
 
 
 def gram(x: list[torch.Tensor]) -> GramResult:
+    """Of the finite elements."""
+    x = [finite(v) for v in x]
     flat = [fixed_sum(v.double() ** 2) for v in x]
     flat += [fixed_sum((x[i].double() - x[k].double()) ** 2) for i in range(len(x)) for k in range(i + 1, len(x))]
     return GramResult.unpack(flat, len(x))

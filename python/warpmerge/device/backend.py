@@ -14,9 +14,10 @@ from typing import Any
 from .. import _core
 from ..errors import DeviceError
 from ..ops import Copy, Whole
-from ..tasks import DeviceSink, Outcome, TensorTask, Work
+from ..tasks import DeviceSink, Outcome, Request, TensorTask, Work
 from ..threads import thread_count
 from ..units import show_size
+from .by_rank import answered, spelled
 from .execution import Group, grouped
 from .flight import InPlace, Staged, Workspace
 from .loads import footprint
@@ -72,13 +73,15 @@ class DeviceBackend:
         self._idle: list[Workspace] = []
 
     def launch(self, work: Sequence[Work]) -> Ticket:
+        asked = [request for _, request in work]
+        work = [(task, spelled(request, task.wide)) for task, request in work]
         if all(_in_place(task) for task, _ in work):
             try:
-                return Ticket(self._start_in_place(work))
+                return Ticket(asked, self._start_in_place(work))
             except MemoryError as error:
                 raise DeviceError(f"{error}. Free some of it, or merge fewer tensors at a time.") from None
         self._prepare()
-        return Ticket(self._thread.submit(self._start_staged, work))
+        return Ticket(asked, self._thread.submit(self._start_staged, work))
 
     def holds(self, task: TensorTask) -> bool:
         """Whether a flight of this device has the task's operands."""
@@ -293,8 +296,8 @@ class Pending:
 
 
 class Ticket:
-    def __init__(self, pending: Pending | Future) -> None:
-        self._pending = pending
+    def __init__(self, asked: list[Request], pending: Pending | Future) -> None:
+        self._asked, self._pending = asked, pending
 
     def wait(self) -> list[Outcome]:
         """Blocks until all is done. Raises OSError if a file could not be written or read, DeviceError for memory."""
@@ -307,7 +310,8 @@ class Ticket:
             if pending.copying is not None:
                 wait_for(pending.copying, lambda: False)
                 pending.backend.copied(pending.copying)
-            return pending.outcomes()
+            found = zip(self._asked, pending.outcomes(), strict=True)
+            return [Outcome(answered(request, outcome.value), outcome.nonfinite) for request, outcome in found]
         except (Cancelled, CancelledError):
             raise RuntimeError("waited for a batch that was cancelled") from None
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from ..elementary import nearest_whole
 from ..errors import RecipeError
 from ..formula import Expr, Formula, Given, delta, draw, given, maximum, minimum, rank, where, wrap
-from ..ops import KEEP_ALL, KEEP_NONE, Apply, Consensus, Moments
+from ..ops import KEEP_ALL, KEEP_NONE, Apply, Consensus, Keep, KeepRanked, Moments
 from ..random import stream_key
 from .base import Base, Steps, TensorInfo
 from .elect import Form, merged
@@ -30,7 +30,7 @@ from .task_vectors import (
     is_sparse,
     merge_kept,
     normalize_option,
-    restored,
+    rescaling,
 )
 
 STEPS = 65536  # probabilities are drawn in 16 bits
@@ -73,67 +73,58 @@ def cuts(tensor: TensorInfo, density: float, epsilon: float) -> tuple[float, flo
     return (density - epsilon) * STEPS, 2 * epsilon * STEPS / (tensor.columns - 1)
 
 
-class Drops(NamedTuple):
-    """What decides the formula of drops by rank: for each model whether all, none or some (None) of it is kept."""
+def drop_by_rank(tensor: TensorInfo, p: Mapping[str, Any]) -> tuple[Keep, ...]:
+    """Of each row keeps the larger elements more likely."""
+    keep: list[Keep] = []
+    for ordinal, (density, epsilon) in enumerate(zip(p["density"], p["epsilon"], strict=True)):
+        if 0 < density < 1:
+            key = stream_key(tensor.seed, tensor.name, ordinal)
+            keep.append(KeepRanked(key, *cuts(tensor, density, epsilon), tensor.columns))
+        else:
+            keep.append(KEEP_ALL if density > 0 else KEEP_NONE)
+    return tuple(keep)
+
+
+class Divided(NamedTuple):
+    """What decides the formula of drops by rank that divides by the probabilities: of each model whether all (True),
+    none or some (None) of it is kept."""
 
     kept: tuple[bool | None, ...]
-    divides: bool  # by the probability
     wide: bool
-
-    @classmethod
-    def of(cls, tensor: TensorInfo, p: Mapping[str, Any]) -> Drops:
-        kept = tuple(None if 0 < density < 1 else density > 0 for density in p["density"])
-        return cls(kept, p["rescale"] == "inverse_probability", tensor.wide)
 
     @property
     def dropped(self) -> list[int]:
         return [k for k, kept in enumerate(self.kept) if kept is None]
 
-    def numbers(self, tensor: TensorInfo, p: Mapping[str, Any]) -> list[Any]:
-        """For the places of `left`: the low probability, the step and the key of each stream."""
-        found = []
-        for k in self.dropped:
-            found += [*cuts(tensor, p["density"][k], p["epsilon"][k]), stream_key(tensor.seed, tensor.name, k)]
-        return found
-
     def left(self) -> list[Expr]:
-        """What is left of each delta."""
+        """What is left of each delta. given(3 j): of the j-th that is dropped the least cut, the step and the key."""
         values = [delta(k) if kept else wrap(0) for k, kept in enumerate(self.kept)]
-        for place, k in enumerate(self.dropped):
-            share = given(3 * place) + rank(k) * given(3 * place + 1)
+        for j, k in enumerate(self.dropped):
+            share = given(3 * j) + rank(k) * given(3 * j + 1)
             cut = minimum(maximum(nearest_whole(share, self.wide), 1), STEPS - 1)
-            value = delta(k) / (cut * (1 / STEPS)) if self.divides else delta(k)
-            values[k] = where(draw(Given(3 * place + 2)) < cut, value, 0)
+            values[k] = where(draw(Given(3 * j + 2)) < cut, delta(k) / (cut * (1 / STEPS)), 0)
         return values
 
 
 @functools.lru_cache
-def _whole_and_left(drops: Drops) -> Formula:
-    left = drops.left()
-    return Formula(tuple(e for k in drops.dropped for e in (delta(k), left[k])))
-
-
-@functools.lru_cache
-def _merged(drops: Drops, form: Form) -> Formula:
+def _merged(drops: Divided, form: Form) -> Formula:
     return Formula((merged(form.places(3 * len(drops.dropped)), drops.left()),))
 
 
 def _della(tensor: TensorInfo, p: Mapping[str, Any], *, elect: bool) -> Generator[Moments, Any, Apply | Consensus]:
-    scale = [1.0] * tensor.models
     if not is_sparse(p) or not tensor.count:
         keep = tuple(KEEP_ALL if density > 0 else KEEP_NONE for density in p["density"])
-        return merge_kept(p, keep, scale, elect=elect)
-    drops, columns = Drops.of(tensor, p), tensor.columns
-    numbers = drops.numbers(tensor, p)
-    if p["rescale"] == "l1":
-        of = _whole_and_left(drops).using(*numbers, columns=columns)
-        sums = yield Moments((KEEP_ALL,) * (2 * len(drops.dropped)), only_l1=True, of=of)
-        for k, whole, rest in zip(drops.dropped, sums[::2], sums[1::2], strict=True):
-            scale[k] = restored(whole.sum_abs, rest.sum_abs)
-    record = merge_kept(p, (), scale, elect=elect)
-    form = Form.of(record)
-    formula = _merged(drops, form).using(*numbers, *form.numbers(record), columns=columns)
-    return Apply(formula, relative=True)
+        return merge_kept(p, keep, [1.0] * tensor.models, elect=elect)
+    keep = drop_by_rank(tensor, p)
+    if p["rescale"] == "inverse_probability":
+        kept = tuple(None if isinstance(rule, KeepRanked) else rule is KEEP_ALL for rule in keep)
+        numbers = [x for rule in keep if isinstance(rule, KeepRanked) for x in (rule.low, rule.step, rule.key)]
+        record = merge_kept(p, (), [1.0] * tensor.models, elect=elect)
+        form = Form.of(record)
+        formula = _merged(Divided(kept, tensor.wide), form)
+        return Apply(formula.using(*numbers, *form.numbers(record), columns=tensor.columns), relative=True)
+    scale = yield from rescaling(p, keep)
+    return merge_kept(p, keep, scale, elect=elect)
 
 
 def _passes(p: Mapping[str, Any]) -> int:

@@ -1,0 +1,353 @@
+// The rule that keeps by rank: a bit for each element of a tile.
+//
+// Most draws settle the matter alone, being below the cuts of all ranks or above them. For the others a rank is needed
+// only as well as the draw asks: one counting pass over bins of magnitude keys, each for the four quarters of a row,
+// bounds it. A bin that has one key, as those of 16-bit weights do, bounds it within the quarter. What is left, about
+// one element in a hundred, is counted by itself. Zeros are not looked at: kept or dropped they are 0.
+
+constexpr int kQuarters = 4;
+constexpr int kGroup = 16;        // columns worked on at once, from a multiple of it in the flat tensor
+constexpr int kMostRankBins = 512;
+
+// Sums of all entries before, from `start` on, and with the entry itself. `count` is a multiple of 16.
+static inline void running_sums(const uint32_t* __restrict counts, int count, uint32_t start, uint32_t* __restrict before,
+                                uint32_t* __restrict through) {
+#if defined(__AVX512F__)
+  const __m512i zero = _mm512_setzero_si512(), last = _mm512_set1_epi32(15);
+  __m512i total = _mm512_set1_epi32(int(start));
+  for (int i = 0; i < count; i += 16) {
+    const __m512i own = _mm512_loadu_si512(counts + i);
+    __m512i sum = _mm512_add_epi32(own, _mm512_alignr_epi32(own, zero, 15));
+    sum = _mm512_add_epi32(sum, _mm512_alignr_epi32(sum, zero, 14));
+    sum = _mm512_add_epi32(sum, _mm512_alignr_epi32(sum, zero, 12));
+    sum = _mm512_add_epi32(sum, _mm512_alignr_epi32(sum, zero, 8));
+    sum = _mm512_add_epi32(sum, total);
+    _mm512_storeu_si512(through + i, sum);
+    _mm512_storeu_si512(before + i, _mm512_sub_epi32(sum, own));
+    total = _mm512_permutexvar_epi32(last, sum);
+  }
+#else
+  for (int i = 0; i < count; ++i) {
+    before[i] = start;
+    through[i] = start = start + counts[i];
+  }
+#endif
+}
+
+// The rows of one model's deltas, one after the other.
+template <class T>
+class RowDecisions {
+  using Key = Bits<T>;
+
+ public:
+  RowDecisions(const Operands& operands, const Keep& rule, int64_t begin, int64_t end, Arena& arena)
+      : operands_(operands),
+        rule_(rule),
+        ramp_{T(rule.low), T(rule.step)},
+        columns_(rule.columns),
+        begin_(begin),
+        end_(end),
+        drawn_(begin),
+        first_drawn_(begin),
+        staged_(operands, arena) {
+    const size_t room = size_t(columns_) + 3 * kGroup;
+    keys_ = arena.take<Key>(room);
+    nonzero_ = arena.take<Key>(room);
+    bins_ = arena.take<uint16_t>(room);
+    open_keys_ = arena.take<Key>(room);
+    open_draws_ = arena.take<uint32_t>(room);
+    open_places_ = arena.take<uint32_t>(room);
+    kept_ = arena.take<uint16_t>(room / kGroup + 8);
+    sure_ = arena.take<uint16_t>(room / kGroup + 8);
+    open_ = arena.take<uint16_t>(room / kGroup + 8);
+    lanes_ = arena.take<uint16_t>(size_t(columns_) + 3 * kStage);
+    counts_ = arena.take<uint32_t>(kQuarters * kMostRankBins);
+    lower_ = arena.take<uint32_t>(kQuarters * kMostRankBins);
+    upper_ = arena.take<uint32_t>(kQuarters * kMostRankBins);
+    mixed_ = arena.take<uint8_t>(kMostRankBins);
+    mixed_list_ = arena.take<uint16_t>(kMostRankBins);
+  }
+
+  // `bits`: those of element begin_ on, all 0.
+  void decide(int64_t row, uint8_t* bits) {
+    load(row);
+    if (count_ == 0) return;
+    draw_row();
+    count_bins();
+    settle(bits);
+  }
+
+ private:
+  // Magnitude keys of the row, from place pad_ on: places from a multiple of kGroup are elements from one.
+  void load(int64_t row) {
+    first_ = row * columns_;
+    pad_ = int(first_ % kGroup);
+    places_ = (pad_ + columns_ + kGroup - 1) / kGroup * kGroup;
+    quarter_ = (places_ / kQuarters + kGroup - 1) / kGroup * kGroup;
+    for (int j = 0; j < kGroup; ++j) keys_[j] = keys_[places_ - 1 - j] = 0;
+    int64_t ignored[2] = {0, 0};
+    for (int64_t done = 0; done < columns_; done += kStage) {
+      const int n = int(columns_ - done < kStage ? columns_ - done : kStage);
+      staged_.load(operands_, nullptr, first_ + done, n, ignored);
+      for (int j = 0; j < n; ++j) keys_[pad_ + done + j] = magnitude_key(staged_.d[0][j]);
+    }
+    count_ = 0;
+    for (int q = 0; q < kQuarters; ++q) {
+      starts_[q] = count_;
+      const int64_t from = q * quarter_, left = places_ - from;
+      if (left > 0) count_ += take_nonzero(keys_ + from, left < quarter_ ? left : quarter_, nonzero_ + count_);
+    }
+    starts_[kQuarters] = count_;
+    zeros_ = columns_ - count_;
+  }
+
+  static int64_t take_nonzero(const Key* keys, int64_t count, Key* out) {
+    Key* next = out;
+#if defined(__AVX512F__)
+    if constexpr (sizeof(Key) == 4) {
+      for (int64_t j = 0; j < count; j += kGroup) {
+        const __m512i key = _mm512_loadu_si512(keys + j);
+        const __mmask16 some = _mm512_test_epi32_mask(key, key);
+        _mm512_storeu_si512(next, _mm512_maskz_compress_epi32(some, key));
+        next += __builtin_popcount(_cvtmask16_u32(some));
+      }
+      return next - out;
+    }
+#endif
+    for (int64_t j = 0; j < count; ++j) {
+      *next = keys[j];
+      next += keys[j] != 0;
+    }
+    return next - out;
+  }
+
+  // Draws for the row's elements within [begin_, end_): a stage at a time, what is left over serves the next row.
+  void draw_row() {
+    const int64_t from = first_ - pad_ > begin_ ? first_ - pad_ : begin_;
+    const int64_t until = first_ + columns_ < end_ ? first_ + columns_ : end_;
+    if (from > drawn_) {
+      first_drawn_ = drawn_ = from - (from - begin_) % kStage;
+    } else {
+      __builtin_memmove(lanes_, lanes_ + (from - first_drawn_), size_t(drawn_ - from) * sizeof(*lanes_));
+      first_drawn_ = from;
+    }
+    for (; drawn_ < until; drawn_ += kStage) draw(rule_.key, drawn_, lanes_ + (drawn_ - first_drawn_));
+  }
+
+  // Bounds of the ranks of each bin and quarter; `upper_` is one above the highest rank.
+  void count_bins() {
+    Key low = ~Key(0), high = 0;
+    for (int64_t i = 0; i < count_; ++i) {
+      low = nonzero_[i] < low ? nonzero_[i] : low;
+      high = nonzero_[i] > high ? nonzero_[i] : high;
+    }
+    const int64_t wanted = columns_ / 4 < kMostRankBins ? columns_ / 4 : kMostRankBins;
+    shape_ = RankBins<T>(low, high, wanted);
+    for (int64_t i = 0; i < count_; ++i) bins_[i] = uint16_t(shape_.of(nonzero_[i]));
+
+    const int entries = kQuarters * shape_.bins;
+    for (int i = 0; i < entries; ++i) counts_[i] = 0;
+    int64_t least = count_;
+    for (int q = 0; q < kQuarters; ++q) {
+      const int64_t size = starts_[q + 1] - starts_[q];
+      least = size < least ? size : least;
+    }
+    for (int64_t i = 0; i < least; ++i)
+      for (int q = 0; q < kQuarters; ++q) ++counts_[kQuarters * bins_[starts_[q] + i] + q];
+    for (int q = 0; q < kQuarters; ++q)
+      for (int64_t i = starts_[q] + least; i < starts_[q + 1]; ++i) ++counts_[kQuarters * bins_[i] + q];
+    running_sums(counts_, entries, uint32_t(zeros_), lower_, upper_);
+    spread_mixed();
+  }
+
+  // A bin of several keys bounds ranks by all that is in it.
+  void spread_mixed() {
+    for (int b = 0; b < shape_.bins; ++b) mixed_[b] = 0;
+    int found = 0;
+    for (int64_t start = 0; start < count_; start += kGroup) {
+      const int64_t end = start + kGroup < count_ ? start + kGroup : count_;
+      Key any = 0;
+      for (int64_t i = start; i < end; ++i) any |= shape_.rest(nonzero_[i]);
+      if (any)
+        for (int64_t i = start; i < end; ++i) {
+          if (!shape_.rest(nonzero_[i]) || mixed_[bins_[i]]) continue;
+          mixed_[bins_[i]] = 1;
+          mixed_list_[found++] = bins_[i];
+        }
+    }
+    for (int i = 0; i < found; ++i) {
+      uint32_t* lower = lower_ + kQuarters * mixed_list_[i];
+      uint32_t* upper = upper_ + kQuarters * mixed_list_[i];
+      for (int q = 1; q < kQuarters; ++q) lower[q] = lower[0], upper[q - 1] = upper[kQuarters - 1];
+    }
+  }
+
+  void settle(uint8_t* bits) {
+    const uint32_t low = uint32_t(ramp_cut(ramp_, T(zeros_))), high = uint32_t(ramp_cut(ramp_, T(columns_ - 1)));
+    const int64_t origin = first_ - pad_;  // the element at place 0
+    const int64_t from = origin > begin_ ? 0 : begin_ - origin;
+    const int64_t to = origin + places_ < end_ ? places_ : (end_ - origin + kGroup - 1) / kGroup * kGroup;
+    const uint16_t* lanes = lanes_ + (origin + from - first_drawn_);
+    int64_t opened = 0, ends[kQuarters] = {0, 0, 0, 0};
+    for (int64_t place = from; place < to; place += kGroup, lanes += kGroup) {
+      const int64_t group = place / kGroup;
+      opened += open(keys_ + place, lanes, low, high, uint32_t(place), group, opened);
+      ends[place / quarter_] = opened;
+    }
+    for (int q = 1; q < kQuarters; ++q) ends[q] = ends[q] > ends[q - 1] ? ends[q] : ends[q - 1];
+    for (int64_t i = 0; i <= opened / kGroup + 1; ++i) kept_[i] = 0;
+    int64_t i = 0;
+    for (int q = 0; q < kQuarters; ++q)
+      for (; i < ends[q]; i = i / kGroup * kGroup + kGroup < ends[q] ? i / kGroup * kGroup + kGroup : ends[q])
+        close(i, ends[q], q);
+    write(from, to, origin, bits);
+  }
+
+  // Sorts out a group of places: what is kept whatever its rank, and what depends on it, which is listed.
+  int open(const Key* keys, const uint16_t* lanes, uint32_t low, uint32_t high, uint32_t place, int64_t group,
+           int64_t at) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(Key) == 4) {
+      const __m512i key = _mm512_loadu_si512(keys);
+      const __m512i u = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(lanes)));
+      const __mmask16 some = _mm512_test_epi32_mask(key, key);
+      const __mmask16 sure = _mm512_mask_cmplt_epu32_mask(some, u, _mm512_set1_epi32(int(low)));
+      const __mmask16 open = _mm512_mask_cmplt_epu32_mask(_kandn_mask16(sure, some), u, _mm512_set1_epi32(int(high)));
+      const __m512i where = _mm512_add_epi32(
+          _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), _mm512_set1_epi32(int(place)));
+      _mm512_storeu_si512(open_keys_ + at, _mm512_maskz_compress_epi32(open, key));
+      _mm512_storeu_si512(open_draws_ + at, _mm512_maskz_compress_epi32(open, u));
+      _mm512_storeu_si512(open_places_ + at, _mm512_maskz_compress_epi32(open, where));
+      sure_[group] = uint16_t(_cvtmask16_u32(sure));
+      open_[group] = uint16_t(_cvtmask16_u32(open));
+      return __builtin_popcount(_cvtmask16_u32(open));
+    }
+#endif
+    uint32_t sure = 0, open = 0;
+    int count = 0;
+    for (int j = 0; j < kGroup; ++j) {
+      const uint32_t u = lanes[j];
+      const bool some = keys[j] != 0, is_sure = some && u < low, is_open = some && !is_sure && u < high;
+      sure |= uint32_t(is_sure) << j;
+      open |= uint32_t(is_open) << j;
+      open_keys_[at + count] = keys[j];
+      open_draws_[at + count] = u;
+      open_places_[at + count] = place + uint32_t(j);
+      count += is_open;
+    }
+    sure_[group] = uint16_t(sure);
+    open_[group] = uint16_t(open);
+    return count;
+  }
+
+  // Decides the open elements from number `at` on, up to the next multiple of kGroup or `end`, all in quarter q.
+  void close(int64_t at, int64_t end, int q) {
+    const int64_t start = at / kGroup * kGroup;
+    const int64_t stop = start + kGroup < end ? start + kGroup : end;
+    uint32_t kept = 0, unsettled = 0;
+#if defined(__AVX512F__)
+    if constexpr (sizeof(Key) == 4) {
+      const __m512i key = _mm512_loadu_si512(open_keys_ + start);
+      const __m512i bin = _mm512_sub_epi32(
+          _mm512_max_epu32(_mm512_srl_epi32(key, _mm_cvtsi32_si128(shape_.shift)), _mm512_set1_epi32(int(shape_.base))),
+          _mm512_set1_epi32(int(shape_.base - 1)));
+      const __m512i entry = _mm512_add_epi32(_mm512_slli_epi32(bin, 2), _mm512_set1_epi32(q));
+      const __mmask16 mask = __mmask16((0xffffu >> (kGroup - (stop - start))) & (0xffffu << (at - start)));
+      const __m512i zero = _mm512_setzero_si512();
+      const __m512i least = _mm512_mask_i32gather_epi32(zero, mask, entry, lower_, 4);
+      const __m512i past = _mm512_mask_i32gather_epi32(zero, mask, entry, upper_, 4);
+      const __m512 u = _mm512_cvtepu32_ps(_mm512_loadu_si512(open_draws_ + start));
+      const __mmask16 low = _mm512_mask_cmp_ps_mask(mask, u, cuts(least), _CMP_LT_OQ);
+      const __mmask16 high =
+          _mm512_mask_cmp_ps_mask(mask, u, cuts(_mm512_sub_epi32(past, _mm512_set1_epi32(1))), _CMP_LT_OQ);
+      kept = _cvtmask16_u32(low);
+      unsettled = _cvtmask16_u32(_kandn_mask16(low, high));
+    } else
+#endif
+      for (int64_t i = at; i < stop; ++i) {
+        const uint32_t entry = kQuarters * shape_.of(open_keys_[i]) + uint32_t(q), bit = 1u << (i - start);
+        const T u = T(open_draws_[i]);
+        if (u < ramp_cut(ramp_, T(lower_[entry])))
+          kept |= bit;
+        else if (u < ramp_cut(ramp_, T(upper_[entry] - 1)))
+          unsettled |= bit;
+      }
+    for (; unsettled; unsettled &= unsettled - 1) {
+      const int64_t i = start + __builtin_ctz(unsettled);
+      if (T(open_draws_[i]) < ramp_cut(ramp_, T(rank_of(open_keys_[i], open_places_[i], q)))) kept |= unsettled & -unsettled;
+    }
+    kept_[start / kGroup] = uint16_t(kept_[start / kGroup] | kept);
+  }
+
+#if defined(__AVX512F__)
+  __m512 cuts(__m512i ranks) const {
+    const __m512 big = _mm512_set1_ps(ExponentField<float>::big);
+    const __m512 share = _mm512_add_ps(_mm512_set1_ps(float(ramp_.low)),
+                                       _mm512_mul_ps(_mm512_cvtepu32_ps(ranks), _mm512_set1_ps(float(ramp_.step))));
+    const __m512 whole = _mm512_sub_ps(_mm512_add_ps(share, big), big);
+    return _mm512_min_ps(_mm512_max_ps(whole, _mm512_set1_ps(1.0f)), _mm512_set1_ps(65535.0f));
+  }
+#endif
+
+  int64_t rank_of(Key key, int64_t place, int q) const {
+    const uint32_t bin = shape_.of(key);
+    if (!mixed_[bin]) return lower_[kQuarters * bin + q] + equal(keys_ + q * quarter_, keys_ + place, key);
+    uint32_t below = 0;
+    for (int64_t j = pad_; j < pad_ + columns_; ++j) below += keys_[j] < key;
+    return below + equal(keys_ + pad_, keys_ + place, key);
+  }
+
+  static uint32_t equal(const Key* from, const Key* to, Key key) {
+    uint32_t total = 0;
+    for (int64_t j = 0; j < to - from; ++j) total += from[j] == key;
+    return total;
+  }
+
+  void write(int64_t from, int64_t to, int64_t origin, uint8_t* bits) {
+    int64_t at = 0;
+    uint8_t* target = bits + (origin + from - begin_) / 8;
+    for (int64_t group = from / kGroup; group < to / kGroup; ++group, target += 2) {
+      uint32_t stream, word = sure_[group];
+      __builtin_memcpy(&stream, reinterpret_cast<const char*>(kept_) + at / 8, sizeof(stream));
+      stream >>= at % 8;
+      uint32_t open = open_[group];
+      at += __builtin_popcount(open);
+#if defined(__BMI2__)
+      word |= _pdep_u32(stream, open);
+#else
+      for (; open; open &= open - 1, stream >>= 1)
+        if (stream & 1) word |= open & -open;
+#endif
+      target[0] = uint8_t(target[0] | word);
+      target[1] = uint8_t(target[1] | word >> 8);
+    }
+  }
+
+  const Operands& operands_;
+  const Keep& rule_;
+  const Ramp<T> ramp_;
+  const int64_t columns_, begin_, end_;
+  int64_t drawn_, first_drawn_;  // draws there are: up to, and from which element on
+  Staged<T> staged_;
+  RankBins<T> shape_;
+  int64_t first_ = 0, places_ = 0, quarter_ = 0, count_ = 0, zeros_ = 0;
+  int64_t starts_[kQuarters + 1];
+  int pad_ = 0;
+  Key *keys_, *nonzero_, *open_keys_;
+  uint16_t *bins_, *kept_, *sure_, *open_, *lanes_, *mixed_list_;
+  uint32_t *open_draws_, *open_places_, *counts_, *lower_, *upper_;
+  uint8_t* mixed_;
+};
+
+// Bits of the elements [begin, begin + count), all 0 before; `begin` is a multiple of kStage. Rows that reach beyond
+// are loaded whole.
+template <class T>
+void decide_by_rank(const Operands& operands, int model, const Keep& rule, int64_t begin, int64_t count, uint8_t* bits,
+                    void* work) {
+  if (count == 0) return;
+  const Operands one{operands.inputs + model, 1, operands.base, operands.first, operands.policy};
+  Arena arena(work);
+  RowDecisions<T> rows(one, rule, begin, begin + count, arena);
+  const int64_t last = (begin + count - 1) / rule.columns;
+  for (int64_t row = begin / rule.columns; row <= last; ++row) rows.decide(row, bits);
+}

@@ -1,5 +1,5 @@
-// Which elements of each delta are kept. What rules that keep by rank decide is kept with the tensor, a bit per element,
-// so that a second pass need not decide again.
+// Which elements of each delta are kept. What rules that keep by rank decide is kept with the tensor, a bit per
+// element, so that a second pass need not decide again.
 #pragma once
 
 #include <vector>

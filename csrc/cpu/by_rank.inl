@@ -2,16 +2,41 @@
 //
 // Most draws settle the matter alone, being below the cuts of all ranks or above them. For the others a rank is needed
 // only as well as the draw asks: one counting pass over bins of magnitude keys, each for the four quarters of a row,
-// bounds it. A bin that has one key, as those of 16-bit weights do, bounds it within the quarter. What is left, about
-// one element in a hundred, is counted by itself. Zeros are not looked at: kept or dropped they are 0.
+// bounds it. What is left, about one element in two hundred, is counted by itself. Zeros are not looked at: kept or
+// dropped they are 0.
 
 constexpr int kQuarters = 4;
-constexpr int kGroup = 16;        // columns worked on at once, from a multiple of it in the flat tensor
-constexpr int kMostRankBins = 512;
+constexpr int kGroup = 16;  // columns worked on at once, from a multiple of it in the flat tensor
+constexpr int kMostSteps = 1024;
+
+// Bins of keys above 0, in turn those between two multiples of 1 << shift and those of the multiple alone: differences
+// of 16-bit weights have few significant bits, so that most are such multiples, and many are equal. Lowest of all is
+// what lies further below the largest key than nearly all do.
+template <class T>
+struct KeySteps {
+  static constexpr int kOctaves = 8;
+  int shift = 0, count = 0;
+  Bits<T> first = 0, below = 0;  // the least multiple, and the key that stands for those below it
+
+  KeySteps() = default;
+  KeySteps(Bits<T> low, Bits<T> high, int most) {
+    const Bits<T> window = Bits<T>(kOctaves) << ExponentField<T>::fraction;
+    const Bits<T> floor = high - low > window ? high - window : low;
+    while ((high >> shift) - (floor >> shift) > Bits<T>(most / 2 - 2)) ++shift;
+    first = floor >> shift;
+    below = first ? (first << shift) - 1 : 0;
+    count = 2 * int((high >> shift) - first) + 3;
+  }
+  uint32_t of(Bits<T> key) const {
+    const Bits<T> inside = key > below ? key : below;
+    return uint32_t((inside >> shift) + ((inside + ((Bits<T>(1) << shift) - 1)) >> shift) - 2 * first + 1);
+  }
+  static bool one_key(uint32_t step) { return step & 1; }
+};
 
 // Sums of all entries before, from `start` on, and with the entry itself. `count` is a multiple of 16.
-static inline void running_sums(const uint32_t* __restrict counts, int count, uint32_t start, uint32_t* __restrict before,
-                                uint32_t* __restrict through) {
+static inline void running_sums(const uint32_t* __restrict counts, int count, uint32_t start,
+                                uint32_t* __restrict before, uint32_t* __restrict through) {
 #if defined(__AVX512F__)
   const __m512i zero = _mm512_setzero_si512(), last = _mm512_set1_epi32(15);
   __m512i total = _mm512_set1_epi32(int(start));
@@ -53,7 +78,7 @@ class RowDecisions {
     const size_t room = size_t(columns_) + 3 * kGroup;
     keys_ = arena.take<Key>(room);
     nonzero_ = arena.take<Key>(room);
-    bins_ = arena.take<uint16_t>(room);
+    step_ = arena.take<uint16_t>(room);
     open_keys_ = arena.take<Key>(room);
     open_draws_ = arena.take<uint32_t>(room);
     open_places_ = arena.take<uint32_t>(room);
@@ -61,11 +86,9 @@ class RowDecisions {
     sure_ = arena.take<uint16_t>(room / kGroup + 8);
     open_ = arena.take<uint16_t>(room / kGroup + 8);
     lanes_ = arena.take<uint16_t>(size_t(columns_) + 3 * kStage);
-    counts_ = arena.take<uint32_t>(kQuarters * kMostRankBins);
-    lower_ = arena.take<uint32_t>(kQuarters * kMostRankBins);
-    upper_ = arena.take<uint32_t>(kQuarters * kMostRankBins);
-    mixed_ = arena.take<uint8_t>(kMostRankBins);
-    mixed_list_ = arena.take<uint16_t>(kMostRankBins);
+    counts_ = arena.take<uint32_t>(kQuarters * kMostSteps);
+    lower_ = arena.take<uint32_t>(kQuarters * kMostSteps);
+    upper_ = arena.take<uint32_t>(kQuarters * kMostSteps);
   }
 
   // `bits`: those of element begin_ on, all 0.
@@ -73,7 +96,7 @@ class RowDecisions {
     load(row);
     if (count_ == 0) return;
     draw_row();
-    count_bins();
+    count_steps();
     settle(bits);
   }
 
@@ -134,52 +157,30 @@ class RowDecisions {
     for (; drawn_ < until; drawn_ += kStage) draw(rule_.key, drawn_, lanes_ + (drawn_ - first_drawn_));
   }
 
-  // Bounds of the ranks of each bin and quarter; `upper_` is one above the highest rank.
-  void count_bins() {
+  // Bounds of the ranks of each step and quarter; `upper_` is one above the highest.
+  void count_steps() {
     Key low = ~Key(0), high = 0;
     for (int64_t i = 0; i < count_; ++i) {
       low = nonzero_[i] < low ? nonzero_[i] : low;
       high = nonzero_[i] > high ? nonzero_[i] : high;
     }
-    const int64_t wanted = columns_ / 4 < kMostRankBins ? columns_ / 4 : kMostRankBins;
-    shape_ = RankBins<T>(low, high, wanted);
-    for (int64_t i = 0; i < count_; ++i) bins_[i] = uint16_t(shape_.of(nonzero_[i]));
+    steps_ = KeySteps<T>(low, high, columns_ > 2048 ? kMostSteps : columns_ > 64 ? kMostSteps / 2 : 128);
+    const KeySteps<T> steps = steps_;
+    for (int64_t i = 0; i < count_; ++i) step_[i] = uint16_t(kQuarters * steps.of(nonzero_[i]));
 
-    const int entries = kQuarters * shape_.bins;
+    const int entries = (kQuarters * steps.count + kGroup - 1) / kGroup * kGroup;
     for (int i = 0; i < entries; ++i) counts_[i] = 0;
     int64_t least = count_;
     for (int q = 0; q < kQuarters; ++q) {
       const int64_t size = starts_[q + 1] - starts_[q];
       least = size < least ? size : least;
     }
-    for (int64_t i = 0; i < least; ++i)
-      for (int q = 0; q < kQuarters; ++q) ++counts_[kQuarters * bins_[starts_[q] + i] + q];
+    static_assert(kQuarters == 4, "counted side by side");
+    const uint16_t *a = step_ + starts_[0], *b = step_ + starts_[1], *c = step_ + starts_[2], *d = step_ + starts_[3];
+    for (int64_t i = 0; i < least; ++i) ++counts_[a[i]], ++counts_[b[i] + 1], ++counts_[c[i] + 2], ++counts_[d[i] + 3];
     for (int q = 0; q < kQuarters; ++q)
-      for (int64_t i = starts_[q] + least; i < starts_[q + 1]; ++i) ++counts_[kQuarters * bins_[i] + q];
+      for (int64_t i = starts_[q] + least; i < starts_[q + 1]; ++i) ++counts_[step_[i] + q];
     running_sums(counts_, entries, uint32_t(zeros_), lower_, upper_);
-    spread_mixed();
-  }
-
-  // A bin of several keys bounds ranks by all that is in it.
-  void spread_mixed() {
-    for (int b = 0; b < shape_.bins; ++b) mixed_[b] = 0;
-    int found = 0;
-    for (int64_t start = 0; start < count_; start += kGroup) {
-      const int64_t end = start + kGroup < count_ ? start + kGroup : count_;
-      Key any = 0;
-      for (int64_t i = start; i < end; ++i) any |= shape_.rest(nonzero_[i]);
-      if (any)
-        for (int64_t i = start; i < end; ++i) {
-          if (!shape_.rest(nonzero_[i]) || mixed_[bins_[i]]) continue;
-          mixed_[bins_[i]] = 1;
-          mixed_list_[found++] = bins_[i];
-        }
-    }
-    for (int i = 0; i < found; ++i) {
-      uint32_t* lower = lower_ + kQuarters * mixed_list_[i];
-      uint32_t* upper = upper_ + kQuarters * mixed_list_[i];
-      for (int q = 1; q < kQuarters; ++q) lower[q] = lower[0], upper[q - 1] = upper[kQuarters - 1];
-    }
   }
 
   void settle(uint8_t* bits) {
@@ -187,25 +188,21 @@ class RowDecisions {
     const int64_t origin = first_ - pad_;  // the element at place 0
     const int64_t from = origin > begin_ ? 0 : begin_ - origin;
     const int64_t to = origin + places_ < end_ ? places_ : (end_ - origin + kGroup - 1) / kGroup * kGroup;
-    const uint16_t* lanes = lanes_ + (origin + from - first_drawn_);
-    int64_t opened = 0, ends[kQuarters] = {0, 0, 0, 0};
-    for (int64_t place = from; place < to; place += kGroup, lanes += kGroup) {
-      const int64_t group = place / kGroup;
-      opened += open(keys_ + place, lanes, low, high, uint32_t(place), group, opened);
-      ends[place / quarter_] = opened;
+    int64_t opened = 0, place = from;
+    for (int q = 0; q < kQuarters; ++q) {
+      const int64_t started = opened, stop = (q + 1) * quarter_ < to ? (q + 1) * quarter_ : to;
+      for (; place < stop; place += kGroup)
+        opened += open(keys_ + place, lanes_ + (origin + place - first_drawn_), low, high, uint32_t(place), opened);
+      for (int64_t i = started / kGroup; i <= opened / kGroup; ++i)
+        if (i > started / kGroup || started % kGroup == 0) kept_[i] = 0;
+      for (int64_t i = started; i < opened; i = i / kGroup * kGroup + kGroup) close(i, opened, q);
     }
-    for (int q = 1; q < kQuarters; ++q) ends[q] = ends[q] > ends[q - 1] ? ends[q] : ends[q - 1];
-    for (int64_t i = 0; i <= opened / kGroup + 1; ++i) kept_[i] = 0;
-    int64_t i = 0;
-    for (int q = 0; q < kQuarters; ++q)
-      for (; i < ends[q]; i = i / kGroup * kGroup + kGroup < ends[q] ? i / kGroup * kGroup + kGroup : ends[q])
-        close(i, ends[q], q);
     write(from, to, origin, bits);
   }
 
   // Sorts out a group of places: what is kept whatever its rank, and what depends on it, which is listed.
-  int open(const Key* keys, const uint16_t* lanes, uint32_t low, uint32_t high, uint32_t place, int64_t group,
-           int64_t at) {
+  int open(const Key* keys, const uint16_t* lanes, uint32_t low, uint32_t high, uint32_t place, int64_t at) {
+    const uint32_t group = place / kGroup;
 #if defined(__AVX512F__)
     if constexpr (sizeof(Key) == 4) {
       const __m512i key = _mm512_loadu_si512(keys);
@@ -213,8 +210,8 @@ class RowDecisions {
       const __mmask16 some = _mm512_test_epi32_mask(key, key);
       const __mmask16 sure = _mm512_mask_cmplt_epu32_mask(some, u, _mm512_set1_epi32(int(low)));
       const __mmask16 open = _mm512_mask_cmplt_epu32_mask(_kandn_mask16(sure, some), u, _mm512_set1_epi32(int(high)));
-      const __m512i where = _mm512_add_epi32(
-          _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), _mm512_set1_epi32(int(place)));
+      const __m512i where = _mm512_add_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
+                                             _mm512_set1_epi32(int(place)));
       _mm512_storeu_si512(open_keys_ + at, _mm512_maskz_compress_epi32(open, key));
       _mm512_storeu_si512(open_draws_ + at, _mm512_maskz_compress_epi32(open, u));
       _mm512_storeu_si512(open_places_ + at, _mm512_maskz_compress_epi32(open, where));
@@ -248,14 +245,19 @@ class RowDecisions {
 #if defined(__AVX512F__)
     if constexpr (sizeof(Key) == 4) {
       const __m512i key = _mm512_loadu_si512(open_keys_ + start);
-      const __m512i bin = _mm512_sub_epi32(
-          _mm512_max_epu32(_mm512_srl_epi32(key, _mm_cvtsi32_si128(shape_.shift)), _mm512_set1_epi32(int(shape_.base))),
-          _mm512_set1_epi32(int(shape_.base - 1)));
-      const __m512i entry = _mm512_add_epi32(_mm512_slli_epi32(bin, 2), _mm512_set1_epi32(q));
+      const __m128i shift = _mm_cvtsi32_si128(steps_.shift);
+      const __m512i inside = _mm512_max_epu32(key, _mm512_set1_epi32(int(steps_.below)));
+      const __m512i ceiling = _mm512_add_epi32(inside, _mm512_set1_epi32(int((Key(1) << steps_.shift) - 1)));
+      const __m512i step =
+          _mm512_sub_epi32(_mm512_add_epi32(_mm512_srl_epi32(inside, shift), _mm512_srl_epi32(ceiling, shift)),
+                           _mm512_set1_epi32(int(2 * steps_.first - 1)));
       const __mmask16 mask = __mmask16((0xffffu >> (kGroup - (stop - start))) & (0xffffu << (at - start)));
-      const __m512i zero = _mm512_setzero_si512();
-      const __m512i least = _mm512_mask_i32gather_epi32(zero, mask, entry, lower_, 4);
-      const __m512i past = _mm512_mask_i32gather_epi32(zero, mask, entry, upper_, 4);
+      const __mmask16 one_key = _mm512_test_epi32_mask(step, _mm512_set1_epi32(1));
+      const __m512i entry = _mm512_slli_epi32(step, 2), zero = _mm512_setzero_si512();
+      const __m512i first = _mm512_mask_add_epi32(entry, one_key, entry, _mm512_set1_epi32(q));
+      const __m512i last = _mm512_add_epi32(entry, _mm512_mask_set1_epi32(_mm512_set1_epi32(3), one_key, q));
+      const __m512i least = _mm512_mask_i32gather_epi32(zero, mask, first, lower_, 4);
+      const __m512i past = _mm512_mask_i32gather_epi32(zero, mask, last, upper_, 4);
       const __m512 u = _mm512_cvtepu32_ps(_mm512_loadu_si512(open_draws_ + start));
       const __mmask16 low = _mm512_mask_cmp_ps_mask(mask, u, cuts(least), _CMP_LT_OQ);
       const __mmask16 high =
@@ -265,16 +267,18 @@ class RowDecisions {
     } else
 #endif
       for (int64_t i = at; i < stop; ++i) {
-        const uint32_t entry = kQuarters * shape_.of(open_keys_[i]) + uint32_t(q), bit = 1u << (i - start);
+        const uint32_t step = steps_.of(open_keys_[i]), bit = 1u << (i - start);
+        const bool one_key = KeySteps<T>::one_key(step);
         const T u = T(open_draws_[i]);
-        if (u < ramp_cut(ramp_, T(lower_[entry])))
+        if (u < ramp_cut(ramp_, T(lower_[kQuarters * step + (one_key ? q : 0)])))
           kept |= bit;
-        else if (u < ramp_cut(ramp_, T(upper_[entry] - 1)))
+        else if (u < ramp_cut(ramp_, T(upper_[kQuarters * step + (one_key ? q : 3)] - 1)))
           unsettled |= bit;
       }
     for (; unsettled; unsettled &= unsettled - 1) {
       const int64_t i = start + __builtin_ctz(unsettled);
-      if (T(open_draws_[i]) < ramp_cut(ramp_, T(rank_of(open_keys_[i], open_places_[i], q)))) kept |= unsettled & -unsettled;
+      if (T(open_draws_[i]) < ramp_cut(ramp_, T(rank_of(open_keys_[i], open_places_[i], q))))
+        kept |= unsettled & -unsettled;
     }
     kept_[start / kGroup] = uint16_t(kept_[start / kGroup] | kept);
   }
@@ -290,11 +294,12 @@ class RowDecisions {
 #endif
 
   int64_t rank_of(Key key, int64_t place, int q) const {
-    const uint32_t bin = shape_.of(key);
-    if (!mixed_[bin]) return lower_[kQuarters * bin + q] + equal(keys_ + q * quarter_, keys_ + place, key);
+    const uint32_t step = steps_.of(key);
+    if (KeySteps<T>::one_key(step))
+      return lower_[kQuarters * step + uint32_t(q)] + equal(keys_ + q * quarter_, keys_ + place, key);
     uint32_t below = 0;
-    for (int64_t j = pad_; j < pad_ + columns_; ++j) below += keys_[j] < key;
-    return below + equal(keys_ + pad_, keys_ + place, key);
+    for (int64_t i = 0; i < count_; ++i) below += nonzero_[i] < key;
+    return zeros_ + below + equal(keys_ + pad_, keys_ + place, key);
   }
 
   static uint32_t equal(const Key* from, const Key* to, Key key) {
@@ -329,14 +334,13 @@ class RowDecisions {
   const int64_t columns_, begin_, end_;
   int64_t drawn_, first_drawn_;  // draws there are: up to, and from which element on
   Staged<T> staged_;
-  RankBins<T> shape_;
+  KeySteps<T> steps_;
   int64_t first_ = 0, places_ = 0, quarter_ = 0, count_ = 0, zeros_ = 0;
   int64_t starts_[kQuarters + 1];
   int pad_ = 0;
   Key *keys_, *nonzero_, *open_keys_;
-  uint16_t *bins_, *kept_, *sure_, *open_, *lanes_, *mixed_list_;
+  uint16_t *step_, *kept_, *sure_, *open_, *lanes_;
   uint32_t *open_draws_, *open_places_, *counts_, *lower_, *upper_;
-  uint8_t* mixed_;
 };
 
 // Bits of the elements [begin, begin + count), all 0 before; `begin` is a multiple of kStage. Rows that reach beyond

@@ -87,7 +87,9 @@ void TensorItem::tile(int64_t index, Worker& worker) {
 
 CombineItem::CombineItem(const Kernels& kernels, std::shared_ptr<Tensors> tensors, int64_t tile_elements,
                          std::vector<Output> outputs, int64_t columns)
-    : TensorItem(kernels, std::move(tensors), tile_elements, columns), outputs_(std::move(outputs)), digests_(outputs_.size()) {}
+    : TensorItem(kernels, std::move(tensors), tile_elements, columns),
+      outputs_(std::move(outputs)),
+      digests_(outputs_.size()) {}
 
 void CombineItem::range(int64_t, const Operands& operands, int64_t begin, int64_t count, Worker& worker,
                         int64_t* nonfinite) {

@@ -33,8 +33,8 @@ namespace {
 
 template <class T>
 constexpr KernelSet<T> kernel_set() {
-  return {weighted_sum<T>, consensus<T>, formula<T>, moments<T>,   gram<T>,
-          keys<T>,         collect<T>,   select<T>,  histogram<T>, rows<T>, decide_by_rank<T>};
+  return {weighted_sum<T>, consensus<T>, formula<T>,   moments<T>, gram<T>,          keys<T>,
+          collect<T>,      select<T>,    histogram<T>, rows<T>,    decide_by_rank<T>};
 }
 
 }  // namespace

@@ -68,31 +68,25 @@ void sort_many(Ranked<Key>* entries, int64_t count, Ranked<Key>* spare) {
 }
 
 // Where a key goes in the first pass: 0 has a bin of its own, as elements that no training changed are many; the bins
-// above it cover the octaves just below the largest key, where nearly all others are. They begin at multiples of their
-// width, so that a bin of keys with few significant bits has one key.
+// above it cover the octaves just below the largest key, where nearly all others are.
 template <class T>
 struct RankBins {
   static constexpr int kOctaves = 8;
-  Bits<T> base = 0;  // the lowest bin above 0 begins at base << shift
-  int shift = 0, bins = 0;
+  Bits<T> floor;
+  int shift, bins;
 
-  RankBins() = default;
   RankBins(Bits<T> low, Bits<T> high, int64_t count) {
     int log = 4;
     while (log < 12 && (int64_t(1) << log) < count) ++log;
     bins = 1 << log;
     const Bits<T> window = Bits<T>(kOctaves) << ExponentField<T>::fraction;
-    const Bits<T> floor = high - low > window ? high - window : low;
-    while ((high >> shift) - (floor >> shift) >= Bits<T>(bins - 1)) ++shift;
-    base = floor >> shift;
+    floor = high - low > window ? high - window : low;
+    shift = 0;
+    while (((high - floor) >> shift) >= Bits<T>(bins - 1)) ++shift;
   }
   uint32_t of(Bits<T> key) const {
-    const Bits<T> place = key >> shift;
-    return uint32_t((place > base ? place : base) - base) + (key != 0);
-  }
-  // Not 0 for a key whose bin may have others.
-  Bits<T> rest(Bits<T> key) const {
-    return (key & ((Bits<T>(1) << shift) - 1)) | Bits<T>((key >> shift) < base);
+    const Bits<T> above = (key > floor ? key : floor) - floor;
+    return uint32_t(above >> shift) + (key != 0);
   }
 };
 

@@ -216,8 +216,8 @@ struct Staged {
       const uint32_t cut = random ? drawn(keep[k], begin, count).cut : 0;
       for (int j = 0; j < count; ++j) {
         const T delta = settle_nonfinite(out[j] - base[j], operands.policy);
-        const bool kept = !keep || (random ? lanes[j] < cut
-                                           : uint64_t(magnitude_key(delta)) >= lowest_kept_key(keep[k], begin + j));
+        const bool kept =
+            !keep || (random ? lanes[j] < cut : uint64_t(magnitude_key(delta)) >= lowest_kept_key(keep[k], begin + j));
         out[j] = kept ? delta : T(0);
       }
     }

@@ -112,7 +112,7 @@ class RowDecisions {
     for (int64_t done = 0; done < columns_; done += kStage) {
       const int n = int(columns_ - done < kStage ? columns_ - done : kStage);
       staged_.load(operands_, nullptr, first_ + done, n, ignored);
-      for (int j = 0; j < n; ++j) keys_[pad_ + done + j] = magnitude_key(staged_.d[0][j]);
+      copy_keys(staged_.d[0], n, keys_ + pad_ + done);
     }
     count_ = 0;
     for (int q = 0; q < kQuarters; ++q) {
@@ -164,7 +164,7 @@ class RowDecisions {
       low = nonzero_[i] < low ? nonzero_[i] : low;
       high = nonzero_[i] > high ? nonzero_[i] : high;
     }
-    steps_ = KeySteps<T>(low, high, columns_ > 2048 ? kMostSteps : columns_ > 64 ? kMostSteps / 2 : 128);
+    steps_ = KeySteps<T>(low, high, columns_ > 2048 ? kMostSteps : columns_ > 64 ? kMostSteps / 4 : kMostSteps / 16);
     const KeySteps<T> steps = steps_;
     for (int64_t i = 0; i < count_; ++i) step_[i] = uint16_t(kQuarters * steps.of(nonzero_[i]));
 

@@ -109,11 +109,6 @@ void select(const Operands& operands, const SelectInterval* intervals, const boo
 }
 
 template <class T>
-void copy_keys(const T* __restrict d, int count, Bits<T>* __restrict out) {
-  for (int j = 0; j < count; ++j) out[j] = magnitude_key(d[j]);
-}
-
-template <class T>
 void keys(const Operands& operands, const bool* active, int64_t begin, int count, Bits<T>* const* out, void* scratch) {
   Arena arena(scratch);
   int64_t* ignored = arena.take<int64_t>(size_t(operands.models) + 1);

@@ -102,6 +102,11 @@ void narrow_into(const T* in, Dtype dtype, void* target, int64_t begin, int coun
 }
 
 template <class T>
+void copy_keys(const T* __restrict d, int count, Bits<T>* __restrict out) {
+  for (int j = 0; j < count; ++j) out[j] = magnitude_key(d[j]);
+}
+
+template <class T>
 int64_t count_nonfinite(const T* x, int count) {
   int64_t total = 0;
   for (int j = 0; j < count; ++j) total += !is_finite(x[j]);

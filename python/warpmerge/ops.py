@@ -34,6 +34,7 @@ __all__ = [
     "Measure",
     "Moments",
     "MomentsResult",
+    "Products",
     "Rows",
     "Select",
     "Selection",
@@ -135,6 +136,21 @@ class Rows:
 
 
 @dataclass(frozen=True, slots=True)
+class Products:
+    """Sums of products of pairs of a formula's values, per row or per column -> (pairs, rows or columns) float64.
+
+    `of`: its `columns` is the length of a row. `pairs`: places of two of its values each; (i, i) is a square.
+    Values are taken to float64, where products of float32 are exact; one that is not finite counts as 0. Products and
+    sums are float64, in the order of csrc/ops/products.h. A sum that is NaN, where products overflow, is canonical.
+    """
+
+    of: Formula
+    pairs: tuple[tuple[int, int], ...]
+    per_column: bool = False
+    relative: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Histogram:
     """How many magnitude keys of each delta lie above an interval (low, high), and in bins of it -> `HistogramResult`s.
 
@@ -219,5 +235,5 @@ class Copy:
     index: int = 0
 
 
-Measure = Select | Moments | Gram | Rows | Histogram | Whole
+Measure = Select | Moments | Gram | Rows | Products | Histogram | Whole
 Combine = WeightedSum | Consensus | Apply | Whole | Copy

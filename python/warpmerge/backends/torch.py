@@ -18,6 +18,7 @@ from ..ops import (
     Gram,
     Histogram,
     Moments,
+    Products,
     Rows,
     Select,
     Selection,
@@ -35,6 +36,7 @@ from .torch_measure import (
     magnitude_keys,
     moments,
     philox_lanes,
+    products,
     row_ranks,
     rows,
     select,
@@ -53,6 +55,7 @@ __all__ = [
     "moments",
     "narrow",
     "philox_lanes",
+    "products",
     "row_ranks",
     "rows",
     "select",
@@ -106,6 +109,8 @@ def _carry_out(task: TensorTask, request: Any) -> Outcome:
         x = [finite(v) for v in x]
     if isinstance(request, Rows):
         return Outcome(rows(x, formula.columns, request.largest), nonfinite)
+    if isinstance(request, Products):
+        return Outcome(products(x, formula.columns, request.pairs, request.per_column), nonfinite)
     if isinstance(request, Histogram):
         return Outcome([histogram(d, *i) for d, i in zip(x, request.intervals, strict=True)], nonfinite)
     if isinstance(request, Select):

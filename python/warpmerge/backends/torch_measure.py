@@ -11,6 +11,7 @@ from ..ops import GramResult, HistogramResult, KeepDrawn, KeepRanked, MomentsRes
 
 LANES, ROWS = 256, 16
 BLOCK = LANES * ROWS
+COLUMN_BLOCKS, COLUMN_SUMS = 64, 1 << 19
 HISTOGRAM_BITS = 16
 _MASK32 = 0xFFFFFFFF
 
@@ -154,3 +155,33 @@ def rows(values: list[torch.Tensor], columns: int, largest: bool) -> np.ndarray:
         matrix = v.double().view(-1, columns)
         result.append([float(row.max()) + 0.0 if largest else fixed_sum(row) for row in matrix])
     return np.array(result, np.float64).reshape(len(values), -1)
+
+
+def products(values: list[torch.Tensor], columns: int, pairs: Any, per_column: bool) -> np.ndarray:
+    """(pairs, rows or columns) float64: a row's sums in the order of `rows`, a column's in that of `column_sums`."""
+    if values[0].numel() == 0:
+        return np.zeros((len(pairs), columns if per_column else 0))
+    matrices = [v.double().view(-1, columns) for v in values]
+    terms = [matrices[i] * matrices[k] for i, k in pairs]
+    sums = torch.stack([column_sums(t) if per_column else row_sums(t) for t in terms])
+    return canonical(sums).numpy()
+
+
+def row_sums(terms: torch.Tensor) -> torch.Tensor:
+    return torch.tensor([fixed_sum(row) for row in terms], dtype=torch.float64)
+
+
+def column_sums(terms: torch.Tensor) -> torch.Tensor:
+    """(columns,) sums of (rows, columns) float64 in the order of csrc/ops/products.h."""
+    rows, columns = terms.shape
+    most = min(max(COLUMN_SUMS // columns, 1), COLUMN_BLOCKS)
+    partials = []
+    for block in terms.split(-(-rows // most)):
+        total = torch.zeros(columns, dtype=torch.float64)
+        for row in block:
+            total = total + row
+        partials.append(total)
+    while len(partials) > 1:
+        odd = partials[len(partials) & ~1 :]
+        partials = [a + b for a, b in zip(partials[0::2], partials[1::2], strict=False)] + odd
+    return partials[0]

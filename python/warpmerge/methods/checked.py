@@ -20,6 +20,7 @@ from ..ops import (
     KeepAbove,
     KeepDrawn,
     Moments,
+    Products,
     Rows,
     Select,
     WeightedSum,
@@ -27,7 +28,7 @@ from ..ops import (
 )
 from .base import Base, Steps, TensorInfo
 
-MEASURES = (Select, Moments, Gram, Rows, Histogram, Whole)
+MEASURES = (Select, Moments, Gram, Rows, Products, Histogram, Whole)
 COMBINES = (WeightedSum, Consensus, Apply, Whole, Copy)
 
 
@@ -78,6 +79,8 @@ def _problem(request: Any, tensor: TensorInfo, base: Base, kinds: tuple[type, ..
             return _counts(request.counts, tensor)
         case Moments():
             return _keep(request.keep, tensor)
+        case Products():
+            return _pairs(request.pairs, tensor)
         case WeightedSum():
             return _numbers("coefficients", request.coefficients, tensor)
         case Consensus():
@@ -126,6 +129,13 @@ def _is_finite(value: Any) -> bool:
 def _counts(counts: Any, tensor: TensorInfo) -> str:
     fit = all(isinstance(c, int) and 0 <= c <= tensor.count for c in counts)
     return _length("counts", counts, tensor) or ("" if fit else f"counts are integers from 0 to {tensor.count}")
+
+
+def _pairs(pairs: Any, tensor: TensorInfo) -> str:
+    values = range(tensor.models)
+    fit = isinstance(pairs, tuple) and pairs and all(isinstance(p, tuple) and len(p) == 2 for p in pairs)
+    fit = fit and all(i in values and k in values for i, k in pairs)
+    return "" if fit else f"pairs are tuples of two places of its formula's values, 0 to {tensor.models - 1} each"
 
 
 def _keep(keep: tuple[Keep, ...], tensor: TensorInfo) -> str:

@@ -12,6 +12,7 @@
 #include "../cpu/gram.h"
 #include "../cpu/histogram.h"
 #include "../cpu/moments.h"
+#include "../cpu/products.h"
 #include "../cpu/rows.h"
 #include "../cpu/select.h"
 #include "../cpu/weighted_sum.h"
@@ -45,6 +46,17 @@ std::shared_ptr<Formula> make_formula(int inputs, const std::vector<StepRow>& co
   }
   return std::make_shared<Formula>(inputs, std::move(steps), registers, std::move(outputs), std::move(constants),
                                    std::move(rules), std::move(keys), std::move(copies), columns);
+}
+
+// A buffer that cannot be written to, row-major.
+py::buffer_info matrix_of(double* data, int64_t rows, int64_t columns) {
+  constexpr int64_t kCell = sizeof(double);
+  return py::buffer_info(data, {rows, columns}, {columns * kCell, kCell}, true);
+}
+
+void require_rows(const Tensors& tensors) {
+  if (!tensors.formula || tensors.formula->program().columns < 1)
+    throw py::value_error("rows and columns are measured of a formula that knows the length of a row");
 }
 
 std::shared_ptr<Tensors> make_tensors(int64_t count, std::vector<Place> inputs, std::optional<Place> base, bool wide,
@@ -188,12 +200,14 @@ PYBIND11_MODULE(_core, m) {
       });
   py::class_<GramItem, TensorItem, std::shared_ptr<GramItem>>(m, "Gram").def_property_readonly("result",
                                                                                                &GramItem::result);
-  py::class_<RowsItem, TensorItem, std::shared_ptr<RowsItem>>(m, "Rows", py::buffer_protocol(),
-                                                              "As a buffer: float64, values x rows.")
-      .def_buffer([](RowsItem& item) {
-        return py::buffer_info(item.result(), {int64_t(item.tensors().values()), item.rows()},
-                               {item.rows() * int64_t(sizeof(double)), int64_t(sizeof(double))}, true);
-      });
+  py::class_<RowItem, TensorItem, std::shared_ptr<RowItem>>(m, "RowItem", py::buffer_protocol(),
+                                                            "As a buffer: float64, values or pairs x rows.")
+      .def_buffer([](RowItem& item) { return matrix_of(item.result(), item.numbers(), item.rows()); });
+  py::class_<RowsItem, RowItem, std::shared_ptr<RowsItem>>(m, "Rows");
+  py::class_<RowProductsItem, RowItem, std::shared_ptr<RowProductsItem>>(m, "RowProducts");
+  py::class_<ColumnProductsItem, TensorItem, std::shared_ptr<ColumnProductsItem>>(
+      m, "ColumnProducts", py::buffer_protocol(), "As a buffer: float64, pairs x columns.")
+      .def_buffer([](ColumnProductsItem& item) { return matrix_of(item.result(), item.pairs(), item.columns()); });
   py::class_<HistogramItem, TensorItem, std::shared_ptr<HistogramItem>>(
       m, "Histogram", py::buffer_protocol(), "As a buffer: int64, a row of bins per delta or value.")
       .def_property_readonly("above", &HistogramItem::above)
@@ -264,11 +278,21 @@ PYBIND11_MODULE(_core, m) {
       .def(
           "rows",
           [](const Pool& pool, TensorsPtr tensors, int64_t tile, bool largest) {
-            if (!tensors->formula || tensors->formula->program().columns < 1)
-              throw py::value_error("rows are measured of a formula that knows their length");
+            require_rows(*tensors);
             return std::make_shared<RowsItem>(pool.kernels(), tensors, tile, largest);
           },
           py::arg("tensors"), py::arg("tile"), py::arg("largest"))
+      .def(
+          "products",
+          [](const Pool& pool, TensorsPtr tensors, int64_t tile, const std::vector<std::pair<int, int>>& pairs,
+             bool per_column) -> std::shared_ptr<TensorItem> {
+            require_rows(*tensors);
+            Pairs checked(pairs, tensors->values());
+            if (per_column)
+              return std::make_shared<ColumnProductsItem>(pool.kernels(), tensors, tile, std::move(checked));
+            return std::make_shared<RowProductsItem>(pool.kernels(), tensors, tile, std::move(checked));
+          },
+          py::arg("tensors"), py::arg("tile"), py::arg("pairs"), py::arg("per_column"))
       .def(
           "histogram",
           [](const Pool& pool, TensorsPtr tensors, int64_t tile, std::vector<std::pair<uint64_t, uint64_t>> intervals) {

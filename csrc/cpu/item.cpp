@@ -77,7 +77,10 @@ TensorItem::TensorItem(const Kernels& kernels, std::shared_ptr<Tensors> tensors,
 void TensorItem::tile(int64_t index, Worker& worker) {
   if (idle()) return;
   const int64_t begin = first_of(index);
-  const int64_t count = first_of(index + 1) - begin;
+  part(index, begin, first_of(index + 1) - begin, worker);
+}
+
+void TensorItem::part(int64_t index, int64_t begin, int64_t count, Worker& worker) {
   std::vector<int64_t> found(nonfinite_.size());
   Loaded loaded(*tensors_, begin, count, worker, columns_);
   range(index, loaded.operands(), begin, count, worker, found.data());

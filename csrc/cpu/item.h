@@ -87,7 +87,7 @@ class TensorItem : public Item {
   // `columns`: of the rows that every tile needs whole, 0 for none.
   TensorItem(const Kernels& kernels, std::shared_ptr<Tensors> tensors, int64_t tile_elements, int64_t columns = 0);
   int64_t tiles() const override { return tensors_->count == 0 ? 1 : (tensors_->count + step_ - 1) / step_; }
-  void tile(int64_t index, Worker& worker) final;
+  void tile(int64_t index, Worker& worker) override;
 
   // Elements that are NaN or infinite, per model and last for the base.
   std::vector<int64_t> nonfinite() const { return {nonfinite_.begin(), nonfinite_.end()}; }
@@ -100,6 +100,8 @@ class TensorItem : public Item {
   virtual int64_t first_of(int64_t index) const { return std::min(index * step_, tensors_->count); }
   virtual void range(int64_t index, const Operands& operands, int64_t begin, int64_t count, Worker& worker,
                      int64_t* nonfinite) = 0;
+  // Reads elements and has them worked on by `range`.
+  void part(int64_t index, int64_t begin, int64_t count, Worker& worker);
   template <class T>
   const KernelSet<T>& set() const {
     return kernels_.of<T>();

@@ -11,6 +11,7 @@
 #include "../ops/gram.h"
 #include "../ops/keep.h"
 #include "../ops/moments.h"
+#include "../ops/products.h"
 #include "../ops/reduce.h"
 #include "../ops/rows.h"
 
@@ -99,6 +100,11 @@ struct HistogramInterval {
   uint64_t low, high;
   int shift;
 };
+// Places of two of a formula's values for each product.
+struct ProductPairs {
+  const int *first, *second;
+  int count;
+};
 struct SelectCounts {
   int64_t above = 0, at_high = 0, at_low = 0, inside = 0;
 };
@@ -134,6 +140,12 @@ struct KernelSet {
   // Sums, or the largest, of the row blocks in a tile of whole ones; those of value m from blocks + m * stride on.
   void (*rows)(const Operands&, bool largest, int64_t begin, int64_t count, double* blocks, int64_t stride,
                void* scratch, int64_t* nonfinite);
+  // Sums of products of the row blocks in a tile of whole ones; those of pair p from blocks + p * stride on.
+  void (*row_products)(const Operands&, const ProductPairs&, int64_t begin, int64_t count, double* blocks,
+                       int64_t stride, void* scratch, int64_t* nonfinite);
+  // Adds the products of whole rows, or of a part of one, to sums: pairs x columns.
+  void (*column_products)(const Operands&, const ProductPairs&, int64_t begin, int64_t count, double* sums,
+                          void* scratch, int64_t* nonfinite);
   // What a rule that keeps by rank decides of one model's elements [begin, begin + count), as bits, all 0 before.
   // `begin` is a multiple of kStage; the rows' other elements are loaded too. `work`: by_rank_work(columns) bytes.
   void (*decide_by_rank)(const Operands&, int model, const Keep&, int64_t begin, int64_t count, uint8_t* bits,
@@ -173,6 +185,14 @@ inline size_t scratch_bytes(const Program& program) {
   const size_t measured = kLanes * 3 * sizeof(double);
   return array * (size_t(program.registers) + 8) + strip * size_t(program.constant_count) +
          (array + measured) * size_t(program.values);
+}
+
+// Rows and columns of a panel whose values are kept in float64 at a time.
+constexpr int kPanelRows = 4, kPanel = 256;
+
+// Bytes of scratch for products, on top of those for their formula.
+inline size_t scratch_bytes(const Program& program, const ProductPairs& pairs) {
+  return sizeof(double) * (size_t(program.values) * kPanelRows * kPanel + size_t(pairs.count) * kLanes) + 512;
 }
 
 // Bytes that ranking a row needs.

@@ -28,13 +28,15 @@ namespace {
 #include "select.inl"
 #include "histogram.inl"
 #include "rows.inl"
+#include "products.inl"
 #include "weighted_sum.inl"
 // clang-format on
 
 template <class T>
 constexpr KernelSet<T> kernel_set() {
-  return {weighted_sum<T>, consensus<T>, formula<T>,   moments<T>, gram<T>,          keys<T>,
-          collect<T>,      select<T>,    histogram<T>, rows<T>,    decide_by_rank<T>};
+  return {weighted_sum<T>, consensus<T>,       formula<T>,       moments<T>,   gram<T>,
+          keys<T>,         collect<T>,         select<T>,        histogram<T>, rows<T>,
+          row_products<T>, column_products<T>, decide_by_rank<T>};
 }
 
 }  // namespace

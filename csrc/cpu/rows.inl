@@ -31,39 +31,57 @@ double largest_of(const T* __restrict v, int count) {
   return double(from_ordered<T>(most));
 }
 
-template <class T>
-void rows(const Operands& operands, bool largest, int64_t begin, int64_t count, double* blocks, int64_t stride,
-          void* scratch, int64_t* nonfinite) {
-  const int64_t columns = operands.program->columns, end = begin + count;
-  const int values = operands.values();
-  Arena arena(scratch);
-  Measured<T> measured(operands, arena);
-  double* lanes = arena.take<double>(size_t(values) * kLanes);
+// Walks the row blocks that lie in [begin, begin + count), a tile of whole ones. Calls load(first, n) for at most
+// kStage elements, add(done, run, filled) for those from `done` on that join the `filled` ones of a block, close(size)
+// behind the last one of it.
+template <class Load, class Add, class Close>
+void each_row_block(int64_t columns, int64_t begin, int64_t count, Load&& load, Add&& add, Close&& close) {
+  const int64_t end = begin + count;
   int64_t left_of_row = columns - begin % columns, filled = 0;
   for (int64_t at = begin; at < end;) {
     const int64_t to_border = kStage - at % kStage;
     const int n = int(to_border < end - at ? to_border : end - at);
-    measured.load(operands, at, n, nonfinite);
+    load(at, n);
     at += n;
     for (int done = 0; done < n;) {
       const int64_t size = filled + left_of_row < kBlock ? filled + left_of_row : kBlock;
       const int run = size - filled < n - done ? int(size - filled) : n - done;
-      for (int m = 0; m < values; ++m) {
-        const T* v = measured.d[m] + done;
-        double* own = lanes + m * kLanes;
-        if (largest) {
-          const double most = largest_of(v, run);
-          own[0] = filled == 0 || most > own[0] ? most : own[0];
-        } else {
-          add_to_lanes(v, filled, run, own);
-        }
-        if (filled + run == size) blocks[m * stride] = largest ? own[0] : sum_block(own, size);
-      }
+      add(done, run, filled);
       done += run, filled += run, left_of_row -= run;
       if (filled < size) continue;
-      ++blocks;
+      close(size);
       filled = 0;
       if (left_of_row == 0) left_of_row = columns;
     }
   }
+}
+
+template <class T>
+void rows(const Operands& operands, bool largest, int64_t begin, int64_t count, double* blocks, int64_t stride,
+          void* scratch, int64_t* nonfinite) {
+  const int values = operands.values();
+  Arena arena(scratch);
+  Measured<T> measured(operands, arena);
+  double* lanes = arena.take<double>(size_t(values) * kLanes);
+  const auto load = [&](int64_t at, int n) { measured.load(operands, at, n, nonfinite); };
+  const auto add = [&](int done, int run, int64_t filled) {
+    for (int m = 0; m < values; ++m) {
+      const T* v = measured.d[m] + done;
+      double* own = lanes + m * kLanes;
+      if (largest) {
+        const double most = largest_of(v, run);
+        own[0] = filled == 0 || most > own[0] ? most : own[0];
+      } else {
+        add_to_lanes(v, filled, run, own);
+      }
+    }
+  };
+  const auto close = [&](int64_t size) {
+    for (int m = 0; m < values; ++m) {
+      double* own = lanes + m * kLanes;
+      blocks[m * stride] = largest ? own[0] : sum_block(own, size);
+    }
+    ++blocks;
+  };
+  each_row_block(operands.program->columns, begin, count, load, add, close);
 }

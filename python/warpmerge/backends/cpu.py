@@ -16,6 +16,7 @@ from ..ops import (
     HistogramResult,
     Moments,
     MomentsResult,
+    Products,
     Rows,
     Select,
     Selection,
@@ -177,6 +178,8 @@ class CpuBackend:
             return pool.moments(tensors, tile, [native_keep(k) for k in request.keep], request.only_l1)
         if isinstance(request, Rows):
             return pool.rows(tensors, tile, request.largest)
+        if isinstance(request, Products):
+            return pool.products(tensors, tile, request.pairs, request.per_column)
         if isinstance(request, Histogram):
             return pool.histogram(tensors, tile, request.intervals)
         assert isinstance(request, Gram)
@@ -194,7 +197,7 @@ def _tensors(task: TensorTask, request: Any) -> Any:
             _place(task.base) if relative and task.base else None,
             task.wide,
             POLICIES[task.values["nonfinite"]],
-            formula and native(task, formula, isinstance(request, Rows)),
+            formula and native(task, formula, isinstance(request, Rows | Products)),
         )
     return found
 
@@ -221,10 +224,12 @@ def _outcome(request: Request, item: Any) -> Outcome:
         return Outcome([Selection(*row) for row in item.result], nonfinite)
     if isinstance(request, Moments):
         return Outcome([MomentsResult(*row) for row in item.result], nonfinite)
-    if isinstance(request, Rows):
+    if isinstance(request, Rows | Products):
         import numpy as np
 
-        return Outcome(np.asarray(item), nonfinite)
+        found = np.asarray(item)
+        empty = isinstance(request, Products) and request.per_column and not request.of.columns
+        return Outcome(found[:, :0] if empty else found, nonfinite)
     if isinstance(request, Histogram):
         import numpy as np
 

@@ -1,0 +1,123 @@
+// Sums of products, per row and per column, in the orders of ops/products.h.
+
+// The values of a formula in float64. They are converted once, whatever the number of products they are in.
+template <class T>
+class Doubles {
+ public:
+  Doubles(const Operands& operands, Arena& arena) : staged_(operands, arena) {
+    evaluator_.prepare(operands, staged_, arena);
+  }
+
+  // Value m of the elements from `begin` on goes to out + m * stride.
+  void load(const Operands& operands, int64_t begin, int count, double* out, int64_t stride, int64_t* nonfinite) {
+    staged_.load(operands, nullptr, begin, count, nonfinite);
+    evaluator_.run(operands, begin, count);
+    for (int m = 0; m < operands.values(); ++m) convert(evaluator_.value(m), count, out + m * stride);
+  }
+
+ private:
+  static void convert(const T* __restrict value, int count, double* __restrict out) {
+    for (int j = 0; j < count; ++j) out[j] = double(measured(value[j]));
+  }
+
+  Staged<T> staged_;
+  Evaluator<T> evaluator_;
+};
+
+// sum + a b. A product of two float32 is exact in float64, so that a fused one is the same.
+template <class T>
+WM_FN double add_product(double sum, double a, double b) {
+#if defined(__FMA__)
+  if constexpr (sizeof(T) == sizeof(float)) return __builtin_fma(a, b, sum);
+#endif
+  return sum + a * b;
+}
+
+// Adds the products of kRows rows to sums, which are loaded and stored once; the rows are `stride` apart.
+template <int kRows, class T>
+void add_rows(const double* __restrict a, const double* __restrict b, int64_t stride, int count,
+              double* __restrict sums) {
+  for (int j = 0; j < count; ++j) {
+    double sum = sums[j];
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) sum = add_product<T>(sum, a[r * stride + j], b[r * stride + j]);
+    sums[j] = sum;
+  }
+}
+
+// Adds the products of elements [filled, filled + count) of a row block to its lanes.
+template <class T>
+void add_to_lanes(const double* __restrict a, const double* __restrict b, int64_t filled, int count,
+                  double* __restrict lanes) {
+  while (count > 0) {
+    const int lane = int(filled % kLanes), n = kLanes - lane < count ? kLanes - lane : count;
+    if (filled < kLanes)
+      for (int i = 0; i < n; ++i) lanes[lane + i] = add_product<T>(0.0, a[i], b[i]);
+    else
+      add_rows<1, T>(a, b, 0, n, lanes + lane);
+    a += n, b += n, filled += n, count -= n;
+  }
+}
+
+template <class T>
+void row_products(const Operands& operands, const ProductPairs& pairs, int64_t begin, int64_t count, double* blocks,
+                  int64_t stride, void* scratch, int64_t* nonfinite) {
+  Arena arena(scratch);
+  Doubles<T> doubles(operands, arena);
+  double* values = arena.take<double>(size_t(operands.values()) * kStage);
+  double* lanes = arena.take<double>(size_t(pairs.count) * kLanes);
+  const auto load = [&](int64_t at, int n) { doubles.load(operands, at, n, values, kStage, nonfinite); };
+  const auto add = [&](int done, int run, int64_t filled) {
+    for (int p = 0; p < pairs.count; ++p) {
+      const double *a = values + pairs.first[p] * kStage, *b = values + pairs.second[p] * kStage;
+      add_to_lanes<T>(a + done, b + done, filled, run, lanes + p * kLanes);
+    }
+  };
+  const auto close = [&](int64_t size) {
+    for (int p = 0; p < pairs.count; ++p) blocks[p * stride] = sum_block(lanes + p * kLanes, size);
+    ++blocks;
+  };
+  each_row_block(operands.program->columns, begin, count, load, add, close);
+}
+
+template <class T>
+void column_products(const Operands& operands, const ProductPairs& pairs, int64_t begin, int64_t count, double* sums,
+                     void* scratch, int64_t* nonfinite) {
+  const int64_t columns = operands.program->columns, size = kPanelRows * kPanel;
+  Arena arena(scratch);
+  Doubles<T> doubles(operands, arena);
+  double* values = arena.take<double>(size_t(operands.values()) * size);
+  const auto add = [&](auto add_some, int first_row, int row_stride, int column, int n) {
+    for (int p = 0; p < pairs.count; ++p) {
+      const int from = first_row * row_stride;
+      add_some(values + pairs.first[p] * size + from, values + pairs.second[p] * size + from, row_stride, n,
+               sums + p * columns + column);
+    }
+  };
+  const auto add_all = [&](int rows, int row_stride, int64_t column, int n) {
+    int r = 0;
+    for (; r + 4 <= rows; r += 4) add(add_rows<4, T>, r, row_stride, int(column), n);
+    for (; r < rows; ++r) add(add_rows<1, T>, r, row_stride, int(column), n);
+  };
+  if (columns <= kPanel / 2) {  // several rows are a stage
+    const int64_t rows = (kStage - kPhiloxLanes) / columns;
+    for (int64_t done = 0; done < count; done += rows * columns) {
+      const int n = int(rows * columns < count - done ? rows * columns : count - done);
+      doubles.load(operands, begin + done, n, values, size, nonfinite);
+      add_all(int(n / columns), int(columns), 0, int(columns));
+    }
+    return;
+  }
+  const int64_t first = begin % columns, width = count < columns - first ? count : columns - first;
+  const int most = operands.program->ranked_count ? 1 : kPanelRows;  // ranks are kept of one row at a time
+  const int64_t total = count / width;
+  for (int64_t row = 0; row < total; row += most) {
+    const int rows = int(total - row < most ? total - row : most);
+    for (int64_t done = 0; done < width; done += kPanel) {
+      const int n = int(width - done < kPanel ? width - done : kPanel);
+      for (int r = 0; r < rows; ++r)
+        doubles.load(operands, begin + (row + r) * columns + done, n, values + r * kPanel, size, nonfinite);
+      add_all(rows, kPanel, first + done, n);
+    }
+  }
+}

@@ -192,7 +192,7 @@ constexpr int kPanelRows = 4, kPanel = 256;
 
 // Bytes of scratch for products, on top of those for their formula.
 inline size_t scratch_bytes(const Program& program, const ProductPairs& pairs) {
-  return sizeof(double) * (size_t(program.values) * kPanelRows * kPanel + size_t(pairs.count) * kLanes) + 512;
+  return sizeof(double) * (size_t(program.values) * kPanelRows * kPanel + size_t(pairs.count + 2) * kLanes) + 512;
 }
 
 // Bytes that ranking a row needs.

@@ -59,13 +59,48 @@ void add_to_lanes(const double* __restrict a, const double* __restrict b, int64_
   }
 }
 
+// The sum of a row of at most kLanes products, which is overwritten. A sum without a partner moves up as it is: to add
+// the +0 of an empty lane changes nothing.
+static double sum_short_row(double* products, int columns) {
+  while (columns > 1) {
+    const int half = columns / 2;
+    for (int i = 0; i < half; ++i) products[i] = products[2 * i] + products[2 * i + 1];
+    if (columns % 2) products[half] = products[columns - 1];
+    columns = half + columns % 2;
+  }
+  return products[0];
+}
+
+// Rows whose products are taken many rows at a time: 5 ns an element for rows of 7 and seven pairs, 20 one by one; rows
+// of 64 are as well off by themselves.
+constexpr int kShortRow = 32;
+
+template <class T>
+void short_row_products(const Operands& operands, const ProductPairs& pairs, int64_t begin, int64_t count,
+                        double* blocks, int64_t stride, Doubles<T>& doubles, double* values, double* products,
+                        int64_t* nonfinite) {
+  const int columns = int(operands.program->columns), rows = (kStage - kPhiloxLanes) / columns;
+  for (int64_t done = 0; done < count; done += rows * columns, blocks += rows) {
+    const int n = int(rows * columns < count - done ? rows * columns : count - done);
+    doubles.load(operands, begin + done, n, values, kStage, nonfinite);
+    for (int p = 0; p < pairs.count; ++p) {
+      const double* __restrict a = values + pairs.first[p] * kStage;
+      const double* __restrict b = values + pairs.second[p] * kStage;
+      for (int j = 0; j < n; ++j) products[j] = add_product<T>(0.0, a[j], b[j]);
+      for (int r = 0; r < n / columns; ++r) blocks[p * stride + r] = sum_short_row(products + r * columns, columns);
+    }
+  }
+}
+
 template <class T>
 void row_products(const Operands& operands, const ProductPairs& pairs, int64_t begin, int64_t count, double* blocks,
                   int64_t stride, void* scratch, int64_t* nonfinite) {
   Arena arena(scratch);
   Doubles<T> doubles(operands, arena);
   double* values = arena.take<double>(size_t(operands.values()) * kStage);
-  double* lanes = arena.take<double>(size_t(pairs.count) * kLanes);
+  double* lanes = arena.take<double>(size_t(pairs.count + 2) * kLanes);
+  if (operands.program->columns <= kShortRow)
+    return short_row_products(operands, pairs, begin, count, blocks, stride, doubles, values, lanes, nonfinite);
   const auto load = [&](int64_t at, int n) { doubles.load(operands, at, n, values, kStage, nonfinite); };
   const auto add = [&](int done, int run, int64_t filled) {
     for (int p = 0; p < pairs.count; ++p) {

@@ -13,12 +13,22 @@ void add_to_lanes(const T* __restrict v, int64_t filled, int count, double* __re
   }
 }
 
+// Not in place, which compilers do not vectorize.
+static void add_neighbours(const double* __restrict in, int width, double* __restrict out) {
+  for (int i = 0; i < width; ++i) out[i] = in[2 * i] + in[2 * i + 1];
+}
+
 static double sum_block(double* lanes, int64_t filled) {
+  double other[kLanes / 2];
+  double *from = lanes, *to = other;
   int width = lanes_of(filled);
   for (int64_t i = filled; i < width; ++i) lanes[i] = 0.0;
-  for (width /= 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lanes[i] = lanes[2 * i] + lanes[2 * i + 1];
-  return lanes[0];
+  for (width /= 2; width > 0; width /= 2) {
+    add_neighbours(from, width, to);
+    double* const next = from;
+    from = to, to = next;
+  }
+  return from[0];
 }
 
 template <class T>

@@ -1,27 +1,26 @@
-"""Geometry of many short vectors: the rows or columns of a tensor, each with norms, distances and angles of its own.
+"""Geometry of many short vectors: the rows or columns of a tensor, each with norms and angles of its own.
 
 Arrays are float64 with an entry for each vector. Sums have one order, and functions are those of `math`, since numpy's
-depend on the processor.
+depend on the processor. Cosines come from dot products, which sums in float64 know to a few 1e-16: where vectors are
+alike that leaves an angle with half the digits, but what is done with it depends on its square.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
-from ..formula import Expr, Formula, Given, add_up, column, delta, equal, maximum, minimum, row, where
-from ..ops import Apply, Rows, Whole
+from ..formula import Formula, Given, add_up, column, delta, equal, row, where
+from ..ops import Apply, Products
 from .base import TensorInfo
 from .geometry import NO_DIRECTION, SHORTEST, angle
 
-BLOCK = 1 << 15  # elements that are worked on at a time, few enough for a cache
-# Squares of float32 leave its range. Bounded by these they show it in their sum, which is exact enough between others.
-LEAST_SQUARE, LARGEST_SQUARE = 2.0**-126, 2.0**127
-SAFE = (2.0**-70, 2.0**120)
-OPPOSED = 0.5  # 1 + (K - 1) cos below this: near a pole errors of squares grow by K over its square
+# Squares of float64 leave its range: vectors whose sums lie beyond these are multiplied by 2^600 or 2^-600 first.
+SAFE = (2.0**-900, 2.0**900)
+SCALE = 600
 
 
 def each(function: Callable[[float], float], values: Any) -> Any:
@@ -39,175 +38,78 @@ def is_matrix(tensor: TensorInfo) -> bool:
 
 @dataclass(frozen=True)
 class Vectors:
-    """The K vectors of each of n rows or columns: squared distances of the unit vectors along them, chords[i, k] with
-    i < k, (n,) each; and where all K are the same.
+    """The K vectors of each of n rows or columns: cosines[i, k] with i < k, (n,) each; and where all K are zero.
 
     One that is zero, or too short beside the others, has no direction: it counts as at right angles to all others.
     """
 
-    chords: dict[tuple[int, int], Any]
-    same: Any
+    cosines: dict[tuple[int, int], Any]
+    zero: Any
 
     @classmethod
-    def of(cls, norms_sq: Any, distances_sq: dict[tuple[int, int], Any], exponents: Any = 0) -> Vectors:
-        """From squares of vectors that were multiplied by 2^exponent first, each by its own."""
+    def of(cls, squares: Any, dots: dict[tuple[int, int], Any], exponents: Any) -> Vectors:
+        """From products of vectors that were multiplied by 2^exponent first, each by its own: (K, n) of both."""
         import numpy as np
 
-        lengths = np.sqrt(norms_sq)
+        lengths = np.sqrt(squares)
+        true = np.ldexp(lengths, exponents.min(axis=0) - exponents)  # of the scale of the longest
+        directed = true > SHORTEST * true.max(axis=0)
+        cosines = {}
         with np.errstate(all="ignore"):
-            true = np.ldexp(lengths, -exponents)
-            directed = true > SHORTEST * true.max(axis=0)
-            same = np.ones(lengths.shape[1], bool)
-            chords = {}
-            for (i, k), distance in distances_sq.items():
-                chord = (distance - (lengths[i] - lengths[k]) ** 2) / (lengths[i] * lengths[k])
-                chords[i, k] = np.where(directed[i] & directed[k], np.clip(chord, 0.0, 4.0), 2.0)
-                same &= (distance == 0) & (true[i] == true[k])
-        return cls(chords, same)
+            for (i, k), dot in dots.items():
+                cosine = np.clip(dot / (lengths[i] * lengths[k]), -1.0, 1.0)
+                cosines[i, k] = np.where(directed[i] & directed[k], cosine, 0.0)
+        return cls(cosines, ~directed.any(axis=0))
 
     def cosine(self) -> Any:
         """The mean over the pairs."""
-        cosines = [1 - chord / 2 for chord in self.chords.values()]
-        return sum(cosines) / len(cosines)
-
-
-def _pairs(models: int) -> list[tuple[int, int]]:
-    return [(i, k) for i in range(models) for k in range(i + 1, models)]
-
-
-def product(a: Expr, b: Expr, wide: bool) -> tuple[Expr, ...]:
-    """a b rounded and, in float32, what that leaves out: float64 sums of both are as good as those of float64 products.
-
-    Dekker 1971: the halves of a and b have exact products.
-    """
-    rounded = a * b
-    if wide:
-        return (rounded,)
-    (a1, a2), (b1, b2) = _halves(a), _halves(b)
-    return rounded, ((a1 * b1 - rounded) + (a1 * b2 + a2 * b1)) + a2 * b2
-
-
-def _halves(v: Expr) -> tuple[Expr, Expr]:
-    far = v * 4097
-    high = far - (far - v)
-    return high, v - high
-
-
-def summed(sums: Any, parts: int, tensor: TensorInfo) -> Any:
-    """(number of tuples, rows) from the sums of the values of tuples of so many `parts`."""
-    return sums.reshape(-1, parts, tensor.rows).sum(axis=1)
-
-
-def _difference(a: Expr, b: Expr) -> tuple[Expr, Expr]:
-    """a - b rounded, and what that leaves out (Knuth's sum of two)."""
-    rounded = a - b
-    back = rounded - a
-    return rounded, (a - (rounded - back)) - (b + back)
-
-
-def _exact_square(v: Expr, lost: Expr | None = None) -> tuple[Expr, Expr]:
-    """(v + lost)^2 in the parts of `product`."""
-    rounded, rest = product(v, v, wide=False)
-    return rounded, rest if lost is None else rest + v * lost * 2
+        return sum(self.cosines.values()) / len(self.cosines)
 
 
 @functools.lru_cache
-def _squares(models: int, scaled: bool, exact: bool) -> Formula:
-    """Of the deltas, times given(k) of their row if `scaled`, between the bounds; and of their differences.
-
-    exact: each in two parts.
-    """
-    d = [delta(k) * row(Given(k)) if scaled else delta(k) for k in range(models)]
-    pairs = _pairs(models)
-    squares = [_exact_square(v) if exact else (v * v,) for v in d]
-    # The smaller of a magnitude and a bound is above 0 where the magnitude is, even if its square is not.
-    least = [minimum(abs(v), LEAST_SQUARE) for v in d]
-    norms = [(minimum(maximum(v, low), LARGEST_SQUARE), *rest) for (v, *rest), low in zip(squares, least, strict=True)]
-    if exact:
-        apart = [_exact_square(*_difference(d[i], d[k])) for i, k in pairs]
-    else:
-        apart = [(v * v,) for v in [d[i] - d[k] for i, k in pairs]]
-    return Formula(tuple(part for parts in (*norms, *apart) for part in parts))
+def _deltas(models: int) -> Formula:
+    return Formula(tuple(delta(k) for k in range(models)))
 
 
 @functools.lru_cache
-def _magnitudes(models: int) -> Formula:
-    return Formula(tuple(abs(delta(k)) for k in range(models)))
+def _scaled(models: int, along_first: bool) -> Formula:
+    place = column if along_first else row
+    return Formula(tuple(delta(k) * place(Given(k)) for k in range(models)))
 
 
-def row_vectors(tensor: TensorInfo) -> Generator[Rows, Any, Vectors]:
-    """Of the rows of the deltas: one read. Two more where squares leave the range of float32.
+def vectors_of(tensor: TensorInfo, *, along_first: bool) -> Generator[Products, Any, Vectors]:
+    """Of the rows of the deltas, or of the vectors along their first dimension.
 
-    And one more where rows are opposed so that float32 products would show: they are right to seven digits, which
-    other angles are well served by.
+    One read. Another one for inputs of float64 where squares leave its range, with those vectors scaled.
     """
     import numpy as np
 
-    models, columns, factors, exponents = tensor.models, tensor.columns, (), 0
-
-    def measured(exact: bool) -> Generator[Rows, Any, tuple[Any, Any]]:
-        found = yield Rows(_squares(models, bool(factors), exact).using(*factors, columns=columns))
-        sums = summed(found, 1 + exact, tensor)
-        return sums[:models], dict(zip(_pairs(models), sums[models:], strict=True))
-
-    squares = yield from measured(exact=False)
-    norms_sq = squares[0]
-    if ((norms_sq > SAFE[1]) | ((norms_sq > 0) & (norms_sq < SAFE[0]))).any():
-        largest = yield Rows(_magnitudes(models).using(columns=columns), largest=True)
-        most = 1000 if tensor.wide else 120
-        exponents = np.clip(-np.frexp(largest)[1], -most, most)
-        factors = tuple(np.ldexp(1.0, exponents))
-        squares = yield from measured(exact=False)
-    vectors = Vectors.of(*squares, exponents)
-    if not tensor.wide and vectors.chords and (1 + (models - 1) * vectors.cosine() < OPPOSED).any():
-        vectors = Vectors.of(*(yield from measured(exact=True)), exponents)
-    return vectors
+    models, columns = tensor.models, _columns(tensor, along_first)
+    pairs = tuple((i, k) for i in range(models) for k in range(i + 1, models))
+    products = (*((k, k) for k in range(models)), *pairs)
+    sums = yield Products(_deltas(models).using(columns=columns), products, along_first)
+    exponents = np.zeros((models, sums.shape[1]), np.int64)
+    if tensor.wide:
+        squares = sums[:models]
+        exponents = np.where(squares > SAFE[1], -SCALE, np.where(squares < SAFE[0], SCALE, 0))
+        if exponents.any():
+            formula = _scaled(models, along_first).using(*np.ldexp(1.0, exponents), columns=columns)
+            sums = yield Products(formula, products, along_first)
+    return Vectors.of(sums[:models], dict(zip(pairs, sums[models:], strict=True)), exponents)
 
 
-def column_sums(tensors: Sequence[Any], rows: int, factors: Callable[..., Sequence[tuple[Any, Any]]]) -> Any:
-    """Sums of products over the `rows` first dimension of tensors, (number of products, n): row by row in blocks.
-
-    factors: the pairs to multiply, made of some rows of each tensor in float64. What is not finite is 0, as in all
-    measurements.
-    """
-    import numpy as np
-
-    matrices = [t.cpu().numpy().reshape(rows, -1) for t in tensors]
-    columns = matrices[0].shape[1]
-    step = max(1, BLOCK // columns)
-    parts = [np.empty((step, columns)) for _ in matrices]
-    product = np.empty((step, columns))
-    total: Any = 0.0
-    for start in range(0, rows, step):
-        count = min(step, rows - start)
-        for part, matrix in zip(parts, matrices, strict=True):
-            part[:count] = matrix[start : start + count]
-            finite = np.isfinite(part[:count])
-            if not finite.all():
-                part[:count][~finite] = 0.0
-        pairs = factors(*(part[:count] for part in parts))
-        total = total + np.stack([np.multiply(a, b, out=product[:count]).sum(axis=0) for a, b in pairs])
-    return total
-
-
-def column_vectors(tensor: TensorInfo) -> Generator[Whole, Any, Vectors]:
-    """Of the vectors along the first dimension of the deltas."""
-    models, pairs = tensor.models, _pairs(tensor.models)
-
-    def squares(*d: Any) -> list[tuple[Any, Any]]:
-        return [(v, v) for v in (*d, *(d[i] - d[k] for i, k in pairs))]
-
-    sums = yield Whole(lambda tensors, base: column_sums(tensors, tensor.shape[0], squares))
-    return Vectors.of(sums[:models], dict(zip(pairs, sums[models:], strict=True)))
+def _columns(tensor: TensorInfo, along_first: bool) -> int:
+    """The length of a row of the matrix whose rows, or columns, are the vectors."""
+    return tensor.count // tensor.shape[0] if along_first else tensor.columns
 
 
 def arcs(vectors: Vectors, t: float) -> tuple[Any, Any, Any]:
     """Coefficients of spherical interpolation between two vectors, and where they are those of a straight line."""
     import numpy as np
 
-    theta = each(angle, vectors.chords[0, 1])
+    theta = each(angle, 2 - 2 * vectors.cosines[0, 1])
     sine = each(math.sin, theta)
-    straight = vectors.same | (sine < NO_DIRECTION)
+    straight = vectors.zero | (sine < NO_DIRECTION)
     with np.errstate(all="ignore"):
         first = np.where(straight, 1 - t, each(math.sin, (1 - t) * theta) / sine)
         second = np.where(straight, t, each(math.sin, t * theta) / sine)
@@ -229,7 +131,7 @@ def interpolated(tensor: TensorInfo, vectors: Vectors, t: float, *, along_first:
 
     On a straight line an element that is the same in both stays as it is.
     """
-    columns = tensor.count // tensor.shape[0] if along_first else tensor.columns
+    columns = _columns(tensor, along_first)
     first, second, straight = arcs(vectors, t)
     formula = _interpolated(along_first, bool(straight.any()))
     return Apply(formula.using(first, second, straight.astype(float), columns=columns), relative=True)

@@ -25,7 +25,7 @@ from .geometry import (
 from .linear import WEIGHT
 from .parameters import boolean, integer, number
 from .registry import method
-from .rows import column_vectors, interpolated, is_matrix, row_vectors, stock
+from .rows import interpolated, is_matrix, stock, vectors_of
 
 PARALLEL = 0.9995  # |cos| above which slerp is lerp, as in mergekit
 ZERO_NORM = 1e-8
@@ -110,7 +110,6 @@ y = [x_0 +] (1 - t) v_1 + t v_2  where sin theta < 1e-6""",
     notes=[
         "Spherical for angles of any size; with a base_model between the deltas, where angles are large.",
         "nuslerp_row_wise: true means columns, the vectors along the first dimension, as in mergekit; a vector is one.",
-        "Rows whose squares float32 cannot hold are measured three times, columns on whole tensors.",
     ],
     differences={
         "mergekit": [
@@ -125,7 +124,7 @@ def nuslerp(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     t = p["weight"][1] / total(p["weight"])
     if not p["nuslerp_flatten"] and is_matrix(tensor):
         along_first = p["nuslerp_row_wise"]
-        vectors = yield from (column_vectors if along_first else row_vectors)(tensor)
+        vectors = yield from vectors_of(tensor, along_first=along_first)
         return interpolated(tensor, vectors, t, along_first=along_first)
     gram = yield from measure(tensor, relative=True)
     theta = angle(chords_sq(gram)[0][1])
@@ -240,7 +239,7 @@ def _stretch(theta: float) -> float:
     return theta / math.sin(theta) if theta > 0 else 1.0
 
 
-MOST_FILTERS = 16  # models whose distances, row by row, still make a formula
+MOST_FILTERS = 16  # models whose products with each other, row by row, are asked for
 
 
 def _check_model_stock(p: Mapping[str, Any], models: int) -> None:
@@ -276,7 +275,7 @@ y = x_0 + t (mean of d_k)""",
 def model_stock(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Between the base and the mean of the models, nearer to the mean the more their changes point the same way."""
     if p["filter_wise"] and is_matrix(tensor):
-        return stock(tensor, (yield from row_vectors(tensor)))
+        return stock(tensor, (yield from vectors_of(tensor, along_first=False)))
     gram = yield from measure(tensor, relative=True)
     models, chords = tensor.models, chords_sq(gram)
     pairs = [1 - chords[i][k] / 2 for i in range(models) for k in range(i)]

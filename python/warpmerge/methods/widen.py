@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ..formula import Formula, Given, add_up, base, column, delta, exp, given, maximum, row, where
-from ..ops import Apply, Copy, Rows, Whole
+from ..ops import Apply, Copy, Products, Rows
 from .base import Base, Steps, TensorInfo
 from .parameters import number
 from .registry import method
-from .rows import column_sums, is_matrix, product, summed
+from .rows import is_matrix
 
 ROUNDING = 2.0**-40  # a delta of which less than this share of its square is across the vector does not turn it
 SLACK = 1 + 2.0**-30  # of a mean: more than float64 sums of up to 2^30 elements are off by, and no step of float32
@@ -48,23 +48,9 @@ def scored(change: Any, ratio: float, calibration: float) -> Any:
     return np.where(ranks > ratio * (count - 1) / 2, calibration, powers / together)
 
 
-def _of_columns(tensor: TensorInfo) -> Generator[Whole, Any, Any]:
-    def products(x0: Any, *d: Any) -> list[tuple[Any, Any]]:
-        return [(x0, x0), *((x0, v) for v in d), *((v, v) for v in d)]
-
-    return (yield Whole(lambda tensors, origin: column_sums([origin, *tensors], tensor.rows, products)))
-
-
 @functools.lru_cache
-def _row_products(models: int, wide: bool) -> Formula:
-    x0, d = base(), [delta(k) for k in range(models)]
-    pairs = [(x0, x0), *((x0, v) for v in d), *((v, v) for v in d)]
-    return Formula(tuple(part for a, b in pairs for part in product(a, b, wide)))
-
-
-def _of_rows(tensor: TensorInfo) -> Generator[Rows, Any, Any]:
-    sums = yield Rows(_row_products(tensor.models, tensor.wide).using(columns=tensor.columns))
-    return summed(sums, len(sums) // (2 * tensor.models + 1), tensor)
+def _base_and_deltas(models: int) -> Formula:
+    return Formula((base(), *(delta(k) for k in range(models))))
 
 
 @functools.lru_cache
@@ -112,7 +98,6 @@ y = x_0 + sum s_k d_k  for a vector,  with R_k = |d_k|""",
         "A token embedding (" + ", ".join(EMBEDDINGS) + " in its name) is taken row by row: a row is what a token has.",
         "Tensors of three dimensions or more are matrices whose columns are along the last one.",
         "In a vector, |d_k| stands out where it is above the mean by more than the rounding of the mean, 2^-30 of it.",
-        "Columns are measured on whole tensors, so memory grows with the largest one.",
     ],
     differences={
         "mergekit": "It has no such method.",
@@ -132,7 +117,10 @@ def widen(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
         bounds = [ratio * (float(s) / tensor.count) * SLACK for (s,) in sums]
         return Apply(_of_elements(tensor.models).using(calibration, *bounds), relative=True)
     by_row = any(name in tensor.name for name in EMBEDDINGS)
-    sums = yield from (_of_rows if by_row else _of_columns)(tensor)
+    values = range(1, tensor.models + 1)
+    pairs = ((0, 0), *((0, k) for k in values), *((k, k) for k in values))
+    formula = _base_and_deltas(tensor.models).using(columns=tensor.columns)
+    sums = yield Products(formula, pairs, per_column=not by_row)
     changed = changes(sums[0], sums[1 : tensor.models + 1], sums[tensor.models + 1 :])
     longer, turned = (scored(change, ratio, calibration) for change in changed)
     formula = _of_vectors(tensor.models, by_row).using(*(longer + turned) / 2, columns=tensor.columns)

@@ -11,7 +11,18 @@ import click
 import numpy as np
 import pytest
 import warpmerge
-from helpers import INDEX, SINGLE, contents, llama, read_model, run_cli, run_process, write_safetensors, write_ties
+from helpers import (
+    INDEX,
+    SINGLE,
+    contents,
+    llama,
+    read_model,
+    run_cli,
+    run_process,
+    write_recipe,
+    write_safetensors,
+    write_ties,
+)
 from warpmerge import _core, cli
 from warpmerge.methods import REGISTRY
 
@@ -293,6 +304,10 @@ def test_the_cpu_path_imports_no_torch(models):
     setup = "import sys\nsys.modules['torch'] = sys.modules['triton'] = sys.modules['transformers'] = None"
     assert run_process("merge", models / "r.yml", models / "out", setup=setup).status == 0
     assert run_process("info", setup=setup).status == 0
+    recipe = {"merge_method": "widen", "base_model": str(models / "base"), "models": [str(models / "a")]}
+    write_recipe(models / "columns.yml", recipe)
+    done = run_process("merge", models / "columns.yml", models / "widened", setup=setup)
+    assert (done.status, done.stderr) == (0, "")
 
 
 def test_tables_are_padded():

@@ -10,6 +10,7 @@ from kernel_helpers import ALL_DTYPES, assert_same_bits, cpu, family, reference,
 from oracles import assert_accurate
 from test_gram_methods import related
 from warpmerge.methods import find
+from warpmerge.methods.widen import ranked
 
 SHAPE = (61, 83)
 NAME, SEED = "model.layers.0.mlp.up_proj.weight", 7
@@ -47,7 +48,7 @@ CASES = {
     "model_stock-rows": (2, True, {"filter_wise": True}),
     "model_stock-rows-many": (5, True, {"filter_wise": True}),
 }
-# Of the largest operand: angles, rows' factors and the L1 norms that are restored come from float32 terms.
+# Of the largest operand: rows' factors and the L1 norms that are restored come from float32 terms.
 SHARES = {"nuslerp": oracles.SPHERICAL, "model_stock": 3e-7, "della": 3e-7, "della_linear": 3e-7}
 DRAWN = ("della", "della_linear")
 
@@ -228,16 +229,15 @@ def test_widen_by_hand():
     torch.testing.assert_close(got, wanted)
 
 
-def test_widen_does_not_depend_on_threads():
-    base, tensors = family("fp32", 2, (700, 65))
-    before = torch.get_num_threads()
-    results = []
-    for threads in (1, 2, 5):
-        torch.set_num_threads(threads)
-        results.append(merged("widen", tensors[:2] + tensors[:1], base))
-    torch.set_num_threads(before)
-    assert_same_bits(results[0], results[1])
-    assert_same_bits(results[0], results[2])
+@pytest.mark.parametrize("equal", [1, 2, 40])
+def test_ranks_of_changes(equal):
+    """Of equal ones the first is lower, whether there are any or not."""
+    change = np.random.default_rng(0).permuted(np.repeat(np.arange(200.0), equal))
+    change = np.stack([change, np.roll(change, 7), np.random.default_rng(1).random(change.size)])
+    wanted = [sorted(range(change.shape[1]), key=line.__getitem__) for line in change.tolist()]
+    ranks = ranked(change)
+    for line, order in zip(ranks, wanted, strict=True):
+        assert line[order].tolist() == list(range(change.shape[1]))
 
 
 # --- spheres --------------------------------------------------------------------------------------------------------
@@ -276,6 +276,17 @@ def test_ends_and_opposite_rows(options):
         assert torch.equal(wm.merge_tensors([a, b], "nuslerp", **options | {"weight": weight}), end)
     middle = wm.merge_tensors([a, -3 * a], "nuslerp", **options)
     assert_same_bits(middle, a * 0.25 + -3 * a * 0.75)
+
+
+@pytest.mark.parametrize("case", ["nuslerp-rows", "nuslerp-columns", "model_stock-rows"])
+def test_squares_that_leave_float64(case):
+    """Vectors are scaled by powers of two then, which changes no digit of an angle."""
+    _, tensors = family("fp64", 2, (6, 50), sigma=0.02)
+    base = torch.zeros_like(tensors[0])
+    wanted = merged(case, tensors, base)
+    for exponent in (-900, -600, 600, 1000):
+        factor = 2.0**exponent
+        assert_same_bits(merged(case, [t * factor for t in tensors], base), wanted * factor)
 
 
 def test_stock_of_identical_rows_is_the_model():

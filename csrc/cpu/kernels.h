@@ -187,7 +187,9 @@ inline size_t scratch_bytes(const Program& program) {
          (array + measured) * size_t(program.values);
 }
 
-// Rows and columns of a panel whose values are kept in float64 at a time.
+// Rows and columns of a panel whose values are kept in float64 at a time: 32 KiB of them for four values. Of 4864
+// columns and seven pairs an element takes 0.98 ns, with 128 or 448 columns 0.97 and 1.05, with 2 rows 1.25, with
+// 8 1.07.
 constexpr int kPanelRows = 4, kPanel = 256;
 
 // Bytes of scratch for products, on top of those for their formula.

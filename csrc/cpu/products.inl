@@ -115,6 +115,19 @@ void row_products(const Operands& operands, const ProductPairs& pairs, int64_t b
   each_row_block(operands.program->columns, begin, count, load, add, close);
 }
 
+// Adds the products of rows of loaded values, `stride` apart and `size` from value to value, to sums of n columns.
+template <class T>
+void add_panel(const double* values, int64_t size, const ProductPairs& pairs, int rows, int64_t stride, int n,
+               double* sums, int64_t columns) {
+  for (int p = 0; p < pairs.count; ++p) {
+    const double *a = values + pairs.first[p] * size, *b = values + pairs.second[p] * size;
+    double* own = sums + p * columns;
+    int r = 0;
+    for (; r + 4 <= rows; r += 4) add_rows<4, T>(a + r * stride, b + r * stride, stride, n, own);
+    for (; r < rows; ++r) add_rows<1, T>(a + r * stride, b + r * stride, stride, n, own);
+  }
+}
+
 template <class T>
 void column_products(const Operands& operands, const ProductPairs& pairs, int64_t begin, int64_t count, double* sums,
                      void* scratch, int64_t* nonfinite) {
@@ -122,37 +135,25 @@ void column_products(const Operands& operands, const ProductPairs& pairs, int64_
   Arena arena(scratch);
   Doubles<T> doubles(operands, arena);
   double* values = arena.take<double>(size_t(operands.values()) * size);
-  const auto add = [&](auto add_some, int first_row, int row_stride, int column, int n) {
-    for (int p = 0; p < pairs.count; ++p) {
-      const int from = first_row * row_stride;
-      add_some(values + pairs.first[p] * size + from, values + pairs.second[p] * size + from, row_stride, n,
-               sums + p * columns + column);
-    }
-  };
-  const auto add_all = [&](int rows, int row_stride, int64_t column, int n) {
-    int r = 0;
-    for (; r + 4 <= rows; r += 4) add(add_rows<4, T>, r, row_stride, int(column), n);
-    for (; r < rows; ++r) add(add_rows<1, T>, r, row_stride, int(column), n);
-  };
   if (columns <= kPanel / 2) {  // several rows are a stage
     const int64_t rows = (kStage - kPhiloxLanes) / columns;
     for (int64_t done = 0; done < count; done += rows * columns) {
       const int n = int(rows * columns < count - done ? rows * columns : count - done);
       doubles.load(operands, begin + done, n, values, size, nonfinite);
-      add_all(int(n / columns), int(columns), 0, int(columns));
+      add_panel<T>(values, size, pairs, int(n / columns), columns, int(columns), sums, columns);
     }
     return;
   }
   const int64_t first = begin % columns, width = count < columns - first ? count : columns - first;
+  const int64_t rows = count / width;
   const int most = operands.program->ranked_count ? 1 : kPanelRows;  // ranks are kept of one row at a time
-  const int64_t total = count / width;
-  for (int64_t row = 0; row < total; row += most) {
-    const int rows = int(total - row < most ? total - row : most);
+  for (int64_t row = 0; row < rows; row += most) {
+    const int some = int(rows - row < most ? rows - row : most);
     for (int64_t done = 0; done < width; done += kPanel) {
       const int n = int(width - done < kPanel ? width - done : kPanel);
-      for (int r = 0; r < rows; ++r)
+      for (int r = 0; r < some; ++r)
         doubles.load(operands, begin + (row + r) * columns + done, n, values + r * kPanel, size, nonfinite);
-      add_all(rows, kPanel, first + done, n);
+      add_panel<T>(values, size, pairs, some, kPanel, n, sums + first + done, columns);
     }
   }
 }

@@ -16,7 +16,7 @@ from typing import Any
 from ..formula import Formula, Given, add_up, column, delta, equal, row, where
 from ..ops import Apply, Products
 from .base import TensorInfo
-from .geometry import NO_DIRECTION, SHORTEST, angle
+from .geometry import NO_DIRECTION, SHORTEST
 
 # Squares of float64 leave its range: vectors whose sums lie beyond these are multiplied by 2^600 or 2^-600 first.
 SAFE = (2.0**-900, 2.0**900)
@@ -107,7 +107,7 @@ def arcs(vectors: Vectors, t: float) -> tuple[Any, Any, Any]:
     """Coefficients of spherical interpolation between two vectors, and where they are those of a straight line."""
     import numpy as np
 
-    theta = each(angle, 2 - 2 * vectors.cosines[0, 1])
+    theta = 2 * each(math.asin, np.sqrt((1 - vectors.cosines[0, 1]) / 2))
     sine = each(math.sin, theta)
     straight = vectors.zero | (sine < NO_DIRECTION)
     with np.errstate(all="ignore"):

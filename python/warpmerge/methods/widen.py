@@ -35,17 +35,35 @@ def changes(base_sq: Any, products: Any, deltas_sq: Any) -> tuple[Any, Any]:
     return np.abs(longer), turned
 
 
+def ranked(change: Any) -> Any:
+    """(K, n) places of the entries of each row in its order, from 0 up; of equal ones the first is lower."""
+    import numpy as np
+
+    order = np.argsort(change, axis=1)  # twice as fast as a stable one, which ties need
+    ordered = np.take_along_axis(change, order, axis=1)
+    tied = ~(ordered[:, :-1] < ordered[:, 1:]).all(axis=1)
+    order[tied] = np.argsort(change[tied], axis=1, kind="stable")
+    ranks = np.empty_like(order)
+    np.put_along_axis(ranks, order, np.arange(change.shape[1])[None], axis=1)
+    return ranks
+
+
+@functools.lru_cache(maxsize=16)
+def _powers(count: int) -> Any:
+    """(count,) e^(r / count) by `math`, since numpy's depends on the processor."""
+    import numpy as np
+
+    return np.array([math.exp(r / count) for r in range(count)])
+
+
 def scored(change: Any, ratio: float, calibration: float) -> Any:
     """(K, n) shares of the models: softmax of the changes' ranks, `calibration` for those of a model that stand out."""
     import numpy as np
 
-    count = change.shape[1]
-    ranks = np.argsort(np.argsort(change, axis=1, kind="stable"), axis=1, kind="stable")
-    powers = np.array([math.exp(r / count) for r in range(count)])[ranks]
-    together = powers[0]
-    for p in powers[1:]:
-        together = together + p
-    return np.where(ranks > ratio * (count - 1) / 2, calibration, powers / together)
+    ranks = ranked(change)
+    powers = _powers(change.shape[1])[ranks]
+    together = add_up(list(powers))
+    return np.where(ranks > ratio * (change.shape[1] - 1) / 2, calibration, powers / together)
 
 
 @functools.lru_cache

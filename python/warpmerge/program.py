@@ -130,9 +130,7 @@ class _Compiler:
         payload = expr.payload
         if expr.op is Op.KEEP:
             if isinstance(payload, KeepRanked):
-                raise MergeError(
-                    "a formula cannot keep by rank: compare draw(key) with an expression of rank(k)."
-                )
+                raise MergeError("a formula cannot keep by rank: compare draw(key) with an expression of rank(k).")
             payload = self._tabled("rules", payload)
         elif expr.op is Op.DRAW:
             payload = self._tabled("keys", payload)

@@ -10,7 +10,7 @@ import warpmerge as wm
 from kernel_helpers import DTYPES, assert_same_bits, cpu, family, reference, weights
 from test_dense_methods import one_thread  # noqa: F401
 from warpmerge import engine
-from warpmerge.methods import find
+from warpmerge.methods import find, least_squares, linalg
 
 SHAPE = (61, 83)
 FISHER = {
@@ -191,6 +191,32 @@ def test_regmean(case, dtype):
             rounding = torch.finfo(kind).eps * np.linalg.norm(wanted)
             moved = np.linalg.norm(wanted - oracles_dense.wide(tensors[0]))
             assert np.linalg.norm(oracles_dense.wide(got) - wanted) <= 1e-7 * moved + rounding
+
+
+def test_regmean_of_grams_in_tiles_and_not_quite_symmetric(monkeypatch):
+    """Their symmetric part counts, and they are left as they are."""
+    _, tensors = family("fp64", 3, (20, 31), sigma=0.02)
+    rng = np.random.default_rng(6)
+    given = grams(inputs(3, 31, 300), torch.float64)
+    skew = [g + torch.from_numpy(s - s.T) for g, s in zip(given, rng.standard_normal((3, 31, 31)), strict=True)]
+    copies = [s.clone() for s in skew]
+    whole = wm.merge_tensors(tensors, "regmean", gram=given)
+    monkeypatch.setattr(least_squares, "TILE", 8)
+    torch.testing.assert_close(wm.merge_tensors(tensors, "regmean", gram=skew), whole, rtol=0, atol=1e-13)
+    for after, before in zip(skew, copies, strict=True):
+        assert_same_bits(after, before)
+
+
+@pytest.mark.parametrize("shape", [(40, 20), (41, 20)])
+def test_both_orders_of_a_quotient(shape):
+    """Two matrices beside each other: up to twice as many rows as columns, the products come first."""
+    rng = np.random.default_rng(7)
+    a, middle, inputs_ = (rng.standard_normal(s) for s in ((shape[0], 40), (40, 20), (60, 20)))
+    shares, squares = [0.3, 0.7], inputs_.T @ inputs_
+    wanted = a @ middle @ np.linalg.inv(squares) + 0.3 * a[:, :20] + 0.7 * a[:, 20:]
+    made = [torch.from_numpy(t) for t in (a, middle, squares)]
+    got = linalg.quotient(linalg.rows_of(made[0]), *made[1:], torch.empty(shape, dtype=torch.float64), shares)
+    np.testing.assert_allclose(got.numpy(), wanted, rtol=0, atol=1e-12)
 
 
 def test_regmean_explains_the_outputs_best():

@@ -79,12 +79,13 @@ def test_accuracy(case, dtype):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_blocks_of_rows_change_nothing(case, monkeypatch):
-    """Matrices longer than a block of rows."""
+def test_blocks_change_nothing(case, monkeypatch):
+    """Matrices longer than a block of rows, and Gram matrices wider than a panel."""
     for shape in ((83, 40), (40, 83)):
         base, tensors = family("fp64", CASES[case][0], shape)
         whole, _ = added(case, tensors, base)
         monkeypatch.setattr(linalg, "BLOCK", 400)
+        monkeypatch.setattr(linalg, "PANEL", 7)
         assert error(added(case, tensors, base)[0], whole, base) < 1e-11
         monkeypatch.undo()
 

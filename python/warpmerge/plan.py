@@ -84,9 +84,11 @@ class Plan:
 
     def whole_bytes(self) -> int:
         """What a method that takes whole tensors holds of the one that needs most, beside tiles."""
-        of, models = self.recipe.method.memory, len(self.inputs)
-        needs = (of(j.shape, models) * (2 if j.wide else 1) for j in self.jobs if j.values is not None) if of else ()
-        return max(needs, default=0)
+        method, models = self.recipe.method, len(self.inputs)
+        if method.memory is None:
+            return 0
+        whole = [j for j in self.jobs if j.values is not None and (j.companions or not method.companions)]
+        return max((method.memory(j.shape, models) * (2 if j.wide else 1) for j in whole), default=0)
 
     @property
     def write_bytes(self) -> int:

@@ -20,6 +20,7 @@ try:
 except ImportError:
     raise MergeError("a method that works on whole tensors needs torch: pip install torch.") from None
 
+from ..methods.linalg import all_finite
 from ..ops import Whole
 from ..tasks import Buffer, DeviceSink, Outcome, TensorTask
 from .torch import add_delta, digest, narrow
@@ -84,11 +85,6 @@ def _operands(
         raise _too_little(task) if _lacks_memory(error) else error from None
     counts += [0] * (len(x) + 1 - len(counts))
     return x, base, tuple(counts) if any(counts) else ()
-
-
-def all_finite(t: torch.Tensor) -> bool:
-    """By the extremes, which a NaN is one of: 0.16 ns an element, where to count takes 5."""
-    return t.numel() == 0 or all(map(math.isfinite, torch.stack(torch.aminmax(t)).tolist()))
 
 
 def _nonfinite(t: torch.Tensor) -> int:

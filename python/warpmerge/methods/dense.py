@@ -66,7 +66,9 @@ def of_finite(function: Function, tensors: Sequence[torch.Tensor], models: int) 
     """The function of the finite elements; those that are not come back where they were."""
     import torch
 
-    if all(bool(torch.isfinite(t).all()) for t in tensors):
+    from .linalg import all_finite
+
+    if all(map(all_finite, tensors)):
         return function(tensors)
     finite = [torch.nan_to_num(t, 0.0, 0.0, 0.0) for t in tensors]
     return function(finite) + sum(t - f for t, f in zip(tensors[:models], finite, strict=False))
@@ -256,6 +258,15 @@ def wudi(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     yield
 
 
+def _memory_with_grams(shape: tuple[int, ...], models: int) -> int:
+    """Bytes for a matrix in float32 and its grams: their copies, and square matrices of its columns in float64."""
+    if len(shape) != 2:
+        return 0
+    m, n = shape
+    squares = models + 6 + (2 * models if m > (models - 1) * n else 0)
+    return 4 * (models + 8) * m * n + (4 * models + 8 * squares) * n**2 + min(BLOCKS, 32 * models * m * n)
+
+
 def _gram_shape(weight: tuple[int, ...]) -> tuple[int, ...] | None:
     return (weight[1], weight[1]) if len(weight) == 2 else None
 
@@ -277,7 +288,7 @@ def _gram_shape(weight: tuple[int, ...]) -> tuple[int, ...] | None:
         number("ridge", low=0, default=1e-6, help="pull towards the mean, as a share of the grams' mean diagonal"),
     ],
     check=lambda p, models: check_sum("regmean", p["weight"], "give at least one model a weight above 0"),
-    memory=memory,
+    memory=_memory_with_grams,
     formula="y = the matrix that minimizes sum w_k |X_k (y - x_k)^T|^2 + r |y - mean|^2,  X_k^T X_k = gram_k\n"
     "  = mean + (sum w_k (x_k - mean) G_k) (sum w_k G_k + r I)^-1,  mean = sum w_k x_k / sum w_k\n"
     "G_k = gram_k, off its diagonal times alpha,  r = ridge times the mean diagonal element of sum w_k G_k",

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from .linalg import gram, product, rows_of, solve
+from .linalg import Rows, all_finite, gram, product, quotient, rows_of, solve
+
+TILE = 256  # rows and columns; of a matrix of 4864, in tiles 0.07 s, at once 0.37 s (one thread)
 
 
 def least_interference(deltas: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -18,9 +20,8 @@ def least_interference(deltas: Sequence[torch.Tensor]) -> torch.Tensor:
     m, n = deltas[0].shape
     out = torch.empty_like(deltas[0])
     if n <= len(kept) * m:
-        squares = torch.stack([gram(rows_of(d), m, n, d) / length**2 for d, length in kept])
-        factors = solve(squares.reshape(-1, n), squares.sum(0))
-        return product(lambda part: torch.cat([d[part].double() for d, _ in kept], 1), factors, out)
+        squares = torch.stack([gram(rows_of(d), m, n, d).div_(length**2) for d, length in kept])
+        return quotient(beside([d for d, _ in kept]), squares.view(-1, n), squares.sum(0), out)
 
     # With fewer rows than columns: the same on the rows' side, t = B (A A^T)^+ A with the deltas, of length 1, below
     # each other in A and |d_k| A_k A_k^T beside each other in B.
@@ -40,35 +41,45 @@ def least_squares(
     alpha: float,
     ridge: float,
 ) -> torch.Tensor:
-    """mean + sum (x_k - mean) G_k (sum G_k + r I)^-1, from differences to the first model: equal ones stay as they are.
+    """sum d_k (s_k (G_k - G) (G + r I)^-1 + s_k I), G = sum s_k G_k, from the differences d_k to the first model.
 
-    weights: (out, in) each. grams: (in, in). shares: of the models, their sum is 1.
+    So the first one takes no product, and models that are alike stay as they are.
+
+    weights: (out, in) each. grams: (in, in). shares: s_k of the models, their sum is 1.
     """
-    first, n = weights[0], weights[0].shape[1]
-    stacked = torch.stack([_scaled(g, alpha) * share for g, share in zip(grams, shares, strict=True)])
-    summed = stacked.sum(0)
-    if not bool(torch.isfinite(summed).all()):
-        raise OverflowError("its grams overflow float64")
     if float(min(g.diagonal().min() for g in grams)) < 0:
         raise ValueError("one of its grams has elements below 0 on the diagonal, so it is not X^T X of any inputs")
+    (first, *others), n = weights, weights[0].shape[1]
+    own = torch.empty(len(grams), n, n, dtype=torch.float64, device=first.device)
+    for g, share, room in zip(grams, shares, own, strict=True):
+        _scaled(g, alpha, share, room)
+    summed, own = own[0], own[1:]
+    for room in own:
+        summed += room
+    if not all_finite(summed):
+        raise OverflowError("its grams overflow float64")
+    if not others:
+        return first
+    for share, room in zip(shares[1:], own, strict=True):
+        room.sub_(summed, alpha=share)
     summed.diagonal().add_(ridge * float(summed.diagonal().mean()))
-    if not bool(summed.any()):
-        factors = torch.zeros_like(stacked)
-    else:
-        factors = solve(stacked.reshape(-1, n), summed).view(-1, n, n)
-    to_mean = torch.eye(n, dtype=torch.float64, device=first.device) - factors.sum(0)
-    factors = torch.cat([share * to_mean + f for share, f in zip(shares, factors, strict=True)])
-
-    def rows(part: slice) -> torch.Tensor:
-        return torch.cat([w[part].double() - first[part].double() for w in weights], 1)
-
-    moved = product(rows, factors, torch.empty_like(first))
-    return torch.where(moved == 0, first, first + moved)
+    moved = quotient(beside(others, first), own.view(-1, n), summed, torch.empty_like(first), shares[1:])
+    return torch.where(moved == 0, first, moved.add_(first))
 
 
-def _scaled(gram: torch.Tensor, alpha: float) -> torch.Tensor:
-    """Its symmetric part in float64, the elements off the diagonal times alpha."""
-    wide = gram.double()
-    result = (wide + wide.T) * (alpha / 2)
-    result.diagonal().copy_(wide.diagonal())
-    return result
+def beside(matrices: Sequence[torch.Tensor], less: torch.Tensor | None = None) -> Rows:
+    """The matrices beside each other, each less the same one."""
+    if less is None:
+        return lambda part: torch.cat([m[part].double() for m in matrices], 1)
+    return lambda part: torch.cat([m[part].double() - less[part].double() for m in matrices], 1)
+
+
+def _scaled(gram: torch.Tensor, alpha: float, share: float, out: torch.Tensor) -> None:
+    """share times its symmetric part in float64, the elements off the diagonal times alpha."""
+    parts = [slice(start, start + TILE) for start in range(0, len(gram), TILE)]
+    for i, down in enumerate(parts):
+        for across in parts[: i + 1]:
+            tile = gram[down, across].to(torch.float64, copy=True)
+            tile = tile.add_(gram[across, down].T).mul_(share * alpha / 2)
+            out[down, across], out[across, down] = tile, tile.T
+    out.diagonal().copy_(gram.diagonal()).mul_(share)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from .linalg import Part, Rows, blocks, gram, product, recombined, rows_of, singular
+from .linalg import Part, Rows, Times, blocks, gram, product, recombined, rows_of, singular
 from .task_vectors import kept_count
 
 CANCELLED = {torch.float32: 2.0**-20, torch.float64: 2.0**-40}  # sums up to this share of their magnitudes are rounding
@@ -25,6 +25,10 @@ def _tall(tensors: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], torch.Te
 
 def _sum(tensors: Sequence[torch.Tensor], weights: Sequence[float]) -> Rows:
     return lambda part: sum(w * t[part].double() for w, t in zip(weights, tensors, strict=True))
+
+
+def _times(t: torch.Tensor, right: torch.Tensor) -> Rows:
+    return lambda part: t[part].double() @ right
 
 
 def task_singular_vectors(deltas: Sequence[torch.Tensor], weights: Sequence[float], cutoff: float) -> torch.Tensor:
@@ -68,21 +72,29 @@ def isotropic_in_parts(
     largest = float(values[0]) if len(values) else 0.0
     both = Part(rows, values[:shared], vectors[:, :shared])
 
-    def remainder(t: torch.Tensor, weight: float) -> Rows:
-        """w d - U_c U_c^T w d, by rows. U_c are left vectors of the deltas: right ones of transposed deltas."""
+    def remainder(t: torch.Tensor, weight: float) -> tuple[Rows, Times]:
+        """w d - U_c U_c^T w d. U_c are left vectors of the deltas, right ones of their transposes.
+
+        What it is multiplied by has few columns: what is on the right comes first, so the long side meets no more.
+        """
         if transposed:
-            rest = -(both.right @ both.right.T)
-            rest.diagonal().add_(1.0)
-            return lambda part: weight * (t[part].double() @ rest)
+            rest = both.right @ (both.right.T * -weight)
+            rest.diagonal().add_(weight)
+            return lambda part: t[part].double() @ rest, lambda b: _times(t, rest @ b)
         cross = sum(rows(part).T @ t[part].double() for part in blocks(count, short))
         inside = both.weights @ (both.weights.T @ cross)
-        return lambda part: weight * (t[part].double() - rows(part) @ inside)
+
+        def times(b: torch.Tensor) -> Rows:
+            common = inside @ b
+            return lambda part: weight * (t[part].double() @ b - rows(part) @ common)
+
+        return lambda part: weight * (t[part].double() - rows(part) @ inside), times
 
     parts = []
     for t, weight in zip(tall, weights, strict=True):
-        alone = remainder(t, weight)
+        alone, times = remainder(t, weight)
         squares = gram(alone, count, short, out)
-        parts.append(Part(alone, *singular(squares, cutoff, (short - shared) // len(tall), largest)))
+        parts.append(Part(alone, *singular(squares, cutoff, (short - shared) // len(tall), largest), times))
     parts.append(both)
     everything = torch.cat([part.values for part in parts])
     recombined(parts, torch.full_like(everything, float(everything.sum()) / short), out)

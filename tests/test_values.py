@@ -1,5 +1,7 @@
 """Values of parameters in calls from Python: kinds, defaults, what is refused."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -142,6 +144,37 @@ def test_weights_that_cannot_be_normalized(weight):
 @pytest.mark.parametrize("weight", [[1, -1, 1e-7], [1e-300] * 3, [5e-324, 0, 0], [1e30] * 3])
 def test_weights_of_any_size_are_normalized(weight):
     assert wm.merge_tensors([torch.ones(2)] * 3, "linear", weight=weight).tolist() == pytest.approx([1, 1], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "part"),
+    [
+        (
+            "ties",
+            {"weight": [1, 1e20], "lambda_": 1e20},
+            "'weight' (1e+20) times 'lambda' (1e+20)",
+        ),
+        ("task_arithmetic", {"weight": 1e30, "lambda_": -1e30}, "is 1e+60, which may overflow; write numbers whose"),
+        ("tsv", {"lambda_": 2, "weight": 1e30}, "product is at most 1e+30"),
+        ("ramplus_tl", {"r": -1e16, "alpha": 1e16}, "method 'ramplus_tl': 'r' (1e+16) times 'alpha' (1e+16)"),
+    ],
+)
+def test_products_that_overflow(method, options, part):
+    base, models = family("fp32", 2, (3, 4))
+    with pytest.raises(wm.RecipeError, match=re.escape(part)):
+        wm.merge_tensors(models, method, base=base, **options)
+
+
+def test_the_largest_products_do_not_overflow():
+    base, models = family("fp32", 2, (3, 4))
+    for method in ("task_arithmetic", "ties", "dare_linear", "breadcrumbs"):
+        for weight, lambda_ in ((1e30, 1.0), (1e15, 1e15), (1.0, -1e30)):
+            merged = wm.merge_tensors(models, method, base=base, weight=weight, lambda_=lambda_)
+            assert torch.isfinite(merged).all(), (method, weight, lambda_)
+    small = wm.merge_tensors(
+        models, "task_arithmetic", base=base, weight=[0.5e-8, 0.5e-8], normalize=True, lambda_=1e30
+    )
+    assert torch.isfinite(small).all()
 
 
 def test_seeds_of_numpy():

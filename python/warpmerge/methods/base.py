@@ -20,7 +20,7 @@ from typing import Any
 from ..errors import RecipeError, close_matches
 from ..ops import Combine, Measure
 from .companion import Companion
-from .parameters import Parameter
+from .parameters import LARGEST, Parameter
 
 
 class Base(enum.Enum):
@@ -129,6 +129,7 @@ class Method:
                 f"method '{self.name}' has no base to take the place of values that are not finite; "
                 "set nonfinite to 'error' or 'propagate'."
             )
+        check_products(self.name, values)
         self.check(values, models)
 
     def parameter(self, name: str, where: str = "") -> Parameter:
@@ -162,6 +163,27 @@ def total(weights: Sequence[float]) -> float:
         return math.fsum(weights)
     except OverflowError:
         return math.inf
+
+
+MULTIPLIED = (("weight", "lambda"), ("r", "alpha"))
+
+
+def check_products(method: str, values: Mapping[str, Any]) -> None:
+    """Raises RecipeError if parameters that are multiplied with each other have a product beyond what one may be."""
+    for names in MULTIPLIED:
+        if not all(name in values for name in names):
+            continue
+        largest = []
+        for name in names:
+            each = values[name] if isinstance(values[name], tuple) else (values[name],)
+            largest.append(max((abs(v) for v in each if isinstance(v, (int, float))), default=0.0))
+        product = math.prod(largest)
+        if product > LARGEST:
+            first, second = names
+            raise RecipeError(
+                f"method '{method}': '{first}' ({largest[0]:g}) times '{second}' ({largest[1]:g}) is {product:g}, "
+                f"which may overflow; write numbers whose product is at most {LARGEST:g}."
+            )
 
 
 def check_sum(method: str, weights: Sequence[float], instead: str) -> None:

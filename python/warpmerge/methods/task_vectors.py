@@ -5,12 +5,14 @@ The defaults are mergekit's; where the papers differ, the named options reach th
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from ..errors import RecipeError
-from ..formula import Formula, add_up, delta, kept
+from ..formula import Formula, Given, add_up, delta, given, kept
 from ..ops import KEEP_ALL, KEEP_NONE, Consensus, Keep, KeepDrawn, Moments, Select, WeightedSum
 from ..random import stream_key
 from .base import Base, Steps, TensorInfo, total
@@ -141,9 +143,19 @@ def merge_kept(p: Mapping[str, Any], keep: tuple[Keep, ...], scale: list[float],
 
 def majority(keep: tuple[Keep, ...], ballot: tuple[float, ...]) -> Generator[Moments, Any, int]:
     """How many more elements have votes above zero than below."""
-    votes = add_up([kept(delta(k), rule) * b for k, (rule, b) in enumerate(zip(keep, ballot, strict=True))])
-    more, fewer = yield Moments((KEEP_ALL,) * 2, only_l1=True, of=Formula((votes > 0, votes < 0)))
+    partial = tuple(rule != KEEP_ALL for rule in keep)
+    of = _votes(partial).using(*ballot, *itertools.compress(keep, partial))
+    more, fewer = yield Moments((KEEP_ALL,) * 2, only_l1=True, of=of)
     return int(more.sum_abs - fewer.sum_abs)
+
+
+@functools.lru_cache
+def _votes(partial: tuple[bool, ...]) -> Formula:
+    """Which votes are above zero, and below; given the ballots, then the rules of deltas that are kept in part."""
+    rules = map(Given, itertools.count(len(partial)))
+    d = [kept(delta(k), next(rules)) if part else delta(k) for k, part in enumerate(partial)]
+    votes = add_up([x * given(k) for k, x in enumerate(d)])
+    return Formula((votes > 0, votes < 0))
 
 
 def refuse_negative(weights: Sequence[float], instead: str) -> None:

@@ -41,9 +41,10 @@ def test_merge(benchmark, checkpoints, scratch, request, regime: str, method: st
 
 
 @pytest.mark.parametrize("method", FURTHER, ids=lambda name: name.replace(", ", "-"))
-def test_method(benchmark, checkpoints, scratch, request, method: str) -> None:
+def test_method(benchmark, checkpoints, companions, scratch, request, method: str) -> None:
     shape = request.config.getoption("shape")
-    case = make_case(method, checkpoints(shape), bench_dir() / "recipes" / shape)
+    beside = companions(shape, FURTHER[method])
+    case = make_case(method, checkpoints(shape), bench_dir() / "recipes" / shape, companions=beside)
     measure(benchmark, case, scratch, "warm", min(3, request.config.getoption("rounds")), shape)
 
 

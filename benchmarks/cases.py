@@ -33,6 +33,7 @@ class Method:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     each: Mapping[str, Any] = field(default_factory=dict)
     endpoint: bool = False  # the base is listed among the models
+    companion: str = ""  # the parameter that names what each model has beside its weights
     method: str = ""  # its name in recipes, where a method is measured in several ways
 
     @property
@@ -69,6 +70,7 @@ FURTHER = _named(
     _plain("magmax", ONE_PASS),
     _plain("ram", ONE_PASS),
     _plain("consensus_ta", ONE_PASS),
+    _plain("fisher", ONE_PASS, base=False, companion="fisher"),
     _plain("median", ONE_PASS, base=False),
     _plain("trimmed_mean", ONE_PASS, base=False, parameters={"beta": 0.34}),
     _plain("emr", TWO_PASSES),
@@ -105,6 +107,7 @@ class Case:
     base: Path | None
     models: tuple[Path, ...]
     weights: tuple[float, ...]
+    companions: tuple[Path, ...] = ()  # checkpoints that are read beside the inputs
 
     @property
     def template(self) -> Path:
@@ -113,7 +116,7 @@ class Case:
 
     @property
     def read(self) -> list[Path]:
-        return [shard for folder in self.inputs for shard in shards(folder)]
+        return [shard for folder in (*self.inputs, *self.companions) for shard in shards(folder)]
 
     @property
     def copied(self) -> list[Path]:
@@ -135,9 +138,13 @@ def make_case(
     *,
     weights: Sequence[float] = WEIGHTS,
     models: int | None = None,
+    companions: Sequence[Path] = (),
     **top_level: Any,
 ) -> Case:
-    """Writes the recipe of a method into `folder`; `top_level` are further keys such as `dtype`."""
+    """Writes the recipe of a method into `folder`.
+
+    companions: one checkpoint per model, where the method takes them. top_level: further keys such as `dtype`.
+    """
     method = METHODS.get(name) or FURTHER[name]
     chosen = checkpoints.models[: method.models if models is None else models]
     base = checkpoints.base if method.base else None
@@ -145,6 +152,8 @@ def make_case(
     if base:
         recipe["base_model"] = str(base)
     each = [{**method.each, **({"weight": weight} if method.weighted else {})} for weight in weights]
+    for own, path in zip(each, companions, strict=False):
+        own[method.companion] = str(path)
     recipe["models"] = [{"model": str(path), "parameters": own} for path, own in zip(chosen, each, strict=False)]
     if method.endpoint:
         recipe["models"].insert(0, {"model": str(checkpoints.base)})
@@ -152,4 +161,4 @@ def make_case(
     path = folder / f"{name.replace(', ', '-')}.yml"
     path.write_text(json.dumps(recipe, indent=2) + "\n")  # JSON is YAML
     inputs = (base, *chosen) if base else chosen
-    return Case(method, path, inputs, base, chosen, tuple(weights[: len(chosen)]))
+    return Case(method, path, inputs, base, chosen, tuple(weights[: len(chosen)]), tuple(companions))

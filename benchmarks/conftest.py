@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from . import machine
-from .cases import TARGET_SHAPE
-from .checkpoints import CheckpointSet, Settings, make
+from .cases import TARGET_SHAPE, Method
+from .checkpoints import CheckpointSet, Settings, make, make_fisher
 from .pagecache import NotControlled
 from .shapes import SHAPES
 
@@ -67,6 +67,16 @@ def checkpoints() -> Callable[..., CheckpointSet]:
         return make(chosen, bench_dir() / f"{shape}{suffix}")
 
     return make_set
+
+
+@pytest.fixture(scope="session")
+def companions() -> Callable[..., tuple[Path, ...]]:
+    """Makes (or reuses) what a method needs beside the models of a shape: Fisher informations, or nothing."""
+
+    def of(shape: str, method: Method) -> tuple[Path, ...]:
+        return make_fisher(Settings(shape), bench_dir() / f"{shape}-fisher") if method.companion == "fisher" else ()
+
+    return of
 
 
 @pytest.fixture

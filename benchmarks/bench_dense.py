@@ -5,8 +5,8 @@ singular value decomposition of each delta (tsv, knots: of all side by side) or 
 the products and the one solution of K linear systems; for regmean, which is given the Gram matrices, the product with
 each, the Cholesky factor of their sum and what it solves.
 
-A whole merge of qwen2.5-0.5b, with 168 such matrices and an embedding, takes a minute (iso_c) to ten: it has no row of its
-own among the merges.
+A merge of qwen2.5-0.5b has 72 matrices of this size, 96 smaller ones and an embedding, so by these figures it takes a
+minute (iso_c) or many: none of these methods has a row among the whole merges.
 
 In float64, which takes twice as long, regmean needs K - 1 products, the factor and the solution at least: 1.6, 1.1 and
 0.9 s with one thread of an EPYC. It takes 4.8 to 5.8; K products, factor and solution in float32 take 3.0.

@@ -44,7 +44,7 @@ Formula::Formula(int inputs, std::vector<Step> code, int registers, std::vector<
   };
   const auto below = [](int number, size_t size) { return number >= 0 && size_t(number) < size; };
   for (Step& step : code_) {
-    require(step.op >= FormulaOp::add && step.op <= FormulaOp::rank);
+    require(step.op >= FormulaOp::add && step.op <= FormulaOp::bennett_near);
     require(step.target > inputs && step.target < first_constant);
     for (int number : {step.a, step.b, step.c}) require(below(number, size_t(operands)));
     require(step.op != FormulaOp::keep || below(step.payload, rules_.size()));

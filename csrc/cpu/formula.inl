@@ -21,6 +21,16 @@ __attribute__((noinline)) void calculate_all(const Operand<T>& a, const Operand<
   }
 }
 
+template <FormulaOp kOp, class T>
+__attribute__((noinline)) void calculate_function(const Operand<T>& a, T* target, int count) {
+  for (int j = 0; j < count; j += kStrip) {
+    const T* x = a.strip(j);
+    T* out = target + j;
+#pragma GCC ivdep
+    for (int i = 0; i < kStrip; ++i) out[i] = function_of<kOp>(x[i]);
+  }
+}
+
 template <FormulaOp kFirst, FormulaOp kSecond, bool kSwapped, class T>
 __attribute__((noinline)) void calculate_pairs(const Operand<T>& a, const Operand<T>& b, const Operand<T>& c, T* target,
                                                int count) {
@@ -55,6 +65,8 @@ void visit_pairing(FormulaOp op, Body&& body) {
 template <class T>
 void calculate_step(const Step& step, const Operand<T>& a, const Operand<T>& b, const Operand<T>& c, T* target,
                     int count) {
+  if (step.op > FormulaOp::rank)
+    return visit_function(step.op, [&](auto one) { calculate_function<decltype(one)::op>(a, target, count); });
   if (step.then == FormulaOp::keep)
     return visit_calculation(step.op, [&](auto one) { calculate_all<decltype(one)::op>(a, b, c, target, count); });
   visit_pairing(step.op, [&](auto first) {

@@ -8,6 +8,7 @@
 #include "../ops/consensus.h"
 #include "../ops/convert.h"
 #include "../ops/digest.h"
+#include "../ops/elementary.h"
 #include "../ops/select.h"
 #include "../ops/weighted_sum.h"
 #include "kernels.h"

@@ -29,6 +29,13 @@ enum class FormulaOp : int {
   row = 17,
   column = 18,
   rank = 19,
+  exp = 20,  // from here on functions: elementary.h
+  expm1 = 21,
+  expm1_near = 22,
+  log = 23,
+  log1p = 24,
+  tanh = 25,
+  bennett_near = 26,
 };
 
 // Where the exponent lies, and 1.5 * 2^fraction: added to a small whole number it leaves it in the lowest bits.

@@ -1,6 +1,7 @@
 """Exponentials and logarithms spelled out in the operations of formulas, so that they too have one result everywhere.
 
 Each takes its argument and whether the compute type is float64, and reduces it so that a short series is exact enough.
+csrc/ops/elementary.h has the same operations in the same order.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import functools
 import math
 from collections.abc import Sequence
 
-from .formula import Expr, Op, expm1, log, maximum, minimum, where, wrap
+from .formula import Expr, Op, expm1, expm1_near, log, maximum, minimum, where, wrap
 
 
 def _polynomial(x: Expr, coefficients: Sequence[float]) -> Expr:
@@ -43,14 +44,13 @@ def _exp(x: Expr, wide: bool) -> Expr:
     return _polynomial(r, [1 / math.factorial(i) for i in range(14 if wide else 8)]) * power
 
 
-def expm1_near(x: Expr, wide: bool) -> Expr:
-    """exp(x) - 1 for |x| < 0.35."""
+def _expm1_near(x: Expr, wide: bool) -> Expr:
     return x * _polynomial(x, [1 / math.factorial(i + 1) for i in range(15 if wide else 8)])
 
 
 def _expm1(x: Expr, wide: bool) -> Expr:
     power, r = _reduced(x, wide)
-    return expm1_near(r, wide) * power + (power - 1)  # the last one is 0 near 0
+    return expm1_near(r) * power + (power - 1)  # the last one is 0 near 0
 
 
 def _log1p_near(f: Expr, wide: bool) -> Expr:
@@ -79,4 +79,21 @@ def _tanh(x: Expr, wide: bool) -> Expr:
     return where(x < 0, -t, t)
 
 
-SPELLED = {"exp": _exp, "expm1": _expm1, "log": _log, "log1p": _log1p, "tanh": _tanh}
+def _bennett_near(u: Expr, wide: bool) -> Expr:
+    """From ln(1 + u) = 2 artanh(s) with s = u / (2 + u)."""
+    whole = u + 2
+    s = u / whole  # so that 1 - s is 2 / whole
+    square = s * s
+    rest = _polynomial(square, [1 / (2 * i + 3) for i in range(11 if wide else 6)])  # (artanh(s) - s) / s^3
+    return square * ((s + 1) * s * rest + 1) * whole
+
+
+SPELLED = {
+    Op.EXP: _exp,
+    Op.EXPM1: _expm1,
+    Op.EXPM1_NEAR: _expm1_near,
+    Op.LOG: _log,
+    Op.LOG1P: _log1p,
+    Op.TANH: _tanh,
+    Op.BENNETT_NEAR: _bennett_near,
+}

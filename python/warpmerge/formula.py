@@ -47,6 +47,14 @@ class Op(enum.IntEnum):
     ROW = 17  # the element's row's entry of vector `payload`
     COLUMN = 18  # the element's column's entry of vector `payload`
     RANK = 19  # how many elements of the row have a smaller |a|, or an equal one and a lower column; a is an input
+    # Functions: backends that have no instructions for them get what elementary.py makes of them.
+    EXP = 20
+    EXPM1 = 21
+    EXPM1_NEAR = 22
+    LOG = 23
+    LOG1P = 24
+    TANH = 25
+    BENNETT_NEAR = 26
 
 
 class Leaf(enum.Enum):
@@ -64,7 +72,7 @@ class Given:
 class Expr:
     """A value for each element. Made by the functions below and by arithmetic on what they return."""
 
-    op: Op | Leaf | str  # a name: one of the functions that programs spell out
+    op: Op | Leaf
     args: tuple[Expr, ...] = ()
     payload: Any = None
 
@@ -182,26 +190,36 @@ def rank(k: int) -> Expr:
 
 def exp(a: Expr) -> Expr:
     """Within 2 ulp; arguments beyond the type's range count as its ends."""
-    return Expr("exp", (a,))
+    return Expr(Op.EXP, (a,))
 
 
 def expm1(a: Expr) -> Expr:
     """exp(a) - 1, without cancellation near 0."""
-    return Expr("expm1", (a,))
+    return Expr(Op.EXPM1, (a,))
+
+
+def expm1_near(a: Expr) -> Expr:
+    """exp(a) - 1 for |a| < 0.35."""
+    return Expr(Op.EXPM1_NEAR, (a,))
 
 
 def log(a: Expr) -> Expr:
     """Of a normal number above 0."""
-    return Expr("log", (a,))
+    return Expr(Op.LOG, (a,))
 
 
 def log1p(a: Expr) -> Expr:
     """log(1 + a) for a > -1, without cancellation near 0."""
-    return Expr("log1p", (a,))
+    return Expr(Op.LOG1P, (a,))
 
 
 def tanh(a: Expr) -> Expr:
-    return Expr("tanh", (a,))
+    return Expr(Op.TANH, (a,))
+
+
+def bennett_near(a: Expr) -> Expr:
+    """(1 + a) log(1 + a) - a for |a| < 0.3, without cancellation."""
+    return Expr(Op.BENNETT_NEAR, (a,))
 
 
 def add_up(terms: Sequence[Expr]) -> Expr:
@@ -232,15 +250,19 @@ class Formula:
         """The formula for a tensor whose first element is element `first` for the rules."""
         return replace(self, first=first, _programs={})
 
-    def program(self, inputs: int, wide: bool) -> Program:
-        """For this many inputs (the base not counted), in float64 if `wide`. Raises MergeError if it is too long."""
+    def program(self, inputs: int, wide: bool, functions: bool = False) -> Program:
+        """For this many inputs (the base not counted), in float64 if `wide`. Raises MergeError if it is too long.
+
+        functions: the backend has instructions for them; else they are spelled out.
+        """
         from .program import compiled
 
-        if (inputs, wide) not in self._templates:
-            self._templates[inputs, wide] = compiled(self.values, inputs, wide)
-        if (inputs, wide) not in self._programs:
-            template = self._templates[inputs, wide]
-            self._programs[inputs, wide] = replace(
+        key = inputs, wide, functions
+        if key not in self._templates:
+            self._templates[key] = compiled(self.values, *key)
+        if key not in self._programs:
+            template = self._templates[key]
+            self._programs[key] = replace(
                 template,
                 constants=self._filled(template.constants),
                 rules=tuple(rule.moved(self.first) for rule in self._filled(template.rules)),
@@ -248,7 +270,7 @@ class Formula:
                 vectors=self._filled(template.vectors),
                 columns=self.columns,
             )
-        return self._programs[inputs, wide]
+        return self._programs[key]
 
     def _filled(self, table: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(self.given[entry.index] if isinstance(entry, Given) else entry for entry in table)

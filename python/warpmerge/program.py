@@ -42,16 +42,16 @@ class Program:
         return self.inputs, self.code, self.registers, self.outputs, len(self.constants), self.by_row
 
 
-def compiled(values: Sequence[Expr], inputs: int, wide: bool) -> Program:
-    """Without a length of rows. Places that are `Given` are left as they are."""
-    return _Compiler(inputs, wide).compile(values)
+def compiled(values: Sequence[Expr], inputs: int, wide: bool, functions: bool = False) -> Program:
+    """Without a length of rows. Places that are `Given` are left as they are. functions: kept as instructions."""
+    return _Compiler(inputs, wide, functions).compile(values)
 
 
 class _Compiler:
     """Expressions to instructions: equal ones once, temporaries reused as soon as their last reader is done."""
 
-    def __init__(self, inputs: int, wide: bool) -> None:
-        self.inputs, self.wide = inputs, wide
+    def __init__(self, inputs: int, wide: bool, functions: bool) -> None:
+        self.inputs, self.wide, self.functions = inputs, wide, functions
         self.numbers: dict[tuple, int] = {}  # (op, argument numbers, payload) -> value number
         self.nodes: list[tuple] = []
         self.seen: dict[int, int] = {}  # id of an expression -> value number
@@ -118,8 +118,8 @@ class _Compiler:
         return self.seen[id(root)]
 
     def _spelled(self, expr: Expr) -> Expr:
-        """The expression that a function stands for."""
-        while isinstance(expr.op, str):
+        """What a function is made of, unless it is kept as an instruction."""
+        while not self.functions and expr.op in elementary.SPELLED:
             cache = expr.__dict__.setdefault("_spelled", {})
             if self.wide not in cache:
                 cache[self.wide] = elementary.SPELLED[expr.op](expr.args[0], self.wide)

@@ -17,7 +17,7 @@ def native(task: TensorTask, formula: Formula, rows: bool = False) -> Any:
 
     `rows`: rows are asked for, even if no instruction does.
     """
-    program = formula.program(len(task.inputs), task.wide)
+    program = formula.program(len(task.inputs), task.wide, functions=True)
     check_rows(task, program, rows)
     found = program.__dict__.get("_native")
     if found is None:

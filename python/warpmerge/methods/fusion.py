@@ -7,8 +7,7 @@ import math
 from collections.abc import Generator, Mapping
 from typing import Any, NamedTuple
 
-from ..elementary import expm1_near
-from ..formula import Expr, Formula, Given, base, delta, exp, given, log, maximum, row, where
+from ..formula import Expr, Formula, Given, base, bennett_near, delta, exp, expm1_near, given, log, maximum, row, where
 from ..ops import Apply, Copy, Rows, Select
 from .base import Base, Steps, TensorInfo
 from .registry import method
@@ -40,7 +39,7 @@ class _Softmax(NamedTuple):
         """exp(a), exp(a + b), and the second minus the first."""
         a, b = self.a, self.b
         old, new = exp(a), exp(a + b)
-        return old, new, where(abs(b) < NEAR, old * expm1_near(b, wide), new - old)
+        return old, new, where(abs(b) < NEAR, old * expm1_near(b), new - old)
 
     def logarithm(self) -> Expr:
         """ln(p / q): the delta up to a constant of the row, given(2), 0 where that constant is all there is."""
@@ -54,10 +53,10 @@ class _Softmax(NamedTuple):
         """
         a, b, v = self.a, self.b, self.logarithm()
         p, q = exp(a + b) * row(Given(4)), exp(a) * row(Given(3))
-        difference = where(abs(v) < NEAR, q * expm1_near(v, wide), p - q)
+        difference = where(abs(v) < NEAR, q * expm1_near(v), p - q)
         p1, q1 = p + SMOOTHING, q + SMOOTHING
         u = difference / q1
-        return where(abs(u) < 0.3, q1 * _excess(u, wide), p1 * log(u + 1) - difference)
+        return where(abs(u) < 0.3, q1 * bennett_near(u), p1 * log(u + 1) - difference)
 
 
 def constants(sums: Any) -> Any:
@@ -67,18 +66,6 @@ def constants(sums: Any) -> Any:
     old, new, difference = sums
     near = np.abs(difference) < 0.5 * old
     return np.where(near, each(math.log1p, np.where(near, difference / old, 0.0)), each(math.log, new / old))
-
-
-def _excess(u: Expr, wide: bool) -> Expr:
-    """(1 + u) ln(1 + u) - u for |u| < 0.3, from ln(1 + u) = 2 artanh(s) with s = u / (2 + u)."""
-    whole = u + 2
-    s = u / whole  # so that 1 - s is 2 / whole
-    square, last = s * s, 10 if wide else 5
-    rest = square * (1 / (2 * last + 3))
-    for i in reversed(range(1, last)):
-        rest = (rest + 1 / (2 * i + 3)) * square
-    rest = rest + 1 / 3  # (artanh(s) - s) / s^3
-    return square * ((s + 1) * s * rest + 1) * whole
 
 
 @functools.lru_cache

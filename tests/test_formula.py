@@ -123,6 +123,30 @@ def test_ties_end_anywhere(tie_end):
     compare(Apply(formula(values), True), tensors, base, outputs=2)
 
 
+@pytest.mark.parametrize("relative", [True, False])
+def test_choices_that_no_element_of_a_stage_takes(relative):
+    """What only an exception needs is skipped; what is needed elsewhere too is not, nor where a single one takes it."""
+    base, tensors = family("fp32", 2, 4 * COUNT)
+    a, b = f.delta(0), f.delta(1)
+    tensors[0][:1024], tensors[0][1024:2048] = 5.0, -5.0
+    tensors[0][1600] = 7.0
+    tensors[0][2048:3000] = float("nan")
+    base[:3000] = 0.0
+    rare, shared = a * b / (b + 3) - 1.0 / (a + 0.5), f.exp(b) / (a * a + 1)
+    nested = f.where(b < 0.1, f.tanh(a), f.where(a > 0, rare, f.log(abs(b) + 2) / 3))
+    values = [
+        f.where(a > 0, b, rare),
+        f.where(a > 0, b, shared) + shared,
+        f.where(abs(a) < 9, f.where(a < 0, nested, rare + 1), nested * 2),
+        f.where(a > 0, shared, rare * shared) * f.where(a < 0, rare, f.kept(nested, KeepAbove(1 << 29, 99)) / 7),
+        f.where(rare, rare * 2, rare / 3 + nested),
+        f.where(a, b, f.where(b, f.sqrt(abs(a)) / 2 + f.exp(a), f.exp(b) + 1)),
+    ]
+    compare(Apply(formula(values), relative), tensors, base if relative else None, outputs=len(values))
+    for value in values:
+        compare(Apply(formula([value]), relative), tensors, base if relative else None)
+
+
 @pytest.mark.parametrize("agree", [0, 1, 2, 3])
 def test_inputs_that_agree_stay(agree):
     _, tensors = adversarial("fp16", 3, COUNT)

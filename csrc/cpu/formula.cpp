@@ -1,6 +1,7 @@
 #include "formula.h"
 
 #include <algorithm>
+#include <map>
 #include <stdexcept>
 
 #include "formula_item.h"
@@ -26,6 +27,54 @@ std::vector<Step> paired(const std::vector<Step>& code) {
   return result;
 }
 
+// On a scale where an addition costs 1; to ask whether a condition holds in all of a stage costs about as much.
+int cost(const Step& step) {
+  if (step.op > FormulaOp::rank) return 8;
+  return step.op == FormulaOp::div || step.op == FormulaOp::sqrt ? 2 : 1;
+}
+constexpr int kWorthAsking = 4;
+
+// Inserts what skips the steps that only the last operand of a choice needs where no element of a stage takes that one.
+std::vector<Step> skipping(const std::vector<Step>& code, const std::vector<int>& outputs) {
+  const size_t never = code.size();
+  std::map<int, size_t> maker;  // of an operand: the step that made it last
+  std::vector<size_t> last_reader(code.size(), 0);
+  std::vector<std::vector<size_t>> skips(code.size());  // of the step that they begin with: the choices
+  std::vector<size_t> asked(code.size());               // of a choice: the step that made its condition
+  const auto read = [&](int operand, size_t reader) {
+    if (const auto made = maker.find(operand); made != maker.end()) last_reader[made->second] = reader;
+  };
+  for (size_t n = 0; n < code.size(); ++n) {
+    for (int operand : {code[n].a, code[n].b, code[n].c}) read(operand, n);
+    if (code[n].op == FormulaOp::select) asked[n] = maker.count(code[n].a) ? maker[code[n].a] : n;
+    maker[code[n].target] = n;
+  }
+  for (int operand : outputs) read(operand, never);
+  for (size_t n = 0; n < code.size(); ++n) {
+    const Step& choice = code[n];
+    if (choice.op != FormulaOp::select || choice.c == choice.a || choice.c == choice.b) continue;
+    size_t first = n;
+    int saved = 0;
+    for (; first > asked[n] + 1; --first) {
+      const size_t reader = last_reader[first - 1];
+      if (reader > n || (reader == n && code[first - 1].target != choice.c)) break;
+      saved += cost(code[first - 1]);
+    }
+    if (saved >= kWorthAsking) skips[first].push_back(n);
+  }
+  std::vector<Step> result;
+  std::vector<int> place(code.size());
+  for (size_t n = 0; n < code.size(); ++n) {
+    place[n] = int(result.size());
+    for (auto choice = skips[n].rbegin(); choice != skips[n].rend(); ++choice)
+      result.push_back({kSkip, 0, code[*choice].a, 0, 0, int(*choice)});
+    result.push_back(code[n]);
+  }
+  for (Step& step : result)
+    if (step.op == kSkip) step.payload = place[size_t(step.payload)];
+  return result;
+}
+
 }  // namespace
 
 Formula::Formula(int inputs, std::vector<Step> code, int registers, std::vector<int> outputs,
@@ -44,7 +93,7 @@ Formula::Formula(int inputs, std::vector<Step> code, int registers, std::vector<
   };
   const auto below = [](int number, size_t size) { return number >= 0 && size_t(number) < size; };
   for (Step& step : code_) {
-    require(step.op >= FormulaOp::add && step.op <= FormulaOp::bennett_near);
+    require(step.op >= FormulaOp::add && step.op <= FormulaOp::divergence_near);
     require(step.target > inputs && step.target < first_constant);
     for (int number : {step.a, step.b, step.c}) require(below(number, size_t(operands)));
     require(step.op != FormulaOp::keep || below(step.payload, rules_.size()));
@@ -58,8 +107,8 @@ Formula::Formula(int inputs, std::vector<Step> code, int registers, std::vector<
     step.payload = int(known - ranked_.begin());
     if (known == ranked_.end()) ranked_.push_back(step.a);
   }
-  code_ = paired(code_);
   for (int number : outputs_) require(below(number, size_t(operands)));
+  code_ = skipping(paired(code_), outputs_);
   for (const auto& vector : vectors_) vector_data_.push_back(vector.data());
   program_ = {code_.data(),      int(code_.size()),      outputs_.data(),    int(outputs_.size()), registers,
               constants_.data(), int(constants_.size()), rules_.data(),      keys_.data(),         vector_data_.data(),

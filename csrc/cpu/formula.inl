@@ -81,6 +81,13 @@ void calculate_step(const Step& step, const Operand<T>& a, const Operand<T>& b, 
 }
 
 template <class T>
+__attribute__((noinline)) bool none_is_0(const T* x, int count) {
+  int zeros = 0;
+  for (int j = 0; j < count; ++j) zeros += x[j] == T(0);
+  return zeros == 0;
+}
+
+template <class T>
 class Evaluator {
  public:
   // To be called once, for a tile: places the operands and fills in the constants.
@@ -107,6 +114,10 @@ class Evaluator {
       const Step& step = program_->code[s];
       T* target = operands_[step.target].at;
       const Operand<T>&a = operands_[step.a], &b = operands_[step.b], &c = operands_[step.c];
+      if (step.op == kSkip) {
+        if (none_is_0(a.at, count)) s = step.payload - 1;
+        continue;
+      }
       switch (step.op) {
         case FormulaOp::keep:
           keep(program_->rules[step.payload], a, begin, count, target);

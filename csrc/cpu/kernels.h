@@ -25,6 +25,9 @@ struct Source {
   Dtype dtype = Dtype::f32;
 };
 
+// No instruction: on to step `payload` if operand `a` is not 0 anywhere in the stage.
+constexpr FormulaOp kSkip = FormulaOp(-1);
+
 // Operands: inputs, base, registers, constants. A rank's payload is its place among those that are asked for.
 struct Step {
   FormulaOp op;

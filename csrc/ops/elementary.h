@@ -13,13 +13,13 @@ template <>
 struct Elementary<float> {
   static constexpr float low = -87.0f, high = 88.0f;  // the range of exp
   static constexpr float ln2_coarse = 0.693359375f, ln2_fine = -2.12194440054690583e-4f;
-  static constexpr int exp = 8, expm1 = 8, log1p = 6, bennett = 5;
+  static constexpr int exp = 8, expm1 = 8, log1p = 6, artanh = 4;
 };
 template <>
 struct Elementary<double> {
   static constexpr double low = -708.0, high = 709.0;
   static constexpr double ln2_coarse = 6.93147180369123816490e-01, ln2_fine = 1.90821492927058770002e-10;
-  static constexpr int exp = 14, expm1 = 15, log1p = 11, bennett = 10;
+  static constexpr int exp = 14, expm1 = 15, log1p = 11, artanh = 9;
 };
 
 // Coefficients of series, rounded to float64 and then to T.
@@ -36,7 +36,7 @@ struct OfExpm1 {
 struct OfLog1p {
   static constexpr double at(int i) { return 2.0 / (2 * i + 1); }
 };
-struct OfBennett {
+struct OfArtanh {
   static constexpr double at(int i) { return 1.0 / (2 * i + 3); }
 };
 
@@ -111,11 +111,9 @@ WM_FN T hyperbolic_tangent(T x) {
 }
 
 template <class T>
-WM_FN T bennett_near(T u) {
-  constexpr int kLast = Elementary<T>::bennett;
-  const T whole = u + T(2), s = u / whole, square = s * s;
-  const T rest = polynomial<OfBennett, 0, kLast + 1>(square);
-  return square * ((s + T(1)) * s * rest + T(1)) * whole;
+WM_FN T divergence_near(T s) {
+  const T square = s * s, rest = polynomial<OfArtanh, 0, Elementary<T>::artanh>(square);
+  return square * ((s + T(1)) * s * rest + T(1));
 }
 
 // A function of one operand.
@@ -134,7 +132,7 @@ WM_FN T function_of(T a) {
   else if constexpr (kOp == FormulaOp::tanh)
     return hyperbolic_tangent(a);
   else
-    return bennett_near(a);
+    return divergence_near(a);
 }
 
 // Calls body(constant of the instruction) for one that is a function.
@@ -154,7 +152,7 @@ WM_FN void visit_function(FormulaOp op, Body&& body) {
     case FormulaOp::tanh:
       return body(Instruction<FormulaOp::tanh>());
     default:
-      return body(Instruction<FormulaOp::bennett_near>());
+      return body(Instruction<FormulaOp::divergence_near>());
   }
 }
 

@@ -35,7 +35,7 @@ enum class FormulaOp : int {
   log = 23,
   log1p = 24,
   tanh = 25,
-  bennett_near = 26,
+  divergence_near = 26,
 };
 
 // Where the exponent lies, and 1.5 * 2^fraction: added to a small whole number it leaves it in the lowest bits.

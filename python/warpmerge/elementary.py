@@ -79,13 +79,10 @@ def _tanh(x: Expr, wide: bool) -> Expr:
     return where(x < 0, -t, t)
 
 
-def _bennett_near(u: Expr, wide: bool) -> Expr:
-    """From ln(1 + u) = 2 artanh(s) with s = u / (2 + u)."""
-    whole = u + 2
-    s = u / whole  # so that 1 - s is 2 / whole
+def _divergence_near(s: Expr, wide: bool) -> Expr:
     square = s * s
-    rest = _polynomial(square, [1 / (2 * i + 3) for i in range(11 if wide else 6)])  # (artanh(s) - s) / s^3
-    return square * ((s + 1) * s * rest + 1) * whole
+    rest = _polynomial(square, [1 / (2 * i + 3) for i in range(9 if wide else 4)])  # (artanh(s) - s) / s^3
+    return square * ((s + 1) * s * rest + 1)
 
 
 SPELLED = {
@@ -95,5 +92,5 @@ SPELLED = {
     Op.LOG: _log,
     Op.LOG1P: _log1p,
     Op.TANH: _tanh,
-    Op.BENNETT_NEAR: _bennett_near,
+    Op.DIVERGENCE_NEAR: _divergence_near,
 }

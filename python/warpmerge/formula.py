@@ -54,7 +54,7 @@ class Op(enum.IntEnum):
     LOG = 23
     LOG1P = 24
     TANH = 25
-    BENNETT_NEAR = 26
+    DIVERGENCE_NEAR = 26
 
 
 class Leaf(enum.Enum):
@@ -217,9 +217,9 @@ def tanh(a: Expr) -> Expr:
     return Expr(Op.TANH, (a,))
 
 
-def bennett_near(a: Expr) -> Expr:
-    """(1 + a) log(1 + a) - a for |a| < 0.3, without cancellation."""
-    return Expr(Op.BENNETT_NEAR, (a,))
+def divergence_near(a: Expr) -> Expr:
+    """(1 + a) artanh(a) - a for |a| < 0.15: p log(p / q) - p + q of p + q = 1 and p - q = a."""
+    return Expr(Op.DIVERGENCE_NEAR, (a,))
 
 
 def add_up(terms: Sequence[Expr]) -> Expr:

@@ -7,14 +7,14 @@ import math
 from collections.abc import Generator, Mapping
 from typing import Any, NamedTuple
 
-from ..formula import Expr, Formula, Given, base, bennett_near, delta, exp, expm1_near, given, log, maximum, row, where
+from ..formula import Expr, Formula, Given, base, delta, divergence_near, exp, expm1_near, given, log, row, where
 from ..ops import Apply, Copy, Rows, Select
 from .base import Base, Steps, TensorInfo
 from .registry import method
 from .rows import each
 
 SMOOTHING = 1e-8  # added to every probability (mergekit)
-LARGE = 64.0  # exponentials of weights up to this, and the inverse of their sums, are normal float32 numbers
+LARGE = 1e27  # exponentials of rows whose sum is below this, and its inverse, are normal float32 numbers
 NEAR = 0.35  # differences of exponentials of numbers this close come from a series
 ROUNDING = 2.0**-19  # a logarithm that is this share of what it is a difference of is rounding
 
@@ -35,7 +35,7 @@ class _Softmax(NamedTuple):
     def b(self) -> Expr:
         return delta(0) - row(Given(1)) if self.shifted else delta(0)
 
-    def exponentials(self, wide: bool) -> tuple[Expr, Expr, Expr]:
+    def exponentials(self) -> tuple[Expr, Expr, Expr]:
         """exp(a), exp(a + b), and the second minus the first."""
         a, b = self.a, self.b
         old, new = exp(a), exp(a + b)
@@ -46,33 +46,39 @@ class _Softmax(NamedTuple):
         ratio = self.b - row(Given(2))
         return where(abs(ratio) <= abs(delta(0)) * ROUNDING, 0, ratio)
 
-    def divergence(self, wide: bool) -> Expr:
+    def divergence(self) -> Expr:
         """p' ln(p' / q') - p' + q' with p' = p + 1e-8: at least 0, and its sum is that of p' ln(p' / q').
 
         given(3), given(4): the inverse sums of exp(a) and exp(a + b).
         """
         a, b, v = self.a, self.b, self.logarithm()
-        p, q = exp(a + b) * row(Given(4)), exp(a) * row(Given(3))
-        difference = where(abs(v) < NEAR, q * expm1_near(v), p - q)
-        p1, q1 = p + SMOOTHING, q + SMOOTHING
-        u = difference / q1
-        return where(abs(u) < 0.3, q1 * bennett_near(u), p1 * log(u + 1) - difference)
+        q = exp(a) * row(Given(3))
+        difference = where(abs(v) < NEAR, q * expm1_near(v), exp(a + b) * row(Given(4)) - q)
+        q1 = q + SMOOTHING
+        p1 = q1 + difference
+        both = p1 + q1
+        s = difference / both
+        return where(abs(s) < 0.13, both * divergence_near(s), p1 * log(p1 / q1) - difference)
 
 
-def constants(sums: Any) -> Any:
+def constants(old: Any, difference: Any, new: Any = None) -> Any:
     """Of each row the logarithm of sum exp(a + b) / sum exp a, from the sums of `exponentials`."""
     import numpy as np
 
-    old, new, difference = sums
-    near = np.abs(difference) < 0.5 * old
-    return np.where(near, each(math.log1p, np.where(near, difference / old, 0.0)), each(math.log, new / old))
+    near = _is_near(old, difference)
+    logarithms = each(math.log1p, np.where(near, difference / old, 0.0))
+    return logarithms if new is None else np.where(near, logarithms, each(math.log, new / old))
+
+
+def _is_near(old: Any, difference: Any) -> Any:
+    """Whether the sums of a row are so alike that the sum of exp(a + b) is theirs."""
+    return abs(difference) < 0.5 * old
 
 
 @functools.lru_cache
-def _sums(shifted: bool, wide: bool) -> Formula:
-    """The exponentials, and whether there is an element too large for them if they are not shifted."""
-    values = _Softmax(shifted).exponentials(wide)
-    return Formula(values if shifted else (*values, maximum(abs(base()), abs(base() + delta(0))) > LARGE))
+def _sums(shifted: bool) -> Formula:
+    old, new, difference = _Softmax(shifted).exponentials()
+    return Formula((old, difference, new) if shifted else (old, difference))
 
 
 @functools.lru_cache
@@ -81,8 +87,8 @@ def _both() -> Formula:
 
 
 @functools.lru_cache
-def _divergence(shifted: bool, wide: bool) -> Formula:
-    return Formula((_Softmax(shifted).divergence(wide),))
+def _divergence(shifted: bool) -> Formula:
+    return Formula((_Softmax(shifted).divergence(),))
 
 
 @functools.lru_cache
@@ -97,16 +103,19 @@ def _chosen() -> Formula:
 
 
 def _divergences(tensor: TensorInfo) -> Generator[Rows, Any, Any]:
-    """Of each row. Reads the tensor twice, or four times if it has elements whose exponentials must be shifted."""
-    wide, columns = tensor.wide, tensor.columns
+    """Of each row. Reads the tensor twice, or four times if there is a row whose exponentials must be shifted."""
+    columns = tensor.columns
     shifts: tuple[Any, ...] = (None, None)
-    *sums, large = yield Rows(_sums(False, wide).using(columns=columns))
-    if shifted := bool(large.any()):
+    old, difference = sums = yield Rows(_sums(False).using(columns=columns))
+    plain = (old < LARGE) & (old > 1 / LARGE) & _is_near(old, difference)
+    if plain.all():
+        new = old + difference
+    else:
         largest_0, largest_1 = yield Rows(_both().using(columns=columns), largest=True)
         shifts = largest_0, largest_1 - largest_0
-        sums = yield Rows(_sums(True, wide).using(*shifts, columns=columns))
-    numbers = (*shifts, constants(sums), 1 / sums[0], 1 / sums[1])
-    (kl,) = yield Rows(_divergence(shifted, wide).using(*numbers, columns=columns))
+        old, _, new = sums = yield Rows(_sums(True).using(*shifts, columns=columns))
+    formula = _divergence(not plain.all())
+    (kl,) = yield Rows(formula.using(*shifts, constants(*sums), 1 / old, 1 / new, columns=columns))
     return kl
 
 
@@ -131,7 +140,7 @@ p = softmax(row of x_1) + 1e-8,  q = softmax(row of x_0) + 1e-8""",
     notes=[
         "Rows are along the last dimension; a vector is one row.",
         "Quartiles are elements: of the sorted I the one at floor(q (n - 1)), counted from 0.",
-        "Tensors with elements beyond 64 are read six times.",
+        "Tensors with a row of elements beyond 60, or whose sum of exponentials changes by half, are read six times.",
     ],
     differences={
         "mergekit": "Quartiles of tensors of more than a million elements are estimated there, from random samples, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -60,20 +61,31 @@ class Competition(NamedTuple):
     def scores(self) -> list[Expr]:
         """How each model fares: exp(K share^2) tanh(d sum d), share: where its magnitude lies between its bounds.
 
-        Of a model whose magnitudes are all the same, 0. given(3 k): bounds and their difference, from `numbers`.
+        Of a model whose magnitudes are all the same, 0. given(3 k): what `numbers` makes of the bounds.
         """
         models = len(self.differ)
         together = add_up([delta(k) for k in range(models)])
         found = []
         for k, differs in enumerate(self.differ):
-            share = (self.clamped(k) - given(3 * k)) / given(3 * k + 2)
-            score = exp(share * share * models) * bounded_tanh(delta(k) * together, self.terms)
+            share = scaled(self.clamped(k) - given(3 * k), given(3 * k + 2))  # times the root of K
+            score = exp(share * share) * bounded_tanh(delta(k) * together, self.terms)
             found.append(score if differs else wrap(0))
         return found
 
 
+def scaled(x: Expr, root: Expr) -> Expr:
+    """x / span, with `root_of(span)`."""
+    return x * root * root
+
+
+def root_of(span: float, factor: float = 1.0) -> float:
+    """The root of factor / span, which does not overflow as the quotient can; 0 for no span."""
+    return math.sqrt(factor) / math.sqrt(span) if span > 0 else 0.0
+
+
 def numbers(bounds: Sequence[tuple[float, float]]) -> list[float]:
-    return [x for low, high in bounds for x in (low, high, high - low)]
+    factor = math.sqrt(len(bounds))
+    return [x for low, high in bounds for x in (low, high, root_of(high - low, factor))]
 
 
 @functools.lru_cache
@@ -84,22 +96,21 @@ def _sizes(models: int) -> Formula:
 @functools.lru_cache
 def _part(of: Competition, sign: int) -> Formula:
     """What is above zero of each score, or what is below if the sign is -1, twice."""
-    return Formula(tuple(maximum(q * sign, 0) for q in of.scores() for _ in range(2)))
+    return Formula(tuple(maximum(q if sign > 0 else -q, 0) for q in of.scores() for _ in range(2)))
 
 
 @functools.lru_cache
 def _competing(of: Competition, shared: tuple[bool, ...], propagate: bool) -> Formula:
     """The merged delta. shared: whether each model's scores reach beyond the cut. Places behind those of `numbers`:
-    of each model the score at the cut and how far they reach, then the factor."""
+    of each model the score at the cut and the root of how far they reach, then the factor."""
     values, shares = [], []
     models = len(shared)
     for k, score in enumerate(of.scores()):
-        least, span = given(3 * models + 2 * k), given(3 * models + 2 * k + 1)
+        least, root = given(3 * models + 2 * k), given(3 * models + 2 * k + 1)
         if shared[k]:
             d, size = delta(k), of.clamped(k)
-            signed = where(d < 0, -size, where(d > 0, size, 0))
-            shares.append((maximum(score, least) - least) / span)
-            values.append(signed * shares[-1])
+            shares.append(scaled(maximum(score, least) - least, root))
+            values.append(((d > 0) - (d < 0)) * size * shares[-1])
     merged = add_up(values) / maximum(add_up(shares), LEAST) * given(5 * models) if shares else wrap(0)
     return Formula((not_hidden(merged, [delta(k) for k in range(models)]) if propagate else merged,))
 
@@ -155,7 +166,7 @@ def pcb(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
         ends = [high if high > 0 else -low for high, low in zip(ends, below, strict=True)]
     ends = list(zip(ends[::2], ends[1::2], strict=True))
     shared = tuple(most > least for least, most in ends)
-    ranges = [x for least, most in ends for x in (least, most - least)]
+    ranges = [x for least, most in ends for x in (least, root_of(most - least))]
     formula = _competing(of, shared, propagate).using(*places, *ranges, p["lambda"])
     return Apply(formula, relative=True)
 

@@ -14,7 +14,7 @@ std::vector<Step> paired(const std::vector<Step>& code) {
   std::vector<Step> result;
   for (const Step& step : code) {
     Step* last = result.empty() ? nullptr : &result.back();
-    const bool follows = last && last->then == FormulaOp::keep && pairs(last->op) && pairs(step.op) &&
+    const bool follows = last && last->then == FormulaOp::keep && begins_pair(last->op) && ends_pair(step.op) &&
                          last->target == step.target && (step.a == step.target) != (step.b == step.target);
     if (!follows) {
       result.push_back(step);

@@ -11,8 +11,7 @@ struct Operand {
 // Whole strips: arrays of a stage have room for them, and what lies beyond `count` is never read. A target may be one
 // of its operands.
 template <FormulaOp kOp, class T>
-__attribute__((noinline)) void calculate_all(const Operand<T>& a, const Operand<T>& b, const Operand<T>& c, T* target,
-                                             int count) {
+void calculate_all(const Operand<T>& a, const Operand<T>& b, const Operand<T>& c, T* target, int count) {
   for (int j = 0; j < count; j += kStrip) {
     const T *x = a.strip(j), *y = b.strip(j), *z = c.strip(j);
     T* out = target + j;
@@ -22,7 +21,7 @@ __attribute__((noinline)) void calculate_all(const Operand<T>& a, const Operand<
 }
 
 template <FormulaOp kOp, class T>
-__attribute__((noinline)) void calculate_function(const Operand<T>& a, T* target, int count) {
+void calculate_function(const Operand<T>& a, const Operand<T>&, const Operand<T>&, T* target, int count) {
   for (int j = 0; j < count; j += kStrip) {
     const T* x = a.strip(j);
     T* out = target + j;
@@ -32,8 +31,7 @@ __attribute__((noinline)) void calculate_function(const Operand<T>& a, T* target
 }
 
 template <FormulaOp kFirst, FormulaOp kSecond, bool kSwapped, class T>
-__attribute__((noinline)) void calculate_pairs(const Operand<T>& a, const Operand<T>& b, const Operand<T>& c, T* target,
-                                               int count) {
+void calculate_pairs(const Operand<T>& a, const Operand<T>& b, const Operand<T>& c, T* target, int count) {
   for (int j = 0; j < count; j += kStrip) {
     const T *x = a.strip(j), *y = b.strip(j), *z = c.strip(j);
     T* out = target + j;
@@ -45,46 +43,44 @@ __attribute__((noinline)) void calculate_pairs(const Operand<T>& a, const Operan
   }
 }
 
-// Calls body(constant of the instruction) for one that pairs.
-template <class Body>
-void visit_pairing(FormulaOp op, Body&& body) {
-  switch (op) {
-    case FormulaOp::add:
-      return body(Instruction<FormulaOp::add>());
-    case FormulaOp::sub:
-      return body(Instruction<FormulaOp::sub>());
-    case FormulaOp::mul:
-      return body(Instruction<FormulaOp::mul>());
-    case FormulaOp::min:
-      return body(Instruction<FormulaOp::min>());
-    default:
-      return body(Instruction<FormulaOp::max>());
-  }
+template <class T>
+using Calculation = void (*)(const Operand<T>& a, const Operand<T>& b, const Operand<T>& c, T* target, int count);
+
+template <FormulaOp kFirst, FormulaOp... kSeconds, class T>
+void find_pair(const Step& step, Calculation<T>& found) {
+  ((step.then == kSeconds &&
+    (found = step.swapped ? calculate_pairs<kFirst, kSeconds, true, T> : calculate_pairs<kFirst, kSeconds, false, T>)),
+   ...);
+}
+
+// Tables of what `begins_pair` and `ends_pair` say.
+template <FormulaOp... kFirsts, class T>
+void find_pairs(const Step& step, Calculation<T>& found) {
+  using Op = FormulaOp;
+  ((step.op == kFirsts ? find_pair<kFirsts, Op::add, Op::sub, Op::mul, Op::min, Op::max, Op::lt, Op::le>(step, found)
+                       : void()),
+   ...);
+}
+
+// Null for an instruction that depends on the element's place.
+template <class T>
+Calculation<T> calculation(const Step& step) {
+  using Op = FormulaOp;
+  Calculation<T> found = nullptr;
+  if (step.op > Op::rank)
+    visit_function(step.op, [&](auto one) { found = calculate_function<decltype(one)::op, T>; });
+  else if (step.then == Op::keep)
+    visit_calculation(step.op, [&](auto one) { found = calculate_all<decltype(one)::op, T>; });
+  else
+    find_pairs<Op::add, Op::sub, Op::mul, Op::min, Op::max, Op::abs>(step, found);
+  return found;
 }
 
 template <class T>
-void calculate_step(const Step& step, const Operand<T>& a, const Operand<T>& b, const Operand<T>& c, T* target,
-                    int count) {
-  if (step.op > FormulaOp::rank)
-    return visit_function(step.op, [&](auto one) { calculate_function<decltype(one)::op>(a, target, count); });
-  if (step.then == FormulaOp::keep)
-    return visit_calculation(step.op, [&](auto one) { calculate_all<decltype(one)::op>(a, b, c, target, count); });
-  visit_pairing(step.op, [&](auto first) {
-    visit_pairing(step.then, [&](auto second) {
-      constexpr FormulaOp kFirst = decltype(first)::op, kSecond = decltype(second)::op;
-      if (step.swapped)
-        calculate_pairs<kFirst, kSecond, true>(a, b, c, target, count);
-      else
-        calculate_pairs<kFirst, kSecond, false>(a, b, c, target, count);
-    });
-  });
-}
-
-template <class T>
-__attribute__((noinline)) bool none_is_0(const T* x, int count) {
-  int zeros = 0;
-  for (int j = 0; j < count; ++j) zeros += x[j] == T(0);
-  return zeros == 0;
+bool none_is_0(const T* x, int count) {
+  Bits<T> borrow = 0;  // the sign bit comes of 0 - 1 only
+  for (int j = 0; j < count; ++j) borrow |= magnitude_key(x[j]) - 1;
+  return borrow <= FloatTraits<T>::magnitude;
 }
 
 template <class T>
@@ -105,6 +101,8 @@ class Evaluator {
       operands_[first_constant + j] = {strip, 0};
     }
     expanded_ = arena.take<T>(kStage);
+    calculations_ = arena.take<Calculation<T>>(size_t(program_->steps));
+    for (int s = 0; s < program_->steps; ++s) calculations_[s] = calculation<T>(program_->code[s]);
   }
 
   // The values of loaded deltas. A stage from a multiple of kPhiloxLanes on, or one that does not reach beyond the
@@ -114,6 +112,10 @@ class Evaluator {
       const Step& step = program_->code[s];
       T* target = operands_[step.target].at;
       const Operand<T>&a = operands_[step.a], &b = operands_[step.b], &c = operands_[step.c];
+      if (calculations_[s]) {
+        calculations_[s](a, b, c, target, count);
+        continue;
+      }
       if (step.op == kSkip) {
         if (none_is_0(a.at, count)) s = step.payload - 1;
         continue;
@@ -151,7 +153,7 @@ class Evaluator {
           break;
         }
         default:
-          calculate_step(step, a, b, c, target, count);
+          break;
       }
     }
   }
@@ -210,6 +212,7 @@ class Evaluator {
   uint16_t* lanes_ = nullptr;
   Operand<T>* operands_ = nullptr;
   T* expanded_ = nullptr;
+  Calculation<T>* calculations_ = nullptr;
 };
 
 // What is measured, a stage at a time: the deltas, or the values of a formula of them.

@@ -38,10 +38,14 @@ struct Step {
   bool swapped = false;
 };
 
-// Instructions that may be the first or the second of such a pair.
-constexpr bool pairs(FormulaOp op) {
+// Instructions that may be the first and the second of such a pair.
+constexpr bool begins_pair(FormulaOp op) {
   return op == FormulaOp::add || op == FormulaOp::sub || op == FormulaOp::mul || op == FormulaOp::min ||
-         op == FormulaOp::max;
+         op == FormulaOp::max || op == FormulaOp::abs;
+}
+constexpr bool ends_pair(FormulaOp op) {
+  return op == FormulaOp::add || op == FormulaOp::sub || op == FormulaOp::mul || op == FormulaOp::min ||
+         op == FormulaOp::max || op == FormulaOp::lt || op == FormulaOp::le;
 }
 
 // A formula as straight-line code (python/warpmerge/program.py).
@@ -187,7 +191,7 @@ inline size_t scratch_bytes(const Program& program) {
   const size_t array = kStage * sizeof(double) + 512, strip = kStrip * sizeof(double) + 512;
   const size_t measured = kLanes * 3 * sizeof(double);
   return array * (size_t(program.registers) + 8) + strip * size_t(program.constant_count) +
-         (array + measured) * size_t(program.values);
+         (array + measured) * size_t(program.values) + sizeof(void (*)()) * size_t(program.steps) + 64;
 }
 
 // Rows and columns of a panel whose values are kept in float64 at a time: 32 KiB of them for four values. Of 4864

@@ -250,12 +250,17 @@ class Measured {
   Evaluator<T> evaluator_;
 };
 
-template <class T>
-void finish_values(T* const* d, const T* __restrict base, int agree, const T* value, int count, T* __restrict out) {
-  if (base) {
-    for (int j = 0; j < count; ++j) out[j] = add_delta(base[j], value[j]);
-    return;
+template <class D, class T>
+void narrow_sums(const T* __restrict base, const T* __restrict value, char* __restrict target, int count) {
+  for (int j = 0; j < count; ++j) {
+    const D stored = Narrow<D>::from(add_delta(base[j], value[j]));
+    __builtin_memcpy(target + j * sizeof(D), &stored, sizeof(D));
   }
+}
+
+// Where the first inputs, so many of them, are not all the same, bit for bit, the value, else they.
+template <class T>
+void unless_same(T* const* d, int agree, const T* value, int count, T* __restrict out) {
   const T* first = d[0];
   for (int start = 0; start < count; start += kStrip) {
     const int n = count - start < kStrip ? count - start : kStrip;
@@ -283,8 +288,13 @@ void formula(const Operands& operands, int agree, int64_t begin, int64_t count, 
     evaluator.run(operands, begin + done, n);
     for (int m = 0; m < operands.values(); ++m) {
       const T* result = evaluator.value(m);
-      if (base || agree) {
-        finish_values(staged.d, base, agree, result, n, finished);
+      char* target = static_cast<char*>(out[m]) + done * itemsize(out_dtype);
+      if (base) {
+        visit(out_dtype, [&](auto tag) { narrow_sums<decltype(tag), T>(base, result, target, n); });
+        continue;
+      }
+      if (agree) {
+        unless_same(staged.d, agree, result, n, finished);
         result = finished;
       }
       narrow_into(result, out_dtype, out[m], done, n);

@@ -93,8 +93,8 @@ def _divergence(shifted: bool) -> Formula:
 
 @functools.lru_cache
 def _importances() -> Formula:
-    """As many as there are quartiles."""
-    return Formula((abs(delta(0)) * row(Given(0)),) * 3)
+    """As many as there are quartiles, with the signs of the deltas."""
+    return Formula((delta(0) * row(Given(0)),) * 3)
 
 
 @functools.lru_cache

@@ -194,9 +194,9 @@ def _check_consensus(p: Mapping[str, Any], models: int) -> None:
 
 
 @functools.lru_cache
-def _wanted(models: int, least: int, propagate: bool) -> Formula:
-    """given(0): the factor of it all; then the weights, then mask_lambda."""
-    v = [delta(k) * given(1 + k) for k in range(models)]
+def _wanted(models: int, least: int, weighted: bool, propagate: bool) -> Formula:
+    """given(0): the factor of it all; then the weights, if they are not all 1 `weighted`, then mask_lambda."""
+    v = [delta(k) * given(1 + k) if weighted else delta(k) for k in range(models)]
     tau = add_up(v)
     masks = [abs(x) > abs(tau - x) * given(1 + models + k) for k, x in enumerate(v)]
     value = where(add_up(masks) >= least, tau, 0)
@@ -226,7 +226,8 @@ def _wanted(models: int, least: int, propagate: bool) -> Formula:
 )
 def consensus_ta(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Task arithmetic of those elements that enough tasks want (TALL masks)."""
-    formula = _wanted(tensor.models, p["k"], _lets_through(p))
+    weighted = any(w != 1 for w in p["weight"])
+    formula = _wanted(tensor.models, p["k"], weighted, _lets_through(p))
     return Apply(formula.using(p["lambda"], *p["weight"], *p["mask_lambda"]), relative=True)
     yield
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..formula import Expr, Formula, add_up, delta, exp, given, maximum, minimum, tanh, where, wrap
+from ..formula import Expr, Formula, add_up, delta, exp, given, maximum, minimum, tanh, wrap
 from ..ops import Apply, Copy, Select
 from .base import Base, Steps, TensorInfo
 from .elect import not_hidden
@@ -50,27 +50,38 @@ def terms_of(bound: float, wide: bool) -> int:
 
 
 class Competition(NamedTuple):
-    """What decides its formulas. differ: whether the magnitudes of each model do. terms: see `bounded_tanh`."""
+    """What decides its formulas. differ: whether the magnitudes of each model do. from_zero: whether the least are 0.
+
+    terms: see `bounded_tanh`. Places: of each model what `numbers` makes of its bounds.
+    """
 
     differ: tuple[bool, ...]
+    from_zero: bool
     terms: int
 
-    def clamped(self, k: int) -> Expr:
-        return minimum(maximum(abs(delta(k)), given(3 * k)), given(3 * k + 1))
+    def change(self, k: int) -> Expr:
+        """The delta with its magnitude kept between the bounds."""
+        d = delta(k)
+        low, high, minus_high, _ = self.places(k)
+        if self.from_zero:
+            return minimum(maximum(d, minus_high), high)
+        return ((d > 0) - (d < 0)) * minimum(maximum(abs(d), low), high)
 
-    def scores(self) -> list[Expr]:
-        """How each model fares: exp(K share^2) tanh(d sum d), share: where its magnitude lies between its bounds.
+    def score(self, k: int) -> Expr:
+        """How the model fares: exp(K share^2) tanh(d sum d), share: where its magnitude lies between its bounds.
 
-        Of a model whose magnitudes are all the same, 0. given(3 k): what `numbers` makes of the bounds.
+        0 if its magnitudes are all the same.
         """
-        models = len(self.differ)
-        together = add_up([delta(k) for k in range(models)])
-        found = []
-        for k, differs in enumerate(self.differ):
-            share = scaled(self.clamped(k) - given(3 * k), given(3 * k + 2))  # times the root of K
-            score = exp(share * share) * bounded_tanh(delta(k) * together, self.terms)
-            found.append(score if differs else wrap(0))
-        return found
+        if not self.differ[k]:
+            return wrap(0)
+        low, high, _, root = self.places(k)
+        above = self.change(k) if self.from_zero else minimum(maximum(abs(delta(k)), low), high) - low
+        share = scaled(above, root)  # times the root of K, and of either sign
+        together = add_up([delta(j) for j in range(len(self.differ))])
+        return exp(share * share) * bounded_tanh(delta(k) * together, self.terms)
+
+    def places(self, k: int) -> list[Expr]:
+        return [given(4 * k + i) for i in range(4)]
 
 
 def scaled(x: Expr, root: Expr) -> Expr:
@@ -85,18 +96,20 @@ def root_of(span: float, factor: float = 1.0) -> float:
 
 def numbers(bounds: Sequence[tuple[float, float]]) -> list[float]:
     factor = math.sqrt(len(bounds))
-    return [x for low, high in bounds for x in (low, high, root_of(high - low, factor))]
+    return [x for low, high in bounds for x in (low, high, -high, root_of(high - low, factor))]
 
 
 @functools.lru_cache
 def _sizes(models: int) -> Formula:
-    return Formula(tuple(abs(delta(k)) for k in range(models) for _ in range(3)))
+    return Formula(tuple(delta(k) for k in range(models) for _ in range(3)))
 
 
 @functools.lru_cache
 def _part(of: Competition, sign: int) -> Formula:
     """What is above zero of each score, or what is below if the sign is -1, twice."""
-    return Formula(tuple(maximum(q if sign > 0 else -q, 0) for q in of.scores() for _ in range(2)))
+    return Formula(
+        tuple(maximum(q if sign > 0 else -q, 0) for q in map(of.score, range(len(of.differ))) for _ in range(2))
+    )
 
 
 @functools.lru_cache
@@ -105,13 +118,12 @@ def _competing(of: Competition, shared: tuple[bool, ...], propagate: bool) -> Fo
     of each model the score at the cut and the root of how far they reach, then the factor."""
     values, shares = [], []
     models = len(shared)
-    for k, score in enumerate(of.scores()):
-        least, root = given(3 * models + 2 * k), given(3 * models + 2 * k + 1)
+    for k in range(models):
+        least, root = given(4 * models + 2 * k), given(4 * models + 2 * k + 1)
         if shared[k]:
-            d, size = delta(k), of.clamped(k)
-            shares.append(scaled(maximum(score, least) - least, root))
-            values.append(((d > 0) - (d < 0)) * size * shares[-1])
-    merged = add_up(values) / maximum(add_up(shares), LEAST) * given(5 * models) if shares else wrap(0)
+            shares.append(scaled(maximum(of.score(k), least) - least, root))
+            values.append(of.change(k) * shares[-1])
+    merged = add_up(values) / maximum(add_up(shares), LEAST) * given(6 * models) if shares else wrap(0)
     return Formula((not_hidden(merged, [delta(k) for k in range(models)]) if propagate else merged,))
 
 
@@ -158,7 +170,8 @@ def pcb(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     bounds = list(zip(sizes[::3], sizes[1::3], strict=True))
     propagate = p["nonfinite"] == "propagate"
     terms = 0 if propagate else terms_of(max(sizes[2::3]) * sum(sizes[2::3]), wide)
-    of, places = Competition(tuple(high > low for low, high in bounds), terms), numbers(bounds)
+    differ, from_zero = tuple(high > low for low, high in bounds), all(low == 0 for low, _ in bounds)
+    of, places = Competition(differ, from_zero, terms), numbers(bounds)
     at = cut(p["ratio"], count)
     ends = yield from _ends(of, places, 1, (at, 1), wide)
     if 0.0 in ends:  # fewer scores than that are above zero: it is one from the bottom of those below

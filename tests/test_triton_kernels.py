@@ -1,5 +1,5 @@
-"""The Triton kernels in Triton's interpreter, bit for bit against the CPU's (triton_cases.py) or, where those have
-whole programs to carry out, against the reference's (triton_formula_cases.py)."""
+"""The Triton kernels in Triton's interpreter, bit for bit against the CPU's (triton_combine_cases.py and the
+like) or, where those have whole programs to carry out, against the reference's (triton_formula_cases.py)."""
 
 import subprocess
 import sys
@@ -9,9 +9,11 @@ from triton_versions import VERSIONS, run
 
 CASES = {
     "triton_backend_cases.py": 25,
-    "triton_cases.py": 182,
+    "triton_combine_cases.py": 119,
     "triton_formula_cases.py": 99,
+    "triton_measure_cases.py": 38,
     "triton_row_cases.py": 31,
+    "triton_select_cases.py": 26,
 }
 
 

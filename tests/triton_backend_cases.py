@@ -1,6 +1,6 @@
 """Requests with formulas on the Triton backend, its kernels interpreted, against backends/torch.py, bit for bit.
 
-A program of its own like triton_cases.py. Prints one line per failure, and last the number of cases.
+A program of its own like triton_combine_cases.py. Prints one line per failure, and last the number of cases.
 """
 
 import functools

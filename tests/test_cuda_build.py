@@ -17,9 +17,11 @@ import pytest
 # What merges spend their time in.
 COMBINING = ("weighted_sum_packed", "consensus_packed")
 MEASURING = ("moments_blocks", "gram_whole", "sweep_keys", "count_ties")
-EVALUATING = ("formula_values", "rank_rows", "fold_row_blocks")
+EVALUATING = ("formula_values", "rank_rows", "fold_row_blocks", "multiply_rows", "multiply_columns")
 # An IEEE division or root is a sequence that contains fused multiply-adds; everything else must have none.
 DIVIDING = ("consensus_packed", "consensus_any", "sample_keys", "formula_values")
+# Products of float32 are exact in float64, and fused to the sum on purpose.
+FUSING = ("multiply_rows", "multiply_columns")
 
 
 @dataclass
@@ -165,8 +167,31 @@ def test_formulas_access_memory_in_16_bytes(kernels):
             assert kernel.count(r"STG\..*128.*") >= 3, kernel
 
 
-def test_no_fused_multiply_add_outside_divisions(kernels):
-    fused = {str(kernel): kernel.count(r"[FD]FMA.*") for kernel in kernels if kernel.name not in DIVIDING}
+def test_rows_and_their_products_load_16_bytes(kernels):
+    """Columns are read by one element a thread, which are neighbours, and many rows at once."""
+    for kernel in kernels:
+        if kernel.name in ("fold_row_blocks", "multiply_rows"):
+            vectors = 2 if kernel.arguments.startswith("If") else 4  # of eight elements
+            values = 2 if kernel.name == "multiply_rows" else 1
+            assert kernel.count(r"LDG\..*128.*") >= vectors * values, kernel
+            assert kernel.registers <= 128, kernel
+        elif kernel.name == "multiply_columns":
+            assert kernel.registers <= 64, kernel
+
+
+def fuses(kernel: Kernel) -> bool:
+    return kernel.name in FUSING and kernel.arguments.startswith("If")
+
+
+def test_products_of_float32_are_fused(kernels):
+    found = [kernel for kernel in kernels if fuses(kernel)]
+    assert found
+    for kernel in found:
+        assert kernel.count("DFMA") >= 3 and not kernel.count("DMUL|FFMA"), kernel
+
+
+def test_no_other_fused_multiply_add_outside_divisions(kernels):
+    fused = {str(k): k.count(r"[FD]FMA.*") for k in kernels if k.name not in DIVIDING and not fuses(k)}
     assert fused and not any(fused.values()), {name: number for name, number in fused.items() if number}
 
 
@@ -176,7 +201,13 @@ def test_ptx_rounds_every_operation(module):
     if not any(line.startswith(".entry") or ".visible .entry" in line for line in ptx):
         pytest.skip("built without PTX")
     contracted = re.compile(r"\b(fma|mad)\.\S*f(16|32|64)|\.approx|\.ftz|\bdiv\.full")
-    assert [line for line in ptx if contracted.search(line)] == []
+    found, fusing = [], False
+    for line in ptx:
+        if ".entry" in line:
+            fusing = bool(re.search(rf"\d({'|'.join(FUSING)})If", line))
+        if contracted.search(line) and not (fusing and "fma.rn.f64" in line):
+            found.append(line)
+    assert found == []
     assert any("div.rn.f32" in line for line in ptx) and any("mul.f32" in line or "mul.rn.f32" in line for line in ptx)
 
 

@@ -12,7 +12,9 @@ COMMON = ["weighted_sum bf16", "consensus bf16", "moments bf16", "gram bf16", "s
 def check(lines):
     found = [json.loads(line) for line in lines]
     for kernel in found:
-        assert kernel["fused"] == 0, f"contraction to fused multiply-adds changes results: {kernel}"
+        # Products of float32 are exact in float64, and fused to the sum on purpose.
+        fuses = kernel["name"].startswith("products")
+        assert (kernel["fused"] > 0) == fuses, f"contraction to fused multiply-adds changes results: {kernel}"
         assert kernel["approximate"] == 0, f"approximate division or flushed subnormals: {kernel}"
         assert kernel["local"] == 0 and kernel["stack"] == 0, f"registers are spilled: {kernel}"
         assert kernel["divisions"] > 0 or not divides(kernel["name"]), kernel
@@ -30,7 +32,7 @@ def divides(name):
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_kernel_for_hopper(version):
     names = check(run(version, "triton_compile.py", "90", interpret=False))
-    assert len(names) >= 33
+    assert len(names) >= 60
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -8,10 +8,11 @@ import pytest
 from triton_versions import VERSIONS, run
 
 CASES = {
-    "triton_backend_cases.py": 25,
+    "triton_backend_cases.py": 31,
     "triton_combine_cases.py": 119,
     "triton_formula_cases.py": 99,
     "triton_measure_cases.py": 38,
+    "triton_product_cases.py": 24,
     "triton_row_cases.py": 31,
     "triton_select_cases.py": 26,
 }

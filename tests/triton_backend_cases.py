@@ -30,7 +30,7 @@ from warpmerge.backends import triton as backend
 from warpmerge.device.backend import IN_FLIGHT, SCRATCH_SHARE
 from warpmerge.device.flight import footprint
 from warpmerge.device.tables import ALIGN, CHUNK
-from warpmerge.ops import KEEP_ALL, Apply, Histogram, KeepAbove, KeepDrawn, Moments, Rows, Select
+from warpmerge.ops import KEEP_ALL, Apply, Histogram, KeepAbove, KeepDrawn, Moments, Products, Rows, Select
 
 TILED = 2 * CHUNK + 4097
 
@@ -62,7 +62,7 @@ def compare(request, tensors, base=None, **options):
                 both = min(len(coarse), len(one.bins))
                 assert one.above == other.above and np.array_equal(coarse[:both], one.bins[:both]), low
                 assert not coarse[both:].any() and not one.bins[both:].any(), low
-        elif isinstance(request, Rows):
+        elif isinstance(request, Rows | Products):
             assert np.array_equal(value.view(np.int64), wanted.view(np.int64))
         else:
             assert value == wanted, f"{value}, not {wanted}"
@@ -119,6 +119,14 @@ def _(columns):
     values = formula([f.delta(0) * f.delta(1), f.delta(1), -abs(f.delta(0)) * f.draw(KEY)], columns)
     for largest in (False, True):
         compare(Rows(values, largest), tensors, base)
+
+
+@cases("products", dtype=["bf16", "fp64"], columns=[7, 600, TILED])
+def _(dtype, columns):
+    base, tensors = adversarial(dtype, 2, columns * max(1, 3000 // columns))
+    values = formula([f.delta(0), f.delta(1) * f.draw(KEY)], columns)
+    for per_column in (False, True)[: 1 + (columns < TILED)]:  # per column, whole rows have to fit into a tile
+        compare(Products(values, ((0, 1), (1, 1), (1, 0)), per_column), tensors, base)
 
 
 @cases("vectors and draws in rows", columns=[7, 5000])

@@ -15,7 +15,18 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton_formulas import example
-from warpmerge.triton_kernels import consensus, formula, gram, moments, ranks, reduce, rows, select, weighted_sum
+from warpmerge.triton_kernels import (
+    consensus,
+    formula,
+    gram,
+    moments,
+    products,
+    ranks,
+    reduce,
+    rows,
+    select,
+    weighted_sum,
+)
 
 F32, F16, BF16, F64 = 0, 1, 2, 3
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -73,6 +84,15 @@ def launches():
         yield f"rows, {kind}", lambda w=largest: rows.launch(plain, w, ADDRESS), 0, 0
         yield f"wide rows, {kind}", lambda w=largest: rows.launch(plain64, w, ADDRESS), 0, 0
         yield f"row totals, {kind}", lambda w=largest: rows.totals(ADDRESS, ADDRESS, 1, 1, 2, w, ADDRESS), 0, 0
+    for per_column, kind in ((False, "row"), (True, "column")):
+        for name, table in (("products", plain), ("wide products", plain64)):
+            yield (
+                f"{name} per {kind}",
+                lambda t=table, c=per_column: products.launch(t, ADDRESS, 1, 3, c, ADDRESS),
+                0,
+                0,
+            )
+    yield "column totals", lambda: products.totals(ADDRESS, ADDRESS, 1, 1, ADDRESS), 0, 0
     places = example("places", 2)
     for name, longest in (("side by side", 128), ("of 4096", 4096), ("of long rows", 5000)):
         table = launch((BF16,) * 2, BF16, BF16)

@@ -59,6 +59,14 @@ def same(got, wanted):
         raise AssertionError(f"{got.tolist()}, not {wanted.tolist()}")
 
 
+def spread(shape, dtype=torch.float32, seed=0):
+    """Values of either sign and of very different magnitudes."""
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(shape, generator=generator, dtype=torch.float64) * 10).exp().to(dtype).clamp(max=1e30) * (
+        1 - 2 * torch.randint(0, 2, shape, generator=generator)
+    )
+
+
 def awkward(dtype, count):
     """Any bit pattern, many of them near the edges of the narrower types."""
     generator = np.random.default_rng(count)

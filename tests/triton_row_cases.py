@@ -12,7 +12,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from triton_helpers import at, case, cases, code, run_cases, same
+from triton_helpers import at, case, cases, code, run_cases, same, spread
 from warpmerge.backends import torch as reference
 from warpmerge.device.tables import BLOCK, Kind, Segment, Table
 from warpmerge.triton_kernels import rows
@@ -47,34 +47,27 @@ def check_rows(*problems, largest, cuts=()):
     same(result, np.concatenate(wanted))
 
 
-def tensor(shape, dtype=torch.float32, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return (torch.randn(shape, generator=generator, dtype=torch.float64) * 10).exp().to(dtype).clamp(max=1e30) * (
-        1 - 2 * torch.randint(0, 2, shape, generator=generator)
-    )
-
-
 COLUMNS = [1, 3, 4, 5, 32, 33, 256, 257, 4095, 4096, 4097, 20_000]
 
 
 @cases("rows", columns=COLUMNS, largest=[False, True])
 def _(columns, largest):
     count = 2 if columns > 1000 else 20
-    check_rows([tensor((count, columns))], largest=largest)
-    check_rows([tensor((count, columns)), -tensor((count, columns), seed=1)], largest=largest, cuts=(1, 3))
+    check_rows([spread((count, columns))], largest=largest)
+    check_rows([spread((count, columns)), -spread((count, columns), seed=1)], largest=largest, cuts=(1, 3))
 
 
 @cases("rows of several tensors", dtype=[torch.float32, torch.float64], largest=[False, True])
 def _(dtype, largest):
     shapes = (5, 5000), (2400, 7), (1, 1), (2, 9000), (40, 300)
-    problems = [[tensor(shape, dtype, seed=k), tensor(shape, dtype, seed=9 + k)] for k, shape in enumerate(shapes)]
+    problems = [[spread(shape, dtype, seed=k), spread(shape, dtype, seed=9 + k)] for k, shape in enumerate(shapes)]
     check_rows(*problems, largest=largest, cuts=(1, 2, 4))
 
 
 @cases("a row of many blocks", columns=[64 * BLOCK, 65 * BLOCK - 5])
 def _(columns):
-    check_rows([tensor((2, columns))], largest=False)
-    check_rows([tensor((2, columns))], largest=True)
+    check_rows([spread((2, columns))], largest=False)
+    check_rows([spread((2, columns))], largest=True)
 
 
 @case

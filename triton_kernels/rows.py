@@ -10,7 +10,7 @@ from .sums import sum_pairs
 ROOM = tl.constexpr(16384 if INTERPRETED else 1024)  # lanes of a program
 GROUP = tl.constexpr(64)  # blocks that are added at once
 GROUP_LEVELS = tl.constexpr(6)
-TILE = tl.constexpr(1024 if INTERPRETED else 16)  # rows of which a program adds the blocks
+TILE = tl.constexpr(1024 if INTERPRETED else 16)  # results of a program that adds blocks
 
 
 @device
@@ -20,29 +20,49 @@ def first_from(flat, columns, blocks, SIZE: tl.constexpr):
 
 
 @device
-def _blocks(source, first, length, columns, block, end, at, MODELS: tl.constexpr, WIDE: tl.constexpr,
+def row_blocks(row, begin, length, columns):
+    """The first block of a row that begins in a chunk, that behind the last one, and rows of lanes in each."""
+    per_row = (columns + BLOCK - 1) // BLOCK
+    at = tl.load(row + 1) + begin
+    lanes = (tl.minimum(columns, BLOCK) + LANES - 1) // LANES
+    return first_from(at, columns, per_row, BLOCK), first_from(at + length, columns, per_row, BLOCK), lanes
+
+
+@device
+def row_lanes(row, block, end, columns, WIDTH: tl.constexpr):
+    """Of WIDTH lanes of each block from `block` on: where it begins in the segment, and its size, 0 from `end` on."""
+    per_row = (columns + BLOCK - 1) // BLOCK
+    number = block + tl.arange(0, ROOM) // WIDTH
+    column = number % per_row * BLOCK
+    start = number // per_row * columns + column - tl.load(row + 1)
+    return start, tl.where(number < end, tl.minimum(columns - column, BLOCK), 0)
+
+
+@device
+def load_lanes(source, start, size, r, length, WIDE: tl.constexpr, WIDTH: tl.constexpr):
+    """Row `r` of the lanes, in float64, and which of them there are; the others are 0."""
+    i = tl.arange(0, ROOM) % WIDTH + r * LANES
+    inside = i < size
+    offset = tl.where(inside, start + i, length)
+    return load(source, 0, offset, length, F64 if WIDE else F32, WIDE, False, True).to(tl.float64), inside
+
+
+@device
+def _blocks(row, source, columns, block, end, rows, at, MODELS: tl.constexpr, WIDE: tl.constexpr,
             LARGEST: tl.constexpr, WIDTH: tl.constexpr, LEVELS: tl.constexpr):  # fmt: skip
     """Writes the partials of the row blocks from `block` to `end`, several at once, WIDTH = 2^LEVELS lanes of each."""
     at_once: tl.constexpr = ROOM // WIDTH
-    per_row = (columns + BLOCK - 1) // BLOCK
-    lane = tl.arange(0, at_once * WIDTH)
-    rows = (tl.minimum(columns, BLOCK) + LANES - 1) // LANES
+    length = tl.load(row)
     while block < end:
-        number = block + lane // WIDTH
-        column = number % per_row * BLOCK
-        start = number // per_row * columns + column - first
-        size = tl.where(number < end, tl.minimum(columns - column, BLOCK), 0)
-        total = tl.zeros((at_once * WIDTH,), tl.float64)
+        start, size = row_lanes(row, block, end, columns, WIDTH)
+        total = tl.zeros((ROOM,), tl.float64)
         if LARGEST:
             total = total - float("inf")
-        row = 0
-        while row < rows:
-            i = lane % WIDTH + row * LANES
-            inside = i < size
-            offset = tl.where(inside, start + i, length)
-            x = load(source, 0, offset, length, F64 if WIDE else F32, WIDE, False, True).to(tl.float64)
+        r = 0
+        while r < rows:
+            x, inside = load_lanes(source, start, size, r, length, WIDE, WIDTH)
             total = tl.maximum(total, tl.where(inside, x, float("-inf"))) if LARGEST else total + x
-            row += 1
+            r += 1
         own = block + tl.arange(0, at_once)
         total = tl.max(tl.reshape(total, (at_once, WIDTH)), axis=1) + 0.0 if LARGEST else sum_pairs(total, LEVELS)
         tl.store(at + own * MODELS, total, mask=own < end)
@@ -54,19 +74,17 @@ def _rows(places: tl.int64, chunk_map: tl.int64, words: tl.int64, partials: tl.i
           WIDE: tl.constexpr, LARGEST: tl.constexpr):  # fmt: skip
     chunk, k = tl.program_id(0) // MODELS, tl.program_id(0) % MODELS
     segment, row, begin, length = segment_of(chunk, places, chunk_map, 7 + MODELS)
-    source, first = tl.load(row + 7 + k), tl.load(row + 1)
+    source = tl.load(row + 7 + k)
     columns = tl.load(pointer(words, tl.int64) + segment)
-    per_row = (columns + BLOCK - 1) // BLOCK
-    block = first_from(first + begin, columns, per_row, BLOCK)
-    end = first_from(first + begin + length, columns, per_row, BLOCK)
+    block, end, rows = row_blocks(row, begin, length, columns)
     at = pointer(partials, tl.float64) + tl.load(row + 4) * MODELS + k
     # Lanes that no row fills would add nothing but zeros.
     if columns <= 4:
-        _blocks(source, first, tl.load(row), columns, block, end, at, MODELS, WIDE, LARGEST, 4, 2)
+        _blocks(row, source, columns, block, end, rows, at, MODELS, WIDE, LARGEST, 4, 2)
     elif columns <= 32:
-        _blocks(source, first, tl.load(row), columns, block, end, at, MODELS, WIDE, LARGEST, 32, 5)
+        _blocks(row, source, columns, block, end, rows, at, MODELS, WIDE, LARGEST, 32, 5)
     else:
-        _blocks(source, first, tl.load(row), columns, block, end, at, MODELS, WIDE, LARGEST, 256, 8)
+        _blocks(row, source, columns, block, end, rows, at, MODELS, WIDE, LARGEST, 256, 8)
 
 
 def launch(launch, largest, partials):
@@ -75,20 +93,26 @@ def launch(launch, largest, partials):
         MODELS=launch.models, WIDE=bool(launch.wide), LARGEST=bool(largest), warps=8)  # fmt: skip
 
 
+@device
+def span_of(spans, slots, number):
+    """The rows of `spans` (slots, 4) whose first column is the last one that is not above `number`."""
+    table = pointer(spans, tl.int64)
+    slot, beyond = number * 0, number * 0 + slots
+    while tl.max(beyond - slot, axis=0) > 1:
+        middle = (slot + beyond) // 2
+        found = tl.load(table + middle * 4) <= number
+        slot, beyond = tl.where(found, middle, slot), tl.where(found, beyond, middle)
+    return table + slot * 4
+
+
 @kernel
 def _totals(partials: tl.int64, spans: tl.int64, slots: tl.int64, rows: tl.int64, result: tl.int64,
             MODELS: tl.constexpr, LARGEST: tl.constexpr):  # fmt: skip
     k = tl.program_id(0) % MODELS
     row = (tl.program_id(0) // MODELS).to(tl.int64) * TILE + tl.arange(0, TILE)
     exists = row < rows
-    # The last slot whose rows do not begin after this one.
-    table = pointer(spans, tl.int64)
-    slot, beyond = row * 0, row * 0 + slots
-    while tl.max(beyond - slot, axis=0) > 1:
-        middle = (slot + beyond) // 2
-        found = tl.load(table + middle * 4) <= row
-        slot, beyond = tl.where(found, middle, slot), tl.where(found, beyond, middle)
-    first, first_block, count = tl.load(table + slot * 4), tl.load(table + slot * 4 + 2), tl.load(table + slot * 4 + 3)
+    span = span_of(spans, slots, row)
+    first, first_block, count = tl.load(span), tl.load(span + 2), tl.load(span + 3)
     at = pointer(partials, tl.float64) + (first_block + (row - first) * count) * MODELS + k
     count = tl.where(exists, count, 0)
     filled = count > 0

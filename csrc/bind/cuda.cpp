@@ -175,6 +175,24 @@ void bind_kernels(py::class_<Device, std::shared_ptr<Device>>& device) {
           stream, partials, py::arg("spans"), py::arg("slots"), py::arg("rows"), py::arg("models"), py::arg("largest"),
           py::arg("result"))
       .def(
+          "products",
+          [](Device& d, const Stream& s, const Launch& launch, uintptr_t duos, int number, int sums, bool per_column,
+             uintptr_t partials) {
+            launch_on(d, s, [&](cudaStream_t t) {
+              products(t, launch, at<const int64_t>(duos), number, sums, per_column, at<double>(partials));
+            });
+          },
+          stream, launch, py::arg("duos"), py::arg("number"), py::arg("sums"), py::arg("per_column"), partials)
+      .def(
+          "column_totals",
+          [](Device& d, const Stream& s, uintptr_t partials, uintptr_t spans, int64_t slots, int64_t sums,
+             uintptr_t result) {
+            launch_on(d, s, [&](cudaStream_t t) {
+              column_totals(t, at<double>(partials), at<const int64_t>(spans), slots, sums, at<double>(result));
+            });
+          },
+          stream, partials, py::arg("spans"), py::arg("slots"), py::arg("sums"), py::arg("result"))
+      .def(
           "moments",
           [](Device& d, const Stream& s, const Launch& launch, bool only_l1, uintptr_t partials, uintptr_t nonfinite) {
             launch_on(d, s, [&](cudaStream_t t) {

@@ -110,6 +110,23 @@ void rows(cudaStream_t stream, const Launch& launch, bool largest, double* parti
 void row_totals(cudaStream_t stream, double* partials, const int64_t* spans, int64_t slots, int64_t rows, int models,
                 bool largest, double* result);
 
+// Sums of products of two of the inputs, per row or per column: `sums` of each. `duos` [number, kDuoColumns] says
+// which: two inputs a and b, and the places among the sums of a a, a b and b b, -1 where one is not asked for.
+//
+// Per row as `rows`: `partials` [row blocks, sums]. Per column `partials` [column blocks of a tensor, sums, columns]
+// begins for each tensor at kPlaceBlock, and `chunks` counts tiles of kColumnTile columns of a block of rows: tile t of
+// a segment is of its block t / (tiles of a row). Segments are whole rows; what a block needs of an earlier segment is
+// in `partials`, so launches that share blocks have to be done in order.
+// `words` [segments, kColumnWords]: kWordColumns and rows_of_column_block.
+constexpr int kDuoColumns = 5, kColumnTile = 128, kColumnWords = 2;
+void products(cudaStream_t stream, const Launch& launch, const int64_t* duos, int number, int sums, bool per_column,
+              double* partials);
+
+// From those of columns `result` [sums]. `spans` [slots, 4]: first sum, sums, first partial, blocks. Destroys
+// `partials`.
+void column_totals(cudaStream_t stream, double* partials, const int64_t* spans, int64_t slots, int64_t sums,
+                   double* result);
+
 // Reduces the rows of each slot, `ranges` [slots, 2] = (first row, number of rows), to `result` [slots, width]. With
 // `moments` the columns are those of kMomentsColumns, repeated; else all are sums. Destroys `partials`.
 void reduce_blocks(cudaStream_t stream, double* partials, const int64_t* ranges, int64_t slots, int width, bool moments,

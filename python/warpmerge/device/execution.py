@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..backends.formulas import check_rows
-from ..ops import Apply, Consensus, Gram, Histogram, Moments, Rows, Select, WeightedSum
+from ..ops import Apply, Consensus, Gram, Histogram, Moments, Products, Rows, Select, WeightedSum
 from ..program import Program
-from ..tasks import Request, TensorTask, Work
+from ..tasks import Outcome, Request, TensorTask, Work
 from .loads import Load
 from .scratch import Scratch, Span
 from .tables import Kind, Launch, Table, blocks_of, is_aligned
 
 POLICIES = {"error": 0, "propagate": 1, "base": 2}
 COMBINING = WeightedSum | Consensus | Apply
+
+Steps = Generator[Any, None, list[Outcome]]  # see `requests`
 
 
 class Group:
@@ -82,7 +84,7 @@ def program_of(task: TensorTask, request: Request) -> Program | None:
     if formula is None:
         return None
     program = formula.program(len(task.inputs), wide=task.wide)
-    check_rows(task, program, isinstance(request, Rows))
+    check_rows(task, program, isinstance(request, Rows | Products))
     return program
 
 
@@ -102,6 +104,7 @@ def _key(task: TensorTask, request: Request) -> tuple:
         Moments: lambda r: (r.only_l1,),
         Gram: lambda r: (),
         Rows: lambda r: (r.largest,),
+        Products: lambda r: (r.pairs, r.per_column),
         Histogram: lambda r: (),
     }[type(request)](request)
     dtypes = tuple(b.dtype.code for b in task.inputs), task.base.dtype.code if task.base else -1, task.out_dtype.code

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..ops import Apply, Histogram, Rows
+from ..ops import Apply, Histogram, Products, Rows
 from ..program import Program
 from ..tasks import TensorTask
 from .code import Code, file_bytes, packed
@@ -58,8 +58,9 @@ class Piece:
 def cut_of(request: Any, program: Program) -> Cut | None:
     """Where a tensor may be cut for this request; None: where any may be."""
     columns = program.columns
-    if isinstance(request, Rows):
-        return Cut(max(1, columns), within=not program.ranked)
+    if isinstance(request, Rows | Products):
+        per_column = isinstance(request, Products) and request.per_column
+        return Cut(max(1, columns), within=not program.ranked and not per_column)
     if not program.ranked:
         return None
     # Whole rows, but also whole blocks of the reduction order, or what one call of Philox decides.
@@ -171,8 +172,7 @@ class FormulaExecution(Execution):
         if self._values:
             piece.measure = len(tables)
             rows = None if keeps is None else np.array([keeps(s) for s in slots], np.int64)
-            columns = np.array([w[:1] for w in words], np.int64)
-            tables.append(Table(self._measured_kind(), measured, None, rows, columns))
+            tables.append(self._measuring(piece, measured, rows))
 
     def _kind(self, segments: Sequence[Segment]) -> Kind:
         kind = self.group.kind._replace(aligned=all(is_aligned(s.base, *s.inputs, *s.outputs) for s in segments))
@@ -198,6 +198,10 @@ class FormulaExecution(Execution):
     def _measured(self, one: Slice, values: list[int]) -> Segment:
         count = one.part.task.info.count
         return Segment(one.count, one.first, one.slot, self.block(one), count, 0, tuple(values), ())
+
+    def _measuring(self, piece: Piece, segments: Sequence[Segment], keeps: np.ndarray | None) -> Table:
+        """The table by which the values of a piece are measured."""
+        return Table(self._measured_kind(), segments, keeps=keeps)
 
     def block(self, one: Slice) -> int:
         """Number of the first block in arrays of partial results."""
@@ -255,20 +259,6 @@ class FormulaExecution(Execution):
                 if kept is not None:
                     kept.holds = piece.token
             yield piece
-
-
-class RowsExecution(FormulaExecution):
-    """Partial results are those of the blocks of rows."""
-
-    def __init__(
-        self, group: Group, flight: Any, kernels: Any, scratch: Scratch, blocks: Sequence[int], result: np.ndarray
-    ) -> None:
-        """`blocks`: the number of each slot's first block; `result`: see `results` of Execution."""
-        self._blocks = blocks
-        super().__init__(group, flight, kernels, scratch, results=[result])
-
-    def block(self, one: Slice) -> int:
-        return self._blocks[one.slot]
 
 
 def _padded(nbytes: int) -> int:

@@ -102,7 +102,18 @@ class TritonKernels:
         return 2**62
 
     def __init__(self) -> None:
-        from ..triton_kernels import consensus, formula, gram, moments, ranks, reduce, rows, select, weighted_sum
+        from ..triton_kernels import (
+            consensus,
+            formula,
+            gram,
+            moments,
+            products,
+            ranks,
+            reduce,
+            rows,
+            select,
+            weighted_sum,
+        )
 
         self._functions = {
             "weighted_sum": weighted_sum.launch,
@@ -113,6 +124,8 @@ class TritonKernels:
             "ranks": ranks.launch,
             "rows": rows.launch,
             "row_totals": rows.totals,
+            "products": products.launch,
+            "column_totals": products.totals,
             "reduce_blocks": reduce.launch,
             "select_sample": select.sample,
             "select_sweep": select.sweep,

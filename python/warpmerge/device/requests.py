@@ -4,8 +4,7 @@ it has to look at what the device found, and returns its outcomes.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,22 +20,22 @@ from ..ops import (
     Keep,
     Moments,
     MomentsResult,
+    Products,
     Rows,
     Select,
     Selection,
     WeightedSum,
 )
 from ..tasks import Outcome
-from .execution import Execution, Group
-from .formulas import FormulaExecution, RowsExecution
+from .execution import Execution, Group, Steps
+from .formulas import FormulaExecution
+from .rows import products, rows
 from .scratch import Scratch
-from .tables import BLOCK, keep_rows
+from .tables import keep_rows
 
 BINS = 2048 + 2  # of a sweep of `select`; csrc/ops/select.h
 SMALL = 65536  # elements up to which a sample saves `select` nothing
 SEARCHING = 0  # status of a selection
-
-Steps = Generator[Any, None, list[Outcome]]
 
 
 def steps(group: Group, flight: Any, kernels: Any, scratch: Scratch) -> Steps:
@@ -185,30 +184,10 @@ def _histogram(group: Group, flight: Any, kernels: Any, scratch: Scratch) -> Ste
     return [Outcome(result(s), run.nonfinite_of(s)) for s in range(group.slots)]
 
 
-def _rows(group: Group, flight: Any, kernels: Any, scratch: Scratch) -> Steps:
-    columns = [p.columns for p in group.programs]
-    rows = [t.info.count // c if c else 0 for t, c in zip(group.tasks, columns, strict=True)]
-    lengths = [-(-c // BLOCK) for c in columns]
-    firsts = list(itertools.accumulate(rows, initial=0))
-    blocks = list(itertools.accumulate((r * n for r, n in zip(rows, lengths, strict=True)), initial=0))
-    run = RowsExecution(group, flight, kernels, scratch, blocks, np.zeros((firsts[-1], group.models)))
-    total, largest = run.address(0), group.request.largest
-    single = blocks[-1] == firsts[-1]  # every row is one block
-    partials = total if single else run.zeros(blocks[-1], group.models)
-    run.sweep(kernels.rows, largest, partials)
-    if not single:
-        spans = np.array(list(zip(firsts, rows, blocks, lengths, strict=False)), np.int64)
-        kernels.row_totals(
-            run.stream, partials, run.upload(spans), group.slots, firsts[-1], group.models, largest, total
-        )
-    yield run.fetch()
-    found = [run.results[1][first : first + n].T.copy() for first, n in zip(firsts, rows, strict=False)]
-    return [Outcome(f, run.nonfinite_of(s)) for s, f in enumerate(found)]
-
-
 _STEPS = {
     Apply: _apply,
-    Rows: _rows,
+    Rows: rows,
+    Products: products,
     Histogram: _histogram,
     WeightedSum: _weighted_sum,
     Consensus: _consensus,

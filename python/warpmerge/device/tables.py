@@ -1,7 +1,8 @@
 """Launch tables: what a kernel needs to know of the tensors of one launch, packed for the device.
 
 A launch covers segments: element ranges of tensors that agree in their `Kind`. Its grid has one program per chunk of
-CHUNK elements; chunks never cross tensors, so tensors of any size share a launch. The sections, all 16-byte aligned:
+CHUNK elements; chunks never cross tensors, so tensors of any size share a launch. What adds up columns has one per
+COLUMN_TILE columns of a block of rows instead. The sections, all 16-byte aligned:
 
     places   int64 [S, 7 + K + M]   count, first, first chunk, slot, first block, total, base, inputs, outputs
     chunks   int32 [G]              the segment of each chunk
@@ -9,7 +10,8 @@ CHUNK elements; chunks never cross tensors, so tensors of any size share a launc
                                     consensus; constants of a formula
     keeps    int64 [S, K, 4]        cut (-1: threshold rule), threshold, tie end, Philox key; [S, rules, 4] of a formula
     words    int64 [S, W]           of a formula: length of a row, scratch for ranking, stream keys, addresses of
-                                    vectors, addresses of the segment's ranks; of rows: their length
+                                    vectors, addresses of the segment's ranks; of rows: their length; of products: that,
+                                    and the rows that are added one after the other per column
 
 `first` is the flat index of the segment's first element in its tensor of `total` elements, `slot` its row in result
 arrays, `first block` that of its first reduction block in arrays of block partials. Addresses point at element `first`.
@@ -27,6 +29,7 @@ from ..ops import NO_TIE_END, Keep, KeepDrawn
 
 CHUNK = 16384
 BLOCK = 4096  # of the reduction order; a chunk holds whole ones
+COLUMN_TILE = 128
 VECTOR = 16  # bytes of the widest access
 ALIGN = 256  # of every tensor in device memory that is laid out here
 
@@ -126,10 +129,12 @@ class Table:
         numbers: np.ndarray | None = None,
         keeps: np.ndarray | None = None,
         words: np.ndarray | None = None,
+        programs: Sequence[int] | None = None,
     ) -> None:
+        """`programs`: of each segment, in the place of chunks."""
         self.kind = kind
         self.segments = len(segments)
-        chunks = np.array([chunks_of(s.count) for s in segments], np.int64)
+        chunks = np.array([chunks_of(s.count) for s in segments] if programs is None else programs, np.int64)
         self.chunks = int(chunks.sum())
         places = np.array(
             [(s.count, s.first, 0, s.slot, s.block, s.total, s.base, *s.inputs, *s.outputs) for s in segments], np.int64

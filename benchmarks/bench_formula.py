@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from warpmerge import formula as f
-from warpmerge.formula import Expr, Formula
+from warpmerge.formula import Formula
 from warpmerge.ops import KEEP_ALL, Apply, Histogram, Moments, Rows, Select
 
 from .kernels import Case, cases, measure, reference, some_cases
+from .programs import chain, median
 
 
 @cases(what="12 instructions")
 def test_short(benchmark, case: Case) -> None:
-    """A median of three, weighted and clipped."""
     measure(benchmark, "formula", case, lambda count: Apply(Formula((median(),)), relative=True))
 
 
 @cases(what="52 instructions")
 def test_long(benchmark, case: Case) -> None:
-    total = median()
-    for i in range(10):
-        total = total * 0.9 + f.maximum(f.delta(i % 3), total * (0.1 + i))
-    measure(benchmark, "formula", case, lambda count: Apply(Formula((total,)), relative=True))
+    measure(benchmark, "formula", case, lambda count: Apply(Formula((chain(),)), relative=True))
 
 
 @some_cases(Case(what="exp and tanh"), Case("fp32", what="exp and tanh"), reference(what="exp and tanh"))
@@ -59,13 +56,6 @@ def test_ranks(benchmark, case: Case) -> None:
         return Apply(Formula((f.where(f.rank(0) < length // 2, 0.0, f.delta(0)),), length), relative=True)
 
     measure(benchmark, "formula", case, upper_half)
-
-
-def median() -> Expr:
-    a, b, c = (f.delta(k) for k in range(3))
-    middle = f.maximum(f.minimum(a, b), f.minimum(f.maximum(a, b), c))
-    mixed = middle * 0.7 + a * 0.1 + b * 0.2
-    return f.where(abs(mixed) < 1.0, mixed, c)
 
 
 def columns(count: int) -> int:

@@ -6,7 +6,6 @@ Bytes are counted by hand: each input and the base once, the output once. The ro
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,8 +23,9 @@ from warpmerge.ops import (
     WeightedSum,
 )
 
+from . import rows
 from .harness import DTYPES, WEIGHTS, Bench, CopyRoof, synchronize
-from .problem import Operands, Problem, on_cpu
+from .problem import Operands, Problem, Work, checked_combine, on_cpu
 from .search import Searched
 
 REACH = {
@@ -38,19 +38,7 @@ REACH = {
     ("select", "second sweep"): ">= 60 %",
 }
 HEADLINE = ("bf16", 3)  # what the targets are about
-POISON = 123.0  # no merge gives it
 CUT = 32768  # of a random drop: half
-
-
-@dataclass
-class Work:
-    """A kernel's launch, ready to be queued, and what tells whether it does the right thing."""
-
-    kernel: str
-    what: str
-    nbytes: int
-    queue: Callable[[], None]
-    check: Callable[[], None]
 
 
 def run(bench: Bench) -> None:
@@ -124,21 +112,7 @@ def works(bench: Bench, operands: Operands, dtype: str, models: int) -> Iterator
     yield from _moments(bench, problem, "only_l1", drawn, only_l1=True)
     yield from _moments(bench, problem, "full", (KEEP_ALL,) * models, only_l1=False)
     yield _gram(bench, problem)
-
-
-def _checked_combine(bench: Bench, p: Problem, request: Any, queue: Callable[[], None]) -> Callable[[], None]:
-    """Every element of the output is written, and the first ones have the CPU's bits."""
-
-    def check() -> None:
-        p.output.fill_(POISON)
-        queue()
-        assert not bool((p.output == POISON).any()), "elements were left unwritten"
-        count = min(p.count, bench.sizes.checked)
-        wanted = on_cpu(CpuBackend(), p, request, count)[1]
-        got = p.output[:count].cpu()
-        assert torch.equal(got.view(torch.uint8), wanted.view(torch.uint8)), "differs from the CPU's result"
-
-    return check
+    yield from rows.works(bench, problem, dtype, models)
 
 
 def _weighted_sum(bench: Bench, problem: Callable[..., Problem], *, relative: bool) -> Work:
@@ -148,7 +122,7 @@ def _weighted_sum(bench: Bench, problem: Callable[..., Problem], *, relative: bo
         p.kernels.weighted_sum(p.stream, p.launch, not relative, p.nonfinite.data_ptr())
 
     request = WeightedSum(WEIGHTS[: p.models], relative=relative, agree=not relative)
-    check = _checked_combine(bench, p, request, queue)
+    check = checked_combine(bench, p, request, queue)
     return Work("weighted_sum", "deltas" if relative else "inputs", p.nbytes, queue, check)
 
 
@@ -165,7 +139,7 @@ def _consensus(
 
     weights = WEIGHTS[: p.models]
     request = Consensus(weights, keep, ballot=weights, divisor=weights, elect=elect)
-    return Work("consensus", what, p.nbytes, queue, _checked_combine(bench, p, request, queue))
+    return Work("consensus", what, p.nbytes, queue, checked_combine(bench, p, request, queue))
 
 
 # --- measuring kernels ----------------------------------------------------------------------------------------------

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from warpmerge.backends.cpu import CpuBackend
 from warpmerge.device.kernels import CudaKernels, TritonKernels
 from warpmerge.device.tables import Kind, Segment, Table, is_aligned, keep_rows
 from warpmerge.device.torch_runtime import TorchRuntime
@@ -15,7 +17,20 @@ from warpmerge.methods import TensorInfo
 from warpmerge.ops import Keep
 from warpmerge.tasks import Buffer, MemorySink, Outcome, TensorTask
 
-from .harness import DTYPES, random_model
+from .harness import DTYPES, Bench, random_model
+
+POISON = 123.0  # no merge gives it
+
+
+@dataclass
+class Work:
+    """A kernel's launch, ready to be queued, and what tells whether it does the right thing."""
+
+    kernel: str
+    what: str
+    nbytes: int
+    queue: Callable[[], None]
+    check: Callable[[], None]
 
 
 class Operands:
@@ -61,8 +76,10 @@ class Problem:
         output: bool = False,
         numbers: Callable[[int], Sequence[float]] | None = None,
         keep: Sequence[Keep] | None = None,
+        words: Sequence[int] | None = None,
+        programs: int | None = None,
     ) -> None:
-        """`numbers`: gives the coefficients for so many models."""
+        """`numbers`: gives the coefficients for so many models. `programs`: in the place of chunks."""
         self.device, self.models, self.count = operands.device, models, count
         self.kernels = kernels_of(backend, self.device)
         self.stream = TorchRuntime(self.device).current_stream()
@@ -70,9 +87,15 @@ class Problem:
         self.base = operands.tensor(dtype, 0, count) if base else None
         self.output = torch.empty(count, dtype=DTYPES[dtype], device=self.device) if output else None
         self.nonfinite = torch.zeros(models + 1, dtype=torch.int64, device=self.device)
-        self._lay_out(numbers, keep)
+        self._lay_out(numbers, keep, words, programs)
 
-    def _lay_out(self, numbers: Callable[[int], Sequence[float]] | None, keep: Sequence[Keep] | None) -> None:
+    def _lay_out(
+        self,
+        numbers: Callable[[int], Sequence[float]] | None,
+        keep: Sequence[Keep] | None,
+        words: Sequence[int] | None,
+        programs: int | None,
+    ) -> None:
         code = _dtype(self.inputs[0]).code
         address = {id(t): t.data_ptr() for t in (*self.inputs, self.base, self.output) if t is not None}
         kind = Kind(
@@ -92,6 +115,8 @@ class Problem:
             [segment],
             None if numbers is None else np.array([numbers(self.models)], np.float64),
             None if keep is None else np.array([keep_rows(keep)], np.int64),
+            None if words is None else np.array([words], np.int64),
+            None if programs is None else [programs],
         )
         packed = np.zeros(table.nbytes, np.uint8)
         self._table = torch.empty(table.nbytes, dtype=torch.uint8, device=self.device)
@@ -121,6 +146,21 @@ def on_cpu(backend: Any, p: Problem, request: Any, count: int) -> tuple[Outcome,
         labels=[],
     )
     return backend.launch([(task, request)]).wait()[0], result
+
+
+def checked_combine(bench: Bench, p: Problem, request: Any, queue: Callable[[], None]) -> Callable[[], None]:
+    """Every element of the output is written, and the first ones have the CPU's bits."""
+
+    def check() -> None:
+        p.output.fill_(POISON)
+        queue()
+        assert not bool((p.output == POISON).any()), "elements were left unwritten"
+        count = min(p.count, bench.sizes.checked)
+        wanted = on_cpu(CpuBackend(), p, request, count)[1]
+        got = p.output[:count].cpu()
+        assert torch.equal(got.view(torch.uint8), wanted.view(torch.uint8)), "differs from the CPU's result"
+
+    return check
 
 
 def _dtype(tensor: torch.Tensor) -> Any:

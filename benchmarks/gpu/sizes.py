@@ -18,6 +18,7 @@ class Sizes:
         ("fp32", 2),
         ("fp32", 8),
     )
+    ranked: int = 1 << 26  # elements
     checked: int = 300_001  # elements compared with the CPU's result before timing: whole blocks, and a rest
     method_count: int = 256 << 20  # elements of each tensor of a whole method
     shape: str = "qwen2.5-0.5b"
@@ -32,7 +33,8 @@ class Sizes:
 
 SMOKE = Sizes(
     kernel_bytes=40_000,
-    kernel_cases=(("bf16", 2),),
+    kernel_cases=(("fp32", 2),),  # the one with every kernel
+    ranked=200,
     checked=5_001,
     method_count=5_003,
     shape="tiny",

@@ -23,7 +23,10 @@ from ..machine import ROOT
 LOG_BYTES = 8 << 20
 MEMORY_TESTS = "tests/test_gpu_memory.py"  # these take nearly all of the device: nothing else may run then
 MARK = "pytest.mark.gpu"
-PROFILED = "^(weighted_sum|consensus|moments|gram|sample_keys|sweep_keys|count_ties|reduce_columns|sum_blocks)"
+PROFILED = (
+    "^(weighted_sum|consensus|moments|gram|sample_keys|sweep_keys|count_ties|reduce_columns|sum_blocks"
+    "|formula_values|rank_rows|fold_row|multiply)"
+)
 
 
 class Step:
@@ -176,8 +179,15 @@ def profile(folder: Path, limit: float, rows: Path) -> dict[str, Any]:
     metrics = ("dram__throughput.avg.pct_of_peak_sustained_elapsed", "dram__bytes.sum", "gpu__time_duration.sum")
     # The clocks stay as they are: by default the profiler would fix them.
     command = ["ncu", "--clock-control", "none", "--csv", "--metrics", ",".join(metrics)]
-    command += ["--kernel-name", f"regex:{PROFILED}", "--launch-count", "40"]
-    worker = [sys.executable, "-m", "benchmarks.gpu.worker", str(folder / "none.jsonl"), "once:cuda:bf16:3"]
+    command += ["--kernel-name", f"regex:{PROFILED}", "--launch-count", "80"]
+    worker = [
+        sys.executable,
+        "-m",
+        "benchmarks.gpu.worker",
+        str(folder / "none.jsonl"),
+        "once:cuda:bf16:3",
+        "once:cuda:fp32:2",
+    ]
     log = folder / "profile.log"
     step = Step([*command, *worker], log, os.environ, limit)
     ended = step.run()

@@ -78,7 +78,7 @@ def numbers(bounds: Sequence[tuple[float, float]]) -> list[float]:
 
 @functools.lru_cache
 def _sizes(models: int) -> Formula:
-    return Formula(tuple(abs(delta(k)) for k in range(models) for _ in range(3)))
+    return Formula(tuple(delta(k) for k in range(models) for _ in range(3)))
 
 
 @functools.lru_cache

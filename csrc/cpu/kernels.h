@@ -139,7 +139,7 @@ struct KernelSet {
   // sweep.
   void (*select)(const Operands&, const SelectInterval*, const bool* active, int64_t begin, int64_t count,
                  SelectCounts* counts, Bits<T>* const* inside, int64_t* const* bins, void* scratch, int64_t* nonfinite);
-  // Counts the keys of value k above intervals[k], and those in it into bins[k] (kHistogramRoom counters). `only[k]`,
+  // Counts the keys of value k above intervals[k], and those in it into bins[k] (kHistogramBins counters). `only[k]`,
   // unless null: what note_key keeps of each bin.
   void (*histogram)(const Operands&, const HistogramInterval* intervals, int64_t begin, int64_t count,
                     uint32_t* const* bins, uint64_t* const* only, int64_t* above, void* scratch, int64_t* nonfinite);

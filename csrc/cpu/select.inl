@@ -49,8 +49,6 @@ static inline int64_t collect_inside(const float* d, int count, uint32_t low, ui
   return inside;
 }
 
-// The first of two steps, which together take half the time of classifying all at once: collects the keys in
-// [low, high] and counts those above. The second one classifies what is collected.
 static inline int collect_between(const float* d, int count, uint32_t low, uint32_t high, uint32_t* out,
                                   int64_t& above) {
   const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
@@ -83,6 +81,22 @@ static inline bool any_in_tail(const float* d, int count, uint32_t end, bool lar
                  : _mm512_cmple_epu32_mask(_mm512_min_epu32(_mm512_min_epu32(a, b), _mm512_min_epu32(c, e)), vend);
 }
 #endif
+
+// Collects the keys in [low, high], in order, and counts those above; `out` has room for 64 more.
+template <class T>
+int collect_between(const T* __restrict d, int count, Bits<T> low, Bits<T> high, Bits<T>* __restrict out,
+                    int64_t& above) {
+  const Bits<T> span = high - low;
+  int found = 0, over = 0;
+  for (int j = 0; j < count; ++j) over += magnitude_key(d[j]) > high;
+  for (int j = 0; j < count; ++j) {
+    const Bits<T> key = magnitude_key(d[j]);
+    out[found] = key;
+    found += key - low <= span;
+  }
+  above += over;
+  return found;
+}
 
 template <class T>
 int64_t collect_inside(const T* __restrict d, int count, Bits<T> low, Bits<T> high, Bits<T>* __restrict out,
@@ -151,6 +165,7 @@ void count_bins(const T* d, int count, const SelectInterval& interval, SelectCou
 template <class T>
 void select(const Operands& operands, const SelectInterval* intervals, const bool* active, int64_t begin, int64_t count,
             SelectCounts* counts, Bits<T>* const* inside, int64_t* const* bins, void* scratch, int64_t* nonfinite) {
+  // Collecting the keys in [low, high] and classifying only these takes half the time, where that is vectorised.
 #if defined(__AVX512F__) && defined(__AVX512VL__)
   constexpr bool kTwoSteps = sizeof(T) == sizeof(float);
 #else

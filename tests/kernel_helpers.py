@@ -12,6 +12,7 @@ from warpmerge import _core, engine
 from warpmerge.backends.cpu import CpuBackend
 from warpmerge.backends.torch import TorchBackend
 from warpmerge.dtypes import BY_NAME
+from warpmerge.formula import Expr, Formula
 from warpmerge.methods import TensorInfo, find
 from warpmerge.tasks import Buffer, MemorySink, TensorTask
 
@@ -164,9 +165,15 @@ def pool(isa: str, threads: int = 2) -> Any:
     return _core.Pool(threads, isa)
 
 
-def operands(tensors: Sequence[torch.Tensor], base: torch.Tensor | None = None, policy: int = 0) -> Any:
-    """The caller keeps the tensors alive. Policies: 0 error (counts), 1 propagate, 2 base."""
+def operands(
+    tensors: Sequence[torch.Tensor],
+    base: torch.Tensor | None = None,
+    policy: int = 0,
+    values: Sequence[Expr] = (),
+) -> Any:
+    """The caller keeps the tensors alive. Policies: 0 error (counts), 1 propagate, 2 base. `values`: of a formula."""
     everything = [*tensors, *([base] if base is not None else [])]
+    wide = any(t.dtype == torch.float64 for t in everything)
 
     def place(tensor: torch.Tensor) -> Any:
         return _core.Place(buffer(tensor).dtype.code, memory=tensor.data_ptr())
@@ -175,9 +182,15 @@ def operands(tensors: Sequence[torch.Tensor], base: torch.Tensor | None = None, 
         count=tensors[0].numel(),
         inputs=[place(t) for t in tensors],
         base=None if base is None else place(base),
-        wide=any(t.dtype == torch.float64 for t in everything),
+        wide=wide,
         policy=policy,
+        formula=_formula(tuple(values), len(tensors), wide) if values else None,
     )
+
+
+def _formula(values: tuple[Expr, ...], inputs: int, wide: bool) -> Any:
+    p = Formula(values).program(inputs, wide)
+    return _core.Formula(p.inputs, p.code, p.registers, p.outputs, p.constants, [], p.keys, [], 1)
 
 
 def work(pool: Any, *items: Any) -> None:

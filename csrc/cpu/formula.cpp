@@ -107,12 +107,15 @@ Formula::Formula(int inputs, std::vector<Step> code, int registers, std::vector<
     step.payload = int(known - ranked_.begin());
     if (known == ranked_.end()) ranked_.push_back(step.a);
   }
-  for (int number : outputs_) require(below(number, size_t(operands)));
+  for (int number : outputs_) {
+    require(below(number, size_t(operands)));
+    firsts_.push_back(int(std::find(outputs_.begin(), outputs_.end(), number) - outputs_.begin()));
+  }
   code_ = skipping(paired(code_), outputs_);
   for (const auto& vector : vectors_) vector_data_.push_back(vector.data());
-  program_ = {code_.data(),      int(code_.size()),      outputs_.data(),    int(outputs_.size()), registers,
-              constants_.data(), int(constants_.size()), rules_.data(),      keys_.data(),         vector_data_.data(),
-              columns,           ranked_.data(),         int(ranked_.size())};
+  program_ = {code_.data(),        int(code_.size()), outputs_.data(),        firsts_.data(),     int(outputs_.size()),
+              registers,           constants_.data(), int(constants_.size()), rules_.data(),      keys_.data(),
+              vector_data_.data(), columns,           ranked_.data(),         int(ranked_.size())};
 }
 
 FormulaItem::FormulaItem(const Kernels& kernels, std::shared_ptr<Tensors> tensors, int64_t tile_elements, int agree,

@@ -24,6 +24,7 @@ class Formula {
   const int inputs_;
   std::vector<Step> code_;
   const std::vector<int> outputs_;
+  std::vector<int> firsts_;
   const std::vector<double> constants_;
   const std::vector<Keep> rules_;
   const std::vector<uint64_t> keys_;

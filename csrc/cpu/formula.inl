@@ -159,7 +159,7 @@ class Evaluator {
   }
 
   // An array of a stage; the next call overwrites that of a constant.
-  const T* value(int m) {
+  T* value(int m) {
     const Operand<T>& found = operands_[program_->outputs[m]];
     if (found.step) return found.at;
     for (int j = 0; j < kStage; ++j) expanded_[j] = found.at[0];
@@ -215,28 +215,49 @@ class Evaluator {
   Calculation<T>* calculations_ = nullptr;
 };
 
+template <class T>
+bool all_finite(const T* __restrict values, int count) {
+  Bits<T> top = 0;
+  for (int j = 0; j < count; ++j) {
+    const Bits<T> key = magnitude_key(values[j]);
+    top = key > top ? key : top;
+  }
+  return top < FloatTraits<T>::infinity;
+}
+
 // What is measured, a stage at a time: the deltas, or the values of a formula of them.
 template <class T>
 class Measured {
  public:
-  T** d;
+  T** d;  // valid up to the next load; values that are the same operand share an array
 
   Measured(const Operands& operands, Arena& arena) : staged_(operands, arena) {
     d = staged_.d;
     if (!operands.program) return;
     evaluator_.prepare(operands, staged_, arena);
     d = arena.take<T*>(size_t(operands.values()));
-    for (int m = 0; m < operands.values(); ++m) d[m] = arena.take<T>(kStage);
+    copies_ = arena.take<T*>(size_t(operands.values()));
+    for (int m = 0; m < operands.values(); ++m) copies_[m] = arena.take<T>(kStage);
   }
 
   void load(const Operands& operands, int64_t begin, int count, int64_t* nonfinite) {
-    staged_.load(operands, nullptr, begin, count, nonfinite);
+    const bool finite = staged_.load(operands, nullptr, begin, count, nonfinite);
     if (!operands.program) return;
     evaluator_.run(operands, begin, count);
+    const Program& program = *operands.program;
     for (int m = 0; m < operands.values(); ++m) {
-      const T* __restrict value = evaluator_.value(m);
-      T* __restrict out = d[m];
+      const int first = program.firsts[m], number = program.outputs[m];
+      if (first < m) {
+        d[m] = d[first];
+        continue;
+      }
+      d[m] = evaluator_.value(m);
+      const bool constant = number > operands.models + program.registers;  // its array is the next one's, too
+      if (!constant && ((finite && number < operands.models) || all_finite(d[m], count))) continue;
+      const T* __restrict value = d[m];
+      T* __restrict out = copies_[m];
       for (int j = 0; j < count; ++j) out[j] = measured(value[j]);
+      d[m] = out;
     }
   }
 
@@ -248,6 +269,7 @@ class Measured {
  private:
   Staged<T> staged_;
   Evaluator<T> evaluator_;
+  T** copies_ = nullptr;
 };
 
 template <class D, class T>

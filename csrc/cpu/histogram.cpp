@@ -30,13 +30,13 @@ void HistogramItem::range(int64_t, const Operands& operands, int64_t begin, int6
   const size_t values = intervals_.size();
   Share& share = shares_.at(size_t(worker.index));
   if (share.bins.empty()) {
-    share.bins.resize(values * kHistogramRoom), share.above.resize(values), share.only.resize(values);
+    share.bins.resize(values * kHistogramBins), share.above.resize(values), share.only.resize(values);
     for (size_t k = 0; k < values; ++k) share.only[k].resize(only_[k].size());
   }
   std::vector<uint32_t*> bins(values);
   std::vector<uint64_t*> only(values);
   for (size_t k = 0; k < values; ++k) {
-    bins[k] = share.bins.data() + k * kHistogramRoom;
+    bins[k] = share.bins.data() + k * kHistogramBins;
     only[k] = only_[k].empty() ? nullptr : share.only[k].data();
   }
   if (tensors_->wide)
@@ -54,7 +54,7 @@ void HistogramItem::add(Share& share) {
   std::lock_guard<std::mutex> lock(mutex_);
   for (size_t k = 0; k < intervals_.size(); ++k) {
     above_[k] += share.above[k];
-    const uint32_t* from = share.bins.data() + k * kHistogramRoom;
+    const uint32_t* from = share.bins.data() + k * kHistogramBins;
     int64_t* to = bins_.data() + k * kHistogramBins;
     for (size_t b = 0; b < only_[k].size(); ++b)
       if (from[b]) only_[k][b] = note_key(only_[k][b], uint64_t(to[b]), share.only[k][b]);

@@ -1,21 +1,14 @@
-// Bins of an interval of keys. Keys outside go to places beyond the bins, by turns, so that no increment has to wait
-// for the one before.
+// Bins of an interval of keys. Those inside are few where a sample gave the interval, so they are set apart first.
 
 template <class T>
-void count_keys(const T* __restrict d, int count, const HistogramInterval& interval, uint32_t* __restrict places,
-                uint32_t* bins, uint64_t* only, int64_t& above) {
-  const Bits<T> low = Bits<T>(interval.low), high = Bits<T>(interval.high), span = high - low;
+void count_keys(const T* d, int count, const HistogramInterval& interval, Bits<T>* between, uint32_t* bins,
+                uint64_t* only, int64_t& above) {
+  const Bits<T> low = Bits<T>(interval.low), high = Bits<T>(interval.high);
   const int bits = 8 * int(sizeof(T)), shift = interval.shift < bits ? interval.shift : bits - 1;
-  int over = 0;
-  for (int j = 0; j < count; ++j) {
-    const Bits<T> key = magnitude_key(d[j]), at = key - low;
-    over += key > high;
-    places[j] = at <= span ? uint32_t(at >> shift) : uint32_t(kHistogramBins + j % 16);
-  }
-  above += over;
-  for (int j = 0; j < count; ++j) {
-    const uint32_t place = places[j];
-    if (only && place < kHistogramBins) only[place] = note_key(only[place], bins[place], magnitude_key(d[j]));
+  const int inside = collect_between(d, count, low, high, between, above);
+  for (int j = 0; j < inside; ++j) {
+    const Bits<T> place = (between[j] - low) >> shift;
+    if (only) only[place] = note_key(only[place], bins[place], between[j]);
     ++bins[place];
   }
 }
@@ -25,11 +18,11 @@ void histogram(const Operands& operands, const HistogramInterval* intervals, int
                uint32_t* const* bins, uint64_t* const* only, int64_t* above, void* scratch, int64_t* nonfinite) {
   Arena arena(scratch);
   Measured<T> measured(operands, arena);
-  uint32_t* places = arena.take<uint32_t>(kStage);
+  Bits<T>* between = arena.take<Bits<T>>(kStage + 64);
   for (int64_t done = 0; done < count; done += kStage) {
     const int n = int(count - done < kStage ? count - done : kStage);
     measured.load(operands, begin + done, n, nonfinite);
     for (int k = 0; k < operands.values(); ++k)
-      count_keys(measured.d[k], n, intervals[k], places, bins[k], only[k], above[k]);
+      count_keys(measured.d[k], n, intervals[k], between, bins[k], only[k], above[k]);
   }
 }

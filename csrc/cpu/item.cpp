@@ -17,7 +17,7 @@ Decisions& Tensors::decisions_of(int model, const Keep& rule) {
   return decisions_.back();
 }
 
-Loaded::Loaded(const Tensors& tensors, int64_t begin, int64_t count, Worker& worker, int64_t columns)
+Loaded::Loaded(const Tensors& tensors, int64_t begin, int64_t count, Worker& worker, int64_t columns, int only)
     : models_(tensors.models()),
       base_(nullptr),
       first_(begin),
@@ -34,11 +34,17 @@ Loaded::Loaded(const Tensors& tensors, int64_t begin, int64_t count, Worker& wor
   std::vector<const Place*> places;
   for (const Place& place : tensors.inputs) places.push_back(&place);
   if (tensors.has_base) places.push_back(&tensors.base);
+  for (int k = 0; only >= 0 && k < models_; ++k)
+    if (k != only) places[size_t(k)] = nullptr;
   int64_t needed = 0;
   for (const Place* place : places)
-    if (!place->memory) needed += aligned(count * itemsize(place->dtype));
+    if (place && !place->memory) needed += aligned(count * itemsize(place->dtype));
   char* buffer = needed ? static_cast<char*>(worker.input_buffer(size_t(needed))) : nullptr;
   for (const Place* place : places) {
+    if (!place) {
+      sources_.push_back({});
+      continue;
+    }
     const int64_t size = itemsize(place->dtype);
     if (place->memory) {
       sources_.push_back({place->memory + begin * size, place->dtype});

@@ -43,6 +43,13 @@ struct Tensors {
   int models() const { return int(inputs.size()); }
   // What is measured of them, or written: the values of the formula, else the deltas.
   int values() const { return formula ? formula->program().values : models(); }
+  // The first value that is the same as value k.
+  int first_like(int k) const { return formula ? formula->program().firsts[k] : k; }
+  // The input whose delta value k is; -1: it is none.
+  int input_of(int k) const {
+    const int number = formula ? formula->program().outputs[k] : k;
+    return number < models() ? number : -1;
+  }
   // Whether rows must be read whole.
   bool ranked() const { return formula && formula->program().ranked_count > 0; }
 
@@ -54,10 +61,11 @@ struct Tensors {
 };
 
 // The elements [begin, begin + count) of all operands: where they are in memory, or read into the worker's buffer. For
-// ranks, or if a length of rows is given, also the rest of the rows that they lie in.
+// ranks, or if a length of rows is given, also the rest of the rows that they lie in. `only`: of the inputs just this
+// one, unless it is -1.
 class Loaded {
  public:
-  Loaded(const Tensors& tensors, int64_t begin, int64_t count, Worker& worker, int64_t columns = 0);
+  Loaded(const Tensors& tensors, int64_t begin, int64_t count, Worker& worker, int64_t columns = 0, int only = -1);
   Operands operands() { return {sources_.data(), models_, base_, first_, policy_, program_, ranks_.data()}; }
 
  private:

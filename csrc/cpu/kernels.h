@@ -53,7 +53,8 @@ struct Program {
   const Step* code;
   int steps;
   const int* outputs;
-  int values;  // how many outputs
+  const int* firsts;  // of each output, the first one that is the same operand
+  int values;         // how many outputs
   int registers;
   const double* constants;
   int constant_count;
@@ -97,11 +98,15 @@ struct ConsensusArgs {
   bool elect;
 };
 
+// Of an interval: whether hardly any key is at or above its lower end, or at or below its upper one.
+enum class Tail : uint8_t { none, largest, smallest };
+
 // One model's state in a sweep of `select`, and what the sweep of one tile found.
 struct SelectInterval {
   uint64_t low, high;
   bool histogram;  // count bins over [low, high] instead of collecting
   int shift;
+  Tail tail = Tail::none;
 };
 struct HistogramInterval {
   uint64_t low, high;
@@ -136,11 +141,12 @@ struct KernelSet {
   void (*keys)(const Operands&, const bool* active, int64_t begin, int count, Bits<T>* const* keys, void* scratch);
   // Counts `count` keys against [low, high] and collects those strictly inside, in order; `out` has room for 64 more.
   void (*collect)(const Bits<T>* keys, int64_t count, Bits<T> low, Bits<T> high, Bits<T>* out, SelectCounts* counts);
-  // Classifies the keys of a tile, for each model whose `active` is set. Keys strictly inside go to `inside[model]`,
-  // which has room for `count + 64` of them. `bins[model]`: kSelectBins counters for a histogram sweep.
+  // Classifies the keys of a block, for each delta or value whose `active` is set. Keys strictly inside go to
+  // `inside[value]`, which has room for `count + 64` of them. `bins[value]`: kSelectBins counters for a histogram
+  // sweep.
   void (*select)(const Operands&, const SelectInterval*, const bool* active, int64_t begin, int64_t count,
                  SelectCounts* counts, Bits<T>* const* inside, int64_t* const* bins, void* scratch, int64_t* nonfinite);
-  // Counts the keys of value k above intervals[k], and those in it into bins[k] (kHistogramRoom counters). `only[k]`,
+  // Counts the keys of value k above intervals[k], and those in it into bins[k] (kHistogramBins counters). `only[k]`,
   // unless null: what note_key keeps of each bin.
   void (*histogram)(const Operands&, const HistogramInterval* intervals, int64_t begin, int64_t count,
                     uint32_t* const* bins, uint64_t* const* only, int64_t* above, void* scratch, int64_t* nonfinite);

@@ -1,18 +1,16 @@
 #include "select.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "../ops/digest.h"
 #include "../ops/select.h"
-#include "kth.h"
+#include "bracket.h"
 
 namespace warpmerge {
 namespace {
 
 // Up to this many elements the first task computes all keys and is done: no sample, no sweep.
 constexpr int64_t kSmall = 1 << 17;
-constexpr int kRun = 256;  // consecutive elements per sampled place: one read of a file for many keys
 
 template <class T>
 class SelectItem final : public SelectItemBase {
@@ -82,7 +80,6 @@ class SelectItem final : public SelectItemBase {
       if (intervals_[k].histogram) std::fill_n(bins[k], kSelectBins, 0);
     }
     for (int64_t done = 0; done < count; done += kBlock) {
-      std::fill(counts.begin(), counts.end(), SelectCounts());
       this->template set<T>().select(operands, intervals_.data(), active_.get(), begin + done,
                                      std::min<int64_t>(kBlock, count - done), counts.data(), inside.data(), bins.data(),
                                      memory, nonfinite);
@@ -121,25 +118,29 @@ class SelectItem final : public SelectItemBase {
     bool overflow = false;
   };
 
-  // Cost of a sampled key and of a collected one are alike; with a bracket of four standard deviations on either side
-  // their sum is least at about (2 n)^(2/3).
-  static int64_t default_sample(int64_t count) {
-    const int64_t best = int64_t(std::pow(2.0 * double(count), 2.0 / 3.0));
-    return std::max<int64_t>(4096, best / kRun * kRun);
+  using Wanted = std::unique_ptr<bool[]>;
+
+  // Values that are asked for, each once: what `append_keys` is to be called with.
+  Wanted wanted() const {
+    Wanted result(new bool[models_]());
+    for (int k = 0; k < models_; ++k)
+      if (active_[k]) result[tensors_->first_like(k)] = true;
+    return result;
   }
 
-  // Keys of all models at [begin, begin + count), appended to `keys`.
-  void append_keys(int64_t begin, int64_t count, Worker& worker, std::vector<std::vector<Key>>& keys) {
-    Loaded loaded(*tensors_, begin, count, worker);
+  // Keys of the `wanted` values at [begin, begin + count), appended to `keys`. `only`: the one input that these take.
+  void append_keys(const Wanted& wanted, int64_t begin, int64_t count, Worker& worker,
+                   std::vector<std::vector<Key>>& keys, int only = -1) {
+    Loaded loaded(*tensors_, begin, count, worker, 0, only);
     std::vector<Key*> next(models_);
     for (int k = 0; k < models_; ++k) {
-      if (!active_[k]) continue;
+      if (!wanted[k]) continue;
       keys[k].resize(keys[k].size() + size_t(count));
       next[k] = keys[k].data() + keys[k].size() - size_t(count);
     }
     for (int64_t at = 0; at < count; at += kStage) {
       const int n = int(std::min<int64_t>(kStage, count - at));
-      this->template set<T>().keys(loaded.operands(), active_.get(), begin + at, n, next.data(), this->scratch(worker));
+      this->template set<T>().keys(loaded.operands(), wanted.get(), begin + at, n, next.data(), this->scratch(worker));
       for (Key*& k : next) k += n;
     }
   }
@@ -150,27 +151,30 @@ class SelectItem final : public SelectItemBase {
   void settle_small(Worker& worker) {
     const int64_t count = tensors_->count;
     // Kept by the thread: allocating them afresh for every tensor costs more than the selection.
-    static thread_local std::vector<std::vector<Key>> keys;
-    static thread_local std::vector<Key> copy, spare;
-    keys.resize(std::max(keys.size(), size_t(models_)));
-    for (auto& of_model : keys) of_model.clear();
+    static thread_local std::vector<std::vector<Key>> all_keys;
+    static thread_local KthRounds<T> rounds;
+    static thread_local std::vector<Key> spare;
+    all_keys.resize(std::max(all_keys.size(), size_t(models_)));
+    for (auto& of_model : all_keys) of_model.clear();
     constexpr int64_t kStep = 1 << 15;
-    for (int64_t at = 0; at < count; at += kStep) append_keys(at, std::min(kStep, count - at), worker, keys);
+    const Wanted values = wanted();
+    for (int64_t at = 0; at < count; at += kStep)
+      append_keys(values, at, std::min(kStep, count - at), worker, all_keys);
+    spare.resize(std::max(spare.size(), size_t(count) + 64));
     for (int k = 0; k < models_; ++k) {
       if (!active_[k]) continue;
       active_[k] = false;
-      copy.assign(keys[k].begin(), keys[k].end());
-      const Key threshold = kth_largest(this->template set<T>(), copy, keep_[k], spare);
+      const std::vector<Key>& keys = all_keys[size_t(tensors_->first_like(k))];
+      const Key threshold = kth_largest(this->template set<T>(), keys.data(), count, keep_[k], rounds);
       SelectCounts counts;
-      if (spare.size() < size_t(count) + 64) spare.resize(size_t(count) + 64);
-      this->template set<T>().collect(keys[k].data(), count, threshold, threshold, spare.data(), &counts);
+      this->template set<T>().collect(keys.data(), count, threshold, threshold, spare.data(), &counts);
       Selection& selection = result_[k];
       selection.threshold = threshold;
       selection.above = counts.above;
       selection.ties = counts.at_high;
       int64_t budget = keep_[k] - counts.above;
       if (keep_all_ties_ || threshold == 0 || budget == counts.at_high) continue;
-      selection.tie_end = behind_nth(keys[k], threshold, budget, spare);
+      selection.tie_end = behind_nth(keys, threshold, budget, spare);
     }
   }
 
@@ -180,40 +184,17 @@ class SelectItem final : public SelectItemBase {
     std::vector<std::vector<Key>> keys(models_);
     const int64_t runs = std::max<int64_t>(1, sample_ / kRun);
     const int64_t stride = count / runs;
+    const Wanted values = wanted();
     for (int64_t r = 0; r < runs; ++r) {
       // A place within each stride that is the same every time but follows no row length.
       const int64_t jitter = int64_t(mix64(uint64_t(r)) % uint64_t(stride - kRun + 1));
-      append_keys(r * stride + jitter, kRun, worker, keys);
+      append_keys(values, r * stride + jitter, kRun, worker, keys);
     }
+    KthRounds<T> rounds;
     for (int k = 0; k < models_; ++k)
-      if (active_[k]) intervals_[k] = around(keys[k], double(keep_[k]) / double(count));
-  }
-
-  // An interval that holds the threshold unless the sample is four standard errors off. Neighbours are alike (a row of
-  // an embedding changed or did not), so the error is taken from how much the runs differ, not from the number of keys.
-  SelectInterval around(const std::vector<Key>& sample, double share) const {
-    const int64_t size = int64_t(sample.size());
-    const int64_t rank = std::min(size - 1, int64_t(share * double(size)));
-    std::vector<Key> keys, spare;
-    const auto ranked = [&](int64_t at) {
-      keys = sample;
-      return kth_largest(this->template set<T>(), keys, at + 1, spare);
-    };
-    const Key middle = ranked(rank);
-    double squares_above = 0, squares_from = 0, above = 0, from = 0;
-    for (int64_t r = 0; r < size; r += kRun) {
-      int64_t run_above = 0, run_from = 0;
-      for (int64_t j = r; j < r + kRun; ++j) run_above += sample[j] > middle, run_from += sample[j] >= middle;
-      above += double(run_above), squares_above += double(run_above) * double(run_above);
-      from += double(run_from), squares_from += double(run_from) * double(run_from);
-    }
-    const double runs = double(size) / kRun;
-    const double error = std::sqrt(std::max(squares_above - above * above / runs, squares_from - from * from / runs));
-    const int64_t margin = 4 + int64_t(4.0 * error);
-    Key low = 0, high = Key(FloatTraits<T>::magnitude);
-    if (rank > margin) high = ranked(rank - margin);
-    if (rank + margin < size) low = ranked(rank + margin);
-    return {low, high, false, 0};
+      if (active_[k])
+        intervals_[k] = bracket_of<T>(this->template set<T>(), keys[size_t(tensors_->first_like(k))],
+                                      double(keep_[k]) / double(count), rounds);
   }
 
   // Decides from one sweep: finished, or the next interval.
@@ -234,9 +215,9 @@ class SelectItem final : public SelectItemBase {
       settle(k, high, total.above, worker, [&](size_t tile) { return state.counts[tile].at_high; });
     } else if (rank <= in_low) {
       if (state.overflow) return widen(k, low + 1, high - 1);
-      std::vector<Key> keys = state.inside;
-      std::vector<Key> spare;
-      const Key threshold = kth_largest(this->template set<T>(), keys, rank - total.at_high, spare);
+      KthRounds<T> rounds;
+      const Key threshold = kth_largest(this->template set<T>(), state.inside.data(), int64_t(state.inside.size()),
+                                        rank - total.at_high, rounds);
       const int64_t larger =
           std::count_if(state.inside.begin(), state.inside.end(), [&](Key key) { return key > threshold; });
       settle(k, threshold, total.above + total.at_high + larger, worker, [&](size_t tile) {
@@ -309,18 +290,14 @@ class SelectItem final : public SelectItemBase {
     if (nth == 0) return begin;
     std::vector<std::vector<Key>> keys(models_);
     std::vector<Key> spare;
-    std::unique_ptr<bool[]> others(new bool[models_]());  // keys of this model alone
-    others.swap(active_);
-    active_[k] = true;
+    const Wanted alone(new bool[models_]());
+    alone[k] = true;
     for (int64_t at = begin; at < tensors_->count; at += kBlock) {
       keys[k].clear();
-      append_keys(at, std::min<int64_t>(kBlock, tensors_->count - at), worker, keys);
+      append_keys(alone, at, std::min<int64_t>(kBlock, tensors_->count - at), worker, keys, tensors_->input_of(k));
       const int64_t found = behind_nth(keys[k], Key(threshold), nth, spare);
-      if (found < 0) continue;
-      others.swap(active_);
-      return at + found;
+      if (found >= 0) return at + found;
     }
-    others.swap(active_);
     return tensors_->count;
   }
 

@@ -1,5 +1,18 @@
 // The sweep of `select`: classify keys against an interval, count its ends, collect what lies strictly inside.
 
+// Groups of this many keys are passed over at once where hardly any key is near the interval.
+constexpr int kTailGroup = 64;
+
+template <class T>
+bool any_in_tail(const T* __restrict d, int count, Bits<T> end, bool largest) {
+  int hits = 0;
+  if (largest)
+    for (int j = 0; j < count; ++j) hits |= magnitude_key(d[j]) >= end;
+  else
+    for (int j = 0; j < count; ++j) hits |= magnitude_key(d[j]) <= end;
+  return hits != 0;
+}
+
 #if defined(__AVX512F__) && defined(__AVX512VL__)
 // Compression within a register and a full store: a masked compressing store to memory is microcoded on some
 // processors.
@@ -35,7 +48,55 @@ static inline int64_t collect_inside(const float* d, int count, uint32_t low, ui
   counts.inside += inside;
   return inside;
 }
+
+static inline int collect_between(const float* d, int count, uint32_t low, uint32_t high, uint32_t* out,
+                                  int64_t& above) {
+  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+  const __m512i vlow = _mm512_set1_epi32(int(low)), vhigh = _mm512_set1_epi32(int(high));
+  const __m512i one = _mm512_set1_epi32(1);
+  __m512i up_to_high = _mm512_setzero_si512();
+  uint32_t* next = out;
+  const auto collect = [&](__m512i key, __mmask16 valid) __attribute__((always_inline)) {
+    const __mmask16 le_high = _mm512_mask_cmple_epu32_mask(valid, key, vhigh);
+    const __mmask16 between = _mm512_mask_cmpge_epu32_mask(le_high, key, vlow);
+    up_to_high = _mm512_mask_add_epi32(up_to_high, le_high, up_to_high, one);
+    _mm512_storeu_si512(next, _mm512_maskz_compress_epi32(between, key));
+    next += __builtin_popcount(_cvtmask16_u32(between));
+  };
+  const int whole = count & ~15;
+  const __mmask16 rest = __mmask16((1u << (count - whole)) - 1);
+  for (int j = 0; j < whole; j += 16) collect(_mm512_and_si512(_mm512_loadu_si512(d + j), magnitude), 0xffff);
+  if (rest) collect(_mm512_and_si512(_mm512_maskz_loadu_epi32(rest, d + whole), magnitude), rest);
+  above += count - _mm512_reduce_add_epi32(up_to_high);
+  return int(next - out);
+}
+
+static inline bool any_in_tail(const float* d, int count, uint32_t end, bool largest) {
+  if (count != kTailGroup) return any_in_tail<float>(d, count, end, largest);
+  static_assert(kTailGroup == 64);
+  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff), vend = _mm512_set1_epi32(int(end));
+  const auto key = [&](int j) { return _mm512_and_si512(_mm512_loadu_si512(d + j), magnitude); };
+  const __m512i a = key(0), b = key(16), c = key(32), e = key(48);
+  return largest ? _mm512_cmpge_epu32_mask(_mm512_max_epu32(_mm512_max_epu32(a, b), _mm512_max_epu32(c, e)), vend)
+                 : _mm512_cmple_epu32_mask(_mm512_min_epu32(_mm512_min_epu32(a, b), _mm512_min_epu32(c, e)), vend);
+}
 #endif
+
+// Collects the keys in [low, high], in order, and counts those above; `out` has room for 64 more.
+template <class T>
+int collect_between(const T* __restrict d, int count, Bits<T> low, Bits<T> high, Bits<T>* __restrict out,
+                    int64_t& above) {
+  const Bits<T> span = high - low;
+  int found = 0, over = 0;
+  for (int j = 0; j < count; ++j) over += magnitude_key(d[j]) > high;
+  for (int j = 0; j < count; ++j) {
+    const Bits<T> key = magnitude_key(d[j]);
+    out[found] = key;
+    found += key - low <= span;
+  }
+  above += over;
+  return found;
+}
 
 template <class T>
 int64_t collect_inside(const T* __restrict d, int count, Bits<T> low, Bits<T> high, Bits<T>* __restrict out,
@@ -79,6 +140,19 @@ void collect(const Bits<T>* keys, int64_t count, Bits<T> low, Bits<T> high, Bits
   }
 }
 
+// The same for an interval in a tail: a group that has no key there is all above, or all below.
+template <class T>
+void collect_tail(const T* d, int count, Tail tail, Bits<T> low, Bits<T> high, Bits<T>* out, SelectCounts& counts) {
+  const bool largest = tail == Tail::largest;
+  for (int start = 0; start < count; start += kTailGroup) {
+    const int n = count - start < kTailGroup ? count - start : kTailGroup;
+    if (any_in_tail(d + start, n, largest ? low : high, largest))
+      out += collect_inside(d + start, n, low, high, out, counts);
+    else if (!largest)
+      counts.above += n;
+  }
+}
+
 template <class T>
 void count_bins(const T* d, int count, const SelectInterval& interval, SelectCounts& counts, int64_t* bins) {
   for (int j = 0; j < count; ++j) {
@@ -91,21 +165,51 @@ void count_bins(const T* d, int count, const SelectInterval& interval, SelectCou
 template <class T>
 void select(const Operands& operands, const SelectInterval* intervals, const bool* active, int64_t begin, int64_t count,
             SelectCounts* counts, Bits<T>* const* inside, int64_t* const* bins, void* scratch, int64_t* nonfinite) {
+  // Collecting the keys in [low, high] and classifying only these takes half the time, where that is vectorised.
+#if defined(__AVX512F__) && defined(__AVX512VL__)
+  constexpr bool kTwoSteps = sizeof(T) == sizeof(float);
+#else
+  constexpr bool kTwoSteps = false;
+#endif
   Arena arena(scratch);
   Measured<T> measured(operands, arena);
+  const int values = operands.values();
+  int* between = arena.take<int>(size_t(values));
+  for (int k = 0; k < values; ++k) counts[k] = SelectCounts(), between[k] = 0;
   for (int64_t done = 0; done < count; done += kStage) {
     const int n = int(count - done < kStage ? count - done : kStage);
     measured.load(operands, begin + done, n, nonfinite);
-    for (int k = 0; k < operands.values(); ++k) {
+    for (int k = 0; k < values; ++k) {
       if (!active[k]) continue;
       const SelectInterval& interval = intervals[k];
+      const Bits<T> low = Bits<T>(interval.low), high = Bits<T>(interval.high);
+      const T* d = measured.d[k];
       if (interval.histogram)
-        count_bins(measured.d[k], n, interval, counts[k], bins[k]);
+        count_bins(d, n, interval, counts[k], bins[k]);
+      else if (interval.tail != Tail::none)
+        collect_tail(d, n, interval.tail, low, high, inside[k] + counts[k].inside, counts[k]);
+      else if constexpr (kTwoSteps)
+        // Zeros are many where little has changed, and below them is nothing: they are what is left over.
+        between[k] += collect_between(d, n, low ? low : 1, high, inside[k] + between[k], counts[k].above);
       else
-        collect_inside(measured.d[k], n, Bits<T>(interval.low), Bits<T>(interval.high), inside[k] + counts[k].inside,
-                       counts[k]);
+        collect_inside(d, n, low, high, inside[k] + counts[k].inside, counts[k]);
     }
   }
+  if constexpr (kTwoSteps)
+    for (int k = 0; k < values; ++k) {
+      const SelectInterval& interval = intervals[k];
+      if (!active[k] || interval.histogram || interval.tail != Tail::none) continue;
+      const int64_t zeros = interval.low ? 0 : count - counts[k].above - between[k];
+      (interval.high ? counts[k].at_low : counts[k].at_high) += zeros;
+      collect<T>(inside[k], between[k], Bits<T>(interval.low), Bits<T>(interval.high), inside[k], counts + k);
+    }
+}
+
+// Whether every value that is asked for is a delta.
+static inline bool only_deltas(const Operands& operands, const bool* active) {
+  for (int k = 0; operands.program && k < operands.values(); ++k)
+    if (active[k] && operands.program->outputs[k] >= operands.models) return false;
+  return true;
 }
 
 template <class T>
@@ -113,7 +217,7 @@ void keys(const Operands& operands, const bool* active, int64_t begin, int count
   Arena arena(scratch);
   int64_t* ignored = arena.take<int64_t>(size_t(operands.models) + 1);
   for (int k = 0; k <= operands.models; ++k) ignored[k] = 0;
-  if (operands.program) {
+  if (!only_deltas(operands, active)) {
     Measured<T> measured(operands, arena);
     measured.load(operands, begin, count, ignored);
     for (int m = 0; m < operands.values(); ++m)
@@ -124,10 +228,12 @@ void keys(const Operands& operands, const bool* active, int64_t begin, int count
   Operands one = operands;
   one.models = 1;
   Staged<T> staged(one, arena);
-  for (int k = 0; k < operands.models; ++k) {
+  for (int k = 0; k < operands.values(); ++k) {
     if (!active[k]) continue;
-    one.inputs = operands.inputs + k;
-    staged.load(one, nullptr, begin, count, ignored);
-    copy_keys(staged.d[0], count, out[k]);
+    one.inputs = operands.inputs + (operands.program ? operands.program->outputs[k] : k);
+    T* d = staged.d[0];
+    if (!staged.load(one, nullptr, begin, count, ignored) && operands.program)
+      for (int j = 0; j < count; ++j) d[j] = measured(d[j]);
+    copy_keys(d, count, out[k]);
   }
 }

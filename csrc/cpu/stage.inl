@@ -140,8 +140,8 @@ struct Staged {
       for (int j = 0; j < kStage; ++j) base[j] = T(0);
   }
 
-  // `keep`: one rule per model, or null to keep all.
-  void load(const Operands& operands, const Keep* keep, int64_t begin, int count, int64_t* nonfinite) {
+  // `keep`: one rule per model, or null to keep all. Whether all was finite.
+  bool load(const Operands& operands, const Keep* keep, int64_t begin, int count, int64_t* nonfinite) {
     if (operands.base) widen_source(*operands.base, begin - operands.first, count, base);
     Bits<T> top = 0;
     for (int k = 0; k < operands.models; ++k) {
@@ -149,7 +149,9 @@ struct Staged {
           load_model(operands.inputs[k], keep ? keep + k : nullptr, begin, begin - operands.first, count, d[k]);
       top = key > top ? key : top;
     }
-    if (top >= FloatTraits<T>::infinity) load_nonfinite(operands, keep, begin, count, nonfinite);
+    if (top < FloatTraits<T>::infinity) return true;
+    load_nonfinite(operands, keep, begin, count, nonfinite);
+    return false;
   }
 
   // Copies a loaded delta with what `keep` drops zeroed.

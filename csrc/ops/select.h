@@ -12,8 +12,8 @@ namespace warpmerge {
 
 constexpr int kSelectBins = 2048;
 
-// Bins of a histogram that is a result, and room for what lies outside: several places, for the sake of speed.
-constexpr int kHistogramBins = 1 << 16, kHistogramRoom = kHistogramBins + 16;
+// Bins of a histogram that is a result.
+constexpr int kHistogramBins = 1 << 16;
 
 // What is known of the keys in a bin of `count` keys, one more being added: which it is, if all are the same.
 constexpr uint64_t kSeveralKeys = ~uint64_t(0);

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .dtypes import BFLOAT16
+from .formula import Leaf
 from .ops import NO_TIE_END, Histogram, HistogramResult, Select, Selection
 from .tasks import Buffer, TensorTask
 
@@ -38,8 +39,9 @@ class _Search:
 def select(model: ModelScope, request: Select) -> list[Selection]:
     largest = 2**63 - 1 if model.wide else 2**31 - 1
     searches = [_Search(rank, 0, largest) for rank in request.counts]
-    if request.of is None:
-        _bracket(model, searches, request.relative)
+    inputs = _inputs(request)
+    if inputs is not None:
+        _bracket(model, searches, inputs, request.relative)
     report = True
     while any(s.rank and s.found is None for s in searches):
         results = _sweep(model, request, searches, report)
@@ -154,7 +156,15 @@ def _with_tie_end(model: ModelScope, request: Select, searches: Sequence[_Search
 # --- a sample -------------------------------------------------------------------------------------------------------
 
 
-def _bracket(model: ModelScope, searches: Sequence[_Search], relative: bool) -> None:
+def _inputs(request: Select) -> list[int] | None:
+    """The input whose delta each value is; None if there are others."""
+    if request.of is None:
+        return list(range(len(request.counts)))
+    values = request.of.values
+    return [v.payload for v in values] if all(v.op is Leaf.DELTA for v in values) else None
+
+
+def _bracket(model: ModelScope, searches: Sequence[_Search], inputs: Sequence[int], relative: bool) -> None:
     """Intervals that very likely hold the keys, where the inputs are at hand."""
     if any(b.device is not None for t in model.tasks for b in t.inputs):
         return
@@ -165,13 +175,16 @@ def _bracket(model: ModelScope, searches: Sequence[_Search], relative: bool) -> 
     size = RUN * len(runs)
     # Four standard errors of a rank if elements were independent; neighbours are alike, so it may miss.
     error = 2 * np.sqrt(size)
-    asked = [k for k, search in enumerate(searches) if search.rank]
+    asked = sorted({k for k, search in zip(inputs, searches, strict=True) if search.rank})
     sampled = np.empty((len(asked), len(runs), RUN), np.int64)
     for number, (task, at) in enumerate(runs):
         sampled[:, number] = _keys(task, asked, at, relative, model.wide)
-    for k, keys in zip(asked, sampled.reshape(len(asked), size), strict=True):
-        search = searches[k]
-        keys.sort()
+    sampled = sampled.reshape(len(asked), size)
+    sampled.sort()
+    for k, search in zip(inputs, searches, strict=True):
+        if not search.rank:
+            continue
+        keys = sampled[asked.index(k)]
         place = size - search.rank / total * size
         below, above = int(place - error), int(place + error)
         search.low = int(keys[below]) if below >= 0 else 0

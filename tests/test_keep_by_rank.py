@@ -158,6 +158,9 @@ def test_other_requests_are_left_alone():
 def test_refused():
     with pytest.raises(MergeError, match=r"rank\(k\)"):
         Formula((kept(delta(0), ranked(5, 0.1, 0.2)),)).program(1, False)
+    for step, columns in [(-1.0, 5), (1.0, 0)]:
+        with pytest.raises(MergeError, match="at least 0 and the length"):
+            KeepRanked(KEY, 100.0, step, columns)
     base, tensors = family("fp32", 1, 1000)
     for columns in (7, -10, 2000):
         with pytest.raises(ValueError, match="whole rows"):

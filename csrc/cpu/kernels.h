@@ -216,7 +216,7 @@ inline size_t rank_work(int64_t columns) {
          4 * sizeof(double) * kStage;
 }
 
-// Bytes that deciding by rank needs.
+// Bytes that deciding by rank needs: arrays of a row, a stage's draws, three tables of the counting pass, staging.
 inline size_t by_rank_work(int64_t columns) {
   const size_t row = size_t(columns) + 64;
   return row * (3 * sizeof(double) + 2 * sizeof(uint32_t) + 3 * sizeof(uint16_t)) + 3 * kStage * sizeof(uint16_t) +

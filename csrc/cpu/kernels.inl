@@ -20,6 +20,7 @@ namespace {
 #include "draw.inl"
 #include "stage.inl"
 #include "ranks.inl"
+#include "key_steps.inl"
 #include "by_rank.inl"
 #include "formula.inl"
 #include "consensus.inl"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .errors import MergeError
+
 NO_TIE_END = 2**63 - 1
 
 
@@ -49,6 +51,10 @@ class KeepRanked:
     low: float
     step: float
     columns: int
+
+    def __post_init__(self) -> None:
+        if self.step < 0 or self.columns < 1:
+            raise MergeError("a rule that keeps by rank needs a step of at least 0 and the length of a row.")
 
     def moved(self, first: int) -> KeepRanked:
         """The same: draws and rows are those of the tensor, wherever it begins."""

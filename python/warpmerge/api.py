@@ -138,7 +138,7 @@ def _cpu_memory(plan: Plan, threads: int, limit: int | str | None) -> tuple[int,
         tile = cpu.tile_for(None if budget is None else budget - whole, threads, models, itemsize, largest)
     except ValueError as error:
         least = show_size(error.args[0] + whole)
-        why = f", as method '{plan.recipe.method.name}' takes whole tensors" if whole else ""
+        why = f", as method '{plan.recipe.method.name}' holds more of a tensor than tiles" if whole else ""
         raise RecipeError(f"memory: {show_size(budget)} is too little; {threads} threads need {least}{why}.") from None
     return tile, cpu.memory(threads, tile, models, itemsize, largest) + whole
 

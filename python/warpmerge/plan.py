@@ -83,7 +83,7 @@ class Plan:
         return sum(job.read_bytes * self.passes(job) for job in self.jobs)
 
     def whole_bytes(self) -> int:
-        """What a method that takes whole tensors holds of the one that needs most, beside tiles."""
+        """What a method holds of the tensor that needs most, beside tiles."""
         method, models = self.recipe.method, len(self.inputs)
         if method.memory is None:
             return 0

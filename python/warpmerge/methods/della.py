@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Generator, Mapping
 from typing import Any, NamedTuple
 
@@ -71,6 +72,11 @@ def cuts(tensor: TensorInfo, density: float, epsilon: float) -> tuple[float, flo
     if tensor.columns < 2:
         return density * STEPS, 0.0
     return (density - epsilon) * STEPS, 2 * epsilon * STEPS / (tensor.columns - 1)
+
+
+def decisions(shape: tuple[int, ...], models: int) -> int:
+    """Bytes: a bit per element and model, for what the second pass keeps."""
+    return models * (math.prod(shape) // 8 + 64)
 
 
 def drop_by_rank(tensor: TensorInfo, p: Mapping[str, Any]) -> tuple[Keep, ...]:
@@ -161,6 +167,7 @@ IN_PAPER = [
     parameters=[WEIGHT, DENSITY, EPSILON, normalize_option(True), RESCALE, *ELECTED],
     check=_check_della,
     passes=_passes,
+    memory=decisions,
     formula=DROPPED + ELECTION,
     paper=PAPER,
     notes=NOTES,
@@ -179,6 +186,7 @@ def della(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     parameters=[WEIGHT, DENSITY, EPSILON, normalize_option(False), RESCALE, divisor_option(), LAMBDA, INT8_MASK],
     check=_check_density,
     passes=_passes,
+    memory=decisions,
     formula=DROPPED + SUMMED,
     paper=PAPER,
     notes=NOTES,

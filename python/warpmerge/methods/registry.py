@@ -48,8 +48,9 @@ def method(
     the inputs are read, or a function of the parameters' values whose text says it in words. models: the least and the
     largest (or None) number of models. check: called with the values and the number of models, raises RecipeError if
     they do not go together. companions: tensors that it needs of each model beside its weights; only where the base is
-    a donor. memory: of one that takes whole tensors, a bound on its bytes for a shape and number of models. formula,
-    paper, notes, differences: for people. presets: named sets of options; the first one is the default and best empty.
+    a donor. memory: of one that holds more of a tensor than tiles, a bound on those bytes for a shape and number of
+    models. formula, paper, notes, differences: for people. presets: named sets of options; the first one is the default
+    and best empty.
 
     Raises RecipeError if another function has registered the name.
     """

@@ -92,6 +92,16 @@ def _of_elements(models: int) -> Formula:
     return Formula((add_up([delta(k) * share for k, share in enumerate(shares)]),))
 
 
+def sums(shape: tuple[int, ...], models: int) -> int:
+    """Bytes of the products' sums (csrc/ops/products.h), and of a few arrays of them."""
+    if len(shape) < 2:
+        return 0
+    columns = shape[-1]
+    rows = math.prod(shape) // max(1, columns)
+    partial = max(columns * min(64, rows, max(1, 2**19 // max(1, columns))), rows * -(-columns // 4096))
+    return 8 * (2 * models + 1) * partial + 64 * models * max(rows, columns)
+
+
 @functools.lru_cache
 def _of_vectors(models: int, by_row: bool) -> Formula:
     place = row if by_row else column
@@ -106,6 +116,7 @@ def _of_vectors(models: int, by_row: bool) -> Formula:
         number("calibration", default=1.0, help="share of a model's delta where it stands out"),
     ],
     passes=2,
+    memory=sums,
     formula="""y = x_0 + sum (s_k + t_k) / 2 d_k,  for each column j
 s_k = softmax over the models of R_k,  calibration where R_k > ratio (mean of R_k over the columns)
 R_k = rank of ||x_k,j| - |x_0,j|| among the columns / their number,  t_k likewise of 1 - cos angle(x_k,j, x_0,j)
@@ -131,8 +142,8 @@ def widen(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     if not tensor.count:
         return Copy()
     if not is_matrix(tensor):
-        sums = yield Rows(_sizes(tensor.models).using(columns=tensor.columns))
-        bounds = [ratio * (float(s) / tensor.count) * SLACK for (s,) in sums]
+        found = yield Rows(_sizes(tensor.models).using(columns=tensor.columns))
+        bounds = [ratio * (float(s) / tensor.count) * SLACK for (s,) in found]
         return Apply(_of_elements(tensor.models).using(calibration, *bounds), relative=True)
     by_row = any(name in tensor.name for name in EMBEDDINGS)
     values = range(1, tensor.models + 1)

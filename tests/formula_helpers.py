@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from kernel_helpers import DTYPES, INTEGERS, MIXED, assert_same_bits, buffer, family, task
+from kernel_helpers import DTYPES, INTEGERS, MIXED, assert_same_bits, buffer, cpu, family, reference, task
 from warpmerge import formula as f
 from warpmerge.formula import Expr, Formula, Op
 from warpmerge.ops import KEEP_ALL, KEEP_NONE, KeepAbove, KeepDrawn
@@ -114,3 +114,20 @@ def assert_same_tensors(got: Sequence[torch.Tensor], wanted: Sequence[torch.Tens
 
 def is_wide(dtype: str) -> bool:
     return torch.float64 in MIXED.get(dtype, (DTYPES.get(dtype),))
+
+
+def compare_arrays(
+    request: Any,
+    tensors: Sequence[torch.Tensor],
+    base: torch.Tensor | None,
+    configurations: Sequence[Any],
+    **options: Any,
+) -> np.ndarray:
+    """The reference's measurement, a float64 array, to which the CPU's must be equal bit for bit."""
+    wanted, counts, _ = carry_out(reference(), request, tensors, base, **options)
+    for configuration in configurations:
+        got, nonfinite, _ = carry_out(cpu(*configuration), request, tensors, base, **options)
+        got = np.asarray(got)
+        assert (got.dtype, got.shape, nonfinite) == (np.float64, wanted.shape, counts), configuration
+        assert np.array_equal(got.view(np.int64), wanted.view(np.int64)), configuration
+    return wanted

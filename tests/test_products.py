@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from formula_helpers import KEY, adversarial, carry_out, formula, random_values
+from formula_helpers import KEY, adversarial, carry_out, compare_arrays, formula, random_values
 from kernel_helpers import ALL_DTYPES, CONFIGURATIONS, ISAS, buffer, cpu, family, reference
 from warpmerge import formula as f
 from warpmerge.errors import MergeError
@@ -34,13 +34,7 @@ SHAPES += [(129, 512), (33, 896), (6, 4096), (5, 4097), (3, 8193), (67, 8200), (
 
 
 def compare(request, tensors, base, configurations=CONFIGURATIONS, **options):
-    wanted, counts, _ = carry_out(reference(), request, tensors, base, **options)
-    for configuration in configurations:
-        got, nonfinite, _ = carry_out(cpu(*configuration), request, tensors, base, **options)
-        got = np.asarray(got)
-        assert (got.dtype, got.shape, nonfinite) == (np.float64, wanted.shape, counts), configuration
-        assert np.array_equal(got.view(np.int64), wanted.view(np.int64)), configuration
-    return wanted
+    return compare_arrays(request, tensors, base, configurations, **options)
 
 
 @pytest.mark.parametrize("per_column", [False, True])

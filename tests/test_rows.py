@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from formula_helpers import KEY, adversarial, carry_out, formula, random_values
+from formula_helpers import KEY, adversarial, carry_out, compare_arrays, formula, random_values
 from kernel_helpers import ALL_DTYPES, CONFIGURATIONS, ISAS, buffer, cpu, family, reference
 from warpmerge import formula as f
 from warpmerge.errors import MergeError
@@ -17,13 +17,7 @@ LENGTHS = [1, 2, 7, 64, 255, 256, 257, 511, 512, 896, 4095, 4096, 4097, 8192, 20
 
 
 def compare(request, tensors, base, configurations=CONFIGURATIONS, **options):
-    wanted, counts, _ = carry_out(reference(), request, tensors, base, **options)
-    for configuration in configurations:
-        got, nonfinite, _ = carry_out(cpu(*configuration), request, tensors, base, **options)
-        got = np.asarray(got)
-        assert (got.dtype, got.shape, nonfinite) == (np.float64, wanted.shape, counts), configuration
-        assert np.array_equal(got.view(np.int64), wanted.view(np.int64)), configuration
-    return wanted
+    return compare_arrays(request, tensors, base, configurations, **options)
 
 
 @pytest.mark.parametrize("largest", [False, True])

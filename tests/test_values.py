@@ -179,7 +179,10 @@ def test_the_largest_products_do_not_overflow():
 
 def test_seeds_of_numpy():
     base, models = family("fp32", 2, 100)
-    merge = lambda seed: wm.merge_tensors(models, "dare_linear", base=base, weight=1, density=0.5, seed=seed)  # noqa: E731
+
+    def merge(seed):
+        return wm.merge_tensors(models, "dare_linear", base=base, weight=1, density=0.5, seed=seed)
+
     assert_same_bits(merge(np.int64(7)), merge(7))
     assert not torch.equal(merge(7), merge(8))
 

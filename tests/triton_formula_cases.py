@@ -174,7 +174,10 @@ def random_formula(seed, inputs, length, wide, count):
         row(vector.normal(size=rows)),
         column(vector.normal(size=columns)),
     ]
-    pick = lambda: choose.choice(made[-12:])  # noqa: E731
+
+    def pick():
+        return choose.choice(made[-12:])
+
     unary = [abs, sqrt, lambda a: -a, lambda a: kept(a, choose.choice(rules)), lambda a: Expr(Op.POW2, (whole(a),)),
              lambda a: a + draw(choose.getrandbits(64)) * 2.0**-16, lambda a: a * choose.gauss(0, 1)]  # fmt: skip
     binary = [lambda a, b: a + b, lambda a, b: a - b, lambda a, b: a * b, lambda a, b: a / b, minimum, maximum, equal,

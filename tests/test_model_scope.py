@@ -129,7 +129,7 @@ def test_threshold_of_any_interval(monkeypatch, kept):
     wanted = wm.merge_state_dicts(tuned, "ties", base=base, scope="model", weight=1, density=0.4, backend="torch")
     for low, high in [(0, 1), (2**31 - 2, 2**31 - 1), (0, 2**31 - 1), (0x3A000000, 0x3A000000), (1, 0x3A800000)]:
 
-        def bracket(model, searches, inputs, relative, low=low, high=high):
+        def bracket(model, searches, request, low=low, high=high):
             for search in searches:
                 search.low, search.high = low, high
 

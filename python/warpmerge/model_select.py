@@ -6,14 +6,13 @@ should it miss, or the bin that counts hold several keys, further reads narrow t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .dtypes import BFLOAT16
-from .formula import Leaf
+from .dtypes import BFLOAT16, FLOAT32, FLOAT64
 from .ops import NO_TIE_END, Histogram, HistogramResult, Select, Selection
 from .tasks import Buffer, TensorTask
 
@@ -39,9 +38,8 @@ class _Search:
 def select(model: ModelScope, request: Select) -> list[Selection]:
     largest = 2**63 - 1 if model.wide else 2**31 - 1
     searches = [_Search(rank, 0, largest) for rank in request.counts]
-    inputs = _inputs(request)
-    if inputs is not None:
-        _bracket(model, searches, inputs, request.relative)
+    if _samples(model, request):
+        _bracket(model, searches, request)
     report = True
     while any(s.rank and s.found is None for s in searches):
         results = _sweep(model, request, searches, report)
@@ -156,39 +154,58 @@ def _with_tie_end(model: ModelScope, request: Select, searches: Sequence[_Search
 # --- a sample -------------------------------------------------------------------------------------------------------
 
 
-def _inputs(request: Select) -> list[int] | None:
-    """The input whose delta each value is; None if there are others."""
-    if request.of is None:
-        return list(range(len(request.counts)))
-    values = request.of.values
-    return [v.payload for v in values] if all(v.op is Leaf.DELTA for v in values) else None
-
-
-def _bracket(model: ModelScope, searches: Sequence[_Search], inputs: Sequence[int], relative: bool) -> None:
-    """Intervals that very likely hold the keys, where the inputs are at hand."""
+def _samples(model: ModelScope, request: Select) -> bool:
+    """Whether some elements can stand for all: where the inputs are at hand, and values do not depend on places."""
     if any(b.device is not None for t in model.tasks for b in t.inputs):
-        return
-    total = model.count
-    runs = list(_runs(model.tasks, total))
+        return False
+    if request.of is None:
+        return True
+    program = request.of.program(len(model.tasks[0].inputs), model.wide)
+    return not (program.rules or program.keys or program.vectors or program.ranked)
+
+
+def _bracket(model: ModelScope, searches: Sequence[_Search], request: Select) -> None:
+    """Intervals that very likely hold the keys, from order statistics of a sample."""
+    runs = list(_runs(model.tasks, model.count))
     if len(runs) < 16:
         return
     size = RUN * len(runs)
     # Four standard errors of a rank if elements were independent; neighbours are alike, so it may miss.
     error = 2 * np.sqrt(size)
-    asked = sorted({k for k, search in zip(inputs, searches, strict=True) if search.rank})
-    sampled = np.empty((len(asked), len(runs), RUN), np.int64)
-    for number, (task, at) in enumerate(runs):
-        sampled[:, number] = _keys(task, asked, at, relative, model.wide)
-    sampled = sampled.reshape(len(asked), size)
-    sampled.sort()
-    for k, search in zip(inputs, searches, strict=True):
-        if not search.rank:
-            continue
-        keys = sampled[asked.index(k)]
-        place = size - search.rank / total * size
-        below, above = int(place - error), int(place + error)
-        search.low = int(keys[below]) if below >= 0 else 0
-        search.high = int(keys[above]) if above < size else search.high
+    places = [s.rank / model.count * size for s in searches]
+    highs = [int(p - error) if s.rank and p - error >= 1 else 0 for p, s in zip(places, searches, strict=True)]
+    lows = [int(p + error) + 1 if s.rank and p + error < size else 0 for p, s in zip(places, searches, strict=True)]
+    sample = _sample(runs, size, model.wide)
+    for counts, end in ((highs, "high"), (lows, "low")):
+        if any(counts):
+            asked = Select(tuple(counts), True, request.relative, request.of)
+            (found,) = model.each(asked, [sample], report=False)
+            for search, count, selection in zip(searches, counts, found, strict=True):
+                if count:
+                    setattr(search, end, selection.threshold)
+
+
+def _sample(runs: Sequence[tuple[TensorTask, int]], size: int, wide: bool) -> TensorTask:
+    """The runs as one tensor in memory, in the compute type; what is not finite is no reason to stop here."""
+    dtype = FLOAT64 if wide else FLOAT32
+    first = runs[0][0]
+
+    def gathered(which: Callable[[TensorTask], Buffer]) -> Buffer:
+        data = np.empty((len(runs), RUN), dtype.name)
+        for row, (task, at) in zip(data, runs, strict=True):
+            row[:] = np.resize(_elements(which(task), at, min(RUN, task.info.count)), RUN)
+        return Buffer(data.nbytes, dtype, data.ctypes.data, owner=data)
+
+    return replace(
+        first,
+        info=replace(first.info, count=size, shape=(size,), wide=wide),
+        values={**first.values, "nonfinite": "propagate"},
+        wide=wide,
+        inputs=[gathered(lambda task, k=k: task.inputs[k]) for k in range(len(first.inputs))],
+        base=gathered(lambda task: task.base) if first.base is not None else None,
+        cache={},
+        flight=None,
+    )
 
 
 def _runs(tasks: Sequence[TensorTask], total: int) -> Iterable[tuple[TensorTask, int]]:
@@ -199,18 +216,6 @@ def _runs(tasks: Sequence[TensorTask], total: int) -> Iterable[tuple[TensorTask,
             yield task, min(at - first, max(0, task.info.count - RUN))
             at += stride
         first += task.info.count
-
-
-def _keys(task: TensorTask, models: Sequence[int], at: int, relative: bool, wide: bool) -> np.ndarray:
-    """(models, RUN) int64: magnitude keys from element `at` on; a short tensor's as often as it takes."""
-    compute = np.float64 if wide else np.float32
-    count = min(RUN, task.info.count)
-    d = np.array([_elements(task.inputs[k], at, count) for k in models], compute)
-    if relative and task.base is not None:
-        with np.errstate(all="ignore"):
-            d -= _elements(task.base, at, count).astype(compute)
-    keys = np.abs(d).view(np.uint64 if wide else np.uint32).astype(np.int64)
-    return keys[:, np.arange(RUN) % count]
 
 
 def _elements(buffer: Buffer, at: int, count: int) -> np.ndarray:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from warpmerge import formula as f
-from warpmerge.formula import Formula
-from warpmerge.ops import KEEP_ALL, Apply, Histogram, Moments, Rows, Select
+from warpmerge.expr import expression as f
+from warpmerge.expr.expression import Formula
+from warpmerge.requests import KEEP_ALL, Histogram, KthLargest, Map, Moments, Rows
 
 from .kernels import Case, cases, measure, reference, some_cases
 from .programs import chain, median
@@ -12,18 +12,18 @@ from .programs import chain, median
 
 @cases(what="12 instructions")
 def test_short(benchmark, case: Case) -> None:
-    measure(benchmark, "formula", case, lambda count: Apply(Formula((median(),)), relative=True))
+    measure(benchmark, "formula", case, lambda count: Map(Formula((median(),)), on_deltas=True))
 
 
 @cases(what="52 instructions")
 def test_long(benchmark, case: Case) -> None:
-    measure(benchmark, "formula", case, lambda count: Apply(Formula((chain(),)), relative=True))
+    measure(benchmark, "formula", case, lambda count: Map(Formula((chain(),)), on_deltas=True))
 
 
 @some_cases(Case(what="exp and tanh"), Case("fp32", what="exp and tanh"), reference(what="exp and tanh"))
 def test_spelled_functions(benchmark, case: Case) -> None:
     value = f.tanh(f.delta(0) * 3) + f.exp(f.delta(1)) * f.delta(2)
-    measure(benchmark, "formula", case, lambda count: Apply(Formula((value,)), relative=True))
+    measure(benchmark, "formula", case, lambda count: Map(Formula((value,)), on_deltas=True))
 
 
 @some_cases(Case(what="moments"), reference(what="moments"))
@@ -34,7 +34,7 @@ def test_moments(benchmark, case: Case) -> None:
 @some_cases(Case(what="selection"), reference(what="selection"))
 def test_selection(benchmark, case: Case) -> None:
     product = Formula((f.delta(0) * f.delta(1),))
-    measure(benchmark, "formula", case, lambda count: Select((count // 5,), of=product))
+    measure(benchmark, "formula", case, lambda count: KthLargest((count // 5,), of=product))
 
 
 @some_cases(Case(what="histogram"), reference(what="histogram"))
@@ -51,9 +51,9 @@ def test_rows(benchmark, case: Case) -> None:
 
 @some_cases(Case(what="ranks"), Case(what="ranks", threads=1), reference(what="ranks"))
 def test_ranks(benchmark, case: Case) -> None:
-    def upper_half(count: int) -> Apply:
+    def upper_half(count: int) -> Map:
         length = columns(count)
-        return Apply(Formula((f.where(f.rank(0) < length // 2, 0.0, f.delta(0)),), length), relative=True)
+        return Map(Formula((f.where(f.rank(0) < length // 2, 0.0, f.delta(0)),), length), on_deltas=True)
 
     measure(benchmark, "formula", case, upper_half)
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from warpmerge.ops import Gram
+from warpmerge.requests import Gram
 
 from .kernels import Case, cases, measure, reference, some_cases
 
 
 @cases(what="deltas")
 def test_deltas(benchmark, case: Case) -> None:
-    measure(benchmark, "gram", case, lambda count: Gram(relative=True))
+    measure(benchmark, "gram", case, lambda count: Gram(on_deltas=True))
 
 
 @some_cases(Case(what="slerp", models=2), reference(what="slerp", models=2))
 def test_slerp(benchmark, case: Case) -> None:
-    measure(benchmark, "gram", case, lambda count: Gram(relative=False))
+    measure(benchmark, "gram", case, lambda count: Gram(on_deltas=False))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from warpmerge.plan import make_plan
+from warpmerge.plan.file_plan import make_plan
 from warpmerge.recipe import Recipe
 
 from . import pagecache, process
@@ -41,10 +41,10 @@ def test_merge(benchmark, checkpoints, scratch, request, regime: str, method: st
 
 
 @pytest.mark.parametrize("method", FURTHER, ids=lambda name: name.replace(", ", "-"))
-def test_method(benchmark, checkpoints, companions, scratch, request, method: str) -> None:
+def test_method(benchmark, checkpoints, auxiliary, scratch, request, method: str) -> None:
     shape = request.config.getoption("shape")
-    beside = companions(shape, FURTHER[method])
-    case = make_case(method, checkpoints(shape), bench_dir() / "recipes" / shape, companions=beside)
+    beside = auxiliary(shape, FURTHER[method])
+    case = make_case(method, checkpoints(shape), bench_dir() / "recipes" / shape, auxiliary=beside)
     measure(benchmark, case, scratch, "warm", min(3, request.config.getoption("rounds")), shape)
 
 

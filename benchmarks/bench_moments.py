@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from warpmerge.ops import KEEP_ALL, KeepDrawn, Moments
+from warpmerge.requests import KEEP_ALL, Moments, RandomMask
 
 from .kernels import Case, cases, measure, reference, some_cases
 
@@ -14,5 +14,5 @@ def test_all(benchmark, case: Case) -> None:
 
 @some_cases(Case(what="only_l1"), reference(what="only_l1"))
 def test_only_l1(benchmark, case: Case) -> None:
-    keep = tuple(KeepDrawn(key=0x9E3779B97F4A7C15 + k, cut=32768) for k in range(case.models))
+    keep = tuple(RandomMask(key=0x9E3779B97F4A7C15 + k, cut=32768) for k in range(case.models))
     measure(benchmark, "moments", case, lambda count: Moments(keep, only_l1=True))

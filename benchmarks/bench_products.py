@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 
-from warpmerge import formula as f
-from warpmerge.formula import Formula
-from warpmerge.ops import Products
+from warpmerge.expr import expression as f
+from warpmerge.expr.expression import Formula
+from warpmerge.requests import Products
 
 from .bench_formula import columns
 from .kernels import Case, cases, measure, reference, some_cases

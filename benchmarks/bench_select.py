@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from warpmerge.ops import Select
+from warpmerge.requests import KthLargest
 
 from .kernels import Case, cases, measure
 
 
 @cases()
 def test_select(benchmark, case: Case) -> None:
-    def make(count: int) -> Select:
-        return Select((count // 2,) * case.models)
+    def make(count: int) -> KthLargest:
+        return KthLargest((count // 2,) * case.models)
 
     measure(benchmark, "select", case, make, reach="<= 0.7 ns", aim="<= 0.3 ns")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from warpmerge.ops import WeightedSum
+from warpmerge.requests import WeightedSum
 
 from .kernels import WEIGHTS, Case, cases, measure
 
 
 @cases(Case(models=2), Case(models=8))
 def test_weighted_sum(benchmark, case: Case) -> None:
-    measure(benchmark, "weighted_sum", case, lambda count: WeightedSum(WEIGHTS[: case.models], relative=True))
+    measure(benchmark, "weighted_sum", case, lambda count: WeightedSum(WEIGHTS[: case.models], on_deltas=True))

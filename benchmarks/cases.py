@@ -107,7 +107,7 @@ class Case:
     base: Path | None
     models: tuple[Path, ...]
     weights: tuple[float, ...]
-    companions: tuple[Path, ...] = ()  # checkpoints that are read beside the inputs
+    auxiliary: tuple[Path, ...] = ()  # checkpoints that are read beside the inputs
 
     @property
     def template(self) -> Path:
@@ -116,7 +116,7 @@ class Case:
 
     @property
     def read(self) -> list[Path]:
-        return [shard for folder in (*self.inputs, *self.companions) for shard in shards(folder)]
+        return [shard for folder in (*self.inputs, *self.auxiliary) for shard in shards(folder)]
 
     @property
     def copied(self) -> list[Path]:
@@ -138,12 +138,12 @@ def make_case(
     *,
     weights: Sequence[float] = WEIGHTS,
     models: int | None = None,
-    companions: Sequence[Path] = (),
+    auxiliary: Sequence[Path] = (),
     **top_level: Any,
 ) -> Case:
     """Writes the recipe of a method into `folder`.
 
-    companions: one checkpoint per model, where the method takes them. top_level: further keys such as `dtype`.
+    auxiliary tensors: one checkpoint per model, where the method takes them. top_level: further keys such as `dtype`.
     """
     method = METHODS.get(name) or FURTHER[name]
     chosen = checkpoints.models[: method.models if models is None else models]
@@ -152,7 +152,7 @@ def make_case(
     if base:
         recipe["base_model"] = str(base)
     each = [{**method.each, **({"weight": weight} if method.weighted else {})} for weight in weights]
-    for own, path in zip(each, companions, strict=False):
+    for own, path in zip(each, auxiliary, strict=False):
         own[method.companion] = str(path)
     recipe["models"] = [{"model": str(path), "parameters": own} for path, own in zip(chosen, each, strict=False)]
     if method.endpoint:
@@ -161,4 +161,4 @@ def make_case(
     path = folder / f"{name.replace(', ', '-')}.yml"
     path.write_text(json.dumps(recipe, indent=2) + "\n")  # JSON is YAML
     inputs = (base, *chosen) if base else chosen
-    return Case(method, path, inputs, base, chosen, tuple(weights[: len(chosen)]), tuple(companions))
+    return Case(method, path, inputs, base, chosen, tuple(weights[: len(chosen)]), tuple(auxiliary))

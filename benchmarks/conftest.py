@@ -70,7 +70,7 @@ def checkpoints() -> Callable[..., CheckpointSet]:
 
 
 @pytest.fixture(scope="session")
-def companions() -> Callable[..., tuple[Path, ...]]:
+def auxiliary() -> Callable[..., tuple[Path, ...]]:
     """Makes (or reuses) what a method needs beside the models of a shape: Fisher informations, or nothing."""
 
     def of(shape: str, method: Method) -> tuple[Path, ...]:

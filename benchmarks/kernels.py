@@ -20,12 +20,12 @@ import numpy as np
 import pytest
 import torch
 from warpmerge import _core
-from warpmerge.backends.cpu import CpuBackend
-from warpmerge.backends.torch import TorchBackend
+from warpmerge.backends.cpu.backend import CpuBackend
+from warpmerge.backends.reference.backend import TorchBackend
 from warpmerge.dtypes import BY_NAME
+from warpmerge.engine.tasks import Buffer, MemorySink, Request, TensorTask
 from warpmerge.methods import TensorInfo
-from warpmerge.ops import Combine, HistogramResult
-from warpmerge.tasks import Buffer, MemorySink, Request, TensorTask
+from warpmerge.requests import Combine, HistogramResult
 from warpmerge.threads import thread_count
 
 COUNT = 32 << 20  # elements: 64 MiB of bf16 per operand
@@ -112,7 +112,7 @@ def make_task(case: Case, *, base: bool, count: int, out: torch.Tensor | None = 
 
 def moved_bytes(case: Case, request: Request, count: int) -> int:
     """Each input once, the base where deltas are taken, the output where there is one."""
-    operands = case.models + request.relative + isinstance(request, Combine)
+    operands = case.models + request.on_deltas + isinstance(request, Combine)
     return operands * count * DTYPES[case.dtype].itemsize
 
 
@@ -159,7 +159,7 @@ def memcpy_seconds(nbytes: int, threads: int) -> float:
 def check(case: Case, request: Request, backend: Any) -> None:
     """The same numbers and the same bits as the reference, on the first elements."""
     outputs = [torch.full((CHECKED,), float(k), dtype=DTYPES[case.dtype]) for k in range(2)]
-    tasks = [make_task(case, base=request.relative, count=CHECKED, out=out) for out in outputs]
+    tasks = [make_task(case, base=request.on_deltas, count=CHECKED, out=out) for out in outputs]
     got, wanted = carry_out(backend, tasks[0], request), carry_out(TorchBackend(), tasks[1], request)
     if isinstance(request, Combine):
         assert torch.equal(*(out.view(torch.uint8) for out in outputs))
@@ -186,7 +186,7 @@ def measure(benchmark: Any, kernel: str, case: Case, make: Callable[[int], Reque
     check(case, make(CHECKED), backend)
     request = make(COUNT)
     nbytes = moved_bytes(case, request, COUNT)
-    task = make_task(case, base=request.relative, count=COUNT)
+    task = make_task(case, base=request.on_deltas, count=COUNT)
     carry_out(backend, task, request)
     copies: list[float] = []
     benchmark.group = "kernel"
@@ -211,8 +211,8 @@ def measure(benchmark: Any, kernel: str, case: Case, make: Callable[[int], Reque
 def _measure_reference(benchmark: Any, kernel: str, case: Case, make: Callable[[int], Request]) -> None:
     """The readable reference; the compiled kernel, with all threads, runs in turn with it."""
     small, request = make(REFERENCE_COUNT), make(COUNT)
-    task = make_task(case, base=request.relative, count=REFERENCE_COUNT)
-    whole = make_task(case, base=request.relative, count=COUNT)
+    task = make_task(case, base=request.on_deltas, count=REFERENCE_COUNT)
+    whole = make_task(case, base=request.on_deltas, count=COUNT)
     backend = native(THREADS, "")
     ours: list[float] = []
 

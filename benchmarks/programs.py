@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from warpmerge import formula as f
-from warpmerge.formula import Expr
+from warpmerge.expr import expression as f
+from warpmerge.expr.expression import Expr
 
 
 def median(models: int = 3) -> Expr:

@@ -1,8 +1,9 @@
-"""Makes tests/helpers.py importable, and keeps every test off the network."""
+"""Makes the helpers beside the tests importable from every folder, and keeps every test off the network."""
 
 import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+HERE = Path(__file__).parent
+sys.path[:0] = [str(folder) for folder in (HERE, *sorted(HERE.rglob("*/"))) if folder.name != "__pycache__"]
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so set before any test is

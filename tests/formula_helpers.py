@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from kernel_helpers import DTYPES, INTEGERS, MIXED, assert_same_bits, buffer, cpu, family, reference, task
-from warpmerge import formula as f
-from warpmerge.formula import Expr, Formula, Op
-from warpmerge.ops import KEEP_ALL, KEEP_NONE, KeepAbove, KeepDrawn
-from warpmerge.tasks import MemorySink
+from warpmerge.engine.tasks import MemorySink
+from warpmerge.expr import expression as f
+from warpmerge.expr.expression import Expr, Formula, Op
+from warpmerge.requests import KEEP_ALL, KEEP_NONE, RandomMask, TopKMask
 
 SPECIAL = [0.0, -0.0, 1.0, -1.0, 1e-45, -1e-45, 1.1754942e-38, 3.4e38, -3.4e38, 0.1, float("inf"), -float("inf")]
 KEY = 0x0123456789ABCDEF
@@ -31,11 +31,11 @@ def adversarial(dtype: str, models: int, count: int, seed: int = 0) -> tuple[tor
     return base, tensors
 
 
-def threshold(tensors: Sequence[torch.Tensor], wide: bool) -> int:
+def threshold(tensors: Sequence[torch.Tensor], fp64: bool) -> int:
     """A key that some elements have and some are above."""
-    kind = np.float64 if wide else np.float32
+    kind = np.float64 if fp64 else np.float32
     values = np.sort(np.abs(tensors[0].double().numpy().astype(kind)))
-    return int(values[values.size // 2].view(np.int64 if wide else np.int32)) if values.size else 5
+    return int(values[values.size // 2].view(np.int64 if fp64 else np.int32)) if values.size else 5
 
 
 def everything(
@@ -51,8 +51,8 @@ def everything(
     rules = [
         KEEP_ALL,
         KEEP_NONE,
-        KeepDrawn(KEY, 30000),
-        *(KeepAbove(k, t) for k in keys for t in (0, tie_end, 2**63 - 1)),
+        RandomMask(KEY, 30000),
+        *(TopKMask(k, t) for k in keys for t in (0, tie_end, 2**63 - 1)),
     ]
     made += [f.kept(x, rule) for rule in rules for x in (a, c, a * b)]
     if columns:
@@ -67,7 +67,7 @@ def random_values(
     choose = random.Random(seed)
     nodes = [*(f.delta(k) for k in range(inputs)), f.base(), f.wrap(0.5), f.wrap(-3.0), f.draw(KEY + seed), *leaves]
     binary = [Expr.__add__, Expr.__sub__, Expr.__mul__, Expr.__truediv__, f.minimum, f.maximum, Expr.__lt__, f.equal]
-    unary = [abs, Expr.__neg__, f.sqrt, lambda x: f.kept(x, KeepAbove(1 << 29, 99)), lambda x: f.exp(x)]
+    unary = [abs, Expr.__neg__, f.sqrt, lambda x: f.kept(x, TopKMask(1 << 29, 99)), lambda x: f.exp(x)]
     for _ in range(steps):
         recent = [choose.choice(nodes[-6:] if choose.random() < 0.5 else nodes) for _ in range(3)]
         kind = choose.random()

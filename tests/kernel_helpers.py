@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from warpmerge import _core, engine
-from warpmerge.backends.cpu import CpuBackend
-from warpmerge.backends.torch import TorchBackend
+from warpmerge import _core
+from warpmerge.backends.cpu.backend import CpuBackend
+from warpmerge.backends.reference.backend import TorchBackend
 from warpmerge.dtypes import BY_NAME
-from warpmerge.formula import Expr, Formula
+from warpmerge.engine import loop as engine
+from warpmerge.engine.tasks import Buffer, MemorySink, TensorTask
+from warpmerge.expr.expression import Expr, Formula
 from warpmerge.methods import TensorInfo, find
-from warpmerge.tasks import Buffer, MemorySink, TensorTask
 
 ISAS = _core.isas()
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
@@ -51,9 +52,9 @@ def family(
     base = (torch.randn(shape, generator=generator, dtype=torch.float64) * 0.02).to(kinds[0])
     tuned = []
     for k in range(models):
-        moved = torch.randn(shape, generator=generator, dtype=torch.float64) * sigma
-        moved = moved * (torch.rand(shape, generator=generator) > 0.1)
-        tuned.append((base.double() + moved).to(kinds[1 + k % (len(kinds) - 1)]))
+        offset_by = torch.randn(shape, generator=generator, dtype=torch.float64) * sigma
+        offset_by = offset_by * (torch.rand(shape, generator=generator) > 0.1)
+        tuned.append((base.double() + offset_by).to(kinds[1 + k % (len(kinds) - 1)]))
     return base, tuned
 
 
@@ -133,9 +134,9 @@ def task(
     first = base if base is not None else tensors[0]
     result = torch.full(first.shape, 123.0, dtype=out_dtype or first.dtype)
     everything = [*tensors, *([base] if base is not None else [])]
-    wide = any(t.dtype == torch.float64 for t in everything)
+    fp64 = any(t.dtype == torch.float64 for t in everything)
     made = TensorTask(
-        info=TensorInfo(name, first.numel(), len(tensors), seed, tuple(first.shape), wide=wide),
+        info=TensorInfo(name, first.numel(), len(tensors), seed, tuple(first.shape), fp64=fp64),
         method=find(method),
         values=values_of(method, len(tensors), parameters),
         inputs=[buffer(t) for t in tensors],
@@ -143,7 +144,7 @@ def task(
         out_dtype=buffer(result).dtype,
         sinks=[MemorySink(result.data_ptr(), result)],
         labels=[f"model {k}" for k in range(len(tensors))] + ["base"],
-        wide=wide,
+        fp64=fp64,
     )
     return made, result
 
@@ -173,7 +174,7 @@ def operands(
 ) -> Any:
     """The caller keeps the tensors alive. Policies: 0 error (counts), 1 propagate, 2 base. `values`: of a formula."""
     everything = [*tensors, *([base] if base is not None else [])]
-    wide = any(t.dtype == torch.float64 for t in everything)
+    fp64 = any(t.dtype == torch.float64 for t in everything)
 
     def place(tensor: torch.Tensor) -> Any:
         return _core.Place(buffer(tensor).dtype.code, memory=tensor.data_ptr())
@@ -182,14 +183,14 @@ def operands(
         count=tensors[0].numel(),
         inputs=[place(t) for t in tensors],
         base=None if base is None else place(base),
-        wide=wide,
+        fp64=fp64,
         policy=policy,
-        formula=_formula(tuple(values), len(tensors), wide) if values else None,
+        formula=_formula(tuple(values), len(tensors), fp64) if values else None,
     )
 
 
-def _formula(values: tuple[Expr, ...], inputs: int, wide: bool) -> Any:
-    p = Formula(values).program(inputs, wide)
+def _formula(values: tuple[Expr, ...], inputs: int, fp64: bool) -> Any:
+    p = Formula(values).program(inputs, fp64)
     return _core.Formula(p.inputs, p.code, p.registers, p.outputs, p.constants, [], p.keys, [], 1)
 
 

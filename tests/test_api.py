@@ -81,8 +81,8 @@ def test_inputs_stay_as_they_are(method):
 @pytest.mark.parametrize("method", CASES)
 def test_strided_tensors(method):
     """Transposed, every second element, a broadcast one: their values count, row by row."""
-    wide = family("fp32", 3, (26, 22))
-    views = [wide[0].T[::2, ::2], wide[1][0][::2, ::2].T, wide[1][1][:1, :13].expand(11, 13)]
+    fp64 = family("fp32", 3, (26, 22))
+    views = [fp64[0].T[::2, ::2], fp64[1][0][::2, ::2].T, fp64[1][1][:1, :13].expand(11, 13)]
     args, options = inputs(method, views[0], views[1:])
     plain, _ = inputs(method, views[0], [v.contiguous() for v in views[1:]])
     got = wm.merge_tensors(*args, **options)

@@ -203,8 +203,8 @@ def test_into_a_state_dict(pool, base, models):
     target["more"] = torch.empty(0)
     pool.merge("linear", weight=1, into=target)
     wanted = wm.merge_state_dicts(models, "linear", base=base, weight=1)
-    wide = wm.merge_state_dicts(models, "linear", base=base, weight=1, out_dtype="float32")
-    assert_equal({n: target[n] for n in base}, wanted | {"layers.0": wide["layers.0"]})
+    fp64 = wm.merge_state_dicts(models, "linear", base=base, weight=1, out_dtype="float32")
+    assert_equal({n: target[n] for n in base}, wanted | {"layers.0": fp64["layers.0"]})
 
 
 def test_into_a_module_that_ties_what_files_repeat(directories, base, models):
@@ -339,7 +339,7 @@ def test_models_may_change_between_merges(base, models):
 
 IN_PLACE = """
 import sys
-sys.path.insert(0, {tests!r})
+sys.path[:0] = [{tests!r}, {tests!r} + "/backends/gpu"]
 import math, torch, warpmerge as wm
 from test_pool import Module, ROWS, WEIGHTS, assert_equal, state
 

@@ -120,7 +120,7 @@ def round_to_odd(x):
 
 
 @device
-def narrow(x, CODE: tl.constexpr, WIDE: tl.constexpr):
+def round_to(x, CODE: tl.constexpr, WIDE: tl.constexpr):
     """The stored bits of a result, every NaN the canonical one."""
     nan = x != x
     if CODE == F64:
@@ -141,7 +141,7 @@ def narrow(x, CODE: tl.constexpr, WIDE: tl.constexpr):
 def store(address, begin, offset, length, x, CODE: tl.constexpr, WIDE: tl.constexpr, ALIGNED: tl.constexpr,
           MASKED: tl.constexpr):  # fmt: skip
     at = pointer(address, STORED[CODE], ALIGNED) + begin + offset
-    stored = narrow(x, CODE, WIDE).to(STORED[CODE])
+    stored = round_to(x, CODE, WIDE).to(STORED[CODE])
     if MASKED:
         tl.store(at, stored, mask=offset < length)
     else:

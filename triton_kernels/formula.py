@@ -30,12 +30,12 @@ from .elements import (
     store,
 )
 from .geometry import kernel, run, shared, step
-from .keep import lanes16, load_rule
+from .masks import lanes16, load_rule
 
 ADD, SUB, MUL, DIV = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 SQRT, ABS, NEG, MIN = tl.constexpr(4), tl.constexpr(5), tl.constexpr(6), tl.constexpr(7)
 MAX, LT, LE, EQ = tl.constexpr(8), tl.constexpr(9), tl.constexpr(10), tl.constexpr(11)
-SELECT, POW2, EXPONENT, KEEP = tl.constexpr(12), tl.constexpr(13), tl.constexpr(14), tl.constexpr(15)
+WHERE, POW2, EXPONENT, KEEP = tl.constexpr(12), tl.constexpr(13), tl.constexpr(14), tl.constexpr(15)
 DRAW, ROW, COLUMN, RANK = tl.constexpr(16), tl.constexpr(17), tl.constexpr(18), tl.constexpr(19)
 LONG = (
     128  # instructions: for more a kernel is compiled with one way over a chunk instead of two; loads cost little then
@@ -71,7 +71,7 @@ def calculate(a, b, c, OP: tl.constexpr, WIDE: tl.constexpr):
         return (a <= b).to(a.dtype)
     elif OP == EQ:
         return (a == b).to(a.dtype)
-    elif OP == SELECT:
+    elif OP == WHERE:
         return tl.where(a != 0, b, c)
     elif OP == POW2:
         # The sum is exact and has a in its lowest bits; the shift drops all but the exponent.

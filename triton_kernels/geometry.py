@@ -27,7 +27,7 @@ def shared(launch, nonfinite):
     """The constants that every kernel over elements takes, but for the dtypes of the inputs."""
     return {
         "BASE": launch.base,
-        "WIDE": bool(launch.wide),
+        "WIDE": bool(launch.fp64),
         "TO_ZERO": launch.policy == 2,
         "ALIGNED": bool(launch.aligned),
         "COUNT": nonfinite != 0,
@@ -40,7 +40,7 @@ def step(launch, arrays, warps):
         return CHUNK.value
     codes = [*launch.inputs, *([launch.base] if launch.base >= 0 else [])]
     each = 16 // min(ITEMSIZE[code] for code in codes)
-    registers = arrays * (2 if launch.wide else 1)
+    registers = arrays * (2 if launch.fp64 else 1)
     while each > 1 and each * registers > 100:
         each //= 2
     return each * 32 * warps

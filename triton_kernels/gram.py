@@ -88,4 +88,4 @@ def launch(launch, partials, nonfinite):
         warps = 4 if sums <= 3 else 8 if sums + len(inputs) <= 9 else 16  # that is 8, 4 or 2 lanes of each sum a thread
         run(_kernel, (launch.chunks,), launch.places, launch.chunk_map, partials, nonfinite, INPUTS=inputs,
             SKIPPED=first, GROUP=rows, OUTPUTS=launch.outputs, warps=warps,
-            registers=128 if warps == 8 and not launch.wide else None, **constants)  # fmt: skip
+            registers=128 if warps == 8 and not launch.fp64 else None, **constants)  # fmt: skip

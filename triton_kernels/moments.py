@@ -19,7 +19,7 @@ from .elements import (
     segment_of,
 )
 from .geometry import kernel, models_by_dtype, run, shared
-from .keep import drop, load_rule
+from .masks import drop, load_rule
 from .sums import lane_calls, lane_offsets, sum_counts, sum_lanes
 
 
@@ -106,4 +106,4 @@ def launch(launch, only_l1, partials, nonfinite):
     for code, members in models_by_dtype(launch):
         run(_kernel, (launch.chunks * len(members),), launch.places, launch.chunk_map, launch.keeps, partials,
             nonfinite, INPUT=code, MEMBERS=members, MODELS=launch.models, OUTPUTS=launch.outputs,
-            ONLY_L1=bool(only_l1), warps=4, registers=None if launch.wide else 128, **constants)  # fmt: skip
+            ONLY_L1=bool(only_l1), warps=4, registers=None if launch.fp64 else 128, **constants)  # fmt: skip

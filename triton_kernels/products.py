@@ -138,7 +138,7 @@ def _columns(places: tl.int64, chunk_map: tl.int64, words: tl.int64, duos: tl.in
 def launch(launch, duos, number, sums, per_column, partials):
     """Of each block of 4096 columns of each row, or of each block of rows."""
     run(_columns if per_column else _rows, (launch.chunks * number,), launch.places, launch.chunk_map, launch.words,
-        duos, number, sums, partials, MODELS=launch.models, WIDE=bool(launch.wide),
+        duos, number, sums, partials, MODELS=launch.models, WIDE=bool(launch.fp64),
         warps=4 if per_column else 8)  # fmt: skip
 
 

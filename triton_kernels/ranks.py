@@ -120,8 +120,8 @@ def launch(launch, code, ordinal, longest):
     program = code.program
     k = program.ranked[ordinal]
     before = 2 + len(program.keys) + len(program.vectors)
-    width = max(16, min(triton.next_power_of_2(longest), COUNTED if launch.wide else WIDEST))
-    rows = 0 if launch.wide or longest > width else max(1, AT_ONCE // width)
+    width = max(16, min(triton.next_power_of_2(longest), COUNTED if launch.fp64 else WIDEST))
+    rows = 0 if launch.fp64 or longest > width else max(1, AT_ONCE // width)
     run(_kernel, (launch.chunks,), launch.places, launch.chunk_map, launch.words, before + len(program.ranked),
         before + ordinal, k, INPUT=launch.inputs[k], MODELS=launch.models, OUTPUTS=launch.outputs, BASE=launch.base,
-        WIDE=bool(launch.wide), TO_ZERO=launch.policy == 2, WIDTH=width, ROWS=rows, warps=8)  # fmt: skip
+        WIDE=bool(launch.fp64), TO_ZERO=launch.policy == 2, WIDTH=width, ROWS=rows, warps=8)  # fmt: skip

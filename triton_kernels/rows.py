@@ -90,7 +90,7 @@ def _rows(places: tl.int64, chunk_map: tl.int64, words: tl.int64, partials: tl.i
 def launch(launch, largest, partials):
     """Of each block of 4096 columns of each row."""
     run(_rows, (launch.chunks * launch.models,), launch.places, launch.chunk_map, launch.words, partials,
-        MODELS=launch.models, WIDE=bool(launch.wide), LARGEST=bool(largest), warps=8)  # fmt: skip
+        MODELS=launch.models, WIDE=bool(launch.fp64), LARGEST=bool(largest), warps=8)  # fmt: skip
 
 
 @device

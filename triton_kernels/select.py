@@ -176,7 +176,7 @@ def sweep(launch, state, bins, nonfinite):
 
 
 @kernel
-def _narrow(state: tl.int64, bins: tl.int64, WIDE: tl.constexpr, KEEP_ALL: tl.constexpr):
+def _shrink(state: tl.int64, bins: tl.int64, WIDE: tl.constexpr, KEEP_ALL: tl.constexpr):
     pair = tl.program_id(0).to(tl.int64)
     at = pointer(state, tl.int64) + pair * STATE_ROW
     counts = pointer(bins, tl.int64) + pair * BIN_ROW
@@ -215,9 +215,9 @@ def _narrow(state: tl.int64, bins: tl.int64, WIDE: tl.constexpr, KEEP_ALL: tl.co
         tl.store(counts + ABOVE, above * 0)
 
 
-def narrow(state, bins, pairs, wide, keep_all_ties):
+def round_to(state, bins, pairs, fp64, keep_all_ties):
     """From the counts of a sweep: the key, or the next interval."""
-    run(_narrow, (pairs,), state, bins, WIDE=bool(wide), KEEP_ALL=bool(keep_all_ties), warps=4)
+    run(_shrink, (pairs,), state, bins, WIDE=bool(fp64), KEEP_ALL=bool(keep_all_ties), warps=4)
 
 
 @kernel

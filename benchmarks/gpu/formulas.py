@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 
 Tensors = Sequence[torch.Tensor]
-Keep = Callable[[torch.Tensor, int], torch.Tensor]
+Mask = Callable[[torch.Tensor, int], torch.Tensor]
 
 
 # --- the `count` elements of largest magnitude; those that tie with the last one are kept too, but for argsort ------
@@ -38,7 +38,7 @@ def by_argsort(delta: torch.Tensor, count: int) -> torch.Tensor:
 
 
 # torch.kthvalue works with a single thread block per row: on a GPU it is many times slower than sorting.
-SEARCHES: dict[str, Keep] = {"sort": by_sort, "topk": by_topk}
+SEARCHES: dict[str, Mask] = {"sort": by_sort, "topk": by_topk}
 
 
 # --- the methods ----------------------------------------------------------------------------------------------------
@@ -54,7 +54,7 @@ def task_arithmetic(models: Tensors, base: torch.Tensor, weights: Sequence[float
     return _on_base(origin, _sum(w * (m.float() - origin) for w, m in zip(weights, models, strict=True)), base)
 
 
-def ties(models: Tensors, base: torch.Tensor, weights: Sequence[float], density: float, keep: Keep) -> torch.Tensor:
+def ties(models: Tensors, base: torch.Tensor, weights: Sequence[float], density: float, keep: Mask) -> torch.Tensor:
     origin = base.float()
     kept = []
     for model, weight in zip(models, weights, strict=True):

@@ -9,17 +9,17 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from warpmerge.backends.cpu import CpuBackend
-from warpmerge.device.tables import BLOCK, blocks_of
-from warpmerge.ops import (
+from warpmerge.backends.cpu.backend import CpuBackend
+from warpmerge.backends.gpu.tables import BLOCK, blocks_of
+from warpmerge.requests import (
     KEEP_ALL,
-    Consensus,
+    ElectAndSum,
     Gram,
-    Keep,
-    KeepDrawn,
+    KthLargest,
+    Mask,
     Moments,
     MomentsResult,
-    Select,
+    RandomMask,
     WeightedSum,
 )
 
@@ -31,8 +31,8 @@ from .search import Searched
 REACH = {
     ("weighted_sum", "inputs"): ">= 90 %",
     ("weighted_sum", "deltas"): ">= 90 %",
-    ("consensus", "threshold"): ">= 85 %",
-    ("consensus", "drawn"): ">= 85 %",
+    ("elect_and_sum", "threshold"): ">= 85 %",
+    ("elect_and_sum", "drawn"): ">= 85 %",
     ("gram", "deltas"): ">= 80 %",
     ("select", "first sweep"): ">= 60 %",
     ("select", "second sweep"): ">= 60 %",
@@ -101,12 +101,12 @@ def works(bench: Bench, operands: Operands, dtype: str, models: int) -> Iterator
         count = count or max(8, bench.sizes.kernel_bytes // (reads * DTYPES[dtype].itemsize) // 8 * 8)
         return Problem(bench.backend, operands, dtype, models, count, **more)
 
-    yield _weighted_sum(bench, problem, relative=False)
-    yield _weighted_sum(bench, problem, relative=True)
-    drawn = tuple(KeepDrawn(key=0x9E3779B97F4A7C15 + k, cut=CUT) for k in range(models))
+    yield _weighted_sum(bench, problem, on_deltas=False)
+    yield _weighted_sum(bench, problem, on_deltas=True)
+    drawn = tuple(RandomMask(key=0x9E3779B97F4A7C15 + k, cut=CUT) for k in range(models))
     searched = Searched(problem(base=True))
-    yield _consensus(bench, problem, "threshold", tuple(s.keep() for s in searched.found()), elect=True)
-    yield _consensus(bench, problem, "drawn", drawn, elect=False)
+    yield _elect_and_sum(bench, problem, "threshold", tuple(s.keep() for s in searched.found()), elect=True)
+    yield _elect_and_sum(bench, problem, "drawn", drawn, elect=False)
     yield from _select(bench, searched, Searched(problem(bench.sizes.checked, base=True)))
     del searched
     yield from _moments(bench, problem, "only_l1", drawn, only_l1=True)
@@ -115,19 +115,19 @@ def works(bench: Bench, operands: Operands, dtype: str, models: int) -> Iterator
     yield from rows.works(bench, problem, dtype, models)
 
 
-def _weighted_sum(bench: Bench, problem: Callable[..., Problem], *, relative: bool) -> Work:
-    p = problem(base=relative, output=True, numbers=lambda k: WEIGHTS[:k])
+def _weighted_sum(bench: Bench, problem: Callable[..., Problem], *, on_deltas: bool) -> Work:
+    p = problem(base=on_deltas, output=True, numbers=lambda k: WEIGHTS[:k])
 
     def queue() -> None:
-        p.kernels.weighted_sum(p.stream, p.launch, not relative, p.nonfinite.data_ptr())
+        p.kernels.weighted_sum(p.stream, p.launch, not on_deltas, p.nonfinite.data_ptr())
 
-    request = WeightedSum(WEIGHTS[: p.models], relative=relative, agree=not relative)
+    request = WeightedSum(WEIGHTS[: p.models], on_deltas=on_deltas, agree=not on_deltas)
     check = checked_combine(bench, p, request, queue)
-    return Work("weighted_sum", "deltas" if relative else "inputs", p.nbytes, queue, check)
+    return Work("weighted_sum", "deltas" if on_deltas else "inputs", p.nbytes, queue, check)
 
 
-def _consensus(
-    bench: Bench, problem: Callable[..., Problem], what: str, keep: tuple[Keep, ...], *, elect: bool
+def _elect_and_sum(
+    bench: Bench, problem: Callable[..., Problem], what: str, keep: tuple[Mask, ...], *, elect: bool
 ) -> Work:
     def numbers(k: int) -> tuple[float, ...]:
         return (*WEIGHTS[:k], *WEIGHTS[:k], *WEIGHTS[:k], 1.0)
@@ -135,11 +135,11 @@ def _consensus(
     p = problem(base=True, output=True, numbers=numbers, keep=keep)
 
     def queue() -> None:
-        p.kernels.consensus(p.stream, p.launch, elect, p.nonfinite.data_ptr())
+        p.kernels.elect_and_sum(p.stream, p.launch, elect, p.nonfinite.data_ptr())
 
     weights = WEIGHTS[: p.models]
-    request = Consensus(weights, keep, ballot=weights, divisor=weights, elect=elect)
-    return Work("consensus", what, p.nbytes, queue, checked_combine(bench, p, request, queue))
+    request = ElectAndSum(weights, keep, vote=weights, divisor=weights, elect=elect)
+    return Work("elect_and_sum", what, p.nbytes, queue, checked_combine(bench, p, request, queue))
 
 
 # --- measuring kernels ----------------------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ class Reduction:
 
 
 def _moments(
-    bench: Bench, problem: Callable[..., Problem], what: str, keep: tuple[Keep, ...], *, only_l1: bool
+    bench: Bench, problem: Callable[..., Problem], what: str, keep: tuple[Mask, ...], *, only_l1: bool
 ) -> Iterator[Work]:
     p = problem(base=True, keep=keep)
     columns = 2 if only_l1 else 7
@@ -199,7 +199,7 @@ def _gram(bench: Bench, problem: Callable[..., Problem]) -> Work:
     def check() -> None:
         queue()
         count = _whole_blocks(p, bench)
-        wanted = on_cpu(CpuBackend(), p, Gram(relative=True), count)[0].value
+        wanted = on_cpu(CpuBackend(), p, Gram(on_deltas=True), count)[0].value
         distances = [wanted.distances_sq[i][k] for i in range(p.models) for k in range(i + 1, p.models)]
         assert Reduction(p, partials, count, False).values() == [*wanted.norms_sq, *distances]
 
@@ -216,7 +216,7 @@ def _select(bench: Bench, whole: Searched, part: Searched) -> Iterator[Work]:
 
     def check() -> None:
         part.run()
-        wanted = on_cpu(CpuBackend(), part.p, Select((part.p.count // 2,) * p.models), part.p.count)[0].value
+        wanted = on_cpu(CpuBackend(), part.p, KthLargest((part.p.count // 2,) * p.models), part.p.count)[0].value
         assert part.found() == wanted, f"{part.found()}, not {wanted}"
         whole.check()
 
@@ -227,6 +227,6 @@ def _select(bench: Bench, whole: Searched, part: Searched) -> Iterator[Work]:
     def narrowed() -> None:
         whole.begin()
         whole.sweep()
-        whole.narrow()
+        whole.round_to()
 
     yield Work("select", "second sweep", p.nbytes, whole.sweep, narrowed)

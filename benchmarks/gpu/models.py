@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 import warpmerge as wm
-from warpmerge.arrays import Place
-from warpmerge.device.torch_runtime import TorchEvent
+from warpmerge.backends.gpu.torch_runtime import TorchEvent
+from warpmerge.engine.arrays import Place
 
 from ..shapes import SHAPES
 from .harness import Bench, CopyRoof, random_model

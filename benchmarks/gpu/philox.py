@@ -1,12 +1,12 @@
-"""What random drops cost: drawing 16 bits per element against 32, and a drawn consensus against one by threshold."""
+"""What random drops cost: drawing 16 bits per element against 32, drawn masks against thresholds."""
 
 from __future__ import annotations
 
 import statistics
 
 import torch
-from warpmerge.backends.torch import philox_lanes
-from warpmerge.ops import KeepAbove, KeepDrawn
+from warpmerge.backends.reference.backend import philox_lanes
+from warpmerge.requests import RandomMask, TopKMask
 
 from .harness import Bench
 from .kernels import CUT, WEIGHTS, Operands
@@ -18,7 +18,7 @@ KEY = 0x1234567
 def run(bench: Bench) -> None:
     if bench.backend == "triton":
         drawing(bench)
-    consensus(bench)
+    elect_and_sum(bench)
 
 
 def drawing(bench: Bench) -> None:
@@ -53,14 +53,14 @@ def drawing(bench: Bench) -> None:
         )
 
 
-def consensus(bench: Bench) -> None:
+def elect_and_sum(bench: Bench) -> None:
     """The same launch with either rule, in turn."""
     dtype, models = bench.sizes.kernel_cases[0]
     operands = Operands(bench.device, max(bench.sizes.kernel_bytes // 2, 4 * bench.sizes.checked))
     count = max(8, bench.sizes.kernel_bytes // (2 * (models + 1)) // 8 * 8)
     rules = {  # either keeps about half
-        "threshold": tuple(KeepAbove(_median_key(operands, dtype, k + 1, count)) for k in range(models)),
-        "drawn": tuple(KeepDrawn(KEY + k, CUT) for k in range(models)),
+        "threshold": tuple(TopKMask(_median_key(operands, dtype, k + 1, count)) for k in range(models)),
+        "drawn": tuple(RandomMask(KEY + k, CUT) for k in range(models)),
     }
     median = {}
     for name, keep in rules.items():
@@ -76,12 +76,13 @@ def consensus(bench: Bench) -> None:
             keep=keep,
         )
         seconds = bench.clock.queued(
-            lambda p=p: p.kernels.consensus(p.stream, p.launch, False, p.nonfinite.data_ptr()), bench.sizes.repetitions
+            lambda p=p: p.kernels.elect_and_sum(p.stream, p.launch, False, p.nonfinite.data_ptr()),
+            bench.sizes.repetitions,
         )
         median[name] = statistics.median(seconds)
         bench.row(
             "gpu drawing",
-            f"consensus without election, {name}",
+            f"elect_and_sum without election, {name}",
             seconds,
             dtype=dtype,
             models=models,

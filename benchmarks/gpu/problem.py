@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from warpmerge.backends.cpu import CpuBackend
-from warpmerge.device.kernels import CudaKernels, TritonKernels
-from warpmerge.device.tables import Kind, Segment, Table, is_aligned, keep_rows
-from warpmerge.device.torch_runtime import TorchRuntime
+from warpmerge.backends.cpu.backend import CpuBackend
+from warpmerge.backends.gpu.kernels import CudaKernels, TritonKernels
+from warpmerge.backends.gpu.tables import Kind, Segment, Table, is_aligned, keep_rows
+from warpmerge.backends.gpu.torch_runtime import TorchRuntime
 from warpmerge.dtypes import BY_NAME
+from warpmerge.engine.tasks import Buffer, MemorySink, Outcome, TensorTask
 from warpmerge.methods import TensorInfo
-from warpmerge.ops import Keep
-from warpmerge.tasks import Buffer, MemorySink, Outcome, TensorTask
+from warpmerge.requests import Mask
 
 from .harness import DTYPES, Bench, random_model
 
@@ -55,7 +55,7 @@ class Operands:
 def kernels_of(backend: str, device: torch.device) -> Any:
     if backend == "triton":
         return TritonKernels()
-    from warpmerge.backends import cuda
+    from warpmerge.backends.gpu import cuda
 
     native = cuda.native()
     return CudaKernels(native, native.Device(device.index or 0))
@@ -75,7 +75,7 @@ class Problem:
         base: bool,
         output: bool = False,
         numbers: Callable[[int], Sequence[float]] | None = None,
-        keep: Sequence[Keep] | None = None,
+        keep: Sequence[Mask] | None = None,
         words: Sequence[int] | None = None,
         programs: int | None = None,
     ) -> None:
@@ -92,7 +92,7 @@ class Problem:
     def _lay_out(
         self,
         numbers: Callable[[int], Sequence[float]] | None,
-        keep: Sequence[Keep] | None,
+        keep: Sequence[Mask] | None,
         words: Sequence[int] | None,
         programs: int | None,
     ) -> None:
@@ -103,7 +103,7 @@ class Problem:
             base=-1 if self.base is None else code,
             out=code,
             outputs=int(self.output is not None),
-            wide=False,
+            fp64=False,
             policy=0,
             aligned=is_aligned(*address.values()),
         )

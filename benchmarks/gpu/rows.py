@@ -9,15 +9,15 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from warpmerge import formula as f
-from warpmerge.backends.torch import products, row_ranks
-from warpmerge.backends.torch import rows as row_sums
-from warpmerge.device.code import Code, packed
-from warpmerge.device.requests import BINS, SEARCHING
-from warpmerge.device.rows import duos_of, rows_of_block
-from warpmerge.device.tables import COLUMN_TILE
-from warpmerge.formula import Expr, Formula
-from warpmerge.ops import NO_TIE_END, Apply
+from warpmerge.backends.gpu.code import Code, packed
+from warpmerge.backends.gpu.requests import BINS, SEARCHING
+from warpmerge.backends.gpu.rows import duos_of, rows_of_block
+from warpmerge.backends.gpu.tables import COLUMN_TILE
+from warpmerge.backends.reference.backend import products, row_ranks
+from warpmerge.backends.reference.backend import rows as row_sums
+from warpmerge.expr import expression as f
+from warpmerge.expr.expression import Expr, Formula
+from warpmerge.requests import NO_TIE_END, Map
 
 from ..programs import chain, median
 from .harness import Bench
@@ -49,21 +49,21 @@ def _whole_rows(problem: Callable[..., Problem], *, base: bool) -> tuple[int, in
 
 def _code(p: Problem, formula: Formula) -> tuple[Code, torch.Tensor]:
     """Of a formula, and the memory that it is in."""
-    program = formula.program(p.models, wide=False)
+    program = formula.program(p.models, fp64=False)
     memory = torch.from_numpy(packed(program)).to(p.device)
     return Code(program, memory.data_ptr()), memory
 
 
 def _formula(bench: Bench, problem: Callable[..., Problem], what: str, value: Expr) -> Work:
     formula = Formula((value,))
-    p = problem(base=True, output=True, numbers=lambda k: formula.program(k, wide=False).constants, words=[0, 0])
+    p = problem(base=True, output=True, numbers=lambda k: formula.program(k, fp64=False).constants, words=[0, 0])
     code, memory = _code(p, formula)
     instructions = len(code.program.code)
 
     def queue(memory: torch.Tensor = memory) -> None:
         p.kernels.formula(p.stream, p.launch, code, True, 0, p.nonfinite.data_ptr())
 
-    check = checked_combine(bench, p, Apply(formula, relative=True), queue)
+    check = checked_combine(bench, p, Map(formula, on_deltas=True), queue)
     return Work("formula", f"{what}, {instructions} instructions", p.nbytes, queue, check)
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from warpmerge.device.requests import BINS, SEARCHING, SMALL
-from warpmerge.device.tables import blocks_of
-from warpmerge.ops import NO_TIE_END, Selection
+from warpmerge.backends.gpu.requests import BINS, SEARCHING, SMALL
+from warpmerge.backends.gpu.tables import blocks_of
+from warpmerge.requests import NO_TIE_END, Selection
 
 from .problem import Problem
 
@@ -44,7 +44,7 @@ class Searched:
         state, bins = self.state.data_ptr(), self._bins.data_ptr()
         p.kernels.select_sweep(p.stream, p.launch, state, bins, p.nonfinite.data_ptr())
 
-    def narrow(self) -> None:
+    def round_to(self) -> None:
         p = self.p
         p.kernels.select_narrow(p.stream, self.state.data_ptr(), self._bins.data_ptr(), p.models, False, False)
 
@@ -53,7 +53,7 @@ class Searched:
         self.begin()
         for _ in range(self.sweeps):
             self.sweep()
-            self.narrow()
+            self.round_to()
         state, ties = self.state.data_ptr(), self._ties.data_ptr()
         p.kernels.select_ties(p.stream, p.launch, state, ties)
         p.kernels.select_locate(p.stream, state, ties, self._ranges.data_ptr(), 1, p.models)

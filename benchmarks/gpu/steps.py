@@ -21,10 +21,10 @@ from typing import Any
 from ..machine import ROOT
 
 LOG_BYTES = 8 << 20
-MEMORY_TESTS = "tests/test_gpu_memory.py"  # these take nearly all of the device: nothing else may run then
+MEMORY_TESTS = "tests/backends/gpu/test_gpu_memory.py"  # these take nearly all of the device: nothing else may run then
 MARK = "pytest.mark.gpu"
 PROFILED = (
-    "^(weighted_sum|consensus|moments|gram|sample_keys|sweep_keys|count_ties|reduce_columns|sum_blocks"
+    "^(weighted_sum|elect_and_sum|moments|gram|sample_keys|sweep_keys|count_ties|reduce_columns|sum_blocks"
     "|formula_values|rank_rows|fold_row|multiply)"
 )
 
@@ -125,7 +125,7 @@ def run_tests(folder: Path, limit: float) -> dict[str, Any]:
     """Every test that needs a GPU: side by side where pytest-xdist is there, those that fill its memory alone."""
     parallel = importlib.util.find_spec("xdist") is not None
     workers = ["-n", str(min(8, max(1, (os.cpu_count() or 2) // 2)))] if parallel else []
-    files = {str(p.relative_to(ROOT)) for p in (ROOT / "tests").glob("test_*.py") if MARK in p.read_text()}
+    files = {str(p.relative_to(ROOT)) for p in (ROOT / "tests").rglob("test_*.py") if MARK in p.read_text()}
     groups = {"tests": [*sorted(files - {MEMORY_TESTS}), *workers], "tests-memory": [MEMORY_TESTS]}
     counts = {"passed": 0, "failed": 0, "skipped": 0}
     failures: list[str] = []

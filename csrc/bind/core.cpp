@@ -7,7 +7,7 @@
 #include <optional>
 #include <system_error>
 
-#include "../cpu/consensus.h"
+#include "../cpu/elect_and_sum.h"
 #include "../cpu/formula_item.h"
 #include "../cpu/gram.h"
 #include "../cpu/histogram.h"
@@ -31,7 +31,7 @@ Place place(int dtype, uintptr_t memory, int fd, int64_t offset) {
 using StepRow = std::array<int, 6>;
 
 std::shared_ptr<Formula> make_formula(int inputs, const std::vector<StepRow>& code, int registers,
-                                      std::vector<int> outputs, std::vector<double> constants, std::vector<Keep> rules,
+                                      std::vector<int> outputs, std::vector<double> constants, std::vector<Mask> rules,
                                       std::vector<uint64_t> keys, const std::vector<py::buffer>& vectors,
                                       int64_t columns) {
   std::vector<Step> steps;
@@ -59,7 +59,7 @@ void require_rows(const Tensors& tensors) {
     throw py::value_error("rows and columns are measured of a formula that knows the length of a row");
 }
 
-std::shared_ptr<Tensors> make_tensors(int64_t count, std::vector<Place> inputs, std::optional<Place> base, bool wide,
+std::shared_ptr<Tensors> make_tensors(int64_t count, std::vector<Place> inputs, std::optional<Place> base, bool fp64,
                                       int policy, std::shared_ptr<Formula> formula) {
   if (formula && formula->inputs() != int(inputs.size()))
     throw py::value_error("the formula is for another number of inputs");
@@ -68,7 +68,7 @@ std::shared_ptr<Tensors> make_tensors(int64_t count, std::vector<Place> inputs, 
   tensors->inputs = std::move(inputs);
   tensors->has_base = base.has_value();
   if (base) tensors->base = *base;
-  tensors->wide = wide;
+  tensors->fp64 = fp64;
   tensors->policy = Nonfinite(policy);
   tensors->formula = std::move(formula);
   return tensors;
@@ -140,7 +140,7 @@ PYBIND11_MODULE(_core, m) {
       .def(py::init(&make_formula), py::arg("inputs"), py::arg("code"), py::arg("registers"), py::arg("outputs"),
            py::arg("constants"), py::arg("rules"), py::arg("keys"), py::arg("vectors"), py::arg("columns"));
   py::class_<Tensors, std::shared_ptr<Tensors>>(m, "Tensors")
-      .def(py::init(&make_tensors), py::arg("count"), py::arg("inputs"), py::arg("base"), py::arg("wide"),
+      .def(py::init(&make_tensors), py::arg("count"), py::arg("inputs"), py::arg("base"), py::arg("fp64"),
            py::arg("policy"), py::arg("formula") = nullptr);
 
   py::class_<Output>(m, "Output")
@@ -150,9 +150,9 @@ PYBIND11_MODULE(_core, m) {
            py::arg("dtype"), py::arg("memory") = 0, py::arg("fd") = -1, py::arg("offset") = 0,
            py::arg("background") = nullptr);
 
-  py::class_<Keep>(m, "Keep")
+  py::class_<Mask>(m, "Mask")
       .def(py::init([](uint64_t threshold, int64_t tie_end) {
-             Keep keep;
+             Mask keep;
              keep.threshold = threshold;
              keep.tie_end = tie_end;
              return keep;
@@ -161,7 +161,7 @@ PYBIND11_MODULE(_core, m) {
       .def_static(
           "drawn",
           [](uint64_t key, uint32_t cut) {
-            Keep keep;
+            Mask keep;
             keep.random = true;
             keep.key = key;
             keep.cut = cut;
@@ -171,7 +171,7 @@ PYBIND11_MODULE(_core, m) {
       .def_static(
           "ranked",
           [](uint64_t key, double low, double step, int64_t columns) {
-            Keep keep;
+            Mask keep;
             keep.key = key;
             keep.low = low;
             keep.step = step;
@@ -186,7 +186,7 @@ PYBIND11_MODULE(_core, m) {
   py::class_<CombineItem, TensorItem, std::shared_ptr<CombineItem>>(m, "CombineItem")
       .def_property_readonly("digests", &CombineItem::digests);
   py::class_<WeightedSumItem, CombineItem, std::shared_ptr<WeightedSumItem>>(m, "WeightedSum");
-  py::class_<ConsensusItem, CombineItem, std::shared_ptr<ConsensusItem>>(m, "Consensus");
+  py::class_<ElectAndSumItem, CombineItem, std::shared_ptr<ElectAndSumItem>>(m, "ElectAndSum");
   py::class_<FormulaItem, CombineItem, std::shared_ptr<FormulaItem>>(m, "Apply");
   py::class_<CopyItem, Item, std::shared_ptr<CopyItem>>(m, "Copy")
       .def_property_readonly("digest", &CopyItem::digest)
@@ -257,15 +257,15 @@ PYBIND11_MODULE(_core, m) {
           },
           py::arg("tensors"), py::arg("tile"), py::arg("coefficients"), py::arg("agree"), py::arg("outputs"))
       .def(
-          "consensus",
-          [](const Pool& pool, TensorsPtr tensors, int64_t tile, std::vector<double> value, std::vector<double> ballot,
-             std::vector<double> divisor, double lambda, bool elect, std::vector<Keep> keep, Output output) {
-            return std::make_shared<ConsensusItem>(
+          "elect_and_sum",
+          [](const Pool& pool, TensorsPtr tensors, int64_t tile, std::vector<double> value, std::vector<double> vote,
+             std::vector<double> divisor, double lambda, bool elect, std::vector<Mask> keep, Output output) {
+            return std::make_shared<ElectAndSumItem>(
                 pool.kernels(), tensors, tile,
-                ConsensusCoefficientLists{std::move(value), std::move(ballot), std::move(divisor), lambda, elect},
-                KeepRules(*tensors, std::move(keep)), std::move(output));
+                ElectAndSumCoefficientLists{std::move(value), std::move(vote), std::move(divisor), lambda, elect},
+                MaskRules(*tensors, std::move(keep)), std::move(output));
           },
-          py::arg("tensors"), py::arg("tile"), py::arg("value"), py::arg("ballot"), py::arg("divisor"),
+          py::arg("tensors"), py::arg("tile"), py::arg("value"), py::arg("vote"), py::arg("divisor"),
           py::arg("lambda_"), py::arg("elect"), py::arg("keep"), py::arg("output"))
       .def(
           "apply",
@@ -311,8 +311,8 @@ PYBIND11_MODULE(_core, m) {
           py::arg("digested") = true)
       .def(
           "moments",
-          [](const Pool& pool, TensorsPtr tensors, int64_t tile, std::vector<Keep> keep, bool only_l1) {
-            return std::make_shared<MomentsItem>(pool.kernels(), tensors, tile, KeepRules(*tensors, std::move(keep)),
+          [](const Pool& pool, TensorsPtr tensors, int64_t tile, std::vector<Mask> keep, bool only_l1) {
+            return std::make_shared<MomentsItem>(pool.kernels(), tensors, tile, MaskRules(*tensors, std::move(keep)),
                                                  only_l1);
           },
           py::arg("tensors"), py::arg("tile"), py::arg("keep"), py::arg("only_l1") = false)

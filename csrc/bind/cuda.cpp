@@ -35,7 +35,7 @@ T* at(uintptr_t address) {
 }
 
 Launch make_launch(int64_t segments, int64_t chunks, int models, int outputs, const std::vector<int>& inputs, int base,
-                   int out, bool wide, int policy, bool aligned, uintptr_t places, uintptr_t chunk_map,
+                   int out, bool fp64, int policy, bool aligned, uintptr_t places, uintptr_t chunk_map,
                    uintptr_t numbers, uintptr_t keeps, uintptr_t words) {
   if (segments < 0 || chunks < 0 || models < 0 || outputs < 0) throw py::value_error("a launch has no negative sizes");
   if (inputs.size() != size_t(models)) throw py::value_error("a launch needs one dtype code per model");
@@ -48,7 +48,7 @@ Launch make_launch(int64_t segments, int64_t chunks, int models, int outputs, co
   for (const int code : inputs) launch.inputs.push_back(dtype_of(code));
   launch.base = base == -1 ? -1 : int(dtype_of(base));
   launch.out = dtype_of(out);
-  launch.wide = wide;
+  launch.fp64 = fp64;
   launch.policy = Nonfinite(policy);
   launch.aligned = aligned;
   launch.places = at<const int64_t>(places);
@@ -138,9 +138,9 @@ void bind_kernels(py::class_<Device, std::shared_ptr<Device>>& device) {
           },
           stream, launch, py::arg("agree"), nonfinite)
       .def(
-          "consensus",
+          "elect_and_sum",
           [](Device& d, const Stream& s, const Launch& launch, bool elect, uintptr_t nonfinite) {
-            launch_on(d, s, [&](cudaStream_t t) { consensus(t, launch, elect, at<int64_t>(nonfinite)); });
+            launch_on(d, s, [&](cudaStream_t t) { elect_and_sum(t, launch, elect, at<int64_t>(nonfinite)); });
           },
           stream, launch, py::arg("elect"), nonfinite)
       .def(
@@ -232,14 +232,14 @@ void bind_kernels(py::class_<Device, std::shared_ptr<Device>>& device) {
           },
           stream, launch, state, py::arg("bins"), nonfinite)
       .def(
-          "select_narrow",
-          [](Device& d, const Stream& s, uintptr_t state, uintptr_t bins, int64_t pairs, bool wide,
+          "shrink_interval",
+          [](Device& d, const Stream& s, uintptr_t state, uintptr_t bins, int64_t pairs, bool fp64,
              bool keep_all_ties) {
             launch_on(d, s, [&](cudaStream_t t) {
-              select_narrow(t, at<int64_t>(state), at<int64_t>(bins), pairs, wide, keep_all_ties);
+              shrink_interval(t, at<int64_t>(state), at<int64_t>(bins), pairs, fp64, keep_all_ties);
             });
           },
-          stream, state, py::arg("bins"), py::arg("pairs"), py::arg("wide"), py::arg("keep_all_ties"))
+          stream, state, py::arg("bins"), py::arg("pairs"), py::arg("fp64"), py::arg("keep_all_ties"))
       .def(
           "select_ties",
           [](Device& d, const Stream& s, const Launch& launch, uintptr_t state, uintptr_t tie_counts) {
@@ -284,7 +284,7 @@ PYBIND11_MODULE(WARPMERGE_CUDA_MODULE, m) {
 
   py::class_<Launch>(m, "Launch", "The table of a launch: see csrc/cuda/launch.h.", py::module_local())
       .def(py::init(&make_launch), py::kw_only(), py::arg("segments"), py::arg("chunks"), py::arg("models"),
-           py::arg("outputs"), py::arg("inputs"), py::arg("base"), py::arg("out"), py::arg("wide"), py::arg("policy"),
+           py::arg("outputs"), py::arg("inputs"), py::arg("base"), py::arg("out"), py::arg("fp64"), py::arg("policy"),
            py::arg("aligned"), py::arg("places"), py::arg("chunk_map"), py::arg("numbers") = 0, py::arg("keeps") = 0,
            py::arg("words") = 0);
   py::class_<Formula>(m, "Formula", "The program of a formula: see csrc/cuda/launch.h.", py::module_local())

@@ -4,9 +4,9 @@
 
 namespace warpmerge {
 
-KeepRules::KeepRules(Tensors& tensors, std::vector<Keep> keep) : keep_(std::move(keep)) {
+MaskRules::MaskRules(Tensors& tensors, std::vector<Mask> keep) : keep_(std::move(keep)) {
   for (int k = 0; k < int(keep_.size()); ++k) {
-    Keep& rule = keep_[size_t(k)];
+    Mask& rule = keep_[size_t(k)];
     if (rule.columns == 0) continue;
     if (tensors.formula || rule.columns < 0 || tensors.count % rule.columns)
       throw std::invalid_argument("a rule that keeps by rank needs deltas in whole rows");
@@ -19,20 +19,20 @@ KeepRules::KeepRules(Tensors& tensors, std::vector<Keep> keep) : keep_(std::move
   }
 }
 
-void KeepRules::decide(const Kernels& kernels, bool wide, const Operands& operands, int64_t begin, int64_t count,
+void MaskRules::decide(const Kernels& kernels, bool fp64, const Operands& operands, int64_t begin, int64_t count,
                        Worker& worker) const {
   for (const Open& open : open_) {
-    const Keep& rule = keep_[size_t(open.model)];
+    const Mask& rule = keep_[size_t(open.model)];
     void* work = worker.rank_buffer(by_rank_work(columns_));
     uint8_t* bits = open.decisions->bits.data() + begin / 8;
-    if (wide)
-      kernels.wide.decide_by_rank(operands, open.model, rule, begin, count, bits, work);
+    if (fp64)
+      kernels.fp64.decide_by_rank(operands, open.model, rule, begin, count, bits, work);
     else
-      kernels.narrow.decide_by_rank(operands, open.model, rule, begin, count, bits, work);
+      kernels.fp32.decide_by_rank(operands, open.model, rule, begin, count, bits, work);
   }
 }
 
-void KeepRules::finish() const {
+void MaskRules::finish() const {
   for (const Open& open : open_) open.decisions->complete = true;
 }
 

@@ -8,16 +8,16 @@
 
 namespace warpmerge {
 
-class KeepRules {
+class MaskRules {
  public:
   // One rule per delta. Throws std::invalid_argument if rows do not fit the tensor.
-  KeepRules(Tensors& tensors, std::vector<Keep> keep);
+  MaskRules(Tensors& tensors, std::vector<Mask> keep);
 
-  const Keep* data() const { return keep_.data(); }
+  const Mask* data() const { return keep_.data(); }
   // Length of the rows that tiles must load whole: 0 if there is nothing to decide.
   int64_t columns() const { return columns_; }
   // Decides the elements of a tile, if they are not yet decided.
-  void decide(const Kernels& kernels, bool wide, const Operands& operands, int64_t begin, int64_t count,
+  void decide(const Kernels& kernels, bool fp64, const Operands& operands, int64_t begin, int64_t count,
               Worker& worker) const;
   // To be called when all tiles have been decided.
   void finish() const;
@@ -27,7 +27,7 @@ class KeepRules {
     int model;
     Decisions* decisions;
   };
-  std::vector<Keep> keep_;
+  std::vector<Mask> keep_;
   std::vector<Open> open_;
   int64_t columns_ = 0;
 };

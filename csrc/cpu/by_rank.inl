@@ -14,7 +14,7 @@ class RowDecisions {
   using Key = Bits<T>;
 
  public:
-  RowDecisions(const Operands& operands, const Keep& rule, int64_t begin, int64_t end, Arena& arena)
+  RowDecisions(const Operands& operands, const Mask& rule, int64_t begin, int64_t end, Arena& arena)
       : operands_(operands),
         rule_(rule),
         ramp_{T(rule.low), T(rule.step)},
@@ -278,7 +278,7 @@ class RowDecisions {
   }
 
   const Operands& operands_;
-  const Keep& rule_;
+  const Mask& rule_;
   const Ramp<T> ramp_;
   const int64_t columns_, begin_, end_;
   int64_t drawn_, first_drawn_;  // draws there are: up to, and from which element on
@@ -295,7 +295,7 @@ class RowDecisions {
 // Bits of the elements [begin, begin + count), all 0 before; `begin` is a multiple of kStage. Rows that reach beyond
 // are loaded whole.
 template <class T>
-void decide_by_rank(const Operands& operands, int model, const Keep& rule, int64_t begin, int64_t count, uint8_t* bits,
+void decide_by_rank(const Operands& operands, int model, const Mask& rule, int64_t begin, int64_t count, uint8_t* bits,
                     void* work) {
   if (count == 0) return;
   const Operands one{operands.inputs + model, 1, operands.base, operands.first, operands.policy};

@@ -5,7 +5,7 @@
 
 #if defined(__AVX512F__)
 using Wide = __m512i;
-static inline Wide wide(uint64_t x) { return _mm512_set1_epi64(int64_t(x)); }
+static inline Wide fp64(uint64_t x) { return _mm512_set1_epi64(int64_t(x)); }
 static inline Wide multiply(Wide a, Wide b) { return _mm512_mul_epu32(a, b); }
 static inline Wide high(Wide a) { return _mm512_srli_epi64(a, 32); }
 static inline Wide xor3(Wide a, Wide b, Wide c) { return _mm512_ternarylogic_epi64(a, b, c, 0x96); }
@@ -19,7 +19,7 @@ static inline Wide call_order() { return _mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0
 #define WM_WIDE_PHILOX
 #elif defined(__AVX2__)
 using Wide = __m256i;
-static inline Wide wide(uint64_t x) { return _mm256_set1_epi64x(int64_t(x)); }
+static inline Wide fp64(uint64_t x) { return _mm256_set1_epi64x(int64_t(x)); }
 static inline Wide multiply(Wide a, Wide b) { return _mm256_mul_epu32(a, b); }
 static inline Wide high(Wide a) { return _mm256_srli_epi64(a, 32); }
 static inline Wide xor3(Wide a, Wide b, Wide c) { return _mm256_xor_si256(_mm256_xor_si256(a, b), c); }
@@ -32,7 +32,7 @@ static inline Wide call_order() { return _mm256_set_epi64x(3, 1, 2, 0); }
 #define WM_WIDE_PHILOX
 #elif defined(__SSE2__)
 using Wide = __m128i;
-static inline Wide wide(uint64_t x) { return _mm_set1_epi64x(int64_t(x)); }
+static inline Wide fp64(uint64_t x) { return _mm_set1_epi64x(int64_t(x)); }
 static inline Wide multiply(Wide a, Wide b) { return _mm_mul_epu32(a, b); }
 static inline Wide high(Wide a) { return _mm_srli_epi64(a, 32); }
 static inline Wide xor3(Wide a, Wide b, Wide c) { return _mm_xor_si128(_mm_xor_si128(a, b), c); }
@@ -53,19 +53,19 @@ static inline Wide call_order() { return _mm_set_epi64x(1, 0); }
 static void draw(uint64_t seed, int64_t begin, uint16_t* lanes) {
   constexpr int kCalls = sizeof(Wide) / sizeof(uint64_t);  // calls of one vector
   constexpr int kChains = 4;                               // independent vectors, to cover the multiplier's latency
-  const Wide m0 = wide(kPhiloxM0), m1 = wide(kPhiloxM1);
+  const Wide m0 = fp64(kPhiloxM0), m1 = fp64(kPhiloxM1);
   uint64_t call = uint64_t(begin / kPhiloxLanes);
   for (int done = 0; done < kStage / kPhiloxLanes; done += kCalls * kChains, call += kCalls * kChains) {
     Wide c0[kChains], c1[kChains], c2[kChains], c3[kChains];
     for (int v = 0; v < kChains; ++v) {
-      c0[v] = add(wide(call + uint64_t(v * kCalls)), call_order());
+      c0[v] = add(fp64(call + uint64_t(v * kCalls)), call_order());
       c1[v] = high(c0[v]);
-      c2[v] = c3[v] = wide(0);
+      c2[v] = c3[v] = fp64(0);
     }
     PhiloxKey key{uint32_t(seed), uint32_t(seed >> 32)};
     WM_UNROLL
     for (int round = 0; round < kPhiloxRounds; ++round, key = philox_next(key)) {
-      const Wide k0 = wide(key.low), k1 = wide(key.high);
+      const Wide k0 = fp64(key.low), k1 = fp64(key.high);
       WM_UNROLL
       for (int v = 0; v < kChains; ++v) {
         const Wide a = multiply(c0[v], m0), b = multiply(c2[v], m1);

@@ -46,13 +46,13 @@ std::vector<Step> skipping(const std::vector<Step>& code, const std::vector<int>
   };
   for (size_t n = 0; n < code.size(); ++n) {
     for (int operand : {code[n].a, code[n].b, code[n].c}) read(operand, n);
-    if (code[n].op == FormulaOp::select) asked[n] = maker.count(code[n].a) ? maker[code[n].a] : n;
+    if (code[n].op == FormulaOp::where) asked[n] = maker.count(code[n].a) ? maker[code[n].a] : n;
     maker[code[n].target] = n;
   }
   for (int operand : outputs) read(operand, never);
   for (size_t n = 0; n < code.size(); ++n) {
     const Step& choice = code[n];
-    if (choice.op != FormulaOp::select || choice.c == choice.a || choice.c == choice.b) continue;
+    if (choice.op != FormulaOp::where || choice.c == choice.a || choice.c == choice.b) continue;
     size_t first = n;
     int saved = 0;
     for (; first > asked[n] + 1; --first) {
@@ -78,7 +78,7 @@ std::vector<Step> skipping(const std::vector<Step>& code, const std::vector<int>
 }  // namespace
 
 Formula::Formula(int inputs, std::vector<Step> code, int registers, std::vector<int> outputs,
-                 std::vector<double> constants, std::vector<Keep> rules, std::vector<uint64_t> keys,
+                 std::vector<double> constants, std::vector<Mask> rules, std::vector<uint64_t> keys,
                  std::vector<std::vector<double>> vectors, int64_t columns)
     : inputs_(inputs),
       code_(std::move(code)),
@@ -125,7 +125,7 @@ FormulaItem::FormulaItem(const Kernels& kernels, std::shared_ptr<Tensors> tensor
 void FormulaItem::combine(const Operands& operands, int64_t begin, int64_t count, void* const* out, Worker& worker,
                           int64_t* nonfinite) {
   const Dtype dtype = outputs_[0].dtype;
-  if (tensors_->wide)
+  if (tensors_->fp64)
     set<double>().formula(operands, agree_, begin, count, out, dtype, scratch(worker), nonfinite);
   else
     set<float>().formula(operands, agree_, begin, count, out, dtype, scratch(worker), nonfinite);

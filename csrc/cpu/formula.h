@@ -12,7 +12,7 @@ class Formula {
   // `inputs`: how many deltas; the base is the operand after them. Throws std::invalid_argument if an instruction names
   // what is not there.
   Formula(int inputs, std::vector<Step> code, int registers, std::vector<int> outputs, std::vector<double> constants,
-          std::vector<Keep> rules, std::vector<uint64_t> keys, std::vector<std::vector<double>> vectors,
+          std::vector<Mask> rules, std::vector<uint64_t> keys, std::vector<std::vector<double>> vectors,
           int64_t columns);
   Formula(const Formula&) = delete;
   Formula& operator=(const Formula&) = delete;
@@ -26,7 +26,7 @@ class Formula {
   const std::vector<int> outputs_;
   std::vector<int> firsts_;
   const std::vector<double> constants_;
-  const std::vector<Keep> rules_;
+  const std::vector<Mask> rules_;
   const std::vector<uint64_t> keys_;
   const std::vector<std::vector<double>> vectors_;
   std::vector<const double*> vector_data_;

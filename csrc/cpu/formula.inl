@@ -173,7 +173,7 @@ class Evaluator {
     return lanes_ + within;
   }
 
-  void keep(const Keep& rule, const Operand<T>& a, int64_t begin, int count, T* target) {
+  void keep(const Mask& rule, const Operand<T>& a, int64_t begin, int count, T* target) {
     const uint16_t* lanes = rule.random ? drawn(rule.key, begin) : nullptr;
     for (int j = 0; j < count; j += kStrip) {
       const T* x = a.strip(j);
@@ -262,7 +262,7 @@ class Measured {
   }
 
   // Copies a loaded value with what `keep` drops zeroed.
-  void drop(const Keep& keep, int64_t begin, int count, const T* value, T* out) {
+  void drop(const Mask& keep, int64_t begin, int count, const T* value, T* out) {
     staged_.drop(keep, begin, count, value, out);
   }
 
@@ -275,7 +275,7 @@ class Measured {
 template <class D, class T>
 void narrow_sums(const T* __restrict base, const T* __restrict value, char* __restrict target, int count) {
   for (int j = 0; j < count; ++j) {
-    const D stored = Narrow<D>::from(add_delta(base[j], value[j]));
+    const D stored = RoundTo<D>::from(add_delta(base[j], value[j]));
     __builtin_memcpy(target + j * sizeof(D), &stored, sizeof(D));
   }
 }
@@ -319,7 +319,7 @@ void formula(const Operands& operands, int agree, int64_t begin, int64_t count, 
         unless_same(staged.d, agree, result, n, finished);
         result = finished;
       }
-      narrow_into(result, out_dtype, out[m], done, n);
+      round_into(result, out_dtype, out[m], done, n);
     }
   }
 }

@@ -10,7 +10,7 @@ GramItem::GramItem(const Kernels& kernels, std::shared_ptr<Tensors> tensors, int
 void GramItem::range(int64_t, const Operands& operands, int64_t begin, int64_t count, Worker& worker,
                      int64_t* nonfinite) {
   double* blocks = blocks_.data() + begin / kBlock * gram_size(tensors_->models());
-  if (tensors_->wide)
+  if (tensors_->fp64)
     set<double>().gram(operands, begin, count, blocks, scratch(worker), nonfinite);
   else
     set<float>().gram(operands, begin, count, blocks, scratch(worker), nonfinite);

@@ -12,7 +12,7 @@ HistogramItem::HistogramItem(const Kernels& kernels, std::shared_ptr<Tensors> te
       bins_(intervals.size() * kHistogramBins),
       only_(intervals.size()) {
   // No key is all ones: an end above it is as good as there.
-  const uint64_t top = tensors_->wide ? FloatTraits<double>::magnitude : FloatTraits<float>::magnitude;
+  const uint64_t top = tensors_->fp64 ? FloatTraits<double>::magnitude : FloatTraits<float>::magnitude;
   for (const auto& [low, high] : intervals)
     intervals_.push_back({std::min(low, top), std::min(high, top), covering_shift(low, high, kHistogramBins)});
   for (size_t k = 0; k < intervals_.size(); ++k)
@@ -39,7 +39,7 @@ void HistogramItem::range(int64_t, const Operands& operands, int64_t begin, int6
     bins[k] = share.bins.data() + k * kHistogramBins;
     only[k] = only_[k].empty() ? nullptr : share.only[k].data();
   }
-  if (tensors_->wide)
+  if (tensors_->fp64)
     set<double>().histogram(operands, intervals_.data(), begin, count, bins.data(), only.data(), share.above.data(),
                             scratch(worker), nonfinite);
   else

@@ -8,7 +8,7 @@
 
 namespace warpmerge {
 
-Decisions& Tensors::decisions_of(int model, const Keep& rule) {
+Decisions& Tensors::decisions_of(int model, const Mask& rule) {
   for (Decisions& known : decisions_)
     if (known.model == model && known.rule.key == rule.key && known.rule.columns == rule.columns &&
         known.rule.low == rule.low && known.rule.step == rule.step)
@@ -29,7 +29,7 @@ Loaded::Loaded(const Tensors& tensors, int64_t begin, int64_t count, Worker& wor
     first_ = begin = begin / columns * columns;
     count = end - begin;
   }
-  if (tensors.ranked()) prepare_ranks(columns, tensors.wide, worker);
+  if (tensors.ranked()) prepare_ranks(columns, tensors.fp64, worker);
   const auto aligned = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };
   std::vector<const Place*> places;
   for (const Place& place : tensors.inputs) places.push_back(&place);
@@ -57,8 +57,8 @@ Loaded::Loaded(const Tensors& tensors, int64_t begin, int64_t count, Worker& wor
   if (tensors.has_base) base_ = &sources_.back();
 }
 
-void Loaded::prepare_ranks(int64_t columns, bool wide, Worker& worker) {
-  const size_t row = (size_t(columns) * (wide ? sizeof(double) : sizeof(float)) + 63) / 64 * 64;
+void Loaded::prepare_ranks(int64_t columns, bool fp64, Worker& worker) {
+  const size_t row = (size_t(columns) * (fp64 ? sizeof(double) : sizeof(float)) + 63) / 64 * 64;
   const size_t rows = row * size_t(program_->ranked_count);
   char* memory = static_cast<char*>(worker.rank_buffer(rows + rank_work(columns)));
   for (int r = 0; r < program_->ranked_count; ++r) ranks_.push_back({-1, memory + row * size_t(r), memory + rows});

@@ -25,7 +25,7 @@ struct Place {
 // What a rule that keeps by rank decided of a model's elements, a bit each, with room for what is read at once.
 struct Decisions {
   int model;
-  Keep rule;
+  Mask rule;
   bool complete = false;
   std::vector<uint8_t> bits;
 };
@@ -36,7 +36,7 @@ struct Tensors {
   std::vector<Place> inputs;
   Place base;
   bool has_base = false;
-  bool wide = false;  // compute in float64
+  bool fp64 = false;  // compute in float64
   Nonfinite policy = Nonfinite::error;
   std::shared_ptr<const Formula> formula;  // null: none
 
@@ -54,7 +54,7 @@ struct Tensors {
   bool ranked() const { return formula && formula->program().ranked_count > 0; }
 
   // Those of the rule for the model's deltas, made anew if there are none.
-  Decisions& decisions_of(int model, const Keep& rule);
+  Decisions& decisions_of(int model, const Mask& rule);
 
  private:
   std::deque<Decisions> decisions_;  // references to them stay good
@@ -69,7 +69,7 @@ class Loaded {
   Operands operands() { return {sources_.data(), models_, base_, first_, policy_, program_, ranks_.data()}; }
 
  private:
-  void prepare_ranks(int64_t columns, bool wide, Worker& worker);
+  void prepare_ranks(int64_t columns, bool fp64, Worker& worker);
 
   std::vector<Source> sources_;  // the models, then the base
   std::vector<RankedRow> ranks_;

@@ -9,7 +9,7 @@
 #include "../ops/common.h"
 #include "../ops/formula.h"
 #include "../ops/gram.h"
-#include "../ops/keep.h"
+#include "../ops/masks.h"
 #include "../ops/moments.h"
 #include "../ops/products.h"
 #include "../ops/reduce.h"
@@ -58,7 +58,7 @@ struct Program {
   int registers;
   const double* constants;
   int constant_count;
-  const Keep* rules;
+  const Mask* rules;
   const uint64_t* keys;
   const double* const* vectors;
   int64_t columns;    // elements of a row; 0 if no instruction asks
@@ -91,9 +91,9 @@ struct WeightedSumArgs {
   bool agree;
 };
 
-struct ConsensusArgs {
-  const double *value, *ballot, *divisor;  // one per model
-  const Keep* keep;                        // one per model
+struct ElectAndSumArgs {
+  const double *value, *vote, *divisor;  // one per model
+  const Mask* keep;                      // one per model
   double lambda;
   bool elect;
 };
@@ -126,14 +126,14 @@ struct KernelSet {
   // Each returns through `nonfinite` how many elements of each input (and last, of the base) are NaN or infinite.
   void (*weighted_sum)(const Operands&, const WeightedSumArgs&, int64_t begin, int64_t count, void* const* out,
                        Dtype out_dtype, void* scratch, int64_t* nonfinite);
-  void (*consensus)(const Operands&, const ConsensusArgs&, int64_t begin, int64_t count, void* out, Dtype out_dtype,
-                    void* scratch, int64_t* nonfinite);
+  void (*elect_and_sum)(const Operands&, const ElectAndSumArgs&, int64_t begin, int64_t count, void* out,
+                        Dtype out_dtype, void* scratch, int64_t* nonfinite);
   // One output per value. `agree`: where so many first inputs are the same, bit for bit, the result is they.
   void (*formula)(const Operands&, int agree, int64_t begin, int64_t count, void* const* out, Dtype out_dtype,
                   void* scratch, int64_t* nonfinite);
   // `blocks`: one Moments per model and block of kBlock elements, blocks outermost. `begin` is a multiple of kBlock.
   // `only_l1`: just the sums of magnitudes.
-  void (*moments)(const Operands&, const Keep*, bool only_l1, int64_t begin, int64_t count, Moments* blocks,
+  void (*moments)(const Operands&, const Mask*, bool only_l1, int64_t begin, int64_t count, Moments* blocks,
                   void* scratch, int64_t* nonfinite);
   // `blocks`: gram_size(models) doubles per block.
   void (*gram)(const Operands&, int64_t begin, int64_t count, double* blocks, void* scratch, int64_t* nonfinite);
@@ -161,22 +161,22 @@ struct KernelSet {
                           void* scratch, int64_t* nonfinite);
   // What a rule that keeps by rank decides of one model's elements [begin, begin + count), as bits, all 0 before.
   // `begin` is a multiple of kStage; the rows' other elements are loaded too. `work`: by_rank_work(columns) bytes.
-  void (*decide_by_rank)(const Operands&, int model, const Keep&, int64_t begin, int64_t count, uint8_t* bits,
+  void (*decide_by_rank)(const Operands&, int model, const Mask&, int64_t begin, int64_t count, uint8_t* bits,
                          void* work);
 };
 
 struct Kernels {
   const char* isa;
-  KernelSet<float> narrow;
-  KernelSet<double> wide;
+  KernelSet<float> fp32;
+  KernelSet<double> fp64;
   uint64_t (*digest)(const void* data, size_t bytes, uint64_t first_word);
 
   template <class T>
   const KernelSet<T>& of() const {
     if constexpr (sizeof(T) == sizeof(float))
-      return narrow;
+      return fp32;
     else
-      return wide;
+      return fp64;
   }
 };
 

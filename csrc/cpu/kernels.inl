@@ -5,9 +5,9 @@
 #endif
 #include <math.h>
 
-#include "../ops/consensus.h"
 #include "../ops/convert.h"
 #include "../ops/digest.h"
+#include "../ops/elect_and_sum.h"
 #include "../ops/elementary.h"
 #include "../ops/select.h"
 #include "../ops/weighted_sum.h"
@@ -23,7 +23,7 @@ namespace {
 #include "key_steps.inl"
 #include "by_rank.inl"
 #include "formula.inl"
-#include "consensus.inl"
+#include "elect_and_sum.inl"
 #include "digest.inl"
 #include "moments.inl"
 #include "gram.inl"
@@ -36,7 +36,7 @@ namespace {
 
 template <class T>
 constexpr KernelSet<T> kernel_set() {
-  return {weighted_sum<T>, consensus<T>,       formula<T>,       moments<T>,   gram<T>,
+  return {weighted_sum<T>, elect_and_sum<T>,   formula<T>,       moments<T>,   gram<T>,
           keys<T>,         collect<T>,         select<T>,        histogram<T>, rows<T>,
           row_products<T>, column_products<T>, decide_by_rank<T>};
 }

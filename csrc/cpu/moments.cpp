@@ -5,7 +5,7 @@
 namespace warpmerge {
 
 MomentsItem::MomentsItem(const Kernels& kernels, std::shared_ptr<Tensors> tensors, int64_t tile_elements,
-                         KeepRules rules, bool only_l1)
+                         MaskRules rules, bool only_l1)
     : TensorItem(kernels, tensors, whole_blocks(*tensors, tile_elements, rules.columns()), rules.columns()),
       rules_(std::move(rules)),
       only_l1_(only_l1) {
@@ -14,9 +14,9 @@ MomentsItem::MomentsItem(const Kernels& kernels, std::shared_ptr<Tensors> tensor
 
 void MomentsItem::range(int64_t, const Operands& operands, int64_t begin, int64_t count, Worker& worker,
                         int64_t* nonfinite) {
-  rules_.decide(kernels_, tensors_->wide, operands, begin, count, worker);
+  rules_.decide(kernels_, tensors_->fp64, operands, begin, count, worker);
   Moments* blocks = blocks_.data() + begin / kBlock * tensors_->values();
-  if (tensors_->wide)
+  if (tensors_->fp64)
     set<double>().moments(operands, rules_.data(), only_l1_, begin, count, blocks, scratch(worker), nonfinite);
   else
     set<float>().moments(operands, rules_.data(), only_l1_, begin, count, blocks, scratch(worker), nonfinite);

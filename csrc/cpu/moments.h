@@ -6,7 +6,7 @@ namespace warpmerge {
 
 class MomentsItem final : public TensorItem {
  public:
-  MomentsItem(const Kernels& kernels, std::shared_ptr<Tensors> tensors, int64_t tile_elements, KeepRules rules,
+  MomentsItem(const Kernels& kernels, std::shared_ptr<Tensors> tensors, int64_t tile_elements, MaskRules rules,
               bool only_l1);
   void finish(Worker&) override;
   const std::vector<Moments>& result() const { return result_; }  // one per delta or value
@@ -16,7 +16,7 @@ class MomentsItem final : public TensorItem {
              int64_t* nonfinite) override;
 
  private:
-  const KeepRules rules_;
+  const MaskRules rules_;
   const bool only_l1_;
   std::vector<Moments> blocks_;  // blocks x models
   std::vector<Moments> result_;

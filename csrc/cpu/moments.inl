@@ -40,7 +40,7 @@ void extremes(const T* __restrict d, int count, Moments& block) {
 }
 
 template <class T>
-void moments(const Operands& given, const Keep* keep, bool only_l1, int64_t begin, int64_t count, Moments* blocks,
+void moments(const Operands& given, const Mask* keep, bool only_l1, int64_t begin, int64_t count, Moments* blocks,
              void* scratch, int64_t* nonfinite) {
   const Operands operands = over_finite(given);
   const int models = operands.values();

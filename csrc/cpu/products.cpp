@@ -34,7 +34,7 @@ void RowProductsItem::measure(const Operands& operands, int64_t begin, int64_t c
                               Worker& worker, int64_t* nonfinite) {
   const ProductPairs pairs = pairs_.data();
   void* scratch = worker.scratch(scratch_size() + scratch_bytes(*operands.program, pairs));
-  if (tensors_->wide)
+  if (tensors_->fp64)
     set<double>().row_products(operands, pairs, begin, count, blocks, stride, scratch, nonfinite);
   else
     set<float>().row_products(operands, pairs, begin, count, blocks, stride, scratch, nonfinite);
@@ -72,7 +72,7 @@ void ColumnProductsItem::range(int64_t index, const Operands& operands, int64_t 
                                int64_t* nonfinite) {
   const ProductPairs pairs = pairs_.data();
   void* scratch = worker.scratch(scratch_size() + scratch_bytes(*operands.program, pairs));
-  if (tensors_->wide)
+  if (tensors_->fp64)
     set<double>().column_products(operands, pairs, begin, count, sums_of(index), scratch, nonfinite);
   else
     set<float>().column_products(operands, pairs, begin, count, sums_of(index), scratch, nonfinite);

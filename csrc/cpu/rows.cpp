@@ -47,7 +47,7 @@ RowsItem::RowsItem(const Kernels& kernels, std::shared_ptr<Tensors> tensors, int
 
 void RowsItem::measure(const Operands& operands, int64_t begin, int64_t count, double* blocks, int64_t stride,
                        Worker& worker, int64_t* nonfinite) {
-  if (tensors_->wide)
+  if (tensors_->fp64)
     set<double>().rows(operands, largest_, begin, count, blocks, stride, scratch(worker), nonfinite);
   else
     set<float>().rows(operands, largest_, begin, count, blocks, stride, scratch(worker), nonfinite);

@@ -319,7 +319,7 @@ class SelectItem final : public SelectItemBase {
 std::shared_ptr<SelectItemBase> make_select_item(const Kernels& kernels, std::shared_ptr<Tensors> tensors,
                                                  int64_t tile_elements, std::vector<int64_t> keep, bool keep_all_ties,
                                                  int64_t sample, int64_t capacity) {
-  if (tensors->wide)
+  if (tensors->fp64)
     return std::make_shared<SelectItem<double>>(kernels, std::move(tensors), tile_elements, std::move(keep),
                                                 keep_all_ties, sample, capacity);
   return std::make_shared<SelectItem<float>>(kernels, std::move(tensors), tile_elements, std::move(keep), keep_all_ties,

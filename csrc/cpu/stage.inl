@@ -37,7 +37,7 @@ void widen_source(const Source& source, int64_t begin, int count, T* out) {
   visit(source.dtype, [&](auto tag) { widen_all<decltype(tag), T>(element(source, begin), out, count); });
 }
 
-// What becomes of a delta at position j of a stage: the three forms of Keep.
+// What becomes of a delta at position j of a stage: the three forms of Mask.
 struct KeepAny {
   template <class T>
   WM_FN T apply(const KeepAny&, T d, int) {
@@ -88,17 +88,17 @@ Bits<T> load_deltas(const char* __restrict source, const T* __restrict base, con
 }
 
 template <class D, class T>
-void narrow_all(const T* __restrict in, char* __restrict target, int count) {
+void round_all(const T* __restrict in, char* __restrict target, int count) {
   for (int j = 0; j < count; ++j) {
-    const D stored = Narrow<D>::from(in[j]);
+    const D stored = RoundTo<D>::from(in[j]);
     __builtin_memcpy(target + j * sizeof(D), &stored, sizeof(D));
   }
 }
 
 template <class T>
-void narrow_into(const T* in, Dtype dtype, void* target, int64_t begin, int count) {
+void round_into(const T* in, Dtype dtype, void* target, int64_t begin, int count) {
   char* out = static_cast<char*>(target) + begin * itemsize(dtype);
-  visit(dtype, [&](auto tag) { narrow_all<decltype(tag), T>(in, out, count); });
+  visit(dtype, [&](auto tag) { round_all<decltype(tag), T>(in, out, count); });
 }
 
 template <class T>
@@ -141,7 +141,7 @@ struct Staged {
   }
 
   // `keep`: one rule per model, or null to keep all. Whether all was finite.
-  bool load(const Operands& operands, const Keep* keep, int64_t begin, int count, int64_t* nonfinite) {
+  bool load(const Operands& operands, const Mask* keep, int64_t begin, int count, int64_t* nonfinite) {
     if (operands.base) widen_source(*operands.base, begin - operands.first, count, base);
     Bits<T> top = 0;
     for (int k = 0; k < operands.models; ++k) {
@@ -155,7 +155,7 @@ struct Staged {
   }
 
   // Copies a loaded delta with what `keep` drops zeroed.
-  void drop(const Keep& keep, int64_t begin, int count, const T* delta, T* out) {
+  void drop(const Mask& keep, int64_t begin, int count, const T* delta, T* out) {
     if (by_lanes(keep)) {
       drop_all(delta, drawn(keep, begin, count), out, count);
     } else {
@@ -166,7 +166,7 @@ struct Staged {
 
   // Calls body(first, count, rule) for the runs of a stage before and from tie_end on: at most two.
   template <class Body>
-  static void by_threshold(const Keep& keep, int64_t begin, int count, Body&& body) {
+  static void by_threshold(const Mask& keep, int64_t begin, int count, Body&& body) {
     for (int done = 0; done < count;) {
       const int64_t left = keep.tie_end - (begin + done);
       const int run = left > 0 && left < count - done ? int(left) : count - done;
@@ -182,10 +182,10 @@ struct Staged {
   }
 
  private:
-  static bool by_lanes(const Keep& keep) { return keep.random || keep.columns; }
+  static bool by_lanes(const Mask& keep) { return keep.random || keep.columns; }
 
   // The decisions from element `begin` on, a multiple of kPhiloxLanes.
-  KeepLanes drawn(const Keep& keep, int64_t begin, int count) {
+  KeepLanes drawn(const Mask& keep, int64_t begin, int count) {
     if (keep.random) {
       draw(keep.key, begin, lanes);
       return {lanes, keep.cut};
@@ -201,7 +201,7 @@ struct Staged {
     });
   }
 
-  Bits<T> load_model(const Source& source, const Keep* keep, int64_t begin, int64_t at, int count, T* out) {
+  Bits<T> load_model(const Source& source, const Mask* keep, int64_t begin, int64_t at, int count, T* out) {
     if (!keep) return load_run(source, at, base, KeepAny{}, out, count);
     if (by_lanes(*keep)) return load_run(source, at, base, drawn(*keep, begin, count), out, count);
     Bits<T> top = 0;
@@ -213,7 +213,7 @@ struct Staged {
   }
 
   // The rare case: count what is not finite, settle the deltas by policy, then drop.
-  void load_nonfinite(const Operands& operands, const Keep* keep, int64_t begin, int count, int64_t* nonfinite) {
+  void load_nonfinite(const Operands& operands, const Mask* keep, int64_t begin, int count, int64_t* nonfinite) {
     if (operands.base) nonfinite[operands.models] += count_nonfinite(base, count);
     for (int k = 0; k < operands.models; ++k) {
       T* out = d[k];

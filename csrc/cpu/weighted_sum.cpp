@@ -12,7 +12,7 @@ void WeightedSumItem::combine(const Operands& operands, int64_t begin, int64_t c
                               int64_t* nonfinite) {
   const WeightedSumArgs args{coefficients_.data(), int(outputs_.size()), agree_};
   const Dtype dtype = outputs_[0].dtype;
-  if (tensors_->wide)
+  if (tensors_->fp64)
     set<double>().weighted_sum(operands, args, begin, count, out, dtype, scratch(worker), nonfinite);
   else
     set<float>().weighted_sum(operands, args, begin, count, out, dtype, scratch(worker), nonfinite);

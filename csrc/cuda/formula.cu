@@ -140,7 +140,7 @@ WM_DEVICE void carry_out(const Formula& formula, const File<T, N>& file, const T
       visit_calculation(op, [&](auto instruction) {
         constexpr FormulaOp kOp = decltype(instruction)::op;
         T c[N] = {};
-        if constexpr (kOp == FormulaOp::select) operand(fields.z & 0xffffu, last, c);
+        if constexpr (kOp == FormulaOp::where) operand(fields.z & 0xffffu, last, c);
         WM_UNROLL
         for (int e = 0; e < N; ++e) last[e] = calculate<kOp>(a[e], b[e], c[e]);
       });
@@ -273,7 +273,7 @@ void formula(cudaStream_t stream, const Launch& work, const Formula& formula, bo
   if (formula.operands < work.models + 1 || formula.values != work.outputs)
     throw std::runtime_error("formula: the program is not one for the tensors of the launch");
   const Table table = make_table(work, formula.constants, nonfinite);
-  if (work.wide)
+  if (work.fp64)
     queue_formula<double>(stream, table, formula, combine, agree);
   else
     queue_formula<float>(stream, table, formula, combine, agree);

@@ -37,7 +37,7 @@ struct Launch {
   std::vector<Dtype> inputs;  // one per model
   int base = -1;              // dtype code, or -1: the deltas are the inputs themselves
   Dtype out = Dtype::f32;
-  bool wide = false;  // compute in float64
+  bool fp64 = false;  // compute in float64
   Nonfinite policy = Nonfinite::error;
   bool aligned = false;                // all addresses of elements are multiples of 16
   const int64_t* places = nullptr;     // [segments, kPlaceInputs + models + outputs]
@@ -52,8 +52,8 @@ struct Launch {
 // `numbers`: per segment, `outputs` rows of `models` coefficients.
 void weighted_sum(cudaStream_t stream, const Launch& launch, bool agree, int64_t* nonfinite);
 
-// `numbers`: per segment value[models], ballot[models], divisor[models], lambda.
-void consensus(cudaStream_t stream, const Launch& launch, bool elect, int64_t* nonfinite);
+// `numbers`: per segment value[models], vote[models], divisor[models], lambda.
+void elect_and_sum(cudaStream_t stream, const Launch& launch, bool elect, int64_t* nonfinite);
 
 // Quantities of a row of block partials: sum_abs, sum_sq, kept_abs, min, max, nonzero, kept; or sum_abs, kept_abs.
 constexpr int kMomentsColumns = 7, kL1Columns = 2;
@@ -150,7 +150,7 @@ constexpr int kTieRankBits = 20;
 // `bins` [slots, models, kSelectBins + 2]: counters of one sweep, by key; behind the bins the keys above the interval.
 void select_sample(cudaStream_t stream, const Launch& launch, int64_t* state);
 void select_sweep(cudaStream_t stream, const Launch& launch, const int64_t* state, int64_t* bins, int64_t* nonfinite);
-void select_narrow(cudaStream_t stream, int64_t* state, int64_t* bins, int64_t pairs, bool wide, bool keep_all_ties);
+void shrink_interval(cudaStream_t stream, int64_t* state, int64_t* bins, int64_t pairs, bool fp64, bool keep_all_ties);
 // `tie_counts`: [blocks, models].
 void select_ties(cudaStream_t stream, const Launch& launch, const int64_t* state, int32_t* tie_counts);
 void select_locate(cudaStream_t stream, int64_t* state, const int32_t* tie_counts, const int64_t* ranges, int64_t slots,

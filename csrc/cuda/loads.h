@@ -163,7 +163,7 @@ struct Widened {
 // Calls `body` with the group of N elements that suits a launch.
 template <int N, class Body>
 auto with_group(const Launch& work, Body&& body) {
-  if (!packed(work)) return work.wide ? body(Widened<double, N>{}) : body(Widened<float, N>{});
+  if (!packed(work)) return work.fp64 ? body(Widened<double, N>{}) : body(Widened<float, N>{});
   switch (work.inputs[0]) {
     case Dtype::f16:
       return body(Packed<f16, N>{});

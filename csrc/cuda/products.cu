@@ -141,8 +141,8 @@ __global__ void __launch_bounds__(kProductThreads)
 void products(cudaStream_t stream, const Launch& work, const int64_t* duos, int number, int sums, bool per_column,
               double* partials) {
   const Table table = make_table(work, 0, nullptr);
-  const auto kernel = per_column  ? work.wide ? multiply_columns<double> : multiply_columns<float>
-                      : work.wide ? multiply_rows<double>
+  const auto kernel = per_column  ? work.fp64 ? multiply_columns<double> : multiply_columns<float>
+                      : work.fp64 ? multiply_rows<double>
                                   : multiply_rows<float>;
   launch("products", kernel, work.chunks * number, kProductThreads, stream, table, duos, number, sums, partials);
 }

@@ -200,7 +200,7 @@ void ranks(cudaStream_t stream, const Launch& work, const Formula& formula, int 
   const Table table = make_table(work, 0, nullptr);
   const int before = kWordRest + formula.keys + formula.vectors;
   const RankWords shape{before + formula.ranks, before + ordinal};
-  if (work.wide)
+  if (work.fp64)
     queue_ranks<double>(stream, table, shape, input, longest, kRankShared64);
   else
     queue_ranks<float>(stream, table, shape, input, longest, kRankShared32);

@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kRowThreads) fold_rows(double* partials, const
 
 void rows(cudaStream_t stream, const Launch& work, bool largest, double* partials) {
   const Table table = make_table(work, 0, nullptr);
-  launch("rows", work.wide ? fold_row_blocks<double> : fold_row_blocks<float>, work.chunks, kRowThreads, stream, table,
+  launch("rows", work.fp64 ? fold_row_blocks<double> : fold_row_blocks<float>, work.chunks, kRowThreads, stream, table,
          largest, partials);
 }
 

@@ -1,7 +1,7 @@
-// The rules of ops/keep.h on groups of elements.
+// The rules of ops/masks.h on groups of elements.
 #pragma once
 
-#include "../ops/keep.h"
+#include "../ops/masks.h"
 #include "grid.h"
 
 namespace warpmerge {
@@ -26,7 +26,7 @@ WM_FN Bits<T> key_or_none(uint64_t key) {
 template <class T>
 WM_FN Rule<T> rule_of(const int64_t* keep) {
   Rule<T> rule;
-  Keep limits;
+  Mask limits;
   limits.threshold = uint64_t(keep[1]);
   limits.tie_end = keep[2];
   rule.before = key_or_none<T>(lowest_kept_key(limits, limits.tie_end - 1));

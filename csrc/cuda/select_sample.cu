@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(kSelectThreads) sample_keys(WM_PARAM Table tab
 
 void select_sample(cudaStream_t stream, const Launch& work, int64_t* state) {
   const Table table = make_table(work, 0, nullptr);
-  launch("select_sample", work.wide ? sample_keys<double> : sample_keys<float>, work.segments * work.models,
+  launch("select_sample", work.fp64 ? sample_keys<double> : sample_keys<float>, work.segments * work.models,
          kSelectThreads, stream, table, state);
 }
 

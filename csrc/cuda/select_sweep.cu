@@ -195,9 +195,9 @@ void select_sweep(cudaStream_t stream, const Launch& work, const int64_t* state,
          reinterpret_cast<unsigned long long*>(bins));
 }
 
-void select_narrow(cudaStream_t stream, int64_t* state, int64_t* bins, int64_t pairs, bool wide, bool keep_all_ties) {
-  const int64_t largest = wide ? int64_t(FloatTraits<double>::magnitude) : int64_t(FloatTraits<float>::magnitude);
-  launch("select_narrow", narrow_interval, pairs, kSelectThreads, stream, state, bins, largest, keep_all_ties);
+void shrink_interval(cudaStream_t stream, int64_t* state, int64_t* bins, int64_t pairs, bool fp64, bool keep_all_ties) {
+  const int64_t largest = fp64 ? int64_t(FloatTraits<double>::magnitude) : int64_t(FloatTraits<float>::magnitude);
+  launch("shrink_interval", narrow_interval, pairs, kSelectThreads, stream, state, bins, largest, keep_all_ties);
 }
 
 }  // namespace warpmerge

@@ -128,7 +128,7 @@ void select_locate(cudaStream_t stream, int64_t* state, const int32_t* tie_count
 
 void select_position(cudaStream_t stream, const Launch& work, int64_t* state) {
   const Table table = make_table(work, 0, nullptr);
-  launch("select_position", work.wide ? find_tie<double> : find_tie<float>, work.segments * work.models, kWarp, stream,
+  launch("select_position", work.fp64 ? find_tie<double> : find_tie<float>, work.segments * work.models, kWarp, stream,
          table, state);
 }
 

@@ -11,7 +11,7 @@ WM_DEVICE void store_words(char* data, const float (&y)[kGroup]) {
   Packed<D, kGroup> packed;
   packed.clear();
   WM_UNROLL
-  for (int e = 0; e < kGroup; ++e) packed.set(e, bit_cast<typename Packed<D, kGroup>::Element>(Narrow<D>::from(y[e])));
+  for (int e = 0; e < kGroup; ++e) packed.set(e, bit_cast<typename Packed<D, kGroup>::Element>(RoundTo<D>::from(y[e])));
   uint4* to = reinterpret_cast<uint4*>(data);
   WM_UNROLL
   for (int w = 0; w < packed.kWords; w += 4)
@@ -22,7 +22,7 @@ template <class D, class T, int N>
 WM_DEVICE void store_elements(char* data, int n, const T (&y)[N]) {
   WM_UNROLL
   for (int e = 0; e < N; ++e)
-    if (e < n) put_element(data + e * int(sizeof(D)), Narrow<D>::from(y[e]));
+    if (e < n) put_element(data + e * int(sizeof(D)), RoundTo<D>::from(y[e]));
 }
 
 // Where output `m` has the element `at` of the chunk.

@@ -61,7 +61,7 @@ constexpr int kMaxPacked = 8;
 
 // Whether inputs and base can be read as packed vectors of one storage type that is computed in float32.
 inline bool packed(const Launch& launch) {
-  if (!launch.aligned || launch.wide || launch.inputs[0] == Dtype::f64) return false;
+  if (!launch.aligned || launch.fp64 || launch.inputs[0] == Dtype::f64) return false;
   for (const Dtype dtype : launch.inputs)
     if (dtype != launch.inputs[0]) return false;
   return launch.base < 0 || Dtype(launch.base) == launch.inputs[0];

@@ -149,7 +149,7 @@ SumKernel weighted_sum_of(int models) {
 
 void weighted_sum(cudaStream_t stream, const Launch& work, bool agree, int64_t* nonfinite) {
   const Table table = make_table(work, work.outputs * work.models, nonfinite);
-  SumKernel kernel = work.wide ? weighted_sum_any<double> : weighted_sum_any<float>;
+  SumKernel kernel = work.fp64 ? weighted_sum_any<double> : weighted_sum_any<float>;
   if (packed(work) && work.models <= kMaxPacked && work.out != Dtype::f64)
     kernel = work.inputs[0] == Dtype::bf16  ? weighted_sum_of<bf16>(work.models)
              : work.inputs[0] == Dtype::f16 ? weighted_sum_of<f16>(work.models)

@@ -41,10 +41,10 @@ WM_FN float round_to_odd(double x) {
 }
 
 template <class To>
-struct Narrow;
+struct RoundTo;
 
 template <>
-struct Narrow<bf16> {
+struct RoundTo<bf16> {
   WM_FN bf16 from(float x) {
     const uint32_t u = bit_cast<uint32_t>(x);
     const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
@@ -55,7 +55,7 @@ struct Narrow<bf16> {
 };
 
 template <>
-struct Narrow<f16> {
+struct RoundTo<f16> {
   WM_FN f16 from(float x) {
     const uint32_t u = bit_cast<uint32_t>(x);
     const uint32_t a = u & FloatTraits<float>::magnitude;
@@ -72,7 +72,7 @@ struct Narrow<f16> {
 };
 
 template <>
-struct Narrow<float> {
+struct RoundTo<float> {
   WM_FN float from(float x) {
     return magnitude_key(x) > FloatTraits<float>::infinity ? bit_cast<float>(FloatTraits<float>::quiet_nan) : x;
   }
@@ -80,7 +80,7 @@ struct Narrow<float> {
 };
 
 template <>
-struct Narrow<double> {
+struct RoundTo<double> {
   WM_FN double from(double x) {
     return magnitude_key(x) > FloatTraits<double>::infinity ? bit_cast<double>(FloatTraits<double>::quiet_nan) : x;
   }

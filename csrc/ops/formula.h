@@ -1,5 +1,5 @@
 // The instructions of formulas on one element, each rounded once. The numbers are those of warpmerge/formula.py.
-// KEEP, DRAW, ROW, COLUMN and RANK depend on the element's place: keep.h, philox.h and rows.h say what they are.
+// KEEP, DRAW, ROW, COLUMN and RANK depend on the element's place: masks.h, philox.h and rows.h say what they are.
 #pragma once
 
 #include <math.h>
@@ -21,7 +21,7 @@ enum class FormulaOp : int {
   lt = 9,
   le = 10,
   eq = 11,
-  select = 12,
+  where = 12,
   pow2 = 13,
   exponent = 14,
   keep = 15,
@@ -131,7 +131,7 @@ WM_FN T calculate(T a, T b, T c) {
     return a <= b ? T(1) : T(0);
   else if constexpr (kOp == FormulaOp::eq)
     return a == b ? T(1) : T(0);
-  else if constexpr (kOp == FormulaOp::select)
+  else if constexpr (kOp == FormulaOp::where)
     return a != T(0) ? b : c;
   else if constexpr (kOp == FormulaOp::pow2)
     return power_of_two(a);
@@ -171,8 +171,8 @@ WM_FN void visit_calculation(FormulaOp op, Body&& body) {
       return body(Instruction<FormulaOp::le>());
     case FormulaOp::eq:
       return body(Instruction<FormulaOp::eq>());
-    case FormulaOp::select:
-      return body(Instruction<FormulaOp::select>());
+    case FormulaOp::where:
+      return body(Instruction<FormulaOp::where>());
     case FormulaOp::pow2:
       return body(Instruction<FormulaOp::pow2>());
     case FormulaOp::exponent:

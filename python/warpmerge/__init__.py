@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from . import backends, methods, ops
+    from . import backends, methods, requests
     from .api import MergeReport, merge
+    from .engine.memory_merge import merge_state_dicts, merge_tensors
     from .errors import CheckpointError, DeviceError, MergeError, OutputError, RecipeError
     from .methods import Base, TensorInfo, method
     from .pool import Pool
     from .recipe import Recipe
-    from .streams import RunningEMA, RunningMean, RunningVariance
-    from .tensors import merge_state_dicts, merge_tensors
+    from .running.statistics import RunningEMA, RunningMean, RunningVariance
     from .verification import VerifyReport, verify
 
 _HOME = {
@@ -31,8 +31,8 @@ _HOME = {
     **dict.fromkeys(["Base", "TensorInfo", "method"], "methods"),
     "Pool": "pool",
     "Recipe": "recipe",
-    **dict.fromkeys(["RunningEMA", "RunningMean", "RunningVariance"], "streams"),
-    **dict.fromkeys(["merge_state_dicts", "merge_tensors"], "tensors"),
+    **dict.fromkeys(["RunningEMA", "RunningMean", "RunningVariance"], "running"),
+    **dict.fromkeys(["merge_state_dicts", "merge_tensors"], "engine.memory_merge"),
     **dict.fromkeys(["VerifyReport", "verify"], "verification"),
 }
 
@@ -58,13 +58,13 @@ __all__ = [
     "merge_tensors",
     "method",
     "methods",
-    "ops",
+    "requests",
     "verify",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("backends", "methods", "ops"):  # the packages can be called: see callable_package.py
+    if name in ("backends", "methods", "requests"):  # the packages can be called: see callable_package.py
         return importlib.import_module(f".{name}", __name__)
     if name in _HOME:
         return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from . import backends
-from .checkpoint import OutputDirectory
+from .engine.file_merge import Progress, run_plan
 from .errors import RecipeError
-from .plan import Plan, make_plan
+from .models import OutputDirectory
+from .plan.file_plan import Plan, make_plan
 from .recipe import Recipe
-from .streaming import Progress, run_plan
 from .threads import thread_count
 from .units import parse_size, show_size
 
@@ -115,7 +115,7 @@ def _resources(
     if device_limit is not None and "cuda" not in info.devices:
         raise RecipeError(f"device_memory bounds the memory of a GPU, but backend '{info.name}' computes on the CPU.")
     if "cuda" in info.devices:
-        from .device.staging import host_memory
+        from .backends.gpu.staging import host_memory
 
         if limit is not None:
             raise RecipeError("memory bounds a merge on the CPU; on a GPU use device_memory.")
@@ -127,7 +127,7 @@ def _resources(
 
 def _cpu_memory(plan: Plan, threads: int, limit: int | str | None) -> tuple[int, int]:
     """Tile in elements, and the bytes that will be allocated at most."""
-    from .backends import cpu
+    from .backends.cpu import backend as cpu
 
     models = max((len(job.inputs) for job in plan.jobs), default=1)
     itemsize = max((entry.dtype.itemsize for job in plan.jobs for _, entry in job.located), default=2)
@@ -153,8 +153,13 @@ def describe(recipe: str | Path | Mapping[str, Any] | Recipe, **options: Any) ->
         count = thread_count(options.get("threads"))
         chosen, needed = _resources(plan, info, device, count, options.get("memory"), options.get("device_memory"))
         merged = [job for job in plan.jobs if job.values is not None]
-        companions = {id(c): label for label, c in plan.companions.items()}
-        roles = {**companions, id(plan.donor): "donor", **{id(c): "input" for c in plan.inputs}, id(plan.base): "base"}
+        auxiliary = {id(c): label for label, c in plan.auxiliary.items()}
+        roles = {
+            **auxiliary,
+            id(plan.metadata_source): "metadata source",
+            **{id(c): "input" for c in plan.inputs},
+            id(plan.base): "base",
+        }
         dtypes = ", ".join(f"{d} ({show_size(n)})" for d, n in plan.dtypes.items())
         return {
             "method": plan.recipe.method.name,

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from . import backends
-from .arrays import Array, FileArray, Place, Result
-from .checkpoint import Checkpoint
 from .dtypes import BY_NAME
+from .engine.arrays import Array, FileArray, Place, Result
+from .engine.memory_merge import Operands, resolve_values, wanted_dtype
 from .errors import CheckpointError, DeviceError, RecipeError
 from .methods import Base, TensorInfo, find
 from .methods.base import Steps
 from .methods.parameters import LARGEST, checked_seed
-from .ops import WeightedSum
-from .tensors import Operands, resolve_values, wanted_dtype
+from .models import Checkpoint
+from .requests import WeightedSum
 from .threads import thread_count
 
 Source = str | Path | Mapping[str, Any]
@@ -92,9 +92,9 @@ class Pool:
         first model) or in `out_dtype`.
         """
         chosen, seed = find(method), checked_seed(seed)
-        if chosen.companions:
+        if chosen.auxiliary:
             raise RecipeError(
-                f"a pool holds models only, and method '{chosen.name}' needs each one's {chosen.companions[0].name}: "
+                f"a pool holds models only, and method '{chosen.name}' needs each one's {chosen.auxiliary[0].name}: "
                 "use merge_state_dicts or a recipe."
             )
         models, reference = self._models, None
@@ -105,7 +105,7 @@ class Pool:
         elif chosen.base is Base.ENDPOINT and self._base is not None:
             models = [self._base, *models]
         chosen.check_models(len(models))
-        values = resolve_values(chosen, len(models), parameters, relative=reference is not None)
+        values = resolve_values(chosen, len(models), parameters, on_deltas=reference is not None)
         if values["nonfinite"] == "error" and self._known_finite():
             values = {**values, "nonfinite": "propagate"}  # nothing to count, so nothing to wait for
         operands = self._operands(models, reference)
@@ -138,7 +138,7 @@ class Pool:
         made = [operands.results(wanted_dtype(out_dtype)) for _ in rows]
         outputs = {
             name: [results[name] for results in made] if array.dtype.is_float else [made[0][name]]
-            for name, array in operands.donor.items()
+            for name, array in operands.metadata_source.items()
         }
         values = {"nonfinite": "propagate" if self._known_finite() else "error"}
         labels = [f"model {i}" for i in range(len(self))] + (["base"] if self._base is not None else [])
@@ -149,8 +149,8 @@ class Pool:
     def _operands(self, models: list[dict[str, Array]], reference: dict[str, Array] | None) -> Operands:
         key = (len(models), reference is not None)
         if key not in self._prepared:
-            donor = self._base if self._base is not None else models[0]
-            self._prepared[key] = Operands(models, reference, donor, must_agree=self._base is None)
+            metadata_source = self._base if self._base is not None else models[0]
+            self._prepared[key] = Operands(models, reference, metadata_source, must_agree=self._base is None)
         return self._prepared[key]
 
     def _known_finite(self) -> bool:
@@ -171,11 +171,11 @@ class _Sweep:
 
     name = "sweep"
 
-    def __init__(self, coefficients: tuple[float, ...], relative: bool) -> None:
-        self._coefficients, self._relative = coefficients, relative
+    def __init__(self, coefficients: tuple[float, ...], on_deltas: bool) -> None:
+        self._coefficients, self._relative = coefficients, on_deltas
 
     def steps(self, tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
-        return WeightedSum(self._coefficients, relative=self._relative)
+        return WeightedSum(self._coefficients, on_deltas=self._relative)
         yield
 
 
@@ -219,9 +219,9 @@ class _Loader:
         import torch
 
         from . import _core
-        from .device.staging import Inbound, Move
-        from .device.tables import ALIGN
-        from .device.torch_runtime import TorchRuntime
+        from .backends.gpu.staging import Inbound, Move
+        from .backends.gpu.tables import ALIGN
+        from .backends.gpu.torch_runtime import TorchRuntime
 
         runtime = TorchRuntime(self._place.device)
         moves, size = [], 0
@@ -258,8 +258,8 @@ def _results_in(into: Any, operands: Operands, place: Place) -> dict[str, Result
     found = into.state_dict(keep_vars=True) if hasattr(into, "state_dict") else into
     results: dict[str, Result] = {}
     filled: dict[int, tuple[str, tuple]] = {}
-    own = {a.buffer().address: n for n in operands.donor for a in operands.arrays(n)}
-    for name, array in operands.donor.items():
+    own = {a.buffer().address: n for n in operands.metadata_source for a in operands.arrays(n)}
+    for name, array in operands.metadata_source.items():
         if name not in found:
             raise CheckpointError(f"the target has no tensor '{name}'.")
         target = found[name].detach()
@@ -290,6 +290,6 @@ def _results_in(into: Any, operands: Operands, place: Place) -> dict[str, Result
         )
     filled_there = set(filled)
     for name, tensor in found.items():
-        if name not in operands.donor and tensor.numel() and tensor.data_ptr() not in filled_there:
+        if name not in operands.metadata_source and tensor.numel() and tensor.data_ptr() not in filled_there:
             raise CheckpointError(f"the target has the tensor '{name}', which the models lack.")
     return results

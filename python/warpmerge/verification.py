@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from . import _core, backends
-from .checkpoint import Checkpoint
-from .checkpoint.companions import MANIFEST
 from .errors import CheckpointError
+from .models import Checkpoint
+from .models.sidecars import MANIFEST
 from .threads import thread_count
 
 TILE_BYTES = 1 << 20

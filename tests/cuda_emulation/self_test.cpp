@@ -38,14 +38,14 @@ __global__ void __launch_bounds__(256) sum(const int* values, int* result) {
   }
 }
 
-__global__ void votes(unsigned* ballots, int64_t* wide, double* real, int* counts) {
+__global__ void votes(unsigned* votes_of, int64_t* fp64, double* real, int* counts) {
   const unsigned lane = threadIdx.x % 32;
   const unsigned half = lane < 16 ? 0x0000ffffu : 0xffff0000u;  // two halves meet apart from each other
-  ballots[threadIdx.x] = __ballot_sync(half, lane % 3 == 0);
-  wide[threadIdx.x] = __shfl_sync(0xffffffffu, int64_t(lane) << 40, 5);
+  votes_of[threadIdx.x] = __ballot_sync(half, lane % 3 == 0);
+  fp64[threadIdx.x] = __shfl_sync(0xffffffffu, int64_t(lane) << 40, 5);
   real[threadIdx.x] = __shfl_down_sync(0xffffffffu, double(lane), 1);
   counts[threadIdx.x] = __syncthreads_count(threadIdx.x < 10);
-  atomicAdd(&counts[64], int(__popc(ballots[threadIdx.x])));
+  atomicAdd(&counts[64], int(__popc(votes_of[threadIdx.x])));
 }
 
 // Every thread reads what its neighbour wrote: wrong without the barrier, whatever the order of threads.
@@ -93,17 +93,17 @@ void check_results() {
     expect(results[block] == total, "sum over a block");
   }
 
-  std::vector<unsigned> ballots(64);
-  std::vector<int64_t> wide(64);
+  std::vector<unsigned> votes_of(64);
+  std::vector<int64_t> fp64(64);
   std::vector<double> real(64);
   std::vector<int> counts(65);
-  emulate(nullptr, 1, 64, votes, ballots.data(), wide.data(), real.data(), counts.data());
+  emulate(nullptr, 1, 64, votes, votes_of.data(), fp64.data(), real.data(), counts.data());
   for (unsigned i = 0; i < 64; ++i) {
     unsigned expected = 0;
     for (unsigned lane = i % 32 / 16 * 16; lane < i % 32 / 16 * 16 + 16; ++lane)
       expected |= unsigned(lane % 3 == 0) << lane;
-    expect(ballots[i] == expected, "ballot of half a warp");
-    expect(wide[i] == int64_t(5) << 40, "shuffle of 64-bit integers");
+    expect(votes_of[i] == expected, "vote of half a warp");
+    expect(fp64[i] == int64_t(5) << 40, "shuffle of 64-bit integers");
     expect(real[i] == (i % 32 == 31 ? 31 : i % 32 + 1), "shuffle of doubles, the last lane keeps its own");
     expect(counts[i] == 10, "count at a barrier");
   }

@@ -54,23 +54,23 @@ def _torch_reason() -> str | None:
 
 
 def _cuda_reason() -> str | None:
-    from . import cuda
+    from .gpu import cuda
 
     return cuda.reason()
 
 
 def _triton_reason() -> str | None:
-    from . import triton
+    from .gpu import triton
 
     return triton.reason()
 
 
 # Best first: `auto` takes the first that is available, except the reference and an interpreter.
 BACKENDS = (
-    BackendInfo("cuda", "compiled CUDA kernels", ("cuda",), "cuda", _cuda_reason),
-    BackendInfo("triton", "Triton kernels, compiled when they are first used", ("cuda",), "triton", _triton_reason),
+    BackendInfo("cuda", "compiled CUDA kernels", ("cuda",), "gpu.cuda", _cuda_reason),
+    BackendInfo("triton", "Triton kernels, compiled when they are first used", ("cuda",), "gpu.triton", _triton_reason),
     BackendInfo("cpu", "compiled kernels, all cores", ("cpu",), "cpu", _cpu_reason),
-    BackendInfo("torch", "plain PyTorch, the readable reference; slow", ("cpu",), "torch", _torch_reason),
+    BackendInfo("torch", "plain PyTorch, the readable reference; slow", ("cpu",), "reference", _torch_reason),
 )
 
 

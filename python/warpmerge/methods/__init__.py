@@ -2,8 +2,8 @@
 
 from ..callable_package import make_callable
 from . import della, dense, fisher, fusion, linear, masks, order, pcb, robust, sparse, spherical, task_vectors, widen
+from .auxiliary import AuxiliaryTensor
 from .base import Base, Method, Steps, TensorInfo, check_sum, total
-from .companion import Companion
 from .parameters import Parameter, boolean, choice, integer, number
 from .registry import REGISTRY, find, known, load_plugins, method
 
@@ -13,8 +13,8 @@ FAMILIES = (linear, task_vectors, sparse, della, masks, pcb, fusion, widen, sphe
 __all__ = [
     "FAMILIES",
     "REGISTRY",
+    "AuxiliaryTensor",
     "Base",
-    "Companion",
     "Method",
     "Parameter",
     "Steps",

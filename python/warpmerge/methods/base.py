@@ -2,9 +2,9 @@
 
     @method("ties", base=Base.REFERENCE, parameters=[WEIGHT, DENSITY], ...)
     def ties(tensor, p):
-        selected = yield Select(...)          # measure: one read of the inputs; the result comes back
+        selected = yield KthLargest(...)          # measure: one read of the inputs; the result comes back
         ...                                   # solve: float64, on the host
-        return Consensus(...)                 # combine: one read, one write
+        return ElectAndSum(...)                 # combine: one read, one write
 
 Each `yield` is one pass over the inputs, the `return` is the last. A method names no backend.
 """
@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import RecipeError, close_matches
-from ..ops import Combine, Measure
-from .companion import Companion
+from ..requests import Combine, Measure
+from .auxiliary import AuxiliaryTensor
 from .parameters import LARGEST, Parameter
 
 
@@ -29,7 +29,7 @@ class Base(enum.Enum):
     REFERENCE = "required; deltas are taken from it"
     OPTIONAL = "optional; deltas are taken from it, without one the models themselves are merged"
     ENDPOINT = "required; one of the two models, the one at t = 0"
-    DONOR = "optional; gives the config and tokenizer only"
+    METADATA = "optional; gives the config and tokenizer only"
 
     @property
     def required(self) -> bool:
@@ -37,7 +37,7 @@ class Base(enum.Enum):
 
     @property
     def is_reference(self) -> bool:
-        """Whether it is what deltas are taken from. Without one, a `relative` request means the tensors themselves."""
+        """Whether it is what deltas are taken from. Without one, a `on_deltas` request means the tensors themselves."""
         return self in (Base.REFERENCE, Base.OPTIONAL)
 
 
@@ -50,8 +50,10 @@ class TensorInfo:
     models: int  # number of inputs, a reference base not counted
     seed: int = 0
     shape: tuple[int, ...] | None = None  # None: one dimension
-    wide: bool = False  # computed in float64, else in float32
-    companions: tuple[tuple[int, ...], ...] = ()  # shapes of the inputs behind the models' own, if it has companions
+    fp64: bool = False  # computed in float64, else in float32
+    auxiliary: tuple[
+        tuple[int, ...], ...
+    ] = ()  # shapes of the inputs behind the models' own, if it has auxiliary tensors
 
     @property
     def columns(self) -> int:
@@ -82,7 +84,7 @@ class Method:
     passes: Callable[[Mapping[str, Any]], int]  # reads of the inputs for these values
     models: tuple[int, int | None] = (1, None)  # least and most inputs, a reference base not counted
     check: Callable[[Mapping[str, Any], int], None] = lambda values, models: None
-    companions: tuple[Companion, ...] = ()  # what it needs of each model beside its weights
+    auxiliary: tuple[AuxiliaryTensor, ...] = ()  # what it needs of each model beside its weights
     memory: Callable[[tuple[int, ...], int], int] | None = None  # bytes of a tensor and so many models, where not tiles
     reads: str = ""  # `passes`, for people
     formula: str = ""
@@ -119,12 +121,12 @@ class Method:
         short = {p.short_for for p in self.parameters if given.get(p.name) is not None}
         return {name: value for name, value in options.items() if name not in short}
 
-    def check_values(self, values: Mapping[str, Any], models: int, *, relative: bool) -> None:
+    def check_values(self, values: Mapping[str, Any], models: int, *, on_deltas: bool) -> None:
         """Raises RecipeError if values that are valid each do not go together, or not with so many models.
 
         relative: whether deltas are taken from a base.
         """
-        if values["nonfinite"] == "base" and not relative:
+        if values["nonfinite"] == "base" and not on_deltas:
             raise RecipeError(
                 f"method '{self.name}' has no base to take the place of values that are not finite; "
                 "set nonfinite to 'error' or 'propagate'."

@@ -9,27 +9,27 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import MergeError
-from ..formula import Formula
-from ..ops import (
-    Apply,
-    Consensus,
+from ..expr.expression import Formula
+from ..requests import (
     Copy,
+    ElectAndSum,
     Gram,
     Histogram,
-    Keep,
-    KeepAbove,
-    KeepDrawn,
+    KthLargest,
+    Map,
+    Mask,
     Moments,
     Products,
+    RandomMask,
     Rows,
-    Select,
+    TensorFunction,
+    TopKMask,
     WeightedSum,
-    Whole,
 )
 from .base import Base, Steps, TensorInfo
 
-MEASURES = (Select, Moments, Gram, Rows, Products, Histogram, Whole)
-COMBINES = (WeightedSum, Consensus, Apply, Whole, Copy)
+MEASURES = (KthLargest, Moments, Gram, Rows, Products, Histogram, TensorFunction)
+COMBINES = (WeightedSum, ElectAndSum, Map, TensorFunction, Copy)
 
 
 def checked(name: str, base: Base, steps: Callable[..., Steps]) -> Callable[..., Steps]:
@@ -62,12 +62,12 @@ def _problem(request: Any, tensor: TensorInfo, base: Base, kinds: tuple[type, ..
     if not isinstance(request, kinds):
         return f"it must be one of {', '.join(kind.__name__ for kind in kinds)}"
     if getattr(request, "relative", False) and not base.is_reference:
-        return "its base is not what deltas are taken from: pass relative=False"
+        return "its base is not what deltas are taken from: pass on_deltas=False"
     if isinstance(request, Copy):
         return "" if request.index in range(tensor.models) else f"there is no model {request.index!r}"
-    if any(shape != tensor.shape for shape in tensor.companions) and not isinstance(request, Whole):
-        return "its companions are not of the tensor's shape, which only Whole and Copy can do with"
-    tensor = dataclasses.replace(tensor, models=tensor.models + len(tensor.companions), companions=())
+    if any(shape != tensor.shape for shape in tensor.auxiliary) and not isinstance(request, TensorFunction):
+        return "its auxiliary tensors are not of the tensor's shape, which only TensorFunction and Copy can do with"
+    tensor = dataclasses.replace(tensor, models=tensor.models + len(tensor.auxiliary), auxiliary=())
     formula = getattr(request, "of", None) or getattr(request, "formula", None)
     if formula is not None:
         problem = _formula(formula, tensor)
@@ -75,7 +75,7 @@ def _problem(request: Any, tensor: TensorInfo, base: Base, kinds: tuple[type, ..
             return problem
         tensor = dataclasses.replace(tensor, models=len(formula.values))
     match request:
-        case Select():
+        case KthLargest():
             return _counts(request.counts, tensor)
         case Moments():
             return _keep(request.keep, tensor)
@@ -83,8 +83,8 @@ def _problem(request: Any, tensor: TensorInfo, base: Base, kinds: tuple[type, ..
             return _pairs(request.pairs, tensor)
         case WeightedSum():
             return _numbers("coefficients", request.coefficients, tensor)
-        case Consensus():
-            return _consensus(request, tensor, base)
+        case ElectAndSum():
+            return _elect_and_sum(request, tensor, base)
     return ""
 
 
@@ -105,10 +105,10 @@ def _formula(formula: Any, tensor: TensorInfo) -> str:
     return ""
 
 
-def _consensus(request: Consensus, tensor: TensorInfo, base: Base) -> str:
-    if base is not Base.REFERENCE or not request.relative:
+def _elect_and_sum(request: ElectAndSum, tensor: TensorInfo, base: Base) -> str:
+    if base is not Base.REFERENCE or not request.on_deltas:
         return "that needs deltas from a required base"
-    votes = [("ballot", request.ballot), ("divisor", request.divisor)]
+    votes = [("ballot", request.vote), ("divisor", request.divisor)]
     if not request.elect and any(len(values) for _, values in votes):
         return "without an election there is neither ballot nor divisor"
     numbers = [("value", request.value), *(votes if request.elect else [])]
@@ -138,9 +138,9 @@ def _pairs(pairs: Any, tensor: TensorInfo) -> str:
     return "" if fit else f"pairs are tuples of two places of its formula's values, 0 to {tensor.models - 1} each"
 
 
-def _keep(keep: tuple[Keep, ...], tensor: TensorInfo) -> str:
-    fit = all(isinstance(k, (KeepAbove, KeepDrawn)) for k in keep)
-    return _length("keep", keep, tensor) or ("" if fit else "keep consists of KeepAbove and KeepDrawn")
+def _keep(keep: tuple[Mask, ...], tensor: TensorInfo) -> str:
+    fit = all(isinstance(k, (TopKMask, RandomMask)) for k in keep)
+    return _length("keep", keep, tensor) or ("" if fit else "keep consists of TopKMask and RandomMask")
 
 
 def _length(title: str, values: Any, tensor: TensorInfo) -> str:

@@ -7,13 +7,13 @@ import math
 from collections.abc import Generator, Mapping
 from typing import Any, NamedTuple
 
-from ..elementary import nearest_whole
 from ..errors import RecipeError
-from ..formula import Expr, Formula, Given, delta, draw, given, maximum, minimum, rank, where, wrap
-from ..ops import KEEP_ALL, KEEP_NONE, Apply, Consensus, Keep, KeepRanked, Moments
+from ..expr.elementary import nearest_whole
+from ..expr.expression import Expr, Formula, Given, delta, draw, given, maximum, minimum, rank, where, wrap
+from ..expr.library import Form, merged
 from ..random import stream_key
+from ..requests import KEEP_ALL, KEEP_NONE, ElectAndSum, Map, Mask, Moments, RankMask
 from .base import Base, Steps, TensorInfo
-from .elect import Form, merged
 from .parameters import choice, number
 from .registry import method
 from .task_vectors import (
@@ -79,13 +79,13 @@ def decisions(shape: tuple[int, ...], models: int) -> int:
     return models * (math.prod(shape) // 8 + 64)
 
 
-def drop_by_rank(tensor: TensorInfo, p: Mapping[str, Any]) -> tuple[Keep, ...]:
+def drop_by_rank(tensor: TensorInfo, p: Mapping[str, Any]) -> tuple[Mask, ...]:
     """Of each row keeps the larger elements more likely."""
-    keep: list[Keep] = []
+    keep: list[Mask] = []
     for ordinal, (density, epsilon) in enumerate(zip(p["density"], p["epsilon"], strict=True)):
         if 0 < density < 1:
             key = stream_key(tensor.seed, tensor.name, ordinal)
-            keep.append(KeepRanked(key, *cuts(tensor, density, epsilon), tensor.columns))
+            keep.append(RankMask(key, *cuts(tensor, density, epsilon), tensor.columns))
         else:
             keep.append(KEEP_ALL if density > 0 else KEEP_NONE)
     return tuple(keep)
@@ -96,7 +96,7 @@ class Divided(NamedTuple):
     none or some (None) of it is kept."""
 
     kept: tuple[bool | None, ...]
-    wide: bool
+    fp64: bool
 
     @property
     def dropped(self) -> list[int]:
@@ -107,7 +107,7 @@ class Divided(NamedTuple):
         values = [delta(k) if kept else wrap(0) for k, kept in enumerate(self.kept)]
         for j, k in enumerate(self.dropped):
             share = given(3 * j) + rank(k) * given(3 * j + 1)
-            cut = minimum(maximum(nearest_whole(share, self.wide), 1), STEPS - 1)
+            cut = minimum(maximum(nearest_whole(share, self.fp64), 1), STEPS - 1)
             values[k] = where(draw(Given(3 * j + 2)) < cut, delta(k) / (cut * (1 / STEPS)), 0)
         return values
 
@@ -117,18 +117,18 @@ def _merged(drops: Divided, form: Form) -> Formula:
     return Formula((merged(form.places(3 * len(drops.dropped)), drops.left()),))
 
 
-def _della(tensor: TensorInfo, p: Mapping[str, Any], *, elect: bool) -> Generator[Moments, Any, Apply | Consensus]:
+def _della(tensor: TensorInfo, p: Mapping[str, Any], *, elect: bool) -> Generator[Moments, Any, Map | ElectAndSum]:
     if not is_sparse(p) or not tensor.count:
         keep = tuple(KEEP_ALL if density > 0 else KEEP_NONE for density in p["density"])
         return merge_kept(p, keep, [1.0] * tensor.models, elect=elect)
     keep = drop_by_rank(tensor, p)
     if p["rescale"] == "inverse_probability":
-        kept = tuple(None if isinstance(rule, KeepRanked) else rule is KEEP_ALL for rule in keep)
-        numbers = [x for rule in keep if isinstance(rule, KeepRanked) for x in (rule.low, rule.step, rule.key)]
+        kept = tuple(None if isinstance(rule, RankMask) else rule is KEEP_ALL for rule in keep)
+        numbers = [x for rule in keep if isinstance(rule, RankMask) for x in (rule.low, rule.step, rule.key)]
         record = merge_kept(p, (), [1.0] * tensor.models, elect=elect)
         form = Form.of(record)
-        formula = _merged(Divided(kept, tensor.wide), form)
-        return Apply(formula.using(*numbers, *form.numbers(record), columns=tensor.columns), relative=True)
+        formula = _merged(Divided(kept, tensor.fp64), form)
+        return Map(formula.using(*numbers, *form.numbers(record), columns=tensor.columns), on_deltas=True)
     scale = yield from rescaling(p, keep)
     return merge_kept(p, keep, scale, elect=elect)
 

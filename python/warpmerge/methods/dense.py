@@ -10,9 +10,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..ops import WeightedSum, Whole
+from ..requests import TensorFunction, WeightedSum
+from .auxiliary import AuxiliaryTensor
 from .base import Base, Steps, TensorInfo, check_sum, total
-from .companion import Companion
 from .parameters import choice, number
 from .registry import method
 from .task_vectors import LAMBDA, refuse_negative
@@ -52,14 +52,14 @@ def is_matrix(tensor: TensorInfo) -> bool:
 
 def mean_of_deltas(p: Mapping[str, Any], models: int) -> WeightedSum:
     weights = p.get("weight", (1.0,) * models)
-    return WeightedSum(tuple(p["lambda"] * w / models for w in weights), relative=True)
+    return WeightedSum(tuple(p["lambda"] * w / models for w in weights), on_deltas=True)
 
 
-def combine(tensor: TensorInfo, p: Mapping[str, Any], function: Function) -> WeightedSum | Whole:
+def combine(tensor: TensorInfo, p: Mapping[str, Any], function: Function) -> WeightedSum | TensorFunction:
     """lambda times what the function makes of the deltas of a matrix; for other tensors their mean."""
     if not is_matrix(tensor) or p["lambda"] == 0:
         return mean_of_deltas(p, tensor.models)
-    return Whole(lambda deltas, base: of_finite(function, deltas, tensor.models) * p["lambda"])
+    return TensorFunction(lambda deltas, base: of_finite(function, deltas, tensor.models) * p["lambda"])
 
 
 def of_finite(function: Function, tensors: Sequence[torch.Tensor], models: int) -> torch.Tensor:
@@ -273,9 +273,9 @@ def _gram_shape(weight: tuple[int, ...]) -> tuple[int, ...] | None:
 
 @method(
     "regmean",
-    base=Base.DONOR,
-    companions=[
-        Companion(
+    base=Base.METADATA,
+    auxiliary=[
+        AuxiliaryTensor(
             "gram",
             help="checkpoint with X^T X of linear layers' inputs, (in, in), under the names of their weights (out, in)",
             shape=_gram_shape,
@@ -307,13 +307,13 @@ def _gram_shape(weight: tuple[int, ...]) -> tuple[int, ...] | None:
 def regmean(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Each linear layer's weights whose outputs come closest to those of the models on their own inputs."""
     shares = tuple(w / total(p["weight"]) for w in p["weight"])
-    if not tensor.companions:
-        return WeightedSum(shares, relative=False, agree=True)
+    if not tensor.auxiliary:
+        return WeightedSum(shares, on_deltas=False, agree=True)
 
     def merged(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
         from .least_squares import least_squares
 
         return least_squares(tensors[: tensor.models], tensors[tensor.models :], shares, p["alpha"], p["ridge"])
 
-    return Whole(lambda tensors, base: of_finite(merged, tensors, tensor.models), relative=False)
+    return TensorFunction(lambda tensors, base: of_finite(merged, tensors, tensor.models), on_deltas=False)
     yield

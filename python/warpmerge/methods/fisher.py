@@ -8,15 +8,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import CheckpointError
-from ..formula import Expr, Formula, add_up, delta, equal, maximum, where
-from ..ops import Apply, Gram
+from ..expr.expression import Expr, Formula, add_up, delta, equal, maximum, where
+from ..requests import Gram, Map
+from .auxiliary import AuxiliaryTensor
 from .base import Base, Steps, TensorInfo, check_sum
-from .companion import Companion
 from .geometry import LARGEST
 from .parameters import boolean, choice, number, scope
 from .registry import method
 
-FISHER = Companion("fisher", help="checkpoint with the model's diagonal Fisher information, under the weights' names")
+FISHER = AuxiliaryTensor(
+    "fisher", help="checkpoint with the model's diagonal Fisher information, under the weights' names"
+)
 LARGEST_EXPONENT = 100  # of a norm: scaling by its power of two then stays within float32
 
 
@@ -31,8 +33,8 @@ def _check(p: Mapping[str, Any], models: int) -> None:
 
 @method(
     "fisher",
-    base=Base.DONOR,
-    companions=[FISHER],
+    base=Base.METADATA,
+    auxiliary=[FISHER],
     parameters=[
         number("weight", low=0, default=1.0, per_model=True, help="how much the model counts beside the others"),
         number("floor", low=0, default=0.0, help="least Fisher information of an element; smaller ones count as it"),
@@ -66,7 +68,7 @@ def fisher(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     models = range(tensor.models)
     norms = [1.0] * tensor.models
     if p["normalize"]:
-        gram = yield Gram(relative=False)
+        gram = yield Gram(on_deltas=False)
         squares = gram.norms_sq[tensor.models : 2 * tensor.models]
         if not max(squares) < LARGEST:
             raise CheckpointError(
@@ -76,7 +78,7 @@ def fisher(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
         norms = [math.sqrt(n) or 1.0 for n in squares]
     floors = [p["floor"] if p["floor_of"] == "all" or k == 0 else 0.0 for k in models]
     value = fisher_mean(p["weight"], norms, floors)
-    return Apply(Formula((value,)), relative=False, agree=tensor.models)
+    return Map(Formula((value,)), on_deltas=False, agree=tensor.models)
 
 
 def fisher_mean(weights: Sequence[float], norms: Sequence[float], floors: Sequence[float]) -> Expr:

@@ -7,8 +7,21 @@ import math
 from collections.abc import Generator, Mapping
 from typing import Any, NamedTuple
 
-from ..formula import Expr, Formula, Given, base, delta, divergence_near, exp, expm1_near, given, log, row, where
-from ..ops import Apply, Copy, Rows, Select
+from ..expr.expression import (
+    Expr,
+    Formula,
+    Given,
+    base,
+    delta,
+    divergence_near,
+    exp,
+    expm1_near,
+    given,
+    log,
+    row,
+    where,
+)
+from ..requests import Copy, KthLargest, Map, Rows
 from .base import Base, Steps, TensorInfo
 from .registry import method
 from .rows import each
@@ -157,6 +170,6 @@ def arcee_fusion(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     kl = yield from _divergences(tensor)
     kl = np.ldexp(kl, -np.frexp(kl.max())[1])  # importances are compared with each other only
     importances = _importances().using(kl, columns=tensor.columns)
-    selected = yield Select(quartiles(tensor.count), keep_all_ties=True, of=importances)
-    least = threshold(*(s.magnitude(tensor.wide) for s in selected))
-    return Apply(_chosen().using(kl, least, columns=tensor.columns), relative=True)
+    selected = yield KthLargest(quartiles(tensor.count), keep_all_ties=True, of=importances)
+    least = threshold(*(s.magnitude(tensor.fp64) for s in selected))
+    return Map(_chosen().using(kl, least, columns=tensor.columns), on_deltas=True)

@@ -11,7 +11,7 @@ from collections.abc import Generator, Sequence
 from operator import mul
 
 from ..errors import CheckpointError
-from ..ops import Gram, GramResult
+from ..requests import Gram, GramResult
 from .base import TensorInfo
 
 Table = Sequence[Sequence[float]]
@@ -23,9 +23,9 @@ LARGEST = 1e300
 SHORTEST = 1e-30  # of the longest vector: to bring a shorter one to its length is a factor that float32 has not
 
 
-def measure(tensor: TensorInfo, *, relative: bool) -> Generator[Gram, GramResult, GramResult]:
+def measure(tensor: TensorInfo, *, on_deltas: bool) -> Generator[Gram, GramResult, GramResult]:
     """Norms and distances. Raises CheckpointError if they overflow float64."""
-    gram = yield Gram(relative=relative)
+    gram = yield Gram(on_deltas=on_deltas)
     if not max((*gram.norms_sq, *(max(row) for row in gram.distances_sq)), default=0.0) < LARGEST:
         raise CheckpointError(
             f"{tensor} has elements whose squares overflow float64; a method that measures needs them."

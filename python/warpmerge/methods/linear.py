@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import RecipeError
-from ..ops import Copy, WeightedSum
+from ..requests import Copy, WeightedSum
 from .base import Base, Steps, TensorInfo, check_sum, total
 from .parameters import boolean, integer, number
 from .registry import method
@@ -21,7 +21,7 @@ def _check_linear(p: Mapping[str, Any], models: int) -> None:
 
 @method(
     "linear",
-    base=Base.DONOR,
+    base=Base.METADATA,
     parameters=[WEIGHT, boolean("normalize", default=True, help="divide by the sum of the weights")],
     check=_check_linear,
     formula="y = sum w_k x_k / Z,  Z = sum w_k,  1 with normalize: false",
@@ -32,13 +32,13 @@ def _check_linear(p: Mapping[str, Any], models: int) -> None:
 def linear(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Weighted mean of the models: sum w_i x_i / sum w_i."""
     by = total(p["weight"]) if p["normalize"] else 1.0
-    return WeightedSum(tuple(w / by for w in p["weight"]), relative=False, agree=p["normalize"])
+    return WeightedSum(tuple(w / by for w in p["weight"]), on_deltas=False, agree=p["normalize"])
     yield  # a generator without a measurement
 
 
 @method(
     "ema",
-    base=Base.DONOR,
+    base=Base.METADATA,
     parameters=[number("decay", low=0, high=1, required=True, help="share of the mean that stays at each step")],
     formula="e_1 = x_1,  e_k = decay e_(k-1) + (1 - decay) x_k,  y = e_K",
     paper="Tarvainen and Valpola 2017, Mean teachers, arXiv 1703.01780",
@@ -52,7 +52,7 @@ def ema(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Exponential moving average of checkpoints, oldest first: e = decay e + (1 - decay) x."""
     decay, last = p["decay"], tensor.models - 1
     later = [(1 - decay) * decay ** (last - step) for step in range(1, last + 1)]
-    return WeightedSum((decay**last, *later), relative=False, agree=True)
+    return WeightedSum((decay**last, *later), on_deltas=False, agree=True)
     yield
 
 
@@ -63,7 +63,7 @@ def _check_lawa(p: Mapping[str, Any], models: int) -> None:
 
 @method(
     "lawa",
-    base=Base.DONOR,
+    base=Base.METADATA,
     parameters=[integer("k", low=1, optional=True, help="how many of the last models to average; default: all")],
     check=_check_lawa,
     formula="y = (x_(K-k+1) + ... + x_K) / k",
@@ -74,7 +74,7 @@ def _check_lawa(p: Mapping[str, Any], models: int) -> None:
 def lawa(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Mean of the last k checkpoints."""
     last = p["k"] or tensor.models
-    return WeightedSum((0.0,) * (tensor.models - last) + (1 / last,) * last, relative=False, agree=True)
+    return WeightedSum((0.0,) * (tensor.models - last) + (1 / last,) * last, on_deltas=False, agree=True)
     yield
 
 
@@ -90,13 +90,13 @@ def lawa(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
 )
 def expo(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Extrapolation beyond a model, away from its base: x_1 + alpha (x_1 - x_0)."""
-    return WeightedSum((1 + p["alpha"],), relative=True)
+    return WeightedSum((1 + p["alpha"],), on_deltas=True)
     yield
 
 
 @method(
     "passthrough",
-    base=Base.DONOR,
+    base=Base.METADATA,
     models=(1, 1),
     parameters=[number("scale", per_model=True, optional=True, help="factor; none: the bytes are copied")],
     formula="y = x_1,  scale x_1 with a scale",
@@ -105,5 +105,5 @@ def expo(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
 def passthrough(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Copies one model, or scales it."""
     scale = p["scale"][0]
-    return Copy() if scale is None else WeightedSum((scale,), relative=False)
+    return Copy() if scale is None else WeightedSum((scale,), on_deltas=False)
     yield

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import RecipeError
-from ..formula import Expr, Formula, add_up, delta, given, maximum, minimum, where
-from ..ops import KEEP_ALL, Apply, KeepAbove, Moments
+from ..expr.expression import Expr, Formula, add_up, delta, given, maximum, minimum, where
+from ..expr.library import not_hidden
+from ..requests import KEEP_ALL, Map, Moments, TopKMask
 from .base import Base, Steps, TensorInfo
-from .elect import not_hidden
 from .parameters import choice, integer, number, scope
 from .registry import method
 from .task_vectors import LAMBDA
@@ -49,7 +49,7 @@ def _clipped() -> Formula:
 )
 def nearswap(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """The model where it is within t of the base, and a step of t towards it elsewhere."""
-    return Apply(_clipped().using(p["t"], -p["t"]), relative=True)
+    return Map(_clipped().using(p["t"], -p["t"]), on_deltas=True)
     yield
 
 
@@ -81,7 +81,7 @@ def _largest(models: int, first: bool, propagate: bool) -> Formula:
 def magmax(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Base plus the delta of the largest magnitude, for each element by itself."""
     formula = _largest(tensor.models, p["ties"] == "first_model", _lets_through(p))
-    return Apply(formula.using(p["lambda"]), relative=True)
+    return Map(formula.using(p["lambda"]), on_deltas=True)
     yield
 
 
@@ -126,7 +126,7 @@ RAM = "Yuan et al. 2026, Behavior knowledge merge in reinforced agentic models, 
 def ram(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Base plus, for each element, the mean delta of the models that changed it."""
     formula = _mean_of_changed(tensor.models, False, _lets_through(p))
-    return Apply(formula.using(p["epsilon"]), relative=True)
+    return Map(formula.using(p["epsilon"]), on_deltas=True)
     yield
 
 
@@ -174,12 +174,12 @@ def amplified(unique: Sequence[float], shared: Sequence[float], p: Mapping[str, 
 def ramplus_tl(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Like ram, with what one model alone changed amplified by how much it shares with others."""
     models = tensor.models
-    unique_only = KeepAbove(SHARED_KEYS[tensor.wide], tie_end=0)
+    unique_only = TopKMask(SHARED_KEYS[tensor.fp64], tie_end=0)
     counted = _unique_and_shared(models).using(p["epsilon"])
     sums = yield Moments((unique_only,) * models, only_l1=True, of=counted)
     factors = amplified([m.kept_abs for m in sums], [(m.sum_abs - m.kept_abs) / SHARED for m in sums], p)
     formula = _mean_of_changed(models, any(factor != 1 for factor in factors), _lets_through(p))
-    return Apply(formula.using(p["epsilon"], *factors), relative=True)
+    return Map(formula.using(p["epsilon"], *factors), on_deltas=True)
 
 
 # --- which tasks want it --------------------------------------------------------------------------------------------
@@ -228,7 +228,7 @@ def consensus_ta(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Task arithmetic of those elements that enough tasks want (TALL masks)."""
     weighted = any(w != 1 for w in p["weight"])
     formula = _wanted(tensor.models, p["k"], weighted, _lets_through(p))
-    return Apply(formula.using(p["lambda"], *p["weight"], *p["mask_lambda"]), relative=True)
+    return Map(formula.using(p["lambda"], *p["weight"], *p["mask_lambda"]), on_deltas=True)
     yield
 
 
@@ -314,4 +314,4 @@ def emr(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
         measured = yield Moments((KEEP_ALL,) * 2, only_l1=True, of=_task_and_unified(models, task))
         means = p["scope"] == "model" and p["rescaler"] == "means"
         factor = rescaler(*(m.sum_of_means if means else m.sum_abs for m in measured))
-    return Apply(_of_task(models, task, _lets_through(p)).using(factor), relative=True)
+    return Map(_of_task(models, task, _lets_through(p)).using(factor), on_deltas=True)

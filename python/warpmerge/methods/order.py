@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..errors import RecipeError
-from ..formula import Expr, Formula, add_up, delta, equal, maximum, minimum, where
-from ..ops import Apply, WeightedSum
+from ..expr.expression import Expr, Formula, add_up, delta, equal, maximum, minimum, where
+from ..expr.library import not_hidden
+from ..requests import Map, WeightedSum
 from .base import Base, Steps, TensorInfo
-from .elect import not_hidden
 from .parameters import choice, number
 from .registry import method
 
@@ -66,17 +66,17 @@ def middle_mean(models: int, low: int, high: int, propagate: bool) -> Formula:
     return Formula((not_hidden(mean, x) if propagate else mean,))
 
 
-def _of_middle(tensor: TensorInfo, p: Mapping[str, Any], low: int, high: int) -> Apply | WeightedSum:
+def _of_middle(tensor: TensorInfo, p: Mapping[str, Any], low: int, high: int) -> Map | WeightedSum:
     models = tensor.models
     if high - low == models:
-        return WeightedSum((1 / models,) * models, relative=False, agree=True)
+        return WeightedSum((1 / models,) * models, on_deltas=False, agree=True)
     formula = middle_mean(models, low, high, p["nonfinite"] == "propagate")
-    return Apply(formula, relative=False, agree=models)
+    return Map(formula, on_deltas=False, agree=models)
 
 
 @method(
     "median",
-    base=Base.DONOR,
+    base=Base.METADATA,
     models=(1, MOST),
     parameters=[
         choice(
@@ -114,7 +114,7 @@ def _check_trimmed(p: Mapping[str, Any], models: int) -> None:
 
 @method(
     "trimmed_mean",
-    base=Base.DONOR,
+    base=Base.METADATA,
     models=(1, MOST),
     parameters=[
         number("beta", low=0, high=0.5, required=True, help="share of the models to drop at each end, below 0.5")

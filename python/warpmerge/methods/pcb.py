@@ -7,10 +7,10 @@ import math
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..formula import Expr, Formula, add_up, delta, exp, given, maximum, minimum, tanh, wrap
-from ..ops import Apply, Copy, Select
+from ..expr.expression import Expr, Formula, add_up, delta, exp, given, maximum, minimum, tanh, wrap
+from ..expr.library import not_hidden
+from ..requests import Copy, KthLargest, Map
 from .base import Base, Steps, TensorInfo
-from .elect import not_hidden
 from .parameters import number, scope
 from .registry import method
 
@@ -40,11 +40,11 @@ def bounded_tanh(x: Expr, terms: int) -> Expr:
     return x * total if terms > 1 else x
 
 
-def terms_of(bound: float, wide: bool) -> int:
+def terms_of(bound: float, fp64: bool) -> int:
     """How many terms are as good as the function for arguments up to `bound`; 0 if it takes more than there are."""
     if bound > 1:
         return 0
-    ulp = 2.0 ** (-53 if wide else -24)
+    ulp = 2.0 ** (-53 if fp64 else -24)
     enough = [n for n in range(1, len(SERIES)) if abs(SERIES[n]) * bound ** (2 * n) < ulp / 4]
     return enough[0] if enough else 0
 
@@ -162,32 +162,32 @@ y = x_0 + lambda sum sign(d_k) a_k s_k / max(sum s_k, 1e-12)""",
 )
 def pcb(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Mean of the deltas, weighted by how large each is among its own and how much it agrees with the others."""
-    models, count, wide = tensor.models, tensor.count, tensor.wide
+    models, count, fp64 = tensor.models, tensor.count, tensor.fp64
     if not count:
         return Copy()
-    found = yield Select((*tails(count), 1) * models, keep_all_ties=True, of=_sizes(models))
-    sizes = [s.magnitude(wide) for s in found]
+    found = yield KthLargest((*tails(count), 1) * models, keep_all_ties=True, of=_sizes(models))
+    sizes = [s.magnitude(fp64) for s in found]
     bounds = list(zip(sizes[::3], sizes[1::3], strict=True))
     propagate = p["nonfinite"] == "propagate"
-    terms = 0 if propagate else terms_of(max(sizes[2::3]) * sum(sizes[2::3]), wide)
+    terms = 0 if propagate else terms_of(max(sizes[2::3]) * sum(sizes[2::3]), fp64)
     differ, from_zero = tuple(high > low for low, high in bounds), all(low == 0 for low, _ in bounds)
     of, places = Competition(differ, from_zero, terms), numbers(bounds)
     at = cut(p["ratio"], count)
-    ends = yield from _ends(of, places, 1, (at, 1), wide)
+    ends = yield from _ends(of, places, 1, (at, 1), fp64)
     if 0.0 in ends:  # fewer scores than that are above zero: it is one from the bottom of those below
-        below = yield from _ends(of, places, -1, (count - at + 1, count), wide)
+        below = yield from _ends(of, places, -1, (count - at + 1, count), fp64)
         ends = [high if high > 0 else -low for high, low in zip(ends, below, strict=True)]
     ends = list(zip(ends[::2], ends[1::2], strict=True))
     shared = tuple(most > least for least, most in ends)
     ranges = [x for least, most in ends for x in (least, root_of(most - least))]
     formula = _competing(of, shared, propagate).using(*places, *ranges, p["lambda"])
-    return Apply(formula, relative=True)
+    return Map(formula, on_deltas=True)
 
 
 def _ends(
-    of: Competition, places: Sequence[float], sign: int, ranks: tuple[int, int], wide: bool
-) -> Generator[Select, Any, list[float]]:
+    of: Competition, places: Sequence[float], sign: int, ranks: tuple[int, int], fp64: bool
+) -> Generator[KthLargest, Any, list[float]]:
     """Magnitudes of two ranks of the scores of each model that have the sign."""
     formula = _part(of, sign).using(*places)
-    found = yield Select(ranks * len(of.differ), keep_all_ties=True, of=formula)
-    return [s.magnitude(wide) for s in found]
+    found = yield KthLargest(ranks * len(of.differ), keep_all_ties=True, of=formula)
+    return [s.magnitude(fp64) for s in found]

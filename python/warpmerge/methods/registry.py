@@ -13,9 +13,9 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import RecipeError, close_matches
+from .auxiliary import AuxiliaryTensor
 from .base import Base, Method, Steps, TensorInfo
 from .checked import checked
-from .companion import Companion
 from .parameters import NONFINITE, Parameter, choice
 
 GROUP = "warpmerge.methods"
@@ -39,7 +39,7 @@ def method(
     notes: str | Sequence[str] = (),
     differences: Mapping[str, str | Sequence[str]] | None = None,
     presets: Mapping[str, Mapping[str, Any]] | None = None,
-    companions: Sequence[Companion] = (),
+    auxiliary: Sequence[AuxiliaryTensor] = (),
     **more: Any,
 ) -> Callable:
     """Registers a generator function as a merge method; its first line of documentation is the method's summary.
@@ -47,16 +47,18 @@ def method(
     base: what `base_model` is to the method. parameters: made by number, integer, boolean and choice. passes: how often
     the inputs are read, or a function of the parameters' values whose text says it in words. models: the least and the
     largest (or None) number of models. check: called with the values and the number of models, raises RecipeError if
-    they do not go together. companions: tensors that it needs of each model beside its weights; only where the base is
-    a donor. memory: of one that holds more of a tensor than tiles, a bound on those bytes for a shape and number of
-    models. formula, paper, notes, differences: for people. presets: named sets of options; the first one is the default
-    and best empty.
+    they do not go together. auxiliary: tensors that it needs of each model beside its weights; only where the base
+    is a metadata source. memory: of one that holds more of a tensor than tiles, a bound on those bytes for a shape and
+    number of models. formula, paper, notes, differences: for people. presets: named sets of options; the first one is
+    the default and best empty.
 
     Raises RecipeError if another function has registered the name.
     """
-    parameters = (*(c.parameter() for c in companions), *parameters)
-    if companions and base is not Base.DONOR:
-        raise RecipeError(f"merge method '{name}' has companions, so its base must be Base.DONOR: it takes no deltas.")
+    parameters = (*(c.parameter() for c in auxiliary), *parameters)
+    if auxiliary and base is not Base.METADATA:
+        raise RecipeError(
+            f"merge method '{name}' has auxiliary tensors, so its base must be Base.METADATA: it takes no deltas."
+        )
     _check_parameters(name, parameters)
     meant = _converted(name, parameters, presets or {})
     if meant:
@@ -79,7 +81,7 @@ def method(
             notes=_listed(notes),
             differences={source: _listed(what) for source, what in (differences or {}).items()},
             presets=meant,
-            companions=tuple(companions),
+            auxiliary=tuple(auxiliary),
             **more,
         )
         _check_new(made)

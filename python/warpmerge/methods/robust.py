@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import RecipeError
-from ..ops import Copy, GramResult, WeightedSum
+from ..requests import Copy, GramResult, WeightedSum
 from .base import Base, Steps, TensorInfo, check_sum, total
 from .geometry import Table, distances_to, measure
 from .parameters import Parameter, integer, number, scope
@@ -42,7 +42,7 @@ def krum_order(gram: GramResult, bad: int) -> list[int]:
 
 @method(
     "krum",
-    base=Base.DONOR,
+    base=Base.METADATA,
     models=(3, None),
     parameters=[BAD, scope("tensor", "model")],
     check=lambda p, models: _check_krum("krum", p, models),
@@ -58,7 +58,7 @@ def krum_order(gram: GramResult, bad: int) -> list[int]:
 )
 def krum(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """The one model that lies nearest to its neighbours."""
-    gram = yield from measure(tensor, relative=False)
+    gram = yield from measure(tensor, on_deltas=False)
     return Copy(krum_order(gram, _bad(p, tensor.models))[0])
 
 
@@ -71,7 +71,7 @@ def _check_multi_krum(p: Mapping[str, Any], models: int) -> None:
 
 @method(
     "multi_krum",
-    base=Base.DONOR,
+    base=Base.METADATA,
     models=(3, None),
     parameters=[
         BAD,
@@ -86,13 +86,13 @@ def _check_multi_krum(p: Mapping[str, Any], models: int) -> None:
 )
 def multi_krum(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Mean of the m models that lie nearest to their neighbours."""
-    gram = yield from measure(tensor, relative=False)
+    gram = yield from measure(tensor, on_deltas=False)
     bad = _bad(p, tensor.models)
     chosen = krum_order(gram, bad)[: p["m"] or tensor.models - bad - 2]
     if len(chosen) == 1:
         return Copy(chosen[0])
     coefficients = (1 / len(chosen) if i in chosen else 0.0 for i in range(tensor.models))
-    return WeightedSum(tuple(coefficients), relative=False, agree=True)
+    return WeightedSum(tuple(coefficients), on_deltas=False, agree=True)
 
 
 def _check_weight(name: str, p: Mapping[str, Any]) -> None:
@@ -101,7 +101,7 @@ def _check_weight(name: str, p: Mapping[str, Any]) -> None:
 
 @method(
     "geometric_median",
-    base=Base.DONOR,
+    base=Base.METADATA,
     parameters=[
         WEIGHT,
         number("eps", low=1e-12, default=1e-6, help="distances below it count as it"),
@@ -119,9 +119,9 @@ def _check_weight(name: str, p: Mapping[str, Any]) -> None:
 )
 def geometric_median(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """The point with the least weighted sum of distances to the models."""
-    gram = yield from measure(tensor, relative=False)
+    gram = yield from measure(tensor, on_deltas=False)
     coefficients = weiszfeld(p["weight"], gram.distances_sq, p["eps"], p["max_iter"], p["tol"])
-    return WeightedSum(tuple(coefficients), relative=False, agree=True)
+    return WeightedSum(tuple(coefficients), on_deltas=False, agree=True)
 
 
 def weiszfeld(weight: Sequence[float], distances_sq: Table, eps: float, max_iter: int, tol: float) -> list[float]:
@@ -174,9 +174,9 @@ def _clip() -> Parameter:
 )
 def norm_clipped_mean(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Base plus the weighted mean of the deltas, those longer than `clip` shortened to it."""
-    gram = yield from measure(tensor, relative=True)
+    gram = yield from measure(tensor, on_deltas=True)
     norms = [math.sqrt(n) for n in gram.norms_sq]
     clip = statistics.median(norms) if p["clip"] is None else p["clip"]
     shares = [w * (clip / n if n > clip else 1.0) for w, n in zip(p["weight"], norms, strict=True)]
     by = total(p["weight"])
-    return WeightedSum(tuple(s / by for s in shares), relative=True)
+    return WeightedSum(tuple(s / by for s in shares), on_deltas=True)

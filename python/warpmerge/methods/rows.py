@@ -13,8 +13,8 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
-from ..formula import Formula, Given, add_up, column, delta, equal, row, where
-from ..ops import Apply, Products
+from ..expr.expression import Formula, Given, add_up, column, delta, equal, row, where
+from ..requests import Map, Products
 from .base import TensorInfo
 from .geometry import NO_DIRECTION, SHORTEST
 
@@ -89,7 +89,7 @@ def vectors_of(tensor: TensorInfo, *, along_first: bool) -> Generator[Products, 
     products = (*((k, k) for k in range(models)), *pairs)
     sums = yield Products(_deltas(models).using(columns=columns), products, along_first)
     exponents = np.zeros((models, sums.shape[1]), np.int64)
-    if tensor.wide:
+    if tensor.fp64:
         squares = sums[:models]
         exponents = np.where(squares > SAFE[1], -SCALE, np.where(squares < SAFE[0], SCALE, 0))
         if exponents.any():
@@ -126,7 +126,7 @@ def _interpolated(along_first: bool, any_straight: bool) -> Formula:
     return Formula((merged,))
 
 
-def interpolated(tensor: TensorInfo, vectors: Vectors, t: float, *, along_first: bool) -> Apply:
+def interpolated(tensor: TensorInfo, vectors: Vectors, t: float, *, along_first: bool) -> Map:
     """Spherical interpolation of rows, or of the vectors along the first dimension.
 
     On a straight line an element that is the same in both stays as it is.
@@ -134,7 +134,7 @@ def interpolated(tensor: TensorInfo, vectors: Vectors, t: float, *, along_first:
     columns = _columns(tensor, along_first)
     first, second, straight = arcs(vectors, t)
     formula = _interpolated(along_first, bool(straight.any()))
-    return Apply(formula.using(first, second, straight.astype(float), columns=columns), relative=True)
+    return Map(formula.using(first, second, straight.astype(float), columns=columns), on_deltas=True)
 
 
 @functools.lru_cache
@@ -143,7 +143,7 @@ def _sum_of_shares(models: int) -> Formula:
     return Formula((add_up([delta(k) * share for k in range(models)]),))
 
 
-def stock(tensor: TensorInfo, vectors: Vectors) -> Apply:
+def stock(tensor: TensorInfo, vectors: Vectors) -> Map:
     """Model stock with an angle for each row: see spherical.model_stock."""
     import numpy as np
 
@@ -151,4 +151,4 @@ def stock(tensor: TensorInfo, vectors: Vectors) -> Apply:
     cosine = vectors.cosine()
     cosine = np.where(1 + (models - 1) * cosine < NO_DIRECTION, 0.0, cosine)
     share = cosine / (1 + (models - 1) * cosine)
-    return Apply(_sum_of_shares(models).using(share, columns=tensor.columns), relative=True)
+    return Map(_sum_of_shares(models).using(share, columns=tensor.columns), on_deltas=True)

@@ -8,10 +8,10 @@ from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 from ..errors import CheckpointError
-from ..formula import Expr, Formula, Given, add_up, delta, kept, minimum, where, wrap
-from ..ops import KEEP_ALL, KEEP_NONE, Apply, Consensus, Keep, KeepAbove, Moments, Select
+from ..expr.expression import Expr, Formula, Given, add_up, delta, kept, minimum, where, wrap
+from ..expr.library import Form, merged
+from ..requests import KEEP_ALL, KEEP_NONE, ElectAndSum, KthLargest, Map, Mask, Moments, TopKMask
 from .base import Base, Steps, TensorInfo, total
-from .elect import Form, merged
 from .parameters import boolean, number
 from .registry import method
 from .task_vectors import (
@@ -55,7 +55,7 @@ def band(density: float, gamma: float, count: int) -> tuple[int, int]:
 Sides = tuple[tuple[bool, bool], ...]  # of each model: whether some of the largest are dropped, and of the smallest
 
 
-def crumbs(tensor: TensorInfo, p: Mapping[str, Any]) -> Generator[Select, Any, tuple[Sides, list[Keep]]]:
+def crumbs(tensor: TensorInfo, p: Mapping[str, Any]) -> Generator[KthLargest, Any, tuple[Sides, list[Mask]]]:
     """What is dropped of each delta, and the rules for `left`."""
     count = tensor.count
     bands = [band(d, g, count) for d, g in zip(p["density"], p["gamma"], strict=True)]
@@ -69,7 +69,7 @@ def crumbs(tensor: TensorInfo, p: Mapping[str, Any]) -> Generator[Select, Any, t
     found = iter(())
     if asked:
         models, counts = zip(*asked, strict=True)
-        found = iter((yield Select(counts, of=_deltas(models))))
+        found = iter((yield KthLargest(counts, of=_deltas(models))))
     return sides, [next(found).keep() if n > 0 else KEEP_NONE for _, n in ends]
 
 
@@ -100,7 +100,7 @@ def _merged(sides: Sides, form: Form) -> Formula:
     return Formula((merged(form.places(sum(map(sum, sides))), left(sides)),))
 
 
-def _rescaling(p: Mapping[str, Any], sides: Sides, rules: Sequence[Keep]) -> Generator[Moments, Any, list[float]]:
+def _rescaling(p: Mapping[str, Any], sides: Sides, rules: Sequence[Mask]) -> Generator[Moments, Any, list[float]]:
     """The factor that makes up for what was dropped, per model."""
     models = len(sides)
     if p["rescale"] != "l1" or not is_sparse(p):
@@ -110,12 +110,12 @@ def _rescaling(p: Mapping[str, Any], sides: Sides, rules: Sequence[Keep]) -> Gen
     return [restored(*pair) for pair in zip(sums[:models], sums[models:], strict=True)]
 
 
-def _merge(tensor: TensorInfo, p: Mapping[str, Any], elect: bool) -> Generator[Any, Any, Apply]:
+def _merge(tensor: TensorInfo, p: Mapping[str, Any], elect: bool) -> Generator[Any, Any, Map]:
     sides, rules = yield from crumbs(tensor, p)
     scale = yield from _rescaling(p, sides, rules)
     record = merge_kept(p, (KEEP_ALL,) * tensor.models, scale, elect=elect)
     form = Form.of(record)
-    return Apply(_merged(sides, form).using(*rules, *form.numbers(record)), relative=True)
+    return Map(_merged(sides, form).using(*rules, *form.numbers(record)), on_deltas=True)
 
 
 def _passes(p: Mapping[str, Any]) -> int:
@@ -222,14 +222,14 @@ def _selected(models: int, sparse: bool) -> list[Expr]:
     return [where(selected, x, 0) for x in d]
 
 
-def _largest(wide: bool) -> float:
-    return 2.0 ** (1023 if wide else 127)
+def _largest(fp64: bool) -> float:
+    return 2.0 ** (1023 if fp64 else 127)
 
 
 @functools.lru_cache
-def _squares(models: int, sparse: bool, wide: bool, propagate: bool) -> Formula:
+def _squares(models: int, sparse: bool, fp64: bool, propagate: bool) -> Formula:
     """Of the selected deltas, bounded so that an overflow is seen in their sum; NaN of what is not finite."""
-    squares = [(x, minimum(wrap(_largest(wide)), x * x)) for x in _selected(models, sparse)]
+    squares = [(x, minimum(wrap(_largest(fp64)), x * x)) for x in _selected(models, sparse)]
     return Formula(tuple(square + x * 0 if propagate else square for x, square in squares))
 
 
@@ -290,24 +290,24 @@ def sce(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     models, everything = tensor.models, (KEEP_ALL,) * tensor.models
     sparse = p["select_topk"] < 1
     rule = (yield from _select(tensor, p["select_topk"])) if sparse else KEEP_ALL
-    squares = _squares(models, sparse, tensor.wide, p["nonfinite"] == "propagate").using(rule)
+    squares = _squares(models, sparse, tensor.fp64, p["nonfinite"] == "propagate").using(rule)
     energies = [m.sum_abs for m in (yield Moments(everything, only_l1=True, of=squares))]
-    if not max(energies) < _largest(tensor.wide):
+    if not max(energies) < _largest(tensor.fp64):
         raise CheckpointError(f"{tensor} has deltas whose squares overflow; a method that measures needs them.")
     weights = energy_shares(energies, tensor.count, p["uniform_below"])
-    record = Consensus(weights, everything, (1.0,) * models, weights, elect=True)
+    record = ElectAndSum(weights, everything, (1.0,) * models, weights, elect=True)
     if not sparse or not p["sce_mask_merge"]:
         return record
     form = Form.of(record)
-    return Apply(_merged_selected(form).using(rule, *form.numbers(record)), relative=True)
+    return Map(_merged_selected(form).using(rule, *form.numbers(record)), on_deltas=True)
 
 
-def _select(tensor: TensorInfo, share: float) -> Generator[Any, Any, Keep]:
+def _select(tensor: TensorInfo, share: float) -> Generator[Any, Any, Mask]:
     """The rule that keeps those spreads which are among the largest, or not finite."""
     if share > 0:
         (ones,) = yield Moments((KEEP_ALL,), only_l1=True, of=_differing(tensor.models))
         differing = int(ones.sum_abs)
         if differing:
-            (chosen,) = yield Select((kept_count(share, differing),), of=_spread(tensor.models))
+            (chosen,) = yield KthLargest((kept_count(share, differing),), of=_spread(tensor.models))
             return chosen.keep()
-    return KeepAbove(LARGEST_KEYS[tensor.wide], tie_end=0)
+    return TopKMask(LARGEST_KEYS[tensor.fp64], tie_end=0)

@@ -8,7 +8,7 @@ from operator import mul
 from typing import Any
 
 from ..errors import RecipeError
-from ..ops import WeightedSum
+from ..requests import WeightedSum
 from .base import Base, Steps, TensorInfo, check_sum, total
 from .geometry import (
     NO_DIRECTION,
@@ -75,10 +75,10 @@ y = (1 - t) x_0 + t x_1  where |cos theta| > 0.9995""",
 )
 def slerp(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Spherical interpolation between two models."""
-    gram = yield from measure(tensor, relative=False)
+    gram = yield from measure(tensor, on_deltas=False)
     norm0, norm1 = gram.norms_sq
     a, b, straight = slerp_coefficients(norm0, norm1, gram.distances_sq[0][1], p["t"])
-    return WeightedSum((a, b), relative=False, agree=straight)
+    return WeightedSum((a, b), on_deltas=False, agree=straight)
 
 
 def _check_nuslerp(p: Mapping[str, Any], models: int) -> None:
@@ -126,11 +126,11 @@ def nuslerp(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
         along_first = p["nuslerp_row_wise"]
         vectors = yield from vectors_of(tensor, along_first=along_first)
         return interpolated(tensor, vectors, t, along_first=along_first)
-    gram = yield from measure(tensor, relative=True)
+    gram = yield from measure(tensor, on_deltas=True)
     theta = angle(chords_sq(gram)[0][1])
     if all_equal(gram) or math.sin(theta) < NO_DIRECTION:
-        return WeightedSum((1 - t, t), relative=True, agree=True)
-    return WeightedSum(_arc(theta, t), relative=True)
+        return WeightedSum((1 - t, t), on_deltas=True, agree=True)
+    return WeightedSum(_arc(theta, t), on_deltas=True)
 
 
 def _check_multislerp(p: Mapping[str, Any], models: int) -> None:
@@ -159,10 +159,10 @@ w_k divided by sum w_k with normalize_weights""",
 )
 def multislerp(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Weighted mean of any number of models on a sphere, or of what they changed in a base."""
-    gram = yield from measure(tensor, relative=True)
+    gram = yield from measure(tensor, on_deltas=True)
     by = total(p["weight"]) if p["normalize_weights"] else 1.0
     weight = [w / by for w in p["weight"]]
-    mean = WeightedSum(tuple(weight), relative=True, agree=p["normalize_weights"])
+    mean = WeightedSum(tuple(weight), on_deltas=True, agree=p["normalize_weights"])
     if all_equal(gram) and p["normalize_weights"]:
         return mean
     norms = lengths(gram)
@@ -176,12 +176,12 @@ def multislerp(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
 def _along(units: Sequence[float], norms: Sequence[float], length: float) -> WeightedSum:
     """length * sum units_i u_i in terms of the vectors themselves."""
     coefficients = (length * c / n if n > 0 else 0.0 for c, n in zip(units, norms, strict=True))
-    return WeightedSum(tuple(coefficients), relative=True)
+    return WeightedSum(tuple(coefficients), on_deltas=True)
 
 
 @method(
     "karcher",
-    base=Base.DONOR,
+    base=Base.METADATA,
     parameters=[
         integer("max_iter", low=0, default=10, help="most steps; they cost nothing, the models are read twice anyway"),
         number("tol", low=0, default=1e-5, help="a step shorter than this (radians) is the last"),
@@ -197,10 +197,10 @@ theta_k = angle(u, x_k),  from u along sum x_k / |x_k| on""",
 )
 def karcher(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Mean of the models on a sphere: least sum of squared angles, as long as their mean norm."""
-    gram = yield from measure(tensor, relative=False)
+    gram = yield from measure(tensor, on_deltas=False)
     share = 1 / tensor.models
     if all_equal(gram):
-        return WeightedSum((share,) * tensor.models, relative=False, agree=True)
+        return WeightedSum((share,) * tensor.models, on_deltas=False, agree=True)
     norms = lengths(gram)
     parts = [share if n > 0 else 0.0 for n in norms]
     units = _karcher_mean(parts, chords_sq(gram), p["max_iter"], p["tol"])
@@ -226,9 +226,9 @@ def _karcher_mean(parts: Sequence[float], chords: Table, max_iter: int, tol: flo
         length = norm_of_units(step, chords)
         if length <= tol:
             break
-        moved = [math.cos(length) * c + math.sin(length) / length * s for c, s in zip(mean, step, strict=True)]
-        length = norm_of_units(moved, chords)
-        mean = [c / length for c in moved]
+        offset_by = [math.cos(length) * c + math.sin(length) / length * s for c, s in zip(mean, step, strict=True)]
+        length = norm_of_units(offset_by, chords)
+        mean = [c / length for c in offset_by]
     return mean
 
 
@@ -276,11 +276,11 @@ def model_stock(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Between the base and the mean of the models, nearer to the mean the more their changes point the same way."""
     if p["filter_wise"] and is_matrix(tensor):
         return stock(tensor, (yield from vectors_of(tensor, along_first=False)))
-    gram = yield from measure(tensor, relative=True)
+    gram = yield from measure(tensor, on_deltas=True)
     models, chords = tensor.models, chords_sq(gram)
     pairs = [1 - chords[i][k] / 2 for i in range(models) for k in range(i)]
     cosine = math.fsum(pairs) / len(pairs)
     if 1 + (models - 1) * cosine < NO_DIRECTION:
         cosine = 0.0
     share = cosine / (1 + (models - 1) * cosine)
-    return WeightedSum((share,) * models, relative=True)
+    return WeightedSum((share,) * models, on_deltas=True)

@@ -12,9 +12,9 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import RecipeError
-from ..formula import Formula, Given, add_up, delta, given, kept
-from ..ops import KEEP_ALL, KEEP_NONE, Consensus, Keep, KeepDrawn, Moments, Select, WeightedSum
+from ..expr.expression import Formula, Given, add_up, delta, given, kept
 from ..random import stream_key
+from ..requests import KEEP_ALL, KEEP_NONE, ElectAndSum, KthLargest, Mask, Moments, RandomMask, WeightedSum
 from .base import Base, Steps, TensorInfo, total
 from .parameters import Parameter, boolean, choice, number, scope
 from .registry import method
@@ -83,13 +83,13 @@ def is_sparse(p: Mapping[str, Any]) -> bool:
     return any(0 < d < 1 for d in p["density"])
 
 
-def trim(tensor: TensorInfo, p: Mapping[str, Any]) -> Generator[Select, Any, tuple[Keep, ...]]:
+def trim(tensor: TensorInfo, p: Mapping[str, Any]) -> Generator[KthLargest, Any, tuple[Mask, ...]]:
     """Keeps the largest magnitudes of each delta, per tensor."""
     counts = [kept_count(d, tensor.count) for d in p["density"]]
     partial = [0 < c < tensor.count for c in counts]
     if any(partial):
         asked = tuple(c if part else 0 for c, part in zip(counts, partial, strict=True))
-        selected = yield Select(asked, keep_all_ties=p["ties"] == "keep_all")
+        selected = yield KthLargest(asked, keep_all_ties=p["ties"] == "keep_all")
         return tuple(
             s.keep() if part else (KEEP_ALL if d > 0 else KEEP_NONE)
             for s, part, d in zip(selected, partial, p["density"], strict=True)
@@ -97,9 +97,9 @@ def trim(tensor: TensorInfo, p: Mapping[str, Any]) -> Generator[Select, Any, tup
     return tuple(KEEP_ALL if d > 0 else KEEP_NONE for d in p["density"])
 
 
-def drop_at_random(tensor: TensorInfo, p: Mapping[str, Any]) -> tuple[Keep, ...]:
+def drop_at_random(tensor: TensorInfo, p: Mapping[str, Any]) -> tuple[Mask, ...]:
     """Keeps each element with the probability `density`, in steps of 1/65536."""
-    keep: list[Keep] = []
+    keep: list[Mask] = []
     for ordinal, density in enumerate(p["density"]):
         if density >= 1:
             keep.append(KEEP_ALL)
@@ -107,17 +107,17 @@ def drop_at_random(tensor: TensorInfo, p: Mapping[str, Any]) -> tuple[Keep, ...]
             keep.append(KEEP_NONE)
         else:
             cut = min(65535, max(1, round(density * 65536)))
-            keep.append(KeepDrawn(stream_key(tensor.seed, tensor.name, ordinal), cut))
+            keep.append(RandomMask(stream_key(tensor.seed, tensor.name, ordinal), cut))
     return tuple(keep)
 
 
-def rescaling(p: Mapping[str, Any], keep: tuple[Keep, ...]) -> Generator[Moments, Any, list[float]]:
+def rescaling(p: Mapping[str, Any], keep: tuple[Mask, ...]) -> Generator[Moments, Any, list[float]]:
     """The factor that makes up for what was dropped, per model."""
     if p["rescale"] == "false" or not is_sparse(p):
         return [1.0] * len(keep)
     if p["rescale"] == "inverse_density":
         # A drawn element survives with the realised probability cut / 65536.
-        kept = [k.cut / 65536 if isinstance(k, KeepDrawn) else d for k, d in zip(keep, p["density"], strict=True)]
+        kept = [k.cut / 65536 if isinstance(k, RandomMask) else d for k, d in zip(keep, p["density"], strict=True)]
         return [1.0 / d if d > 0 else 1.0 for d in kept]
     moments = yield Moments(keep, only_l1=True)
     return [restored(m.sum_abs, m.kept_abs) for m in moments]
@@ -128,23 +128,23 @@ def restored(whole: float, left: float) -> float:
     return whole / left if whole >= ZERO_L1 and left >= ZERO_L1 else 1.0
 
 
-def merge_kept(p: Mapping[str, Any], keep: tuple[Keep, ...], scale: list[float], *, elect: bool) -> Consensus:
-    """Consensus of the kept, rescaled deltas. Without an election the divisor is one number and joins lambda."""
+def merge_kept(p: Mapping[str, Any], keep: tuple[Mask, ...], scale: list[float], *, elect: bool) -> ElectAndSum:
+    """ElectAndSum of the kept, rescaled deltas. Without an election the divisor is one number and joins lambda."""
     weights = p["weight"]
     value = tuple(w * s for w, s in zip(weights, scale, strict=True))
     divisor = divisor_of(p)
     if not elect:
         by = {"weights": total(weights), "count": float(len(weights)), "none": 1.0}[divisor]
-        return Consensus(value, keep, lambda_=p["lambda"] / (by if abs(by) >= ZERO_SUM else 1.0))
+        return ElectAndSum(value, keep, lambda_=p["lambda"] / (by if abs(by) >= ZERO_SUM else 1.0))
     share = {"weights": tuple(weights), "count": (1.0,) * len(weights), "none": (0.0,) * len(weights)}[divisor]
-    ballot = value if p["elect"] == "weighted" else tuple(scale)
-    return Consensus(value, keep, ballot, share, p["lambda"], elect=True)
+    vote = value if p["elect"] == "weighted" else tuple(scale)
+    return ElectAndSum(value, keep, vote, share, p["lambda"], elect=True)
 
 
-def majority(keep: tuple[Keep, ...], ballot: tuple[float, ...]) -> Generator[Moments, Any, int]:
+def majority(keep: tuple[Mask, ...], vote: tuple[float, ...]) -> Generator[Moments, Any, int]:
     """How many more elements have votes above zero than below."""
     partial = tuple(rule != KEEP_ALL for rule in keep)
-    of = _votes(partial).using(*ballot, *itertools.compress(keep, partial))
+    of = _votes(partial).using(*vote, *itertools.compress(keep, partial))
     more, fewer = yield Moments((KEEP_ALL,) * 2, only_l1=True, of=of)
     return int(more.sum_abs - fewer.sum_abs)
 
@@ -205,7 +205,7 @@ def task_arithmetic(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Base plus the weighted sum of the deltas: x_0 + lambda sum w_i (x_i - x_0)."""
     by = total(p["weight"]) if p["normalize"] else 1.0
     factor = p["lambda"] / (by if abs(by) >= ZERO_SUM else 1.0)
-    return WeightedSum(tuple(w * factor for w in p["weight"]), relative=True)
+    return WeightedSum(tuple(w * factor for w in p["weight"]), on_deltas=True)
     yield
 
 
@@ -266,9 +266,9 @@ def ties(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     scale = yield from rescaling(p, keep)
     merged = merge_kept(p, keep, scale, elect=True)
     if p["cancelled"] == "majority":
-        ahead = yield from majority(keep, merged.ballot)
+        ahead = yield from majority(keep, merged.vote)
         if ahead <= 0:  # votes seen from the other side: cancelled ones count as plus there
-            merged = replace(merged, ballot=tuple(-b for b in merged.ballot))
+            merged = replace(merged, vote=tuple(-b for b in merged.vote))
     return merged
 
 

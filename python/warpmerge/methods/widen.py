@@ -7,8 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ..formula import Formula, Given, add_up, base, column, delta, exp, given, maximum, row, where
-from ..ops import Apply, Copy, Products, Rows
+from ..expr.expression import Formula, Given, add_up, base, column, delta, exp, given, maximum, row, where
+from ..requests import Copy, Map, Products, Rows
 from .base import Base, Steps, TensorInfo
 from .parameters import number
 from .registry import method
@@ -144,7 +144,7 @@ def widen(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     if not is_matrix(tensor):
         found = yield Rows(_sizes(tensor.models).using(columns=tensor.columns))
         bounds = [ratio * (float(s) / tensor.count) * SLACK for (s,) in found]
-        return Apply(_of_elements(tensor.models).using(calibration, *bounds), relative=True)
+        return Map(_of_elements(tensor.models).using(calibration, *bounds), on_deltas=True)
     by_row = any(name in tensor.name for name in EMBEDDINGS)
     values = range(1, tensor.models + 1)
     pairs = ((0, 0), *((0, k) for k in values), *((k, k) for k in values))
@@ -153,4 +153,4 @@ def widen(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     changed = changes(sums[0], sums[1 : tensor.models + 1], sums[tensor.models + 1 :])
     longer, turned = (scored(change, ratio, calibration) for change in changed)
     formula = _of_vectors(tensor.models, by_row).using(*(longer + turned) / 2, columns=tensor.columns)
-    return Apply(formula, relative=True)
+    return Map(formula, on_deltas=True)

@@ -97,12 +97,12 @@ class Recipe:
         return self.base if self.method.base.is_reference else None
 
     @property
-    def donor(self) -> ModelRef:
+    def metadata_source(self) -> ModelRef:
         """Whose config, tokenizer, tensor names and integer tensors the output has."""
         return self.base or self.models[0].ref
 
-    def companions(self, name: str) -> tuple[ModelRef, ...]:
-        """Where each input's companions of this name are. Raises RecipeError if an input has none."""
+    def auxiliary(self, name: str) -> tuple[ModelRef, ...]:
+        """Where each input's auxiliary tensors of this name are. Raises RecipeError if an input has none."""
         settings = [m.parameters.get(name) or self.parameters.get(name) for m in self.inputs]
         for model, setting in zip(self.inputs, settings, strict=True):
             if setting is None:
@@ -285,7 +285,7 @@ def _parameters(value: Any, method: Method, where: str) -> dict[str, Setting]:
         return {}
     if not isinstance(value, Mapping):
         raise RecipeError(f"{where}: parameters are a mapping of names to values, got {shown(value)}.")
-    references = {c.name for c in method.companions}
+    references = {c.name for c in method.auxiliary}
     return {
         name: Constant(_model_ref(v, f"{where}: {name}"))
         if name in references

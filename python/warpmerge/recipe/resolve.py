@@ -78,9 +78,9 @@ class Resolver:
             fallback = preset.get(parameter.name, parameter.default)
             filled = tuple(fallback if value is None else value for value in row)
             values[parameter.name] = filled if parameter.per_model else filled[0]
-        relative = self._recipe.reference is not None
+        on_deltas = self._recipe.reference is not None
         try:
-            method.check_values(values, len(self._recipe.inputs), relative=relative)
+            method.check_values(values, len(self._recipe.inputs), on_deltas=on_deltas)
         except RecipeError as error:
             raise RecipeError(f"tensor '{name}': {error}" if name else str(error)) from None
         return values

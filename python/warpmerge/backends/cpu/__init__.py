@@ -1,0 +1,5 @@
+"""The compiled CPU kernels."""
+
+from .backend import create
+
+__all__ = ["create"]

@@ -1,0 +1,71 @@
+"""Formulas for the compiled CPU kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ... import _core
+from ...engine.tasks import TensorTask
+from ...errors import MergeError
+from ...expr.expression import Formula
+from ...expr.program import Program
+from ...requests import NO_TIE_END, Mask, RandomMask, RankMask
+
+
+def native(task: TensorTask, formula: Formula, rows: bool = False) -> Any:
+    """The formula's program as the native module has it, made once. Raises MergeError if it does not fit the tensor.
+
+    `rows`: rows are asked for, even if no instruction does.
+    """
+    program = formula.program(len(task.inputs), task.fp64, functions=True)
+    check_rows(task, program, rows)
+    found = program.__dict__.get("_native")
+    if found is None:
+        found = program.__dict__["_native"] = _core.Formula(
+            program.inputs,
+            program.code,
+            program.registers,
+            program.outputs,
+            program.constants,
+            [native_keep(rule) for rule in program.rules],
+            program.keys,
+            _float64(program.vectors),
+            max(1, program.columns),
+        )
+    return found
+
+
+def native_keep(keep: Mask) -> Any:
+    if isinstance(keep, RandomMask):
+        return _core.Mask.drawn(keep.key, keep.cut)
+    if isinstance(keep, RankMask):
+        return _core.Mask.ranked(keep.key, keep.low, keep.step, keep.columns)
+    return _core.Mask(keep.threshold, min(keep.tie_end, NO_TIE_END))
+
+
+def _float64(vectors: tuple[Any, ...]) -> list[Any]:
+    if not vectors:
+        return []
+    import numpy as np
+
+    return [np.ascontiguousarray(v, np.float64) for v in vectors]
+
+
+def check_rows(task: TensorTask, program: Program, asked: bool) -> None:
+    """The kernels read vectors, and whole rows for ranks, without looking whether they are there."""
+    count, columns = task.info.count, program.columns
+    if count == 0:
+        return
+    if not columns:
+        if asked or program.vectors or program.ranked:
+            raise MergeError(
+                f"{task.info}: a formula that is about rows needs their length: Formula(values, columns=...)."
+            )
+        return
+    if columns < 0 or count % columns:
+        raise MergeError(f"{task.info}: a formula has rows of {columns} elements, but the tensor has {count} in all.")
+    for vector, by_row in zip(program.vectors, program.by_row, strict=True):
+        wanted = count // columns if by_row else columns
+        if len(vector) != wanted:
+            place = "row" if by_row else "column"
+            raise MergeError(f"{task.info}: a vector needs an entry for each {place}, {wanted}, but has {len(vector)}.")

@@ -1,0 +1,326 @@
+"""A device as a backend of the engine: batches become flights, requests become launches.
+
+Work on files and host memory runs in a thread of its own, so that reading, copying, computing and writing of the
+batches in flight overlap. Work on the device's own tensors runs where it is asked for, on the caller's stream.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from typing import Any
+
+from ... import _core
+from ...engine.tasks import DeviceSink, Outcome, Request, TensorTask, Work
+from ...errors import DeviceError
+from ...requests import Copy, TensorFunction
+from ...threads import thread_count
+from ...units import show_size
+from .by_rank import answered, spelled
+from .execution import Group, grouped
+from .flight import InPlace, Staged, Workspace
+from .loads import footprint
+from .requests import BINS, steps
+from .scratch import Scratch
+from .staging import IO_TILE, SLOT, SLOTS, Arrival, Cancelled, Inbound, Outbound, drop, place_of, wait_for
+from .tables import ALIGN, CHUNK
+
+IN_FLIGHT = 6  # batches: some being read, one computed, some being written
+BATCH_BYTES = 64 << 20  # input bytes of a batch
+BATCH_INPUTS = 2048  # tensors of a batch, inputs counted: counters of `select` are 16 kB for each
+SCRATCH_SHARE = 0.2  # of the device memory: tables, partial sums, counters and, half of it, values of formulas
+HEADROOM = 512 << 20  # bytes left to others by default
+
+
+class DeviceBackend:
+    """`budget`: bytes of device memory to use, None: what is free less a margin. `slot_bytes`: of the pinned rings.
+
+    `resident`: all work is on tensors of the device, so that nothing limits a batch.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        runtime: Any,
+        kernels: Any,
+        *,
+        threads: int | None = None,
+        budget: int | None = None,
+        slot_bytes: int = SLOT,
+        batch_bytes: int = BATCH_BYTES,
+        resident: bool = False,
+    ) -> None:
+        self.name, self.runtime, self.kernels = name, runtime, kernels
+        self.batch_bytes, self.batch_inputs, self.in_flight = batch_bytes, BATCH_INPUTS, IN_FLIGHT
+        self.flights = IN_FLIGHT  # that may be on this device at once; more if it is one of several
+        if resident:
+            self.batch_bytes, self.batch_inputs = 2**62, 8 * BATCH_INPUTS
+        if budget is not None:
+            counters = int(budget * SCRATCH_SHARE / 2) // IN_FLIGHT // (8 * BINS)
+            self.batch_inputs = max(1, min(self.batch_inputs, counters))
+        self._threads, self._slot_bytes = thread_count(threads), slot_bytes
+        self._budget = budget
+        self._cancelled = threading.Event()
+        self._copying: list[Any] = []  # launches of copies that bypass the device
+        self._halved = False
+        self._rings: tuple[Inbound, Outbound] | None = None
+        self._pools: list[Any] = []
+        self._thread: ThreadPoolExecutor | None = None
+        self._limit = 0
+        self._workspaces: list[Workspace] = []
+        self._latest: Any = None  # the workspace that was taken last
+        self._idle: list[Workspace] = []
+
+    def launch(self, work: Sequence[Work]) -> Ticket:
+        asked = [request for _, request in work]
+        work = [(task, spelled(request, task.fp64)) for task, request in work]
+        if all(_in_place(task) for task, _ in work):
+            try:
+                return Ticket(asked, self._start_in_place(work))
+            except MemoryError as error:
+                raise DeviceError(f"{error}. Free some of it, or merge fewer tensors at a time.") from None
+        self._prepare()
+        return Ticket(asked, self._thread.submit(self._start_staged, work))
+
+    def holds(self, task: TensorTask) -> bool:
+        """Whether a flight of this device has the task's operands."""
+        flight = task.flight
+        return flight is not None and flight.workspace is not None and flight.workspace.runtime is self.runtime
+
+    def cancel(self) -> None:
+        """Drops what has not started and waits for what has."""
+        if self._thread is None:
+            return
+        self._cancelled.set()
+        try:
+            self._thread.shutdown(wait=True, cancel_futures=True)
+            for launch in self._copying:
+                drop(launch)
+            self._rings[1].close()
+            for workspace in self._workspaces:  # their memory must outlive what is queued on it
+                workspace.release()
+        finally:
+            self._thread, self._rings = None, None
+            self._workspaces, self._idle, self._latest, self._copying = [], [], None, []
+
+    def close(self) -> None:
+        self.cancel()
+
+    # --- tensors of the device --------------------------------------------------------------------------------------
+
+    def _start_in_place(self, work: Sequence[Work]) -> Pending:
+        flight = InPlace(self.runtime)
+        scratch = Scratch(self.runtime)
+        pending = Pending(self, len(work))
+        rest = []
+        for position, (task, request) in enumerate(work):
+            if isinstance(request, Copy):
+                with flight.stream.context():
+                    task.sinks[0].owner.reshape(-1).copy_(task.inputs[request.index].owner.reshape(-1))
+                pending.answer(position, Outcome(None))
+            elif isinstance(request, TensorFunction):
+                with flight.stream.context():
+                    pending.answer(position, _whole(task, request))
+            else:
+                rest.append(position)
+        self._queue(pending, work, rest, flight, scratch)
+        return pending
+
+    # --- files and host memory --------------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        if self._thread is not None:
+            return
+        self._thread = ThreadPoolExecutor(1, f"warpmerge-{self.runtime.name}")
+        if not self._pools:
+            self._pools = [_core.Pool(self._threads), _core.Pool(self._threads)]
+        readers, writers = self._pools
+        self._cancelled = threading.Event()
+        cancelled = self._cancelled.is_set
+        self._rings = (
+            Inbound(self.runtime, readers, cancelled, self._slot_bytes, SLOTS),
+            Outbound(self.runtime, writers, cancelled, self._slot_bytes, SLOTS),
+        )
+        if not self._limit:
+            free, _ = self.runtime.memory()
+            budget = self._budget or max(free - HEADROOM, free // 2)
+            self._limit = int(budget * (1 - SCRATCH_SHARE)) // self.flights
+
+    def _start_staged(self, work: Sequence[Work]) -> Pending:
+        copies = [i for i, (_, request) in enumerate(work) if isinstance(request, Copy)]
+        items = {i: self._copy(*work[i]) for i in copies}
+        launch = self._pools[1].submit(list(items.values())) if items else None
+        if launch is not None:
+            self._copying.append(launch)
+        for i in copies:  # measured before, and found to need no merging
+            if work[i][0].flight is not None:
+                self.finished(work[i][0].flight, 1)
+        rest = [i for i, (_, request) in enumerate(work) if not isinstance(request, Copy | TensorFunction)]
+        try:
+            pending = self._fly(work, rest)
+        except MemoryError as error:
+            if self._halved:
+                raise self._too_little(error) from None
+            error.__traceback__ = None  # its frames hold what is to be given back
+            limit = self._halve([work[i][0] for i in rest])
+            try:
+                pending = self._fly(work, rest, limit)
+            except MemoryError as again:
+                raise self._too_little(again) from None
+        pending.copying = launch
+        pending.copied = items
+        for position, (task, request) in enumerate(work):
+            if isinstance(request, TensorFunction):
+                pending.answer(position, _whole(task, request, device=self.runtime.name, threads=self._threads))
+                if request.combines and task.flight is not None:
+                    self.finished(task.flight, 1)
+        return pending
+
+    def _fly(self, work: Sequence[Work], positions: Sequence[int], limit: int | None = None) -> Pending:
+        """Starts what is on a flight already, and the others on a new one."""
+        pending = Pending(self, len(work))
+        held = [i for i in positions if self.holds(work[i][0])]
+        others = [i for i in positions if not self.holds(work[i][0])]
+        flights = [(self._flight([work[i][0] for i in part], limit), part) for part in (held, others) if part]
+        for flight, part in flights:
+            flight.workspace.scratch.reset()
+            self._queue(pending, work, part, flight, flight.workspace.scratch)
+        return pending
+
+    def _halve(self, tasks: Sequence[TensorTask]) -> int:
+        """Something else has taken memory since it was counted: a limit with which these tasks need half, in tiles."""
+        self._halved = True
+        self._limit //= 2
+        wanted = sum(footprint(t, t.info.count) for t in tasks)
+        least = 2 * max(footprint(t, min(t.info.count, CHUNK)) + ALIGN for t in tasks)
+        limit = min(self._limit, max(wanted // 2, least))
+        used = [self._latest]
+        for task in tasks:
+            if task.flight is not None:
+                used.append(task.flight.workspace)
+                task.flight.workspace = None
+                task.flight = None
+        for workspace in used:
+            if workspace is not None and workspace not in self._idle:
+                self._idle.append(workspace)
+        for workspace in self._idle:
+            workspace.release()
+        return limit
+
+    def _too_little(self, error: MemoryError) -> DeviceError:
+        return DeviceError(
+            f"{error}. Free some of it, pass --device-memory with less than {show_size(self._limit * self.flights)}, "
+            "or use --device cpu."
+        )
+
+    def _copy(self, task: TensorTask, request: Copy) -> Any:
+        source = task.inputs[request.index]
+        return self._pools[1].copy(place_of(source), source.nbytes, IO_TILE, Arrival(task.sinks[0], 0).output(0))
+
+    def _flight(self, tasks: Sequence[TensorTask], limit: int | None = None) -> Staged:
+        """The flight that these tasks are on, or a new one."""
+        if self.holds(tasks[0]):
+            self._latest = tasks[0].flight.workspace
+            return tasks[0].flight
+        if self._idle:
+            workspace = self._idle.pop()
+        else:
+            workspace = Workspace(self.runtime, *self._rings, self._limit, self.flights / (1 - SCRATCH_SHARE))
+            self._workspaces.append(workspace)
+        workspace.limit = limit or self._limit
+        self._latest = workspace
+        flight = Staged(workspace, tasks)
+        for task in tasks:
+            task.flight = flight
+        return flight
+
+    def _queue(
+        self, pending: Pending, work: Sequence[Work], positions: Sequence[int], flight: Any, scratch: Scratch
+    ) -> None:
+        for group in grouped([work[i] for i in positions]):
+            group.positions = [positions[p] for p in group.positions]
+            pending.add(group, flight, steps(group, flight, self.kernels, scratch))
+
+    def finished(self, flight: Staged, tasks: int) -> None:
+        """So many tasks of a flight are merged; with the last one its workspace is free again."""
+        flight.remaining -= tasks
+        if flight.remaining == 0 and flight.workspace is not None:
+            self._idle.append(flight.workspace)
+            flight.workspace = None
+            flight.forget()
+
+    def release(self, tasks: Sequence[TensorTask]) -> None:
+        """Ends the flights of tasks that were measured only."""
+        for task in tasks:
+            flight, task.flight = task.flight, None
+            if flight is not None:
+                self.finished(flight, 1)
+
+    def copied(self, launch: Any) -> None:
+        self._copying.remove(launch)
+
+
+class Pending:
+    """A batch's requests under way: those that have to look at results of the device before they go on."""
+
+    def __init__(self, backend: DeviceBackend, count: int) -> None:
+        self.backend = backend
+        self._outcomes: list[Outcome | None] = [None] * count
+        self.waiting: list[tuple[Group, Any, Any, Any]] = []  # group, flight, generator, the event it waits for
+        self.copying: Any = None
+        self.copied: dict[int, Any] = {}
+
+    def answer(self, position: int, outcome: Outcome) -> None:
+        self._outcomes[position] = outcome
+
+    def add(self, group: Group, flight: Any, generator: Any) -> None:
+        try:
+            self.waiting.append((group, flight, generator, next(generator)))
+        except StopIteration as stop:
+            for position, outcome in zip(group.positions, stop.value, strict=True):
+                self.answer(position, outcome)
+            if isinstance(flight, Staged) and group.combines:
+                self.backend.finished(flight, len(group.tasks))
+
+    def resume(self) -> None:
+        """Goes on with every request; only after its event has been waited for."""
+        waiting, self.waiting = self.waiting, []
+        for group, flight, generator, _ in waiting:
+            self.add(group, flight, generator)
+
+    def outcomes(self) -> list[Outcome]:
+        for position, item in self.copied.items():
+            self.answer(position, Outcome(item.digest))
+        return self._outcomes
+
+
+class Ticket:
+    def __init__(self, asked: list[Request], pending: Pending | Future) -> None:
+        self._asked, self._pending = asked, pending
+
+    def wait(self) -> list[Outcome]:
+        """Blocks until all is done. Raises OSError if a file could not be written or read, DeviceError for memory."""
+        try:
+            pending = self._pending.result() if isinstance(self._pending, Future) else self._pending
+            while pending.waiting:
+                for *_, event in pending.waiting:
+                    event.synchronize()
+                pending.resume()
+            if pending.copying is not None:
+                wait_for(pending.copying, lambda: False)
+                pending.backend.copied(pending.copying)
+            found = zip(self._asked, pending.outcomes(), strict=True)
+            return [Outcome(answered(request, outcome.value), outcome.nonfinite) for request, outcome in found]
+        except (Cancelled, CancelledError):
+            raise RuntimeError("waited for a batch that was cancelled") from None
+
+
+def _whole(task: TensorTask, request: TensorFunction, **options: Any) -> Outcome:
+    from .. import tensor_function as whole  # needs torch
+
+    return whole.carry_out(task, request, **options)
+
+
+def _in_place(task: TensorTask) -> bool:
+    return task.inputs[0].device is not None if not task.sinks else isinstance(task.sinks[0], DeviceSink)

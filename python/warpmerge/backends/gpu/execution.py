@@ -1,0 +1,193 @@
+"""Requests of one kind on one flight: the tasks that share launches, their tables, and the counters that come back."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ...engine.tasks import Outcome, Request, TensorTask, Work
+from ...expr.program import Program
+from ...requests import ElectAndSum, Gram, Histogram, KthLargest, Map, Moments, Products, Rows, WeightedSum
+from ..cpu.programs import check_rows
+from .loads import Load
+from .scratch import Scratch, Span
+from .tables import Kind, Launch, Table, blocks_of, is_aligned
+
+POLICIES = {"error": 0, "propagate": 1, "base": 2}
+COMBINING = WeightedSum | ElectAndSum | Map
+
+Steps = Generator[Any, None, list[Outcome]]  # see `requests`
+
+
+class Group:
+    """Tasks of a batch whose requests can share launches. `positions`: which of the batch's work they are.
+
+    `models`: what is combined or measured of each tensor: its inputs, or the values of a formula.
+    """
+
+    def __init__(self, work: Sequence[Work], positions: Sequence[int]) -> None:
+        self.positions = list(positions)
+        self.tasks: list[TensorTask] = [work[i][0] for i in positions]
+        self.requests: list[Any] = [work[i][1] for i in positions]
+        self.programs = [program_of(t, r) for t, r in zip(self.tasks, self.requests, strict=True)]
+        task, request = self.tasks[0], self.requests[0]
+        self.request = request
+        self.inputs = len(task.inputs)
+        self.combines = isinstance(request, COMBINING)
+        program = self.programs[0]
+        self.models = self.inputs if program is None or self.combines else len(program.outputs)
+        self.policy = task.values["nonfinite"]
+        with_base = request.on_deltas and task.base is not None
+        self.kind = Kind(
+            inputs=tuple(b.dtype.code for b in task.inputs),
+            base=task.base.dtype.code if with_base else -1,
+            out=task.out_dtype.code,
+            outputs=len(task.sinks) if self.combines else 0,
+            fp64=task.fp64,
+            policy=POLICIES[self.policy],
+            aligned=True,
+        )
+        counts = [blocks_of(t.info.count) for t in self.tasks]
+        self.blocks = sum(counts)
+        self.first_blocks = list(itertools.accumulate(counts, initial=0))[:-1]
+        self.ranges = np.array(list(zip(self.first_blocks, counts, strict=True)), np.int64)
+        self.slot_of = {id(task): slot for slot, task in enumerate(self.tasks)}
+
+    @property
+    def slots(self) -> int:
+        return len(self.tasks)
+
+    def table(self, load: Load, numbers: Callable[[int], Any] | None, keeps: Callable[[int], Any] | None) -> Table:
+        """`numbers` and `keeps` give a section's row for the task of a slot."""
+        slots = [self.slot_of[id(part.task)] for part in load.parts]
+        segments = []
+        for slot, part in zip(slots, load.parts, strict=True):
+            segment = part.segment(slot, self.first_blocks[slot] + blocks_of(part.first))
+            segment = segment if self.kind.base >= 0 else segment._replace(base=0)
+            segments.append(segment if self.kind.outputs else segment._replace(outputs=()))
+        aligned = all(is_aligned(s.base, *s.inputs, *s.outputs) for s in segments)
+        kind = self.kind._replace(aligned=aligned)
+        return Table(
+            kind,
+            segments,
+            None if numbers is None else np.array([numbers(s) for s in slots], np.float64),
+            None if keeps is None else np.array([keeps(s) for s in slots], np.int64),
+        )
+
+
+def program_of(task: TensorTask, request: Request) -> Program | None:
+    """Of the formula that a request is about, if it is about one. Raises MergeError if it does not fit the tensor."""
+    formula = request.formula if isinstance(request, Map) else getattr(request, "of", None)
+    if formula is None:
+        return None
+    program = formula.program(len(task.inputs), fp64=task.fp64)
+    check_rows(task, program, isinstance(request, Rows | Products))
+    return program
+
+
+def grouped(work: Sequence[Work]) -> list[Group]:
+    found: dict[tuple, list[int]] = {}
+    for position, (task, request) in enumerate(work):
+        found.setdefault(_key(task, request), []).append(position)
+    return [Group(work, positions) for positions in found.values()]
+
+
+def _key(task: TensorTask, request: Request) -> tuple:
+    flags = {
+        WeightedSum: lambda r: (r.agree,),
+        ElectAndSum: lambda r: (r.elect,),
+        Map: lambda r: (r.agree,),
+        KthLargest: lambda r: (r.keep_all_ties,),
+        Moments: lambda r: (r.only_l1,),
+        Gram: lambda r: (),
+        Rows: lambda r: (r.largest,),
+        Products: lambda r: (r.pairs, r.per_column),
+        Histogram: lambda r: (),
+    }[type(request)](request)
+    dtypes = tuple(b.dtype.code for b in task.inputs), task.base.dtype.code if task.base else -1, task.out_dtype.code
+    program = program_of(task, request)
+    structure = program and program.structure
+    policy = task.values["nonfinite"]
+    return type(request), request.on_deltas, flags, dtypes, task.fp64, policy, len(task.sinks), structure
+
+
+class Execution:
+    """One group's request on one flight: its loads, their tables and the counters that come back."""
+
+    def __init__(
+        self,
+        group: Group,
+        flight: Any,
+        kernels: Any,
+        scratch: Scratch,
+        *,
+        results: Sequence[np.ndarray] = (),
+        numbers: Callable[[int], Any] | None = None,
+        keeps: Callable[[int], Any] | None = None,
+    ) -> None:
+        """`results`: arrays to begin with, sent along with the tables and fetched by `fetch`."""
+        self.group, self.flight, self.kernels, self.scratch = group, flight, kernels, scratch
+        self.stream = flight.stream
+        self.loads = self._loads()
+        tables = self._tables(numbers, keeps)
+        begin = [np.zeros((group.slots, group.inputs + 1), np.int64), *results]
+        tabled = sum(t.nbytes for t in tables)
+        self._span = scratch.take(tabled + sum(r.nbytes for r in begin), mirrored=True)
+        self._results_at = tabled
+        self.launches: list[Launch] = []  # one for each table
+        at = 0
+        for table in tables:
+            self.launches.append(table.write(self._span.host[at : at + table.nbytes], self._span.address + at))
+            at += table.nbytes
+        self.results: list[np.ndarray] = []  # views of the mirror: valid after the event of `fetch`
+        self._addresses = []
+        for array in begin:
+            view = self._span.view(at, array.shape, array.dtype)
+            view[...] = array
+            self.results.append(view)
+            self._addresses.append(self._span.address + at)
+            at += array.nbytes
+        self._span.send(self.stream)
+
+    def _loads(self) -> list[Load]:
+        return self.flight.loads(self.group.tasks)
+
+    def _tables(self, numbers: Callable[[int], Any] | None, keeps: Callable[[int], Any] | None) -> list[Table]:
+        return [self.group.table(load, numbers, keeps) for load in self.loads]
+
+    def address(self, result: int) -> int:
+        """Of the `result`-th array of `results` on the device, from 0 on."""
+        return self._addresses[result + 1]
+
+    @property
+    def nonfinite(self) -> int:
+        return self._addresses[0]
+
+    def zeros(self, *shape: int, itemsize: int = 8) -> int:
+        """Address of zeroed device memory for so many items."""
+        span: Span = self.scratch.take(int(np.prod(shape, dtype=np.int64)) * itemsize)
+        span.zero(self.stream)
+        return span.address
+
+    def upload(self, array: np.ndarray) -> int:
+        span = self.scratch.take(array.nbytes, mirrored=True)
+        span.host[...] = array.reshape(-1).view(np.uint8)
+        span.send(self.stream)
+        return span.address
+
+    def fetch(self) -> Any:
+        self._span.fetch(self.stream, self._results_at)
+        return self.stream.record()
+
+    def sweep(self, kernel: Callable[..., None], *arguments: Any) -> None:
+        self.flight.sweep(self.loads, lambda stream, n: kernel(stream, self.launches[n], *arguments))
+
+    def combine(self, kernel: Callable[..., None], *arguments: Any) -> Any:
+        return self.flight.combine(self.loads, lambda stream, n: kernel(stream, self.launches[n], *arguments))
+
+    def nonfinite_of(self, slot: int) -> tuple[int, ...]:
+        row = tuple(int(n) for n in self.results[0][slot])
+        return row if any(row) else ()

@@ -1,0 +1,197 @@
+"""Which kernels answer which request. Each request is a generator: it queues work on the device, yields an event where
+it has to look at what the device found, and returns its outcomes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ...engine.tasks import Outcome
+from ...requests import (
+    NO_TIE_END,
+    ElectAndSum,
+    Gram,
+    GramResult,
+    Histogram,
+    HistogramResult,
+    KthLargest,
+    Map,
+    Mask,
+    Moments,
+    MomentsResult,
+    Products,
+    Rows,
+    Selection,
+    WeightedSum,
+)
+from .execution import Execution, Group, Steps
+from .formulas import FormulaExecution
+from .rows import products, rows
+from .scratch import Scratch
+from .tables import keep_rows
+
+BINS = 2048 + 2  # of a sweep of `select`; csrc/ops/select.h
+SMALL = 65536  # elements up to which a sample saves `select` nothing
+SEARCHING = 0  # status of a selection
+
+
+def steps(group: Group, flight: Any, kernels: Any, scratch: Scratch) -> Steps:
+    return _STEPS[type(group.request)](group, flight, kernels, scratch)
+
+
+def _weighted_sum(group: Group, flight: Any, kernels: Any, scratch: Scratch) -> Steps:
+    run = Execution(group, flight, kernels, scratch, numbers=lambda s: group.requests[s].coefficients)
+    return (yield from _combined(run, kernels.weighted_sum, group.request.agree))
+
+
+def _elect_and_sum(group: Group, flight: Any, kernels: Any, scratch: Scratch) -> Steps:
+    def numbers(slot: int) -> list[float]:
+        request: ElectAndSum = group.requests[slot]
+        unused = (0.0,) * group.models
+        return [*request.value, *(request.vote or unused), *(request.divisor or unused), request.lambda_]
+
+    run = Execution(group, flight, kernels, scratch, numbers=numbers, keeps=_keeps(group))
+    return (yield from _combined(run, kernels.elect_and_sum, group.request.elect))
+
+
+def _apply(group: Group, flight: Any, kernels: Any, scratch: Scratch) -> Steps:
+    run = FormulaExecution(group, flight, kernels, scratch)
+    return (yield from _written(run, run.evaluate(group.request.agree)))
+
+
+def _keeps(group: Group) -> Callable[[int], list]:
+    def rows(slot: int) -> list:
+        keep: Sequence[Mask] = group.requests[slot].keep
+        return keep_rows(keep)
+
+    return rows
+
+
+def _combined(run: Execution, kernel: Callable[..., None], flag: bool) -> Steps:
+    return (yield from _written(run, run.combine(kernel, flag, run.nonfinite)))
+
+
+def _written(run: Execution, outgoing: Any) -> Steps:
+    group = run.group
+    if run.flight.waits or group.policy == "error":
+        yield outgoing.after(run.fetch())
+        return [Outcome(outgoing.digest(t), run.nonfinite_of(s)) for s, t in enumerate(group.tasks)]
+    return [Outcome(None)] * group.slots
+
+
+def _measuring(group: Group, *arguments: Any, **options: Any) -> Execution:
+    """On the inputs, or on the values of a formula."""
+    return (Execution if group.programs[0] is None else FormulaExecution)(group, *arguments, **options)
+
+
+def _reduced(run: Execution, partials: int, width: int, moments: bool) -> Any:
+    run.kernels.reduce_blocks(
+        run.stream, partials, run.upload(run.group.ranges), run.group.slots, width, moments, run.address(0)
+    )
+    return run.fetch()
+
+
+def _moments(group: Group, flight: Any, kernels: Any, scratch: Scratch) -> Steps:
+    only_l1, models = group.request.only_l1, group.models
+    columns = 2 if only_l1 else 7
+    begin = [np.zeros((group.slots, models, columns))]
+    run = _measuring(group, flight, kernels, scratch, results=begin, keeps=_keeps(group))
+    partials = run.zeros(group.blocks, models, columns)
+    run.sweep(kernels.moments, only_l1, partials, run.nonfinite)
+    yield _reduced(run, partials, models * columns, not only_l1)
+
+    def result(row: np.ndarray) -> MomentsResult:
+        if only_l1:
+            return MomentsResult(float(row[0]), 0.0, float(row[1]), 0.0, 0.0, 0, 0)
+        sum_abs, sum_sq, kept_abs, low, high, nonzero, kept = map(float, row)
+        return MomentsResult(sum_abs, sum_sq, kept_abs, low, high, int(nonzero), int(kept))
+
+    return [Outcome([result(r) for r in run.results[1][s]], run.nonfinite_of(s)) for s in range(group.slots)]
+
+
+def _gram(group: Group, flight: Any, kernels: Any, scratch: Scratch) -> Steps:
+    size = group.models * (group.models + 1) // 2
+    run = Execution(group, flight, kernels, scratch, results=[np.zeros((group.slots, size))])
+    partials = run.zeros(group.blocks, size)
+    run.sweep(kernels.gram, partials, run.nonfinite)
+    yield _reduced(run, partials, size, False)
+    return [
+        Outcome(GramResult.unpack(run.results[1][s].tolist(), group.models), run.nonfinite_of(s))
+        for s in range(group.slots)
+    ]
+
+
+def _select(group: Group, flight: Any, kernels: Any, scratch: Scratch) -> Steps:
+    slots, models = group.slots, group.models
+    fp64, keep_all = group.kind.fp64, group.request.keep_all_ties
+    begin = np.zeros((slots, models, 8), np.int64)
+    begin[:, :, 0] = [
+        r.counts if t.info.count else (0,) * models for t, r in zip(group.tasks, group.requests, strict=True)
+    ]
+    begin[:, :, 2] = 2**63 - 1 if fp64 else 2**31 - 1
+    begin[:, :, 4] = -1
+    begin[:, :, 5] = NO_TIE_END
+    begin[:, :, 6] = np.where(begin[:, :, 0] > 0, SEARCHING, 2)
+    run = _measuring(group, flight, kernels, scratch, results=[begin])
+    state = run.address(0)
+    bins = run.zeros(slots, models, BINS)
+    ties = run.zeros(group.blocks, models, itemsize=4)
+    ranges = run.upload(group.ranges)
+    sizes = [t.info.count for t in group.tasks if t.info.count]
+    if kernels.samples and max(sizes, default=0) > SMALL:
+        run.sweep(kernels.select_sample, state)
+    nonfinite = run.nonfinite
+    sweeps = kernels.select_sweeps(fp64, kernels.samples and min(sizes, default=0) > SMALL)
+    while True:
+        for _ in range(sweeps):
+            run.sweep(kernels.select_sweep, state, bins, nonfinite)
+            nonfinite = 0  # counted once
+            kernels.select_narrow(run.stream, state, bins, slots * models, fp64, keep_all)
+        run.sweep(kernels.select_ties, state, ties)
+        kernels.select_locate(run.stream, state, ties, ranges, slots, models)
+        run.sweep(kernels.select_position, state)
+        yield run.fetch()
+        found = run.results[1]
+        if not (found[:, :, 6] == SEARCHING).any():
+            break
+        sweeps = 1
+
+    def selection(row: np.ndarray) -> Selection:
+        target, low, _, above, inside, tie_end = (int(v) for v in row[:6])
+        return Selection(low, tie_end, above, inside) if target else Selection()
+
+    return [Outcome([selection(r) for r in found[s]], run.nonfinite_of(s)) for s in range(slots)]
+
+
+def _histogram(group: Group, flight: Any, kernels: Any, scratch: Scratch) -> Steps:
+    state = np.zeros((group.slots, group.models, 8), np.int64)
+    state[:, :, 1:3] = [r.intervals for r in group.requests]
+    bins = np.zeros((group.slots, group.models, BINS), np.int64)
+    run = _measuring(group, flight, kernels, scratch, results=[state, bins])
+    run.sweep(kernels.select_sweep, run.address(0), run.address(1), run.nonfinite)
+    yield run.fetch()
+
+    def result(slot: int) -> list[HistogramResult]:
+        found = []
+        for (low, high), row in zip(group.requests[slot].intervals, run.results[2][slot], strict=True):
+            shift = max(0, (high - low).bit_length() - (kernels.bins - 1).bit_length())
+            found.append(HistogramResult(int(row[BINS - 2]), shift, row[: kernels.bins].copy()))
+        return found
+
+    return [Outcome(result(s), run.nonfinite_of(s)) for s in range(group.slots)]
+
+
+_STEPS = {
+    Map: _apply,
+    Rows: rows,
+    Products: products,
+    Histogram: _histogram,
+    WeightedSum: _weighted_sum,
+    ElectAndSum: _elect_and_sum,
+    KthLargest: _select,
+    Moments: _moments,
+    Gram: _gram,
+}

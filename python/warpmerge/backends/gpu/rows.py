@@ -1,0 +1,198 @@
+"""Requests about the rows or columns of a formula's values, which kernels add up piece by piece."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ...engine.tasks import Outcome
+from .execution import Group, Steps
+from .formulas import FormulaExecution, Piece, Slice
+from .scratch import Scratch
+from .tables import BLOCK, COLUMN_TILE, Segment, Table
+
+COLUMN_BLOCKS, COLUMN_SUMS = 64, 1 << 19  # csrc/ops/products.h
+
+
+class Shapes:
+    """Rows, their length and their blocks, of each slot; and the number of each slot's first row and block."""
+
+    def __init__(self, group: Group) -> None:
+        self.columns = [p.columns for p in group.programs]
+        self.rows = [t.info.count // c if c else 0 for t, c in zip(group.tasks, self.columns, strict=True)]
+        self.blocks = [-(-c // BLOCK) for c in self.columns]
+        self.first_rows = _starts(self.rows)
+        self.first_blocks = _starts([r * b for r, b in zip(self.rows, self.blocks, strict=True)])
+
+
+class RowsExecution(FormulaExecution):
+    """Partial results are those of the blocks of rows."""
+
+    def __init__(
+        self, group: Group, flight: Any, kernels: Any, scratch: Scratch, blocks: Sequence[int], result: np.ndarray
+    ) -> None:
+        """`blocks`: the number of each slot's first block; `result`: see `results` of Execution."""
+        self._blocks = blocks
+        super().__init__(group, flight, kernels, scratch, results=[result])
+
+    def block(self, one: Slice) -> int:
+        return self._blocks[one.slot]
+
+    def _measuring(self, piece: Piece, segments: Sequence[Segment], keeps: np.ndarray | None) -> Table:
+        words = np.array([self._words(one) for one in piece.slices], np.int64)
+        return Table(self._measured_kind(), segments, keeps=keeps, words=words, programs=self._programs(piece.slices))
+
+    def _words(self, one: Slice) -> list[int]:
+        return [self.group.programs[one.slot].columns]
+
+    def _programs(self, slices: Sequence[Slice]) -> list[int] | None:
+        return None
+
+
+class ColumnsExecution(RowsExecution):
+    """`blocks`: the place of each slot's first partial; `each`: the rows of a block of its columns."""
+
+    def __init__(self, *arguments: Any, each: Sequence[int]) -> None:
+        self._each = each
+        self._last: Any = None
+        super().__init__(*arguments)
+
+    def _words(self, one: Slice) -> list[int]:
+        return [*super()._words(one), self._each[one.slot]]
+
+    def _programs(self, slices: Sequence[Slice]) -> list[int]:
+        programs = []
+        for one in slices:
+            columns, each = self._words(one)
+            first, end = one.first // columns, (one.first + one.count) // columns
+            programs.append(-(-columns // COLUMN_TILE) * (-(-end // each) - first // each))
+        return programs
+
+    def sweep(self, kernel: Callable[..., None], *arguments: Any) -> None:
+        """In the order of the rows, whatever stream they are on: a block may go on from one load to the next."""
+
+        def in_order(stream: Any, *rest: Any) -> None:
+            if self._last is not None:
+                stream.wait(self._last)
+            kernel(stream, *rest)
+            self._last = stream.record() if len(self.loads) > 1 else None
+
+        super().sweep(in_order, *arguments)
+
+
+def rows(group: Group, flight: Any, kernels: Any, scratch: Scratch) -> Steps:
+    largest = group.request.largest
+
+    def sweep(run: RowsExecution, partials: int) -> None:
+        run.sweep(kernels.rows, largest, partials)
+
+    return (yield from _by_row(group, flight, kernels, scratch, group.models, largest, sweep))
+
+
+def products(group: Group, flight: Any, kernels: Any, scratch: Scratch) -> Steps:
+    asked = [(min(pair), max(pair)) for pair in group.request.pairs]
+    pairs = list(dict.fromkeys(asked))
+    duos = duos_of(pairs)
+
+    def sweep(run: RowsExecution, partials: int) -> None:
+        run.sweep(kernels.products, run.upload(duos), len(duos), len(pairs), group.request.per_column, partials)
+
+    if group.request.per_column:
+        outcomes = yield from _by_column(group, flight, kernels, scratch, len(pairs), sweep)
+    else:
+        outcomes = yield from _by_row(group, flight, kernels, scratch, len(pairs), False, sweep)
+    order = [pairs.index(pair) for pair in asked]
+    return [replace(o, value=_canonical(o.value[order])) for o in outcomes]
+
+
+def duos_of(pairs: Sequence[tuple[int, int]]) -> np.ndarray:
+    """(duos, 5) int64 for different `pairs` of ascending values: two values a and b, the places of aa, ab and bb.
+
+    A duo reads two values once for up to three pairs; -1 stands for one that is in another duo, or not asked for.
+    """
+    left = {pair: number for number, pair in enumerate(pairs)}
+    duos = []
+    for a, b in [pair for pair in pairs if pair[0] != pair[1]]:
+        duos.append([a, b, *(left.pop(pair, -1) for pair in ((a, a), (a, b), (b, b)))])
+    squares = [a for a, _ in left]
+    for a, b in itertools.zip_longest(squares[::2], squares[1::2]):
+        duos.append([a, a if b is None else b, left[a, a], -1, -1 if b is None else left[b, b]])
+    return np.array(duos, np.int64)
+
+
+def _by_row(
+    group: Group,
+    flight: Any,
+    kernels: Any,
+    scratch: Scratch,
+    width: int,
+    largest: bool,
+    sweep: Callable[[RowsExecution, int], None],
+) -> Steps:
+    """`width` numbers of each row: `sweep` makes those of its blocks."""
+    shapes = Shapes(group)
+    count, blocks = shapes.first_rows[-1], shapes.first_blocks[-1]
+    run = RowsExecution(group, flight, kernels, scratch, shapes.first_blocks, np.zeros((count, width)))
+    total = run.address(0)
+    single = blocks == count  # every row is one block
+    partials = total if single else run.zeros(blocks, width)
+    sweep(run, partials)
+    if not single:
+        spans = zip(shapes.first_rows, shapes.rows, shapes.first_blocks, shapes.blocks, strict=False)
+        spans = run.upload(np.array(list(spans), np.int64))
+        kernels.row_totals(run.stream, partials, spans, group.slots, count, width, largest, total)
+    yield run.fetch()
+    return [
+        Outcome(run.results[1][first : first + n].T.copy(), run.nonfinite_of(s))
+        for s, (first, n) in enumerate(zip(shapes.first_rows, shapes.rows, strict=False))
+    ]
+
+
+def _by_column(
+    group: Group,
+    flight: Any,
+    kernels: Any,
+    scratch: Scratch,
+    width: int,
+    sweep: Callable[[RowsExecution, int], None],
+) -> Steps:
+    """`width` numbers of each column: `sweep` makes those of its blocks."""
+    shapes = Shapes(group)
+    each = [rows_of_block(r, c) for r, c in zip(shapes.rows, shapes.columns, strict=True)]
+    blocks = [-(-r // e) for r, e in zip(shapes.rows, each, strict=True)]
+    sums = [width * c for c in shapes.columns]
+    firsts, partials_at = _starts(sums), _starts([s * max(1, b) for s, b in zip(sums, blocks, strict=True)])
+    run = ColumnsExecution(group, flight, kernels, scratch, partials_at, np.zeros(firsts[-1]), each=each)
+    total = run.address(0)
+    single = partials_at == firsts  # no column has two blocks
+    partials = total if single else run.zeros(partials_at[-1])
+    sweep(run, partials)
+    if not single:
+        spans = run.upload(np.array(list(zip(firsts, sums, partials_at, blocks, strict=False)), np.int64))
+        kernels.column_totals(run.stream, partials, spans, group.slots, firsts[-1], total)
+    yield run.fetch()
+    return [
+        Outcome(run.results[1][first : first + n].reshape(width, -1).copy(), run.nonfinite_of(s))
+        for s, (first, n) in enumerate(zip(firsts, sums, strict=False))
+    ]
+
+
+def rows_of_block(rows: int, columns: int) -> int:
+    """Rows of a column's block, at least 1."""
+    blocks = min(max(COLUMN_SUMS // max(1, columns), 1), COLUMN_BLOCKS)
+    return max(1, -(-rows // blocks))
+
+
+def _starts(sizes: Sequence[int]) -> list[int]:
+    """Where each begins, and behind the last one where it ends."""
+    return list(itertools.accumulate(sizes, initial=0))
+
+
+def _canonical(sums: np.ndarray) -> np.ndarray:
+    """With the canonical NaN for any."""
+    sums[np.isnan(sums)] = np.nan
+    return sums

@@ -1,0 +1,231 @@
+"""The reference: every kernel in plain PyTorch, written to be read. It defines what the compiled kernels compute.
+
+Whole tensors are processed at once, so memory is bounded by a few copies of the largest one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...dtypes import DType
+from ...engine.tasks import Buffer, Outcome, TensorTask, Work
+from ...random import mix64
+from ...requests import (
+    Copy,
+    ElectAndSum,
+    Gram,
+    Histogram,
+    KthLargest,
+    Map,
+    Moments,
+    Products,
+    Rows,
+    Selection,
+    TensorFunction,
+    WeightedSum,
+)
+from .expressions import all_same, evaluate, scalar
+from .measures import (
+    finite,
+    gram,
+    histogram,
+    keep_mask,
+    magnitude_keys,
+    moments,
+    philox_lanes,
+    products,
+    row_ranks,
+    rows,
+    select,
+)
+
+__all__ = [
+    "TorchBackend",
+    "add_delta",
+    "create",
+    "digest",
+    "elect_and_sum",
+    "evaluate",
+    "gram",
+    "histogram",
+    "magnitude_keys",
+    "moments",
+    "philox_lanes",
+    "products",
+    "round_to",
+    "row_ranks",
+    "rows",
+    "select",
+    "weighted_sum",
+]
+
+
+class TorchBackend:
+    name = "torch"
+
+    def launch(self, work: list[Work]) -> _Done:
+        return _Done([_carry_out(task, request) for task, request in work])
+
+    def cancel(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _Done:
+    def __init__(self, outcomes: list[Outcome]) -> None:
+        self._outcomes = outcomes
+
+    def wait(self) -> list[Outcome]:
+        return self._outcomes
+
+
+def _carry_out(task: TensorTask, request: Any) -> Outcome:
+    if isinstance(request, Copy):
+        return Outcome(_write(task, np.frombuffer(task.inputs[request.index].read(), np.uint8)))
+    if isinstance(request, TensorFunction):
+        from ..tensor_function import carry_out
+
+        return carry_out(task, request)
+    x, base, nonfinite = _operands(task, request.on_deltas)
+    count = task.info.count
+    if isinstance(request, WeightedSum):
+        outputs = [round_to(weighted_sum(x, base, request, m), task.out_dtype) for m in range(len(task.sinks))]
+        digests = [_write(task, y, m) for m, y in enumerate(outputs)]
+        return Outcome(digests[0], nonfinite)
+    if isinstance(request, ElectAndSum):
+        return Outcome(_write(task, round_to(elect_and_sum(x, base, request), task.out_dtype)), nonfinite)
+    if isinstance(request, Map):
+        program = request.formula.program(len(x), task.fp64)
+        values = evaluate(program, x, base)
+        values = [finish(v, x, base, request.agree) for v in values]
+        digests = [_write(task, round_to(v, task.out_dtype), m) for m, v in enumerate(values)]
+        return Outcome(digests[0], nonfinite)
+    formula = getattr(request, "of", None)
+    if formula is not None:
+        x = evaluate(formula.program(len(x), task.fp64), x, base)
+        x = [finite(v) for v in x]
+    if isinstance(request, Rows):
+        return Outcome(rows(x, formula.columns, request.largest), nonfinite)
+    if isinstance(request, Products):
+        return Outcome(products(x, formula.columns, request.pairs, request.per_column), nonfinite)
+    if isinstance(request, Histogram):
+        return Outcome([histogram(d, *i) for d, i in zip(x, request.intervals, strict=True)], nonfinite)
+    if isinstance(request, KthLargest):
+        chosen = [
+            select(d, k, request.keep_all_ties) if k else Selection() for d, k in zip(x, request.counts, strict=True)
+        ]
+        return Outcome(chosen, nonfinite)
+    if isinstance(request, Moments):
+        return Outcome([moments(d, k, request.only_l1) for d, k in zip(x, request.keep, strict=True)], nonfinite)
+    assert isinstance(request, Gram) and count >= 0
+    return Outcome(gram(x), nonfinite)
+
+
+# --- operands -------------------------------------------------------------------------------------------------------
+
+
+def _operands(task: TensorTask, on_deltas: bool) -> tuple[list[torch.Tensor], torch.Tensor | None, tuple[int, ...]]:
+    """Inputs (deltas if `on_deltas`) and base, flat and in the compute type, and how many elements are not finite."""
+    compute = torch.float64 if task.fp64 else torch.float32
+    x = [_load(b).to(compute) for b in task.inputs]
+    base = _load(task.base).to(compute) if on_deltas and task.base else None
+    counts = [int((~torch.isfinite(t)).sum()) for t in [*x, *([base] if base is not None else [])]]
+    if base is not None:
+        x = [t - base for t in x]
+    if task.values["nonfinite"] == "base":
+        x = [torch.where(torch.isfinite(d), d, torch.zeros_like(d)) for d in x]
+    counts += [0] * (len(x) + 1 - len(counts))
+    return x, base, tuple(counts) if any(counts) else ()
+
+
+def _load(buffer: Buffer) -> torch.Tensor:
+    data = torch.from_numpy(np.frombuffer(buffer.read(), np.uint8).copy())
+    return data.view(getattr(torch, buffer.dtype.name)) if data.numel() else data.to(getattr(torch, buffer.dtype.name))
+
+
+def round_to(y: torch.Tensor, dtype: DType) -> torch.Tensor:
+    """Rounds once, to nearest even; every NaN becomes the canonical one."""
+    wanted = getattr(torch, dtype.name)
+    if y.dtype == torch.float64 and wanted in (torch.float16, torch.bfloat16):
+        y = _round_to_odd(y)
+    result = y.to(wanted)
+    return torch.where(torch.isnan(result), torch.full_like(result, float("nan")), result)
+
+
+def _round_to_odd(y: torch.Tensor) -> torch.Tensor:
+    """float64 to float32 such that a further rounding to 16 bits is the correct one: inexact values end in a 1 bit."""
+    nearest = y.to(torch.float32)
+    bits = nearest.view(torch.int32)
+    bits = torch.where(nearest.double().abs() > y.abs(), bits - 1, bits) | 1
+    return torch.where((nearest.double() == y) | torch.isnan(y), nearest, bits.view(torch.float32))
+
+
+def _write(task: TensorTask, data: Any, output: int = 0) -> int:
+    if isinstance(data, torch.Tensor):
+        data = data.contiguous().view(torch.uint8).numpy() if data.numel() else np.empty(0, np.uint8)
+    task.sinks[output].write(memoryview(data).cast("B"))
+    return digest(data)
+
+
+def digest(data: np.ndarray) -> int:
+    """csrc/ops/digest.h for (m,) uint8."""
+    padded = np.zeros(-(-data.size // 8) * 8, np.uint8)
+    padded[: data.size] = data
+    words = padded.view("<u8")
+    x = words + np.arange(1, words.size + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    total = int(x.sum(dtype=np.uint64)) + mix64(~data.size & (2**64 - 1))
+    return total & (2**64 - 1)
+
+
+# --- combine --------------------------------------------------------------------------------------------------------
+
+
+def weighted_sum(x: list[torch.Tensor], base: torch.Tensor | None, request: WeightedSum, output: int) -> torch.Tensor:
+    coefficients = request.coefficients[output * len(x) : (output + 1) * len(x)]
+    total = x[0] * scalar(coefficients[0], x[0])
+    for d, c in zip(x[1:], coefficients[1:], strict=True):
+        total = total + d * scalar(c, d)
+    if base is not None:
+        return add_delta(base, total)
+    return torch.where(all_same(x), x[0], total) if request.agree else total
+
+
+def elect_and_sum(x: list[torch.Tensor], base: torch.Tensor, request: ElectAndSum) -> torch.Tensor:
+    kept = [torch.where(keep_mask(d, k), d, torch.zeros_like(d)) for d, k in zip(x, request.keep, strict=True)]
+    zero = torch.zeros_like(base)
+    votes, total, divisor = zero, zero, zero
+    votes_of = [d * scalar(b, d) for d, b in zip(kept, request.vote, strict=False)] if request.elect else []
+    for vote in votes_of:
+        votes = votes + vote
+    for k, (d, value) in enumerate(zip(kept, request.value, strict=True)):
+        term = d * scalar(value, d)
+        if request.elect:
+            agrees = torch.where(votes < 0, votes_of[k] < 0, votes_of[k] > 0)
+            term = torch.where(agrees, term, zero)
+            divisor = divisor + torch.where(agrees, scalar(request.divisor[k], d), zero)
+        total = total + term
+    divisor = torch.where(divisor == 0, torch.ones_like(divisor), divisor)
+    merged = total / divisor * scalar(request.lambda_, base)
+    return add_delta(base, torch.where(torch.isnan(votes), votes, merged))
+
+
+def add_delta(base: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+    return torch.where(delta == 0, base, base + delta)
+
+
+def finish(value: torch.Tensor, x: list[torch.Tensor], base: torch.Tensor | None, agree: int) -> torch.Tensor:
+    if base is not None:
+        return add_delta(base, value)
+    if agree:
+        return torch.where(all_same(x[:agree]), x[0], value)
+    return value
+
+
+def create(threads: int | None = None, tile: int | None = None, device: str = "cpu") -> TorchBackend:
+    return TorchBackend()

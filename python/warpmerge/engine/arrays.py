@@ -1,0 +1,174 @@
+"""Torch tensors and numpy arrays as operands of a merge: where they are, and who merges them there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .. import backends
+from ..dtypes import BY_NAME, DType
+from ..errors import DeviceError, RecipeError
+from . import loop as engine
+from . import model_scope
+from .tasks import Buffer, DeviceSink, MemorySink, Sink, TensorTask
+
+_shared: dict[tuple, Any] = {}
+_locks: dict[int, threading.Lock] = {}
+
+
+def _lock_of(process: int) -> threading.Lock:
+    """A lock of this process: one that was held while it was forked would never be released."""
+    return _locks.setdefault(process, threading.Lock())
+
+
+class Place:
+    """Where the tensors of a call are, and who merges them. `in_place`: on their device, without copies."""
+
+    def __init__(self, info: backends.BackendInfo, device: str, in_place: bool) -> None:
+        self.info, self.device, self.in_place = info, device, in_place
+
+    @classmethod
+    def of(cls, backend: str, array: Any) -> Place:
+        """`array`: one of the tensors; the others must be where it is."""
+        device = _device_of(array)
+        if device == "meta":
+            raise RecipeError("the tensors are on the device meta, which holds no data.")
+        automatic = backend in (None, "auto") and not os.environ.get("WARPMERGE_BACKEND")
+        if device == "cpu":
+            info = backends.choose(backend, "cpu" if automatic else "auto")
+            return cls(info, device, hasattr(array, "data_ptr") and backends.computes_on_host_tensors(info))
+        try:
+            info = backends.choose(backend, device if automatic else "auto")
+        except RecipeError:
+            if not automatic:
+                raise
+            info = backends.choose("auto", "cpu")  # by way of the host's memory
+        return cls(info, device, "cuda" in info.devices)
+
+    def backend(self) -> Any:
+        """One instance per backend, device and process: threads do not survive a fork."""
+        process, isa = os.getpid(), os.environ.get("WARPMERGE_ISA")
+        key = (process, isa, self.info.name, self.device, self.in_place)
+        with _lock_of(process):
+            if key not in _shared:
+                for other in [k for k in _shared if k[:2] != (process, isa)]:
+                    del _shared[other]
+                _shared[key] = (
+                    backends.create_in_place(self.info, self.device) if self.in_place else backends.create(self.info)
+                )
+            return _shared[key]
+
+    def run(self, tasks: Sequence[TensorTask]) -> None:
+        """Merges. Calls from several threads take turns: an error of one must not cancel the work of another, and each
+        uses all cores, or the whole device, as it is. In place there is nothing to share.
+        """
+        backend = self.backend()
+        with contextlib.nullcontext() if self.in_place else _lock_of(os.getpid()):
+            model_scope.solve_in_memory(tasks, backend)
+            engine.run(tasks, backend)
+
+
+def _device_of(array: Any) -> str:
+    return str(array.device) if hasattr(array, "data_ptr") else "cpu"
+
+
+class Array:
+    """A torch tensor or numpy array seen as contiguous memory: `data` on the host, or in place on its device."""
+
+    def __init__(self, original: Any, data: Any, dtype: DType, shape: tuple[int, ...], in_place: bool) -> None:
+        self.original, self.data, self.dtype, self.shape, self.in_place = original, data, dtype, shape, in_place
+
+    @classmethod
+    def of(cls, array: Any, name: str, place: Place) -> Array:
+        what = f"tensor '{name}'" if name else "a tensor"
+        if _device_of(array) != place.device:
+            raise RecipeError(
+                f"{what} is on {_device_of(array)} in one model, others are on {place.device}; move all to one device."
+            )
+        if isinstance(array, np.ndarray):
+            dtype = BY_NAME.get(array.dtype.name)
+            data = np.ascontiguousarray(array)
+        elif hasattr(array, "data_ptr"):
+            dtype = BY_NAME.get(str(array.dtype).removeprefix("torch."))
+            data = array.detach() if place.in_place else array.detach().cpu()
+            data = data.contiguous()
+        else:
+            raise RecipeError(f"{what} is a {type(array).__name__}; give torch tensors or numpy arrays.")
+        if dtype is None:
+            raise RecipeError(f"{what} has the dtype {array.dtype}, which cannot be merged.")
+        return cls(array, data, dtype, tuple(array.shape), place.in_place)
+
+    @property
+    def identity(self) -> tuple:
+        """Equal for two views of the same elements. Of the original: a contiguous copy's address means nothing."""
+        if isinstance(self.original, np.ndarray):
+            return ("numpy", self.original.ctypes.data, self.shape, self.original.strides, self.dtype.name)
+        tensor = self.original
+        return (str(tensor.device), tensor.data_ptr(), self.shape, tensor.stride(), self.dtype.name)
+
+    def buffer(self) -> Buffer:
+        if isinstance(self.data, np.ndarray):
+            return Buffer(self.data.nbytes, self.dtype, self.data.ctypes.data, owner=self.data)
+        nbytes = self.data.numel() * self.data.element_size()
+        device = str(self.data.device) if self.in_place else None
+        return Buffer(nbytes, self.dtype, self.data.data_ptr(), owner=self.data, device=device)
+
+    def empty(self, dtype: DType) -> Result:
+        if isinstance(self.data, np.ndarray):
+            element = self.original.dtype if dtype == self.dtype else numpy_dtype(dtype)
+            return Result(np.empty(self.shape, element), dtype, None, False)
+        import torch
+
+        try:
+            made = torch.empty(self.shape, dtype=getattr(torch, dtype.name), device=self.data.device)
+        except RuntimeError as error:  # of which torch.OutOfMemoryError is one
+            raise DeviceError(f"no memory for the result: {str(error).splitlines()[0]}") from None
+        return Result(made, dtype, self.original.device, self.in_place)
+
+
+class FileArray:
+    """A tensor in an open safetensors file, as an operand like `Array`."""
+
+    def __init__(self, shard: Any, entry: Any) -> None:
+        self._shard, self._entry = shard, entry
+        self.dtype, self.shape = entry.dtype, entry.shape
+
+    @property
+    def identity(self) -> tuple:
+        return ("file", str(self._shard.path), self._entry.offset, self.shape, self.dtype.name)
+
+    def buffer(self) -> Buffer:
+        return Buffer(self._entry.nbytes, self.dtype, fd=self._shard.fd, offset=self._entry.offset, owner=self._shard)
+
+    def empty(self, dtype: DType) -> Result:
+        import torch
+
+        return Result(torch.empty(self.shape, dtype=getattr(torch, dtype.name)), dtype, None, False)
+
+
+class Result:
+    """A tensor to merge into. `device`: where it is to be in the end, None if it is there."""
+
+    def __init__(self, array: Any, dtype: DType, device: Any, in_place: bool) -> None:
+        self.array, self.dtype, self._device, self._in_place = array, dtype, device, in_place
+
+    def sink(self) -> Sink:
+        if self._in_place:
+            return DeviceSink(self.array.data_ptr(), self.array)
+        address = self.array.ctypes.data if isinstance(self.array, np.ndarray) else self.array.data_ptr()
+        return MemorySink(address, self.array)
+
+    def finish(self) -> Any:
+        return self.array if self._device is None else self.array.to(self._device)
+
+
+def numpy_dtype(dtype: DType) -> Any:
+    try:
+        return np.dtype(dtype.name)
+    except TypeError:
+        raise RecipeError(f"numpy has no {dtype}; import ml_dtypes, or choose another out_dtype.") from None

@@ -1,0 +1,17 @@
+"""Model directories: reading shards, and publishing a merged model."""
+
+from .checkpoint import INDEX, SINGLE, Checkpoint, Shard, allow_open_files
+from .output import OutputDirectory
+from .safetensors import TensorEntry, layout, read_header
+
+__all__ = [
+    "INDEX",
+    "SINGLE",
+    "Checkpoint",
+    "OutputDirectory",
+    "Shard",
+    "TensorEntry",
+    "allow_open_files",
+    "layout",
+    "read_header",
+]

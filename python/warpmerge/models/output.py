@@ -1,0 +1,282 @@
+"""The output directory: nothing in it looks complete before everything is.
+
+While a merge runs, its files lie in a staging directory inside the output. Publishing moves them up, and the index (or
+the single weight file) last: a directory that has one is complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from ..errors import MergeError, OutputError
+from ..units import show_size
+from .checkpoint import INDEX, SINGLE
+from .sidecars import MANIFEST
+
+STAGING = ".warpmerge-partial"
+JOURNAL = "journal"  # no suffix, so that no file taken over from a model has this name
+
+
+class OutputDirectory:
+    """`inputs`: directories that must not be written to. `sync`: data is on the disk when `publish` returns."""
+
+    def __init__(self, path: Path, *, inputs: Iterable[Path], overwrite: bool, resume: bool, sync: bool) -> None:
+        self.path = Path(path)
+        self.staging = self.path / STAGING
+        self._overwrite, self._resume, self.sync = overwrite, resume, sync
+        self._lock: int | None = None
+        self._created = False
+        self._fds: dict[str, int] = {}
+        self._done: dict[str, Any] = {}  # the journal's records of the finished shards
+        self._syncing: list[Future] = []
+        self._syncer = ThreadPoolExecutor(1, "sync") if sync else None
+        self._check(list(inputs))
+
+    def _check(self, inputs: list[Path]) -> None:
+        try:
+            if self.path.exists() and not self.path.is_dir():
+                raise OutputError(f"the output {self.path} exists and is not a directory.")
+            here = Path(os.path.realpath(self.path))
+            for source in inputs:
+                there = Path(os.path.realpath(source))
+                if there == here:
+                    raise OutputError(f"the output {self.path} is also an input; choose another directory.")
+                if there in here.parents:
+                    raise OutputError(f"the output {self.path} lies in the input {source}; choose another directory.")
+                for file in there.iterdir():
+                    if os.path.dirname(os.path.realpath(file)) == str(here):
+                        raise OutputError(f"{file} lies in the output {self.path}; choose another directory.")
+            self._refuse_existing()
+        except OSError as error:
+            raise OutputError(f"cannot use the output {self.path}: {error.strerror}.") from None
+
+    def _refuse_existing(self) -> None:
+        if self.path.is_dir() and not self._overwrite and any(p.name != STAGING for p in self.path.iterdir()):
+            raise OutputError(f"the output {self.path} is not empty; choose another directory or pass --overwrite.")
+
+    def open(self, fingerprint: str, needed: int) -> dict[str, dict[str, str]]:
+        """Makes and locks the staging directory. Returns the shards that an interrupted run of the same merge finished,
+        each with its tensors' digests. Raises OutputError if there is no room for `needed` bytes."""
+        try:
+            self._created = not self.path.exists()
+            self.staging.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.staging, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            raise OutputError(f"cannot make the output directory {self.path}: {error.strerror}.") from None
+        if not self._locked():
+            os.close(self._lock)
+            self._lock = None
+            raise OutputError(f"another merge is writing to {self.path}.")
+        done = self._done = self._finished(fingerprint) if self._resume else {}
+        try:
+            self._refuse_existing()
+            for stale in self.staging.iterdir():
+                if stale.name not in done:
+                    _remove(stale)
+            self._write_journal(fingerprint, *map(json.dumps, done.values()))
+            needed -= sum(record["bytes"] for record in done.values())
+            free = shutil.disk_usage(self.path).free
+            if needed > free:
+                raise OutputError(
+                    f"no space for the output: {self.path} has {show_size(free)} free, {show_size(needed)} are needed."
+                )
+        except BaseException as error:
+            self.abort()
+            raise self.error(error) if isinstance(error, OSError) else error from None
+        return {name: record["digests"] for name, record in done.items()}
+
+    def _locked(self) -> bool:
+        """Whether no other merge writes here. Where the file system has no locks, that is taken for granted."""
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass
+        try:
+            # Another merge may have published, and removed what is locked here, since it was opened.
+            return os.path.samestat(os.fstat(self._lock), self.staging.stat())
+        except OSError:
+            return False
+
+    def _finished(self, fingerprint: str) -> dict[str, Any]:
+        """The journal's shards that are there in full: `bytes` and `digests` of each."""
+        done = {}
+        try:
+            sizes = {path.name: path.stat().st_size for path in self.staging.iterdir()}
+            first, *records = (self.staging / JOURNAL).read_text(encoding="utf-8").splitlines()
+            for record in map(json.loads, records) if first == fingerprint else ():
+                if record["digests"] and sizes.get(record["name"]) == record["bytes"]:
+                    done[record["name"]] = record
+        except (OSError, ValueError, LookupError, TypeError):
+            pass  # no journal, or its last line was being written when the machine stopped
+        return done
+
+    def shard(self, name: str, header: bytes, nbytes: int) -> int:
+        """A descriptor of the shard's file: header written, space reserved. Opened when first asked for."""
+        fd = self._fds.get(name)
+        if fd is None:
+            try:
+                fd = os.open(self.staging / name, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+                self._fds[name] = fd
+                _reserve(fd, nbytes)
+                os.pwrite(fd, header, 0)
+            except OSError as error:
+                raise self.error(error) from None
+        return fd
+
+    def error(self, error: OSError) -> MergeError:
+        """What a failed write means, in the user's terms."""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return OutputError(f"no space left for the output in {self.path}. Free some, then run again with --resume.")
+        return OutputError(f"cannot write to {self.path}: {error.strerror or error}.")
+
+    def finish_shard(self, name: str, digests: Mapping[str, str]) -> None:
+        """All tensors of the shard are written."""
+        fd = self._fds.pop(name)
+        if self._syncer is None:
+            self._close_shard(fd, name, digests)
+        else:
+            self._syncing.append(self._syncer.submit(self._close_shard, fd, name, digests))
+
+    def _close_shard(self, fd: int, name: str, digests: Mapping[str, str]) -> None:
+        try:
+            if self.sync:
+                os.fdatasync(fd)
+            nbytes = os.fstat(fd).st_size
+        finally:
+            os.close(fd)
+        self._done[name] = {"name": name, "bytes": nbytes, "digests": dict(digests)}
+        self._write_journal(json.dumps(self._done[name]))
+
+    def _write_journal(self, *lines: str) -> None:
+        """Adds to what --resume reads: a line of the merge's fingerprint, then one for each shard."""
+        with open(self.staging / JOURNAL, "a", encoding="utf-8") as file:
+            file.writelines(line + "\n" for line in lines)
+
+    def publish(self, shards: list[str], index: Mapping[str, Any] | None, others: Mapping[str, bytes]) -> None:
+        """Moves everything in place; the index, or the only shard, last."""
+        try:
+            for future in self._syncing:
+                future.result()
+            self._write_all(others)
+            if index is not None:
+                self._write_all({INDEX: (json.dumps(index, indent=2) + "\n").encode()})
+            last = INDEX if index is not None else SINGLE
+            names = [*others, *(s for s in shards if s != last), last]
+            for name in names:
+                if (self.path / name).is_dir():
+                    raise OutputError(f"{self.path / name} is a directory; remove it.")
+            if self._overwrite:
+                self._retire_old(set(names))
+            self._move(names)
+            self._done.clear()
+            _remove(self.staging)
+            if self.sync:
+                _sync_directory(self.path)
+                if self._created:
+                    _sync_directory(self.path.parent)
+        except OSError as error:
+            raise self.error(error) from None
+        self.close()
+
+    def _move(self, names: list[str]) -> None:
+        """From the staging directory to where they belong, in this order; all back again if it comes to no end."""
+        try:
+            for name in names:
+                (self.staging / name).replace(self.path / name)
+        except BaseException:
+            if (self.staging / names[-1]).exists():
+                for name in names:
+                    if not (self.staging / name).exists():
+                        (self.path / name).replace(self.staging / name)
+            raise
+
+    def _write_all(self, files: Mapping[str, bytes]) -> None:
+        for name, data in files.items():
+            with open(self.staging / name, "wb") as file:
+                file.write(data)
+                if self.sync:
+                    file.flush()
+                    os.fsync(file.fileno())
+
+    def _retire_old(self, new: set[str]) -> None:
+        """Before the first file of the new model appears, the old one stops looking complete. Shards, a tokenizer and
+        the like that the new one does not have go as well."""
+        stale = self._old_files()
+        for name in (INDEX, SINGLE):
+            (self.path / name).unlink(missing_ok=True)
+        for name in stale - new:
+            (self.path / name).unlink(missing_ok=True)
+
+    def _old_files(self) -> set[str]:
+        """The old model's weights, and whatever its manifest says that a merge wrote."""
+        names = {p.name for p in self.path.glob("model-*-of-*.safetensors")}
+        try:
+            written = json.loads((self.path / MANIFEST).read_text())["files"]
+            names.update(name for name in written if Path(name).name == name)
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+            pass  # not a merge of this program's: nothing else is known to belong to it
+        return {name for name in names if not (self.path / name).is_dir()}
+
+    def abort(self, keep: bool = True) -> int:
+        """After a failure or Ctrl-C: keeps finished shards for --resume (if `keep`), removes the rest. Returns how many
+        it kept."""
+        for fd in self._fds.values():
+            os.close(fd)
+        self._fds.clear()
+        for future in self._syncing:
+            with contextlib.suppress(Exception):
+                future.result()
+        kept = self._done if keep else {}
+        with contextlib.suppress(OSError):  # the error that led here is the one to show
+            if kept:
+                for path in self.staging.iterdir():
+                    if path.name not in kept and path.name != JOURNAL:
+                        _remove(path)
+            else:
+                _remove(self.staging)
+                if self._created:
+                    self.path.rmdir()
+        self.close()
+        return len(kept)
+
+    def close(self) -> None:
+        if self._syncer:
+            self._syncer.shutdown()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def _reserve(fd: int, nbytes: int) -> None:
+    try:
+        os.posix_fallocate(fd, 0, nbytes)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+            raise
+        os.ftruncate(fd, nbytes)  # not every file system can reserve space
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

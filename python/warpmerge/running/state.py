@@ -1,0 +1,313 @@
+"""What running means and variances have in common: a state, updated from one checkpoint after another."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..dtypes import FLOAT32, FLOAT64, DType
+from ..engine.arrays import Array, FileArray, Place, Result, numpy_dtype
+from ..engine.memory_merge import Operands, wanted_dtype
+from ..engine.tasks import same_bytes
+from ..errors import CheckpointError, RecipeError
+from ..methods import TensorInfo
+from ..methods.base import Steps
+from ..models import Checkpoint, Shard
+from ..requests import Combine, WeightedSum
+from .state_files import described, directory_targets, file_targets, in_memory, key, open_state, write_state
+
+Source = str | Path | Mapping[str, Any]
+Tensors = dict[str, Any]
+STATE = "the state"
+
+
+class Running:
+    """What is common to all: a state of one or more parts, each a tensor for each tensor of the checkpoints.
+
+    An update makes the new state beside the old one, which it then replaces: an error leaves the state as it was. In
+    memory it takes two states while it runs, and the state is where the last checkpoint was: on its GPU, or on the
+    host. In a file it takes the memory of a merge of files, and room for two states on the disk.
+    """
+
+    parts: tuple[str, ...] = ("mean",)
+
+    def __init__(self, *, file: str | Path | None = None, backend: str = "auto") -> None:
+        """file: where the state is kept instead of in memory, each update on the disk when it returns; what is saved
+        there already is gone on from."""
+        self._backend = backend
+        self._state: dict[str, Tensors] = {}  # part -> tensors; integer tensors are in the first part alone
+        self._numpy = False
+        self._like: Path | None = None
+        self._count = 0
+        self._file = None if file is None else Path(file)
+        self._shard: Shard | None = None  # of the file; open only while it is read
+        if self._file is not None and self._file.exists():
+            self._count, options, self._state, self._shard = open_state(self._file, type(self).__name__, self.parts)
+            if options != self.options():
+                raise RecipeError(f"{self._file} was made with {options}, not with {self.options()}.")
+
+    @property
+    def count(self) -> int:
+        """The number of checkpoints so far."""
+        return self._count
+
+    def __repr__(self) -> str:
+        options = [f"{name}={value!r}" for name, value in self.options().items()]
+        return f"{type(self).__name__}({', '.join(options)}) of {self.count} checkpoints"
+
+    def options(self) -> dict[str, float]:
+        """What the constructor takes, to be saved."""
+        return {}
+
+    def step(self) -> Combine:
+        """The next state from the present one and a checkpoint."""
+        raise NotImplementedError
+
+    # --- updating ---------------------------------------------------------------------------------------------------
+
+    def update(self, checkpoint: Source) -> None:
+        """Takes one more checkpoint: a model directory, a hub id, a safetensors file, or name -> tensor.
+
+        Tensors are torch tensors on one device, or numpy arrays; their names and shapes are those of the first
+        checkpoint, in any floating-point dtypes. Integer and boolean tensors have to be the same in all. Raises
+        CheckpointError if they do not fit, are not finite or cannot be read, RecipeError for what is no checkpoint.
+        """
+        number = self.count + 1
+        with self._opened(checkpoint, number) as (found, place, label), self._reading():
+            if not found:
+                raise CheckpointError(f"{label} holds no tensors.")
+            first = next(iter(found.values()))
+            state = [self._arrays(part, place, first) for part in self._state]
+            self._check(found, state, label)
+            operands, combine, labels = self._operands(found, state, label)
+            with self._following(found, state, number) as results:
+                try:
+                    place.run(operands.tasks(_Step(combine), {"nonfinite": "error"}, results, labels, 0))
+                except OSError as error:
+                    if error.errno != errno.EFAULT:  # that of what cannot be read; others come from writing
+                        raise
+                    raise CheckpointError(f"cannot read {label}: {error.strerror or error}.") from None
+                except CheckpointError as error:  # not finite, which no parameter allows here
+                    raise CheckpointError(str(error).partition(", or set the parameter")[0].rstrip(".") + ".") from None
+        self._count = number
+        if isinstance(checkpoint, Mapping):
+            self._numpy = not _is_torch(first)
+
+    @contextlib.contextmanager
+    def _following(self, found: dict, state: list[dict], number: int) -> Iterator[dict[str, list[Any]]]:
+        """Where the next state goes, by tensor and part. It is the state when the block ends without an error."""
+        dtypes = {name: _state_dtype(name, [found, *state]) for name in found}
+        parts = {name: self.parts if dtype.is_float else self.parts[:1] for name, dtype in dtypes.items()}
+        if self._file is None:
+            made = {n: [_result(found[n], dtypes[n], _is_torch(found[n])) for _ in of] for n, of in parts.items()}
+            yield made
+            finished = {n: dict(zip(parts[n], [r.finish() for r in of], strict=True)) for n, of in made.items()}
+            self._state = {part: {n: of[part] for n, of in finished.items() if part in of} for part in self.parts}
+            return
+        specs = [(key(self.parts, p, n), dtypes[n], found[n].shape) for p in self.parts for n in found if p in parts[n]]
+        kind = type(self).__name__
+        with file_targets(self._file, specs, described(kind, number, self.options())) as targets:
+            yield {n: [targets[key(self.parts, part, n)] for part in of] for n, of in parts.items()}
+        *_, self._state, self._shard = open_state(self._file, kind, self.parts)
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """The state's file may be read within."""
+        shard = self._shard
+        try:
+            yield
+        finally:
+            if shard is not None:
+                shard.close()
+
+    def _operands(self, found: dict, state: list[dict], label: str) -> tuple[Operands, Combine, list[str]]:
+        """The first checkpoint becomes the mean, and 0 the other parts."""
+        if not state:
+            combine = WeightedSum((1.0,) + (0.0,) * (len(self.parts) - 1), on_deltas=False)
+            return Operands([found], None, found, must_agree=False), combine, [label]
+        combine = self.step()
+        if combine.on_deltas:
+            return Operands([found], state[0], state[0], must_agree=False), combine, [label, STATE]
+        others = [{**state[0], **part} for part in state[1:]]  # with the integer tensors
+        models = [state[0], *others, found]
+        return Operands(models, None, state[0], must_agree=False), combine, [STATE] * len(state) + [label]
+
+    @contextlib.contextmanager
+    def _opened(self, checkpoint: Source, number: int) -> Iterator[tuple[dict, Place, str]]:
+        """The tensors of a checkpoint, where they are, and what to call it."""
+        if isinstance(checkpoint, Mapping):
+            if self._file is not None:
+                checkpoint = {n: _moved(t, None) for n, t in checkpoint.items()}
+            like = next(iter(checkpoint.values()), None)
+            place = Place.of(self._backend, like if self._file is None else None)
+            yield {n: Array.of(t, n, place) for n, t in checkpoint.items()}, place, f"checkpoint {number}"
+            return
+        if not isinstance(checkpoint, (str, Path)):
+            raise RecipeError(
+                f"a checkpoint is a path or a mapping from names to tensors, not a {type(checkpoint).__name__}."
+            )
+        path = Path(checkpoint)
+        opened = Shard(path) if path.suffix == ".safetensors" else Checkpoint(str(checkpoint))
+        try:
+            if isinstance(opened, Shard):
+                found = {name: FileArray(opened, entry) for name, entry in opened.entries.items()}
+            else:
+                found = {name: FileArray(shard, entry) for name, (shard, entry) in opened.entries.items()}
+            yield found, Place.of(self._backend, None), str(checkpoint)
+            self._like = self._like if isinstance(opened, Shard) else opened.path
+        finally:
+            opened.close()
+
+    def _arrays(self, part: str, place: Place, like: Any = None) -> dict[str, Any]:
+        """A part of the state, if it is in memory brought to where the array `like` is, or (None) to the host."""
+        device = like.original.device if like is not None and _is_torch(like) and self._file is None else None
+        return {
+            name: t if isinstance(t, FileArray) else Array.of(_moved(t, device), name, place)
+            for name, t in self._state[part].items()
+        }
+
+    def _check(self, found: dict, state: list[dict], label: str) -> None:
+        for name, array in found.items():
+            if array.dtype.is_quantized:
+                raise CheckpointError(f"tensor '{name}' is quantized ({array.dtype}) in {label}; dequantize it first.")
+        if not state:
+            return
+        odd = sorted(found.keys() ^ state[0].keys())
+        if odd:
+            what = "lacks the" if odd[0] in state[0] else "has a"
+            raise CheckpointError(f"{label} {what} tensor '{odd[0]}', unlike the checkpoints before it.")
+        for name, array in found.items():
+            known = state[0][name]
+            kinds = (known.dtype.is_float, array.dtype.is_float)
+            if known.shape != array.shape or kinds[0] != kinds[1] or not (kinds[0] or known.dtype == array.dtype):
+                raise CheckpointError(
+                    f"tensor '{name}' is {array.dtype} {list(array.shape)} in {label}, "
+                    f"but {known.dtype} {list(known.shape)} in {STATE}."
+                )
+            if not kinds[0] and not same_bytes([array.buffer(), known.buffer()]):
+                raise CheckpointError(
+                    f"tensor '{name}' ({array.dtype}) differs in {label} and cannot be averaged; leave it out."
+                )
+
+    # --- results ----------------------------------------------------------------------------------------------------
+
+    def mean(self, *, dtype: Any = None) -> Tensors:
+        """The mean as a new state dict, of the kind (torch or numpy) that the last tensors given had; torch's if there
+        were only files. dtype: of the floating-point tensors, rounded once; default: the state's."""
+        return self.export(self.parts[0], 1.0, dtype)
+
+    def write(self, path: str | Path, *, dtype: Any = None, like: str | Path | None = None) -> None:
+        """Writes the mean: as one file if the path ends with .safetensors, else as a model directory.
+
+        dtype: as in `mean`. like: the model directory whose config, tokenizer and other small files go with it;
+        default: that of the last checkpoint that was one. An existing file is replaced, an existing directory has to
+        be empty. Raises OutputError if it cannot be written; what is there then is as it was.
+        """
+        self.write_part(self.parts[0], 1.0, path, dtype, like)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the state to one safetensors file, from which `load` goes on bit for bit. The file appears when it is
+        complete; one that is there is replaced. Raises OutputError if it cannot be written."""
+        self.need(1)
+        place = Place.of(self._backend, None)
+        with self._reading():
+            arrays = {key(self.parts, p, n): a for p in self.parts for n, a in self._arrays(p, place).items()}
+            write_state(Path(path), described(type(self).__name__, self.count, self.options()), arrays)
+
+    @classmethod
+    def load(cls, path: str | Path, *, backend: str = "auto") -> Any:
+        """The object that was saved to a file, in memory. Raises CheckpointError if the file is damaged, or holds
+        another kind of state or none."""
+        count, options, state, shard = open_state(Path(path), cls.__name__, cls.parts)
+        try:
+            made = cls(**options, backend=backend)
+            made._state = {part: {name: in_memory(a) for name, a in of.items()} for part, of in state.items()}
+        except (TypeError, RecipeError):
+            raise CheckpointError(f"{path}: what it says of its state is damaged.") from None
+        finally:
+            shard.close()
+        made._count = count
+        return made
+
+    def need(self, count: int) -> None:
+        if self.count < count:
+            raise RecipeError(f"{self!r} needs at least {count}: call update first.")
+
+    def export(self, part: str, factor: float, dtype: Any) -> Tensors:
+        """A part times the factor as a state dict."""
+        self.need(1)
+        tensor = next(iter(self._state[part].values()), None)
+        place = Place.of(self._backend, tensor if hasattr(tensor, "data_ptr") else None)
+        like = Array.of(tensor, "", place) if hasattr(tensor, "data_ptr") else None
+        with self._reading():
+            arrays = self._arrays(part, place, like)
+            results = {n: [_result(a, _out_dtype(a, dtype), not self._numpy)] for n, a in arrays.items()}
+            _scale(arrays, factor, place, results)
+        return {name: result.finish() for name, [result] in results.items()}
+
+    def write_part(self, part: str, factor: float, path: str | Path, dtype: Any, like: str | Path | None) -> None:
+        """Writes a part times the factor."""
+        self.need(1)
+        path, place = Path(path), Place.of(self._backend, None)
+        like = self._like if like is None else Path(like)
+        with self._reading():
+            arrays = self._arrays(part, place)
+            specs = [(name, _out_dtype(array, dtype), array.shape) for name, array in arrays.items()]
+            single = path.suffix == ".safetensors"
+            with file_targets(path, specs) if single else directory_targets(path, specs, like) as targets:
+                _scale(arrays, factor, place, {name: [target] for name, target in targets.items()})
+
+
+class _Step:
+    """Stands in for a method: one combination of all tensors."""
+
+    name = "running"
+
+    def __init__(self, combine: Combine) -> None:
+        self._combine = combine
+
+    def steps(self, tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+        return self._combine
+        yield
+
+
+def _scale(arrays: dict[str, Array], factor: float, place: Place, results: Mapping[str, list[Any]]) -> None:
+    """factor x, rounded once more to the dtypes of the results."""
+    operands = Operands([arrays], None, arrays, must_agree=False)
+    step = _Step(WeightedSum((factor,), on_deltas=False))
+    place.run(operands.tasks(step, {"nonfinite": "propagate"}, results, [STATE], 0))
+
+
+def _state_dtype(name: str, parts: Iterable[dict]) -> DType:
+    """Of the next state: what the checkpoint and the state have, but at least float32."""
+    dtypes = [part[name].dtype for part in parts if name in part]
+    return dtypes[0] if not dtypes[0].is_float else FLOAT64 if FLOAT64 in dtypes else FLOAT32
+
+
+def _out_dtype(array: Array, wanted: Any) -> DType:
+    return (wanted_dtype(wanted) or array.dtype) if array.dtype.is_float else array.dtype
+
+
+def _is_torch(array: Array | FileArray) -> bool:
+    return hasattr(getattr(array, "original", None), "data_ptr")
+
+
+def _result(like: Array | FileArray, dtype: DType, torch: bool) -> Result:
+    """A new tensor of torch where `like` is, or else an array of numpy: files need no torch."""
+    if not torch:
+        return Result(np.empty(like.shape, numpy_dtype(dtype)), dtype, None, False)
+    return like.empty(dtype) if _is_torch(like) else FileArray.empty(like, dtype)
+
+
+def _moved(tensor: Any, device: Any) -> Any:
+    """On a torch device, or (None) on the host, as what it is."""
+    if device is not None:
+        import torch
+
+        return torch.as_tensor(tensor).to(device)
+    return tensor.cpu() if hasattr(tensor, "data_ptr") else tensor

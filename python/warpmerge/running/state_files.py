@@ -1,0 +1,156 @@
+"""Files of running means: the saved state, and what is written of it. A file appears when it is complete."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..dtypes import FLOAT32, FLOAT64, DType
+from ..engine.arrays import FileArray
+from ..engine.tasks import FileSink
+from ..errors import CheckpointError, OutputError
+from ..models import SINGLE, Checkpoint, OutputDirectory, Shard, layout
+from ..models.sidecars import sidecars
+
+KEY = "warpmerge.running"  # of the metadata that say what a state is
+CHUNK = 16 << 20  # bytes that are copied at a time
+Spec = tuple[str, DType, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class FileTarget:
+    """A place in a file, to merge into like a `Result`."""
+
+    dtype: DType
+    fd: int
+    offset: int
+
+    def sink(self) -> FileSink:
+        return FileSink(self.fd, self.offset)
+
+
+@contextlib.contextmanager
+def file_targets(
+    path: Path, specs: Sequence[Spec], metadata: Mapping[str, str] = {"format": "pt"}
+) -> Iterator[dict[str, FileTarget]]:
+    """Where the tensors of a new file go. It takes its name when the block ends, and is dropped if that raises."""
+    header, entries, size = layout(specs, metadata)
+    hidden = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        fd = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        try:
+            os.ftruncate(fd, size)
+            os.pwrite(fd, header, 0)
+            yield {name: FileTarget(e.dtype, fd, e.offset) for name, e in entries.items()}
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        hidden.replace(path)
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}.") from None
+    finally:
+        with contextlib.suppress(OSError):
+            hidden.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def directory_targets(path: Path, specs: Sequence[Spec], like: Path | None) -> Iterator[dict[str, FileTarget]]:
+    """Where the tensors of a new model directory go, which is published with the small files of the model `like`."""
+    header, entries, size = layout(specs, {"format": "pt"})
+    files: dict[str, bytes] = {}
+    if like is not None:
+        model = Checkpoint(str(like))
+        like = model.path
+        dtypes = [dtype for _, dtype, _ in specs if dtype.is_float]
+        files = sidecars(model.path, model.config(), dtypes[0] if dtypes else None)
+    directory = OutputDirectory(path, inputs=[like] if like else [], overwrite=False, resume=False, sync=True)
+    directory.open(KEY, size)
+    try:
+        fd = directory.shard(SINGLE, header, size)
+        yield {name: FileTarget(e.dtype, fd, e.offset) for name, e in entries.items()}
+        directory.finish_shard(SINGLE, {})
+        directory.publish([SINGLE], None, files)
+    except BaseException as error:
+        directory.abort(keep=False)
+        raise directory.error(error) if isinstance(error, OSError) else error from None
+
+
+def key(parts: Sequence[str], part: str, name: str) -> str:
+    """What a tensor is called in the file of a state. A state of one part has the names of a checkpoint."""
+    return name if len(parts) == 1 else f"{part}:{name}"
+
+
+def described(kind: str, count: int, options: Mapping[str, Any]) -> dict[str, str]:
+    """The metadata of a state's file."""
+    return {"format": "pt", KEY: json.dumps({"kind": kind, "count": count, "options": dict(options)})}
+
+
+def write_state(path: Path, metadata: Mapping[str, str], arrays: Mapping[str, Any]) -> None:
+    """Copies the arrays into a new file. Raises OutputError."""
+    specs = [(name, array.dtype, array.shape) for name, array in arrays.items()]
+    with file_targets(path, specs, metadata) as targets:
+        for name, target in targets.items():
+            buffer = arrays[name].buffer()
+            for start in range(0, buffer.nbytes, CHUNK):
+                data = buffer.read(start, min(CHUNK, buffer.nbytes - start))
+                FileSink(target.fd, target.offset + start).write(memoryview(data))
+
+
+def open_state(
+    path: Path, kind: str, parts: Sequence[str]
+) -> tuple[int, dict[str, Any], dict[str, dict[str, FileArray]], Shard]:
+    """Count, options and tensors of a state of this kind, in their file. Raises CheckpointError."""
+    shard = Shard(path)
+    text = shard.metadata.get(KEY)
+    if text is None:
+        raise CheckpointError(f"{path} holds no state of running means; was it made by save?")
+    try:
+        saved = json.loads(text)
+        found, count, options = saved["kind"], saved["count"], saved["options"]
+        if type(count) is not int or count < 1 or not isinstance(options, dict):
+            raise ValueError
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise CheckpointError(f"{path}: what it says of its state is damaged.") from None
+    if found != kind:
+        raise CheckpointError(f"{path} holds the state of a {found}; load it with wm.{found}.load.")
+    state: dict[str, dict[str, FileArray]] = {part: {} for part in parts}
+    for name, entry in shard.entries.items():
+        part, _, rest = ("", "", name) if len(parts) == 1 else name.partition(":")
+        state.setdefault(part or parts[0], {})[rest] = FileArray(shard, entry)
+    first, *others = state.values()
+    floats = {name: (a.shape, a.dtype) for name, a in first.items() if a.dtype.is_float}
+    fp64 = all(dtype in (FLOAT32, FLOAT64) for _, dtype in floats.values())
+    if not (
+        first
+        and fp64
+        and len(state) == len(parts)
+        and all({n: (a.shape, a.dtype) for n, a in p.items()} == floats for p in others)
+    ):
+        raise CheckpointError(f"{path}: its tensors are not those of a {kind}; it is damaged.")
+    return count, options, state, shard
+
+
+def in_memory(array: FileArray) -> np.ndarray:
+    buffer = array.buffer()
+    made = np.empty(array.shape, array.dtype.name)
+    flat = made.reshape(-1).view(np.uint8)
+    for start in range(0, buffer.nbytes, CHUNK):
+        data = buffer.read(start, min(CHUNK, buffer.nbytes - start))
+        flat[start : start + len(data)] = np.frombuffer(data, np.uint8)
+    return made
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

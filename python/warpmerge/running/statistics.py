@@ -1,0 +1,70 @@
+"""Means and variances over a stream of checkpoints: one at a time, as long as it lasts, in constant memory.
+
+    mean = wm.RunningMean()
+    for path in checkpoints:
+        mean.update(path)
+    mean.write("average/", dtype="bfloat16")
+
+The state is float32 (float64 where a checkpoint is), so that small steps do not vanish as they do in a mean that is
+kept in 16 bits. A checkpoint's own files are never loaded whole.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..errors import RecipeError
+from ..expr.expression import Formula, delta, equal, where
+from ..requests import Combine, Map, WeightedSum
+from .state import Running, Tensors
+
+
+class RunningMean(Running):
+    """The mean of all checkpoints so far: m + (x - m) / t for the t-th. Where all are the same, so is the mean."""
+
+    def step(self) -> Combine:
+        return WeightedSum((1 / (self.count + 1),), on_deltas=True)
+
+
+class RunningEMA(Running):
+    """The exponential moving average e + (1 - decay) (x - e), which starts as the first checkpoint."""
+
+    def __init__(self, decay: float, *, file: str | Path | None = None, backend: str = "auto") -> None:
+        """decay: the share of the mean that stays at each step, from 0 to 1."""
+        if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0 <= decay <= 1:
+            raise RecipeError(f"decay is a number from 0 to 1, not {decay!r}.")
+        self.decay = float(decay)
+        super().__init__(file=file, backend=backend)
+
+    def options(self) -> dict[str, float]:
+        return {"decay": self.decay}
+
+    def step(self) -> Combine:
+        return WeightedSum((1 - self.decay,), on_deltas=True)
+
+
+class RunningVariance(Running):
+    """The mean and the unbiased variance of each element over all checkpoints so far, by Welford's update.
+
+    With the mean m, the sum of squares s and the t-th checkpoint x: m' = m + (x - m) / t, s' = s + (x - m) (x - m').
+    The mean has the bits of RunningMean's.
+    """
+
+    parts = ("mean", "squares")
+
+    def step(self) -> Combine:
+        mean, squares, x = (delta(k) for k in range(3))
+        change = (x - mean) * (1 / (self.count + 1))
+        following = where(equal(change, 0), mean, mean + change)
+        return Map(Formula((following, squares + (x - mean) * (x - following))), on_deltas=False)
+
+    def variance(self, *, dtype: Any = None) -> Tensors:
+        """The variance of the floating-point tensors as a new state dict; see `mean`. Needs two checkpoints."""
+        self.need(2)
+        return self.export("squares", 1 / (self.count - 1), dtype)
+
+    def write_variance(self, path: str | Path, *, dtype: Any = None) -> None:
+        """Writes the variance; see `write`."""
+        self.need(2)
+        self.write_part("squares", 1 / (self.count - 1), path, dtype, None)

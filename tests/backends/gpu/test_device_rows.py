@@ -1,0 +1,134 @@
+"""Rows and ranks by the CUDA kernels on the emulated device: of any length, in tiles and in place."""
+
+import contextlib
+
+import numpy as np
+import pytest
+import torch
+from device_cases import IN_PLACE, PLACES, Case, carry_out, compare, place
+from device_modes import FIXTURES
+from formula_helpers import KEY, adversarial, formula, is_wide
+from kernel_helpers import ALL_DTYPES, family, reference
+from warpmerge.backends.gpu import flight
+from warpmerge.engine.tasks import FileSink
+from warpmerge.errors import DeviceError
+from warpmerge.expr import expression as f
+from warpmerge.requests import KEEP_ALL, KthLargest, Map, Moments, RandomMask, Rows
+
+(emulation,) = FIXTURES
+
+LENGTHS = [1, 7, 64, 257, 4097, 5000, 40_000]
+
+
+@pytest.mark.parametrize("mode", [*PLACES, "tiled", IN_PLACE])
+def test_rows(mode):
+    """In tiles, rows are longer than a load."""
+    cases = []
+    for number, columns in enumerate(LENGTHS):
+        rows = min(500, max(2, 9000 // columns))
+        base, tensors = (adversarial if number % 2 else family)(ALL_DTYPES[number % 6], 2, columns * rows)
+        values = formula([f.delta(0) * f.delta(1), f.delta(1), -abs(f.delta(0)) * f.draw(KEY)], columns)
+        for largest in (False, True):
+            cases.append(Case(Rows(values, largest), tensors, base))
+        cases.append(Case(Rows(values, on_deltas=False), tensors))
+    compare(cases, [mode])
+
+
+@pytest.mark.parametrize("shape", [(0,), (3, 0), (0, 3)])
+def test_rows_of_nothing(shape):
+    request = Rows(formula([f.delta(0), f.base()], shape[-1]))
+    for mode in (*PLACES, IN_PLACE):
+        cases = [Case(request, [torch.empty(shape)], torch.empty(shape))]
+        with place(mode, cases) as backend:
+            assert carry_out(backend, cases, mode == IN_PLACE)[0][0].value.shape == (2, 0)
+
+
+def ranked(columns, rows, dtype, kind):
+    base, tensors = family(dtype, 2, rows * columns, seed=columns)
+    if kind == "ties":  # few values, whole rows of one
+        tensors = [torch.sign(t) * 0.5 * (torch.arange(t.numel()) // columns % 3 > 0) for t in tensors]
+        tensors, base = [t.to(base.dtype) for t in tensors], torch.zeros_like(base)
+    if kind == "adversarial":
+        base, tensors = adversarial(dtype, 2, rows * columns, seed=columns)
+    return base, tensors
+
+
+@pytest.mark.parametrize("columns", [1, 7, 128, 129, 257, 5000, 40_000])
+@pytest.mark.parametrize("kind", ["family", "ties", "adversarial"])
+def test_ranks(kind, columns):
+    cases = []
+    rows = max(2, 6000 // columns) if columns < 40_000 else 1
+    for dtype in ("fp64", "fp32") if kind == "family" else ("bf16",):
+        base, tensors = ranked(columns, rows, dtype, kind)
+        values = [f.rank(0), f.rank(1) * f.delta(0) + f.draw(KEY)]
+        out = torch.float64 if is_wide(dtype) else torch.float32
+        cases.append(Case(Map(formula(values, columns), False), tensors, outputs=2, out_dtype=out))
+        cases.append(Case(Map(formula(values, columns), True), tensors, base, outputs=2, nonfinite="base"))
+    compare(cases, ["resident", IN_PLACE])
+
+
+def test_ranks_of_several_lengths_share_launches():
+    cases = []
+    for columns in (7, 100, 300, 8192, 8193):
+        base, tensors = ranked(columns, 3, "bf16", "family")
+        cases.append(Case(Map(formula([f.rank(1) * 0.5 + f.rank(0)], columns), True), tensors, base))
+    compare(cases, ["resident"])
+    with place("resident", cases) as backend:
+        before = backend.runtime.device.launches
+        carry_out(backend, cases)
+        # For each input the rows that fit into shared memory and those that do not, and the formula.
+        assert backend.runtime.device.launches == before + 2 * 2 + 1
+
+
+@pytest.mark.parametrize("columns", [5, 700, 5000])
+def test_ranks_are_measured(columns):
+    rows = max(3, 20_000 // columns)
+    base, tensors = family("bf16", 2, columns * rows)
+    values = formula([f.rank(0) * f.row(np.arange(rows) * 0.25) + f.rank(1), f.rank(1)], columns)
+    cases = [
+        Case(request, tensors, base)
+        for request in [
+            Rows(values),
+            KthLargest((columns * rows // 3, 10), of=values),
+            Moments((KEEP_ALL, RandomMask(KEY, 999)), of=values),
+        ]
+    ]
+    compare(cases, ["resident", IN_PLACE])
+
+
+@pytest.mark.parametrize("columns", [3, 260, 4096])
+def test_ranks_in_tiles(columns, monkeypatch):
+    """Loads and pieces of whole rows."""
+    monkeypatch.setattr(flight, "TEMPORARIES", 1 << 16)
+    base, tensors = family("bf16", 2, columns * (80_000 // columns))
+    values = formula([f.rank(0) * f.delta(1) + f.kept(f.delta(0), RandomMask(KEY, 30_000))], columns)
+    cases = [
+        Case(Map(values, True), tensors, base),
+        Case(Rows(values), tensors, base),
+        Case(Moments((KEEP_ALL,), of=values), tensors, base),
+    ]
+    # Moments need whole blocks of the reduction order too: for the others a tile would have to be larger.
+    compare(cases[: {3: 1, 260: 2, 4096: 3}[columns]], ["tiled, late"])
+
+
+@pytest.mark.parametrize("columns", [5, 300])
+def test_results_in_files(columns, tmp_path):
+    """Parts that begin at rows: the file's bytes and the digest of them."""
+    base, tensors = family("bf16", 2, columns * (60_000 // columns))
+    case = Case(Map(formula([f.rank(0) * f.delta(1) + f.draw(KEY)], columns), True), tensors, base)
+    found = []
+    for number, mode in enumerate([None, "tiled", "tiled, late"]):
+        with open(tmp_path / str(number), "w+b") as file, contextlib.ExitStack() as stack:
+            backend = stack.enter_context(place(mode, [case])) if mode else reference()
+            made, _ = case.prepared()
+            made.sinks = [FileSink(file.fileno(), 24)]
+            [outcome] = backend.launch([(made, case.request)]).wait()
+            found.append((outcome.value, (tmp_path / str(number)).read_bytes()))
+    assert found[0] == found[1] == found[2] and len(found[0][1]) == 24 + 2 * base.numel()
+
+
+def test_rows_that_do_not_fit_into_device_memory():
+    base, tensors = family("bf16", 2, 40_000 * 4)
+    case = Case(Map(formula([f.rank(0)], 40_000), True), tensors, base)
+    with place("tiled", [case]) as backend, pytest.raises(DeviceError, match="--device-memory"):
+        carry_out(backend, [case])

@@ -1,0 +1,130 @@
+"""Runs the Triton kernels that measure, but for `select`, in the interpreter against the CPU's, bit for bit.
+
+A program of its own, because TRITON_INTERPRET must be set before triton is imported: see test_triton_kernels.py.
+Prints one line per failure, and last the number of cases.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from kernel_helpers import ALL_DTYPES, family, pool
+from triton_helpers import at, case, cases, poisoned, run_cases, same
+from triton_launches import CPU, Problem, Request, expect, native, rules, ties
+from warpmerge.backends.gpu.tables import CHUNK
+from warpmerge.requests import KEEP_ALL, KEEP_NONE, RandomMask, TopKMask
+from warpmerge.triton_kernels import gram, moments, reduce
+
+
+def check_moments(*problems, only_l1=False, split=None):
+    request = Request(*problems, split=split)
+    columns = request.models * (2 if only_l1 else 7)
+    partials = np.full((request.blocks, columns), np.nan)
+    moments.launch(request.launch, only_l1, at(partials), at(request.nonfinite))
+    got = request.reduce(partials, columns, not only_l1)
+    items = expect(lambda p: pool(CPU).moments(p.operands, 65536, native(p.keep), only_l1), problems)
+    for slot, item in enumerate(items):
+        wanted = [[r[0], r[2]] if only_l1 else r for r in item.result]
+        same(got[slot], np.array(wanted, np.float64).reshape(-1))
+    request.check_nonfinite(items)
+
+
+@cases("moments", dtype=ALL_DTYPES, only_l1=[False])
+@cases("moments", dtype=["bf16", "mixed64"], only_l1=[True])
+def _(dtype, only_l1):
+    problems = []
+    for seed, count in enumerate((16384, 4099) if dtype != "bf16" else (1, 16385, 7)):
+        base, tensors = family(dtype, 3, count, seed=seed)
+        problems.append(Problem(tensors, base, keep=rules(3, dtype in ("fp64", "mixed64"))))
+    check_moments(*problems, only_l1=only_l1)
+
+
+@cases("moments", models=[1, 9])
+def _(models):
+    base, tensors = family("mixed", models, 4096)
+    check_moments(Problem(tensors, base, keep=rules(models)))
+    check_moments(Problem(tensors, keep=[KEEP_ALL] * models))
+
+
+@case
+def moments_over_two_segments():
+    base, tensors = family("bf16", 2, 40_000)
+    check_moments(Problem(tensors, base, keep=[RandomMask(5, 30_000), TopKMask(0x3B03126F, 20_000)]), split=CHUNK)
+
+
+@case
+def moments_where_ties_end():
+    tensors, base, keep = ties()
+    check_moments(Problem(tensors, base, keep=keep), split=CHUNK)
+
+
+@cases("moments, not finite", dtype=["bf16", "fp64"])
+def _(dtype):
+    base, tensors = poisoned(dtype, 2, 18_000)
+    check_moments(Problem(tensors, base, keep=rules(2, dtype == "fp64")))
+
+
+@case
+def moments_of_zeros():
+    zero = torch.zeros(5000)
+    check_moments(Problem([zero, -zero], keep=[KEEP_ALL, KEEP_NONE]))
+
+
+def check_gram(*problems, split=None):
+    request = Request(*problems, split=split)
+    columns = request.models * (request.models + 1) // 2
+    partials = np.full((request.blocks, columns), np.nan)
+    gram.launch(request.launch, at(partials), at(request.nonfinite))
+    got = request.reduce(partials, columns, False)
+    items = expect(lambda p: pool(CPU).gram(p.operands, 65536), problems)
+    for slot, item in enumerate(items):
+        same(got[slot], np.array(item.result))
+    request.check_nonfinite(items)
+
+
+@cases("gram", dtype=ALL_DTYPES, on_deltas=[False, True])
+def _(dtype, on_deltas):
+    problems = []
+    for seed, count in enumerate((7, 16384, 4099)):
+        base, tensors = family(dtype, 3, count, seed=seed)
+        problems.append(Problem(tensors, base if on_deltas else None))
+    check_gram(*problems)
+
+
+@cases("gram", models=[1, 2, 5, 9])
+def _(models):
+    base, tensors = family("bf16", models, 40_000 if models < 3 else 5000)
+    check_gram(Problem(tensors, base), split=CHUNK)
+
+
+@case
+def gram_not_finite():
+    base, tensors = poisoned("bf16", 2, 18_000)
+    check_gram(Problem(tensors, base))
+    check_gram(Problem(tensors))
+
+
+@cases("reduce", rows=[0, 1, 2, 3, 2047, 2048, 2049, 5000])
+def _(rows):
+    generator = np.random.default_rng(rows)
+    partials = np.exp(generator.normal(size=(rows + 5, 7)) * 3)
+    wanted = np.zeros((2, 7))
+    for slot, block in enumerate((partials[:3], partials[3 : 3 + rows])):
+        level = block.copy()
+        while len(level) > 1:
+            odd = level[len(level) // 2 * 2 :]
+            level = np.concatenate([level[0 : len(level) - len(odd) : 2] + level[1::2], odd])
+        wanted[slot] = level[0] if len(level) else 0.0
+        if len(block):
+            wanted[slot, 3], wanted[slot, 4] = block[:, 3].min(), block[:, 4].max()
+    ranges, result = np.array([[0, 3], [3, rows]]), np.full((2, 7), np.nan)
+    reduce.launch(at(partials), at(ranges), 2, 7, 1, at(result))
+    same(result.reshape(-1), wanted.reshape(-1))
+
+
+if __name__ == "__main__":
+    run_cases()

@@ -1,0 +1,115 @@
+"""Runs the Triton kernels for products in the interpreter against backends/torch.py, bit for bit.
+
+A program of its own like triton_combine_cases.py. Prints one line per failure, and last the number of cases.
+"""
+
+import itertools
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from triton_helpers import at, case, cases, code, run_cases, same, spread
+from warpmerge.backends.gpu.rows import duos_of, rows_of_block
+from warpmerge.backends.gpu.tables import BLOCK, COLUMN_TILE, Kind, Segment, Table
+from warpmerge.backends.reference import backend as reference
+from warpmerge.triton_kernels import products, rows
+
+PAIRS = ((0, 0), (0, 1), (1, 2), (2, 2))
+
+
+def up(count, size):
+    return -(-count // size)
+
+
+def check_products(*problems, pairs=PAIRS, per_column, cuts=()):
+    """`problems`: values of a tensor, (rows, columns) each; `cuts`: rows at which tensors are cut, a launch to each."""
+    models, dtype = len(problems[0]), problems[0][0].dtype
+    launches = [([], [], []) for _ in range(len(cuts) + 1)]
+    spans, wanted, results, partials = [], [], 0, 0
+    for slot, values in enumerate(problems):
+        count, columns = values[0].shape
+        each = rows_of_block(count, columns)
+        bounds = [0, *(c for c in cuts if c < count), count]
+        place = partials if per_column else partials // len(pairs)
+        for (first, end), (segments, words, programs) in zip(itertools.pairwise(bounds), launches, strict=False):
+            addresses = tuple(v[first:].data_ptr() for v in values)
+            size = (end - first) * columns
+            segments.append(Segment(size, first * columns, slot, place, count * columns, 0, addresses, ()))
+            words.append([columns, each] if per_column else [columns])
+            programs.append(up(columns, COLUMN_TILE) * (up(end, each) - first // each))
+        if per_column:
+            spans.append([results, columns * len(pairs), place, up(count, each)])
+            partials += columns * len(pairs) * up(count, each)
+        else:
+            spans.append([results, count, place, up(columns, BLOCK)])
+            partials += count * len(pairs) * up(columns, BLOCK)
+        results += spans[-1][1]
+        flat = [v.reshape(-1) for v in values]
+        wanted.append(reference.products(flat, columns, pairs, per_column))
+    partials, duos = np.full(partials, np.nan), duos_of(pairs)
+    kind = Kind((code(problems[0][0]),) * models, -1, 0, 0, dtype == torch.float64, 1, True)
+    for segments, words, programs in launches:
+        words = np.array(words, np.int64)
+        table = Table(kind, segments, words=words, programs=programs if per_column else None)
+        memory = np.zeros(table.nbytes, np.uint8)
+        launch = table.write(memory, memory.ctypes.data)
+        products.launch(launch, at(duos), len(duos), len(pairs), per_column, at(partials))
+    assert not np.isnan(partials).any(), "blocks were left out"
+    spans = np.array(spans, np.int64)
+    if per_column:
+        found = np.full(results, np.nan)
+        products.totals(at(partials), at(spans), len(problems), results, at(found))
+        same(found, np.concatenate([w.reshape(-1) for w in wanted]))
+    else:
+        found = np.full((results, len(pairs)), np.nan)
+        rows.totals(at(partials), at(spans), len(problems), results, len(pairs), False, at(found))
+        same(found, np.concatenate([w.T for w in wanted]))
+
+
+def problem(shape, dtype=torch.float32):
+    return [spread(shape, dtype, seed=k) for k in range(3)]
+
+
+@cases("products", columns=[1, 4, 5, 33, 257, 4097], per_column=[False, True])
+def _(columns, per_column):
+    count = 3 if columns > 200 else 70
+    check_products(problem((count, columns)), per_column=per_column)
+    check_products(problem((count, columns)), pairs=((0, 0),), per_column=per_column, cuts=(1, 2))
+
+
+@cases("products of several tensors", dtype=[torch.float32, torch.float64], per_column=[False, True])
+def _(dtype, per_column):
+    shapes = (3, 5000), (200, 7), (1, 1), (2, 130)
+    check_products(*(problem(s, dtype) for s in shapes), per_column=per_column)
+
+
+@cases("a column block over several launches", dtype=[torch.float32, torch.float64])
+def _(dtype):
+    check_products(problem((200, 130), dtype), per_column=True, cuts=(1, 6, 101))
+
+
+@cases("totals", blocks=[1, 2, 3, 63, 64])
+def _(blocks):
+    partials = np.exp(np.random.default_rng(blocks).normal(size=(blocks, 5)))
+    wanted = partials.copy()
+    while len(wanted) > 1:
+        odd = wanted[len(wanted) & ~1 :]
+        wanted = np.concatenate([wanted[0 : len(wanted) - len(odd) : 2] + wanted[1::2], odd])
+    spans, found = np.array([[0, 5, 0, blocks]]), np.full(5, np.nan)
+    products.totals(at(partials), at(spans), 1, 5, at(found))
+    same(found, wanted[0])
+
+
+@case
+def products_of_zeros():
+    zeros = torch.zeros(20, 300)
+    for per_column in (False, True):
+        check_products([zeros, -zeros, -zeros], per_column=per_column)
+
+
+if __name__ == "__main__":
+    run_cases()

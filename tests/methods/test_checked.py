@@ -1,0 +1,93 @@
+"""Requests of methods that are not built in are looked at before a backend trusts them."""
+
+import numpy as np
+import pytest
+import warpmerge as wm
+from warpmerge.methods import REGISTRY
+from warpmerge.requests import KEEP_ALL, Copy, ElectAndSum, Gram, KthLargest, Moments, WeightedSum
+
+
+@pytest.fixture(autouse=True)
+def registered():
+    """Forgets what a test registers."""
+    before = dict(REGISTRY)
+    yield
+    REGISTRY.clear()
+    REGISTRY.update(before)
+
+
+REFERENCE, METADATA = wm.Base.REFERENCE, wm.Base.METADATA
+
+
+@pytest.mark.parametrize(
+    ("base", "measure", "combine", "part"),
+    [
+        (
+            METADATA,
+            None,
+            None,
+            "returned NoneType for the tensor, but it must be one of WeightedSum, ElectAndSum, Map",
+        ),
+        (METADATA, Copy(), None, "yielded Copy for the tensor, but it must be one of KthLargest, Moments, Gram, Rows"),
+        (
+            METADATA,
+            None,
+            WeightedSum((1.0,), on_deltas=False),
+            "'coefficients' has 1 entries and not one per model (2)",
+        ),
+        (
+            METADATA,
+            None,
+            WeightedSum((1.0,) * 3, on_deltas=False),
+            "'coefficients' has 3 entries and not one per model (2)",
+        ),
+        (METADATA, None, WeightedSum([1.0, 1.0], on_deltas=False), "'coefficients' is not a tuple"),
+        (METADATA, None, WeightedSum((1.0, float("nan")), on_deltas=False), "that are not finite numbers"),
+        (METADATA, None, WeightedSum(("1", 1.0), on_deltas=False), "that are not finite numbers"),
+        (METADATA, None, WeightedSum((1.0, 1.0), on_deltas=True), "pass on_deltas=False"),
+        (METADATA, Gram(on_deltas=True), None, "pass on_deltas=False"),
+        (METADATA, None, Copy(2), "there is no model 2"),
+        (METADATA, None, Copy(-1), "there is no model -1"),
+        (
+            METADATA,
+            None,
+            ElectAndSum((1.0, 1.0), (KEEP_ALL,) * 2, on_deltas=False),
+            "needs deltas from a required base",
+        ),
+        (REFERENCE, KthLargest((8, 0)), None, "counts are integers from 0 to 7"),
+        (REFERENCE, KthLargest((1,)), None, "'counts' has 1 entries and not"),
+        (REFERENCE, Moments((KEEP_ALL,)), None, "'keep' has 1 entries and not"),
+        (REFERENCE, Moments((KEEP_ALL, 1)), None, "keep consists of TopKMask and RandomMask"),
+        (REFERENCE, None, ElectAndSum((1.0, 1.0), (KEEP_ALL,) * 2, elect=True), "'ballot' has 0 entries and not"),
+        (REFERENCE, None, ElectAndSum((1.0, 1.0), (KEEP_ALL,) * 2, (1.0, 1.0)), "neither ballot nor divisor"),
+        (REFERENCE, None, ElectAndSum((1.0, 1.0), (KEEP_ALL,) * 2, lambda_=None), "lambda_ is not a finite number"),
+    ],
+)
+def test_requests_that_do_not_fit_are_errors_of_the_method(base, measure, combine, part):
+    @wm.method("wrong", base=base)
+    def wrong(tensor, p):
+        if measure is not None:
+            yield measure
+        return combine
+
+    x = [np.ones(7), np.zeros(7)]
+    with pytest.raises(wm.MergeError) as error:
+        wm.merge_tensors(x, "wrong", base=x[0] if base is REFERENCE else None)
+    assert part in str(error.value) and "method 'wrong'" in str(error.value)
+
+
+def test_answers_reach_the_method():
+    """Each kind of measurement and combination, through the checks."""
+    seen = []
+
+    @wm.method("all", base=REFERENCE, passes=4)
+    def everything(tensor, p):
+        seen.append((yield Gram(on_deltas=True)).norms_sq)
+        selected = yield KthLargest((2, 1))
+        keep = tuple(s.keep() for s in selected)
+        seen.append([(m.kept, m.kept_abs, m.sum_abs) for m in (yield Moments(keep))])
+        return ElectAndSum((1.0, 1.0), keep, (1.0, 1.0), (1.0, 1.0), 2.0, elect=True)
+
+    x0, x1, x2 = np.zeros(3), np.array([1.0, -2, 3]), np.array([0.0, 4, 1])
+    assert wm.merge_tensors([x1, x2], "all", base=x0).tolist() == [0, 8, 6]
+    assert seen == [(14, 17), [(2, 5, 6), (1, 4, 5)]]

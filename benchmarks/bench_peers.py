@@ -125,13 +125,13 @@ def test_random_drop(benchmark, checkpoints, scratch, method: str) -> None:
     ratios: dict[str, float] = {}
     base, model = Checkpoint(case.template), Checkpoint(case.models[0])
     for tool, output in merged.items():
-        kept = size = offset_by = full = 0.0
+        kept = size = moved = full = 0.0
         for name in output.entries:
             delta = output.values(name) - base.values(name)
             kept, size = kept + np.count_nonzero(delta), size + delta.size
-            offset_by += np.abs(delta).sum()
+            moved += np.abs(delta).sum()
             full += np.abs(model.values(name) - base.values(name)).sum()
-        shares[tool], ratios[tool] = kept / size, offset_by / full
+        shares[tool], ratios[tool] = kept / size, moved / full
     benchmark.extra_info |= {"what": method, "kept": shares, "l1_ratio": ratios}
     five_sigma = 5 * (DENSITY * (1 - DENSITY) / size) ** 0.5  # of a binomial draw of 2.5 million
     assert shares == pytest.approx(dict.fromkeys(shares, DENSITY), abs=five_sigma)

@@ -52,9 +52,9 @@ def family(
     base = (torch.randn(shape, generator=generator, dtype=torch.float64) * 0.02).to(kinds[0])
     tuned = []
     for k in range(models):
-        offset_by = torch.randn(shape, generator=generator, dtype=torch.float64) * sigma
-        offset_by = offset_by * (torch.rand(shape, generator=generator) > 0.1)
-        tuned.append((base.double() + offset_by).to(kinds[1 + k % (len(kinds) - 1)]))
+        moved = torch.randn(shape, generator=generator, dtype=torch.float64) * sigma
+        moved = moved * (torch.rand(shape, generator=generator) > 0.1)
+        tuned.append((base.double() + moved).to(kinds[1 + k % (len(kinds) - 1)]))
     return base, tuned
 
 

@@ -215,7 +215,7 @@ def _shrink(state: tl.int64, bins: tl.int64, WIDE: tl.constexpr, KEEP_ALL: tl.co
         tl.store(counts + ABOVE, above * 0)
 
 
-def round_to(state, bins, pairs, fp64, keep_all_ties):
+def shrink_interval(state, bins, pairs, fp64, keep_all_ties):
     """From the counts of a sweep: the key, or the next interval."""
     run(_shrink, (pairs,), state, bins, WIDE=bool(fp64), KEEP_ALL=bool(keep_all_ties), warps=4)
 

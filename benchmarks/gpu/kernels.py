@@ -227,6 +227,6 @@ def _select(bench: Bench, whole: Searched, part: Searched) -> Iterator[Work]:
     def narrowed() -> None:
         whole.begin()
         whole.sweep()
-        whole.round_to()
+        whole.shrink_interval()
 
     yield Work("select", "second sweep", p.nbytes, whole.sweep, narrowed)

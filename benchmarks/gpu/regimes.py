@@ -53,9 +53,9 @@ def bus(bench: Bench) -> dict[str, list[float]]:
     for name, way in ways.items():
         # Whole: copies on other streams than the current one are no business of its events.
         found[name] = bench.clock.whole(way, bench.sizes.rounds)
-        offset_by = nbytes * (2 if way is both else 1)
-        rate = offset_by / statistics.median(found[name]) / 1e9
-        bench.row("gpu roof", f"page-locked copy, {name}", found[name], bytes=offset_by, **{"GB/s": rate})
+        moved = nbytes * (2 if way is both else 1)
+        rate = moved / statistics.median(found[name]) / 1e9
+        bench.row("gpu roof", f"page-locked copy, {name}", found[name], bytes=moved, **{"GB/s": rate})
     return found
 
 

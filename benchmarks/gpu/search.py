@@ -44,16 +44,16 @@ class Searched:
         state, bins = self.state.data_ptr(), self._bins.data_ptr()
         p.kernels.select_sweep(p.stream, p.launch, state, bins, p.nonfinite.data_ptr())
 
-    def round_to(self) -> None:
+    def shrink_interval(self) -> None:
         p = self.p
-        p.kernels.select_narrow(p.stream, self.state.data_ptr(), self._bins.data_ptr(), p.models, False, False)
+        p.kernels.shrink_interval(p.stream, self.state.data_ptr(), self._bins.data_ptr(), p.models, False, False)
 
     def run(self) -> None:
         p = self.p
         self.begin()
         for _ in range(self.sweeps):
             self.sweep()
-            self.round_to()
+            self.shrink_interval()
         state, ties = self.state.data_ptr(), self._ties.data_ptr()
         p.kernels.select_ties(p.stream, p.launch, state, ties)
         p.kernels.select_locate(p.stream, state, ties, self._ranges.data_ptr(), 1, p.models)

@@ -7,7 +7,7 @@ struct ElectAndSumCoefficients {
   T lambda;
 };
 
-// `kWeighted`: votes_of are the values themselves, so that agreeing terms are the positive parts in the elected
+// `kWeighted`: votes are the values themselves, so that agreeing terms are the positive parts in the elected
 // direction.
 template <class T, int K, bool kElect, bool kWeighted>
 void elect_and_sum_fused(T* const* deltas, const T* __restrict base, const ElectAndSumCoefficients<T>& c, int count,

@@ -187,7 +187,7 @@ def test_tensors_of_a_device_stay_there():
 PLUGIN = """
 import sys
 import warpmerge as wm
-from warpmerge.ops import Whole
+from warpmerge.requests import TensorFunction
 @wm.method("mine", base=wm.Base.REFERENCE)
 def mine(tensor, p):
     return TensorFunction(lambda x, base: (x[0] + x[1]) / 2)

@@ -235,7 +235,7 @@ def test_an_input_that_is_cut_short_during_the_merge(merge, method):
     set_recipe(merge, merge_method=method, parameters={"weight": 1} | ({"density": 0.5} if method == "ties" else {}))
     setup = """
 import os
-from warpmerge.checkpoint.source import Shard
+from warpmerge.models.checkpoint import Shard
 real = Shard.fd.fget
 def cut(self):
     fd = real(self)

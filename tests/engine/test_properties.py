@@ -190,8 +190,8 @@ def test_the_order_of_models_does_not_matter_where_sums_are_exact(method, rows, 
     first = wm.merge_tensors(models, method, weight=given_weights, **spread, **extra)
     if spread:
         spread["density"] = [given_densities[i] for i in order]
-    offset_by = [models[i] for i in order]
-    second = wm.merge_tensors(offset_by, method, weight=[given_weights[i] for i in order], **spread, **extra)
+    moved = [models[i] for i in order]
+    second = wm.merge_tensors(moved, method, weight=[given_weights[i] for i in order], **spread, **extra)
     assert torch.equal(first, second)
 
 

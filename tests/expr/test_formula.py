@@ -173,11 +173,11 @@ def test_shapes(shape):
     rows = base.numel() // columns if columns else 0
     values = [f.delta(0) + f.row(np.ones(rows)) * f.column(np.ones(columns)) * f.draw(KEY) + f.rank(1)]
     for place in (lambda t: t, unaligned):
-        offset_by = [place(t) for t in (base, *tensors)]
+        moved = [place(t) for t in (base, *tensors)]
         if base.numel():
-            compare(Map(formula(values, columns), True), offset_by[1:], offset_by[0])
+            compare(Map(formula(values, columns), True), moved[1:], moved[0])
         else:
-            carry_out(cpu(), Map(formula(values, columns), True), offset_by[1:], offset_by[0])
+            carry_out(cpu(), Map(formula(values, columns), True), moved[1:], moved[0])
 
 
 def test_rows_that_do_not_fit_are_refused():

@@ -329,7 +329,7 @@ def test_only_whole_tensors_may_have_companions_of_another_shape():
 
 
 def test_companions_are_for_methods_without_deltas():
-    with pytest.raises(wm.RecipeError, match=r"'mine' has auxiliary tensors, so its base must be Base.DONOR"):
+    with pytest.raises(wm.RecipeError, match=r"'mine' has auxiliary tensors, so its base must be Base.METADATA"):
         wm.method("mine", base=wm.Base.REFERENCE, auxiliary=[SCALE])
 
 

@@ -189,8 +189,8 @@ def test_regmean(case, dtype):
             got = wm.merge_tensors(tensors, "regmean", gram=given, out_dtype=kind, **REGMEAN[case])
             wanted = oracles_dense.regmean(tensors, gram=given, **REGMEAN[case])
             rounding = torch.finfo(kind).eps * np.linalg.norm(wanted)
-            offset_by = np.linalg.norm(wanted - oracles_dense.fp64(tensors[0]))
-            assert np.linalg.norm(oracles_dense.fp64(got) - wanted) <= 1e-7 * offset_by + rounding
+            moved = np.linalg.norm(wanted - oracles_dense.fp64(tensors[0]))
+            assert np.linalg.norm(oracles_dense.fp64(got) - wanted) <= 1e-7 * moved + rounding
 
 
 def test_regmean_of_grams_in_tiles_and_not_quite_symmetric(monkeypatch):

@@ -217,10 +217,10 @@ def test_as_many_models_as_can_be_selected(dtype, nonfinite):
 
 def test_ram_of_changes_that_all_made_or_one():
     base, tensors = family("fp32", 4, SHAPE)
-    offset_by = [base + 1 + t for t in tensors]
-    mean = merged("task_arithmetic", offset_by, base, weight=1, normalize=True)
-    assert_same_bits(merged("ram", offset_by, base), mean)
-    assert_same_bits(merged("ramplus_tl", offset_by, base), mean)
+    moved = [base + 1 + t for t in tensors]
+    mean = merged("task_arithmetic", moved, base, weight=1, normalize=True)
+    assert_same_bits(merged("ram", moved, base), mean)
+    assert_same_bits(merged("ramplus_tl", moved, base), mean)
     alone = [torch.where(torch.arange(83) % 4 == k, t, base) for k, t in enumerate(tensors)]
     assert_same_bits(merged("ram", alone, base, epsilon=0), merged("task_arithmetic", alone, base, weight=1))
     assert_same_bits(merged("ramplus_tl", alone, base, epsilon=0), merged("ram", alone, base, epsilon=0))
@@ -310,8 +310,8 @@ def test_order_of_the_models(case):
     parameters = make(models)
     base, tensors = family("fp64", models, SHAPE)
     order = [*range(1, models), 0]
-    offset_by = {n: [v[i] for i in order] if isinstance(v, list) else v for n, v in parameters.items()}
-    got = merged(case, [tensors[i] for i in order], base if given else None, **offset_by)
+    moved = {n: [v[i] for i in order] if isinstance(v, list) else v for n, v in parameters.items()}
+    got = merged(case, [tensors[i] for i in order], base if given else None, **moved)
     wanted = merged(case, tensors, base if given else None, **parameters)
     torch.testing.assert_close(got, wanted, rtol=1e-13, atol=1e-15)
     if case in ("median", "median-lower", "trimmed_mean-most", "magmax", "emr"):

@@ -223,8 +223,8 @@ def test_order_of_the_models(case):
     models, _, parameters = CASES[case]
     base, tensors = distant("fp64", models)
     order = [*range(1, models), 0]
-    offset_by = {n: [v[i] for i in order] for n, v in parameters.items() if isinstance(v, list)}
-    got = merged(case, [tensors[i] for i in order], base, **offset_by)
+    moved = {n: [v[i] for i in order] for n, v in parameters.items() if isinstance(v, list)}
+    got = merged(case, [tensors[i] for i in order], base, **moved)
     torch.testing.assert_close(got, merged(case, tensors, base), rtol=1e-13, atol=1e-15)
 
 

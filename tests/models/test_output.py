@@ -164,7 +164,7 @@ def test_a_write_that_fails_in_a_worker(models):
     """Past the header, whose size the limit allows, and with no space reserved, which would find it earlier."""
     setup = (
         "import resource\n"
-        "from warpmerge.checkpoint import output\n"
+        "from warpmerge.models import output\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4500, 4500))\n"
         "output._reserve = lambda fd, nbytes: None\n"
     )

@@ -78,7 +78,7 @@ def test_a_real_interrupt(models):
     setup = (
         "import os, signal\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # jobs in the background ignore it
-        "from warpmerge.checkpoint.output import OutputDirectory as O\n"
+        "from warpmerge.models.output import OutputDirectory as O\n"
         "real = O.finish_shard\n"
         "def finish(*a):\n"
         "    real(*a)\n"
@@ -97,7 +97,7 @@ def test_a_real_interrupt(models):
 def test_a_killed_run_can_be_resumed(models):
     setup = (
         "import os, signal\n"
-        "from warpmerge.checkpoint.output import OutputDirectory as O\n"
+        "from warpmerge.models.output import OutputDirectory as O\n"
         "O.publish = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     stopped = run_process("merge", models / "r.yml", models / "out", *SHARDED, setup=setup)
@@ -227,12 +227,12 @@ def test_a_run_stopped_while_it_publishes_takes_its_files_back(models, monkeypat
     options = (*SHARDED, "--overwrite") if overwrite else SHARDED
     if overwrite:
         assert merge(models).status == 0
-    whole, offset_by = expected(models, *SHARDED), []
+    whole, moved = expected(models, *SHARDED), []
     real = Path.replace
 
     def replace(self, target):
-        offset_by.append(target)
-        if len(offset_by) == move:
+        moved.append(target)
+        if len(moved) == move:
             raise KeyboardInterrupt
         return real(self, target)
 

@@ -102,7 +102,7 @@ def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):
 
 def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
     running = run(wm.RunningMean(), stream(2))
-    monkeypatch.setattr("warpmerge.running._scale", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("warpmerge.running.state._scale", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     for name in ("out", "out.safetensors"):
         with pytest.raises(KeyboardInterrupt):
             running.write(tmp_path / name)

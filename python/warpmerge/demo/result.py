@@ -32,10 +32,10 @@ class Merge:
     bytes_written: int
 
     def __str__(self) -> str:
-        offset_by = (self.bytes_read + self.bytes_written) / MB / max(self.seconds, 1e-9)
+        moved = (self.bytes_read + self.bytes_written) / MB / max(self.seconds, 1e-9)
         return (
             f"{self.method:<{LABEL}}{self.seconds:8.3f} s   {self.bytes_read / MB:5.2f} MB read"
-            f"   {self.bytes_written / MB:5.2f} MB written   {offset_by:6.0f} MB/s"
+            f"   {self.bytes_written / MB:5.2f} MB written   {moved:6.0f} MB/s"
         )
 
 

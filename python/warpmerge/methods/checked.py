@@ -61,7 +61,7 @@ def _check(name: str, request: Any, tensor: TensorInfo, base: Base, kinds: tuple
 def _problem(request: Any, tensor: TensorInfo, base: Base, kinds: tuple[type, ...]) -> str:
     if not isinstance(request, kinds):
         return f"it must be one of {', '.join(kind.__name__ for kind in kinds)}"
-    if getattr(request, "relative", False) and not base.is_reference:
+    if getattr(request, "on_deltas", False) and not base.is_reference:
         return "its base is not what deltas are taken from: pass on_deltas=False"
     if isinstance(request, Copy):
         return "" if request.index in range(tensor.models) else f"there is no model {request.index!r}"

@@ -63,8 +63,8 @@ def least_squares(
     for share, room in zip(shares[1:], own, strict=True):
         room.sub_(summed, alpha=share)
     summed.diagonal().add_(ridge * float(summed.diagonal().mean()))
-    offset_by = quotient(beside(others, first), own.view(-1, n), summed, torch.empty_like(first), shares[1:])
-    return torch.where(offset_by == 0, first, offset_by.add_(first))
+    moved = quotient(beside(others, first), own.view(-1, n), summed, torch.empty_like(first), shares[1:])
+    return torch.where(moved == 0, first, moved.add_(first))
 
 
 def beside(matrices: Sequence[torch.Tensor], less: torch.Tensor | None = None) -> Rows:

@@ -226,9 +226,9 @@ def _karcher_mean(parts: Sequence[float], chords: Table, max_iter: int, tol: flo
         length = norm_of_units(step, chords)
         if length <= tol:
             break
-        offset_by = [math.cos(length) * c + math.sin(length) / length * s for c, s in zip(mean, step, strict=True)]
-        length = norm_of_units(offset_by, chords)
-        mean = [c / length for c in offset_by]
+        moved = [math.cos(length) * c + math.sin(length) / length * s for c, s in zip(mean, step, strict=True)]
+        length = norm_of_units(moved, chords)
+        mean = [c / length for c in moved]
     return mean
 
 

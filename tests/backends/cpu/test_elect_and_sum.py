@@ -39,8 +39,8 @@ def element(d, base, value, vote, divisor, factor, elect, kind):
         for k, delta in enumerate(d):
             votes = votes + kind(vote[k]) * delta
     for k, delta in enumerate(d):
-        vote = kind(vote[k]) * delta
-        if not elect or (vote > 0 if votes >= 0 else vote < 0):
+        mine = kind(vote[k]) * delta
+        if not elect or (mine > 0 if votes >= 0 else mine < 0):
             total = total + kind(value[k]) * delta
             by = by + (kind(divisor[k]) if elect else kind(0))
         else:
@@ -135,8 +135,8 @@ def test_models_permute_where_sums_are_exact(rows, order, elect):
     value, divisor = [1.0, 0.5, 2.0, 4.0], [1.0, 1.0, 2.0, 0.5]
     first = combine(tensors, base, value, divisor=divisor, elect=elect)
     chosen = ([r[i] for i in order] for r in (tensors, value, divisor))
-    offset_by, value, divisor = chosen
-    assert torch.equal(first, combine(offset_by, base, value, divisor=divisor, elect=elect))
+    moved, value, divisor = chosen
+    assert torch.equal(first, combine(moved, base, value, divisor=divisor, elect=elect))
 
 
 @given(rows=tables, scale=st.sampled_from([-1.0, 2.0, -0.5]))

@@ -4,7 +4,7 @@ import pytest
 from device_modes import FIXTURES, MODES, device
 from helpers import array, read_model, run_cli, write_model, write_recipe
 from kernel_helpers import assert_same_bits, cpu, family, run
-from test_companion_methods import FISHER, companion_task, grams, informations, inputs
+from test_auxiliary_methods import FISHER, companion_task, grams, informations, inputs
 
 (emulation,) = FIXTURES
 

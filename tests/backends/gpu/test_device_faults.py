@@ -291,7 +291,9 @@ def test_shards_of_the_cpu_are_resumed_on_a_device(models, expected, made, tmp_p
         assert contents(out) == expected("ties", *SHARDED)
 
 
-@pytest.mark.parametrize("place", ["warpmerge.device.backend.Ticket.wait", "warpmerge.device.backend.wait_for"])
+@pytest.mark.parametrize(
+    "place", ["warpmerge.backends.gpu.backend.Ticket.wait", "warpmerge.backends.gpu.backend.wait_for"]
+)
 @pytest.mark.parametrize("call", [1, 4])
 def test_interrupted_where_the_device_is_waited_for(models, expected, made, tmp_path, monkeypatch, place, call):
     from warpmerge.backends.gpu import backend as module
@@ -320,7 +322,7 @@ def test_a_real_interrupt(models, expected, tmp_path):
     setup = (
         "import os, signal\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # jobs in the background ignore it
-        "from warpmerge.checkpoint.output import OutputDirectory as O\n"
+        "from warpmerge.models.output import OutputDirectory as O\n"
         "real = O.finish_shard\n"
         "def finish(*a):\n"
         "    real(*a)\n"

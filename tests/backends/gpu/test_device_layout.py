@@ -112,15 +112,15 @@ def test_slots_take_all_bytes_in_order(sizes, capacity):
     for number, size in enumerate(sizes):
         moves.append(Move(number, 8 * number, size, offset))
         offset += -(-size // ALIGN) * ALIGN
-    offset_by = dict.fromkeys(range(len(sizes)), 0)
+    moved = dict.fromkeys(range(len(sizes)), 0)
     for slot in fill_slots(moves, capacity):
         assert slot[-1].offset + slot[-1].nbytes - slot[0].offset <= capacity
         for move in slot:
-            assert move.start == 8 * move.tensor + offset_by[move.tensor]
-            assert move.offset == moves[move.tensor].offset + offset_by[move.tensor]
+            assert move.start == 8 * move.tensor + moved[move.tensor]
+            assert move.offset == moves[move.tensor].offset + moved[move.tensor]
             assert (move.start - 8 * move.tensor) % 8 == 0  # the digest takes whole words
-            offset_by[move.tensor] += move.nbytes
-    assert list(offset_by.values()) == sizes
+            moved[move.tensor] += move.nbytes
+    assert list(moved.values()) == sizes
 
 
 class HostRuntime:

@@ -81,7 +81,7 @@ def launches():
     yield "wide sweep", lambda t=table: select.sweep(t, ADDRESS, ADDRESS, ADDRESS), 2, 0
     table = launch((BF16,) * 3, BF16, BF16, aligned=False)
     yield "misaligned elect_and_sum", lambda t=table: elect_and_sum.launch(t, True, ADDRESS), 0, 0
-    yield "narrow", lambda: select.round_to(ADDRESS, ADDRESS, 1, False, False), 0, 0
+    yield "shrink", lambda: select.shrink_interval(ADDRESS, ADDRESS, 1, False, False), 0, 0
     yield "locate", lambda: select.locate(ADDRESS, ADDRESS, ADDRESS, 1, 3), 0, 0
     yield "reduce", lambda: reduce.launch(ADDRESS, ADDRESS, 1, 7, 1, ADDRESS), 0, 0
     plain, plain64 = launch((F32,) * 2, -1, F32, outputs=0), launch((F64,), -1, F64, fp64=True, outputs=0)

@@ -37,7 +37,7 @@ def check_select(*problems, counts, keep_all=False, split=None, bracket=None):
     sweeps = 0
     while (state[..., 6] == 0).any():
         select.sweep(launch, at(state), at(bins), 0 if sweeps else at(request.nonfinite))
-        select.round_to(at(state), at(bins), pairs, fp64, keep_all)
+        select.shrink_interval(at(state), at(bins), pairs, fp64, keep_all)
         sweeps += 1
         assert sweeps <= 20, "no end of sweeps"
     assert not bins.any()

@@ -129,7 +129,7 @@ class TritonKernels:
             "reduce_blocks": reduce.launch,
             "select_sample": select.sample,
             "select_sweep": select.sweep,
-            "select_narrow": select.round_to,
+            "shrink_interval": select.shrink_interval,
             "select_ties": select.ties,
             "select_locate": select.locate,
             "select_position": select.position,

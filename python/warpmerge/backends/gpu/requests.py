@@ -149,7 +149,7 @@ def _select(group: Group, flight: Any, kernels: Any, scratch: Scratch) -> Steps:
         for _ in range(sweeps):
             run.sweep(kernels.select_sweep, state, bins, nonfinite)
             nonfinite = 0  # counted once
-            kernels.select_narrow(run.stream, state, bins, slots * models, fp64, keep_all)
+            kernels.shrink_interval(run.stream, state, bins, slots * models, fp64, keep_all)
         run.sweep(kernels.select_ties, state, ties)
         kernels.select_locate(run.stream, state, ties, ranges, slots, models)
         run.sweep(kernels.select_position, state)

@@ -143,21 +143,21 @@ def test_tensors_of_one_call_are_on_one_device():
 
 
 def test_records_of_methods_and_backends():
-    names = [m.name for m in wm.methods()]
+    names = [m.name for m in wm.list_methods()]
     assert names == sorted(names) and set(CASES) <= set(names)
-    for method in wm.methods():
+    for method in wm.list_methods():
         assert method.summary.endswith(".") or ":" in method.summary
         assert {p.name for p in method.parameters} >= {"nonfinite"}
         for p in method.parameters:
             assert p.kind and (p.required or p.default is None or p.convert(p.default) == p.default)
-    cpu, torch_backend = (next(b for b in wm.backends() if b.name == n) for n in ("cpu", "torch"))
+    cpu, torch_backend = (next(b for b in wm.list_backends() if b.name == n) for n in ("cpu", "torch"))
     assert cpu.available and cpu.reason is None and "cpu" in cpu.devices
     assert torch_backend.available
 
 
 def test_a_backend_that_is_missing_says_why(monkeypatch):
     monkeypatch.setenv("WARPMERGE_ISA", "mmx")
-    cpu = next(b for b in wm.backends() if b.name == "cpu")
+    cpu = next(b for b in wm.list_backends() if b.name == "cpu")
     assert not cpu.available and "mmx" in cpu.reason
     with pytest.raises(wm.RecipeError, match="mmx"):
         wm.merge_tensors([torch.ones(2)], "linear", weight=1, backend="cpu")
@@ -213,7 +213,7 @@ def test_passes_are_the_requests_that_are_made(method, parameters, passes):
 
 
 def test_importing_imports_neither_torch_nor_numpy():
-    code = "import sys, warpmerge as wm; wm.merge, wm.Recipe, wm.methods(); print('torch' in sys.modules, end=' ')"
+    code = "import sys, warpmerge as wm; wm.merge, wm.Recipe, wm.list_methods(); print('torch' in sys.modules, end=' ')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False "
     code = "import sys, warpmerge; sys.exit(bool({'torch', 'numpy', 'yaml', 'triton'} & set(sys.modules)))"

@@ -17,26 +17,17 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from . import backends, methods, requests
     from .api import MergeReport, merge
+    from .backends import BackendInfo, list_backends
     from .engine.memory_merge import merge_state_dicts, merge_tensors
-    from .errors import CheckpointError, DeviceError, MergeError, OutputError, RecipeError
-    from .methods import Base, TensorInfo, method
+    from .errors import CheckpointError, DeviceError, MergeError, OutputError, RecipeError, UsageError
+    from .methods import Base, TensorInfo, list_methods, method
     from .pool import Pool
     from .recipe import Recipe
-    from .running.statistics import RunningEMA, RunningMean, RunningVariance
+    from .running import RunningEMA, RunningMean, RunningVariance
     from .verification import VerifyReport, verify
 
-_HOME = {
-    **dict.fromkeys(["MergeReport", "merge"], "api"),
-    **dict.fromkeys(["CheckpointError", "DeviceError", "MergeError", "OutputError", "RecipeError"], "errors"),
-    **dict.fromkeys(["Base", "TensorInfo", "method"], "methods"),
-    "Pool": "pool",
-    "Recipe": "recipe",
-    **dict.fromkeys(["RunningEMA", "RunningMean", "RunningVariance"], "running"),
-    **dict.fromkeys(["merge_state_dicts", "merge_tensors"], "engine.memory_merge"),
-    **dict.fromkeys(["VerifyReport", "verify"], "verification"),
-}
-
 __all__ = [
+    "BackendInfo",
     "Base",
     "CheckpointError",
     "DeviceError",
@@ -50,9 +41,12 @@ __all__ = [
     "RunningMean",
     "RunningVariance",
     "TensorInfo",
+    "UsageError",
     "VerifyReport",
     "__version__",
     "backends",
+    "list_backends",
+    "list_methods",
     "merge",
     "merge_state_dicts",
     "merge_tensors",
@@ -62,9 +56,24 @@ __all__ = [
     "verify",
 ]
 
+_ROOMS = ("backends", "methods", "requests")
+_HOME = {
+    **dict.fromkeys(["MergeReport", "merge"], "api"),
+    **dict.fromkeys(["BackendInfo", "list_backends"], "backends"),
+    **dict.fromkeys(["merge_state_dicts", "merge_tensors"], "engine.memory_merge"),
+    **dict.fromkeys(["Base", "TensorInfo", "list_methods", "method"], "methods"),
+    "Pool": "pool",
+    "Recipe": "recipe",
+    **dict.fromkeys(["RunningEMA", "RunningMean", "RunningVariance"], "running"),
+    **dict.fromkeys(["VerifyReport", "verify"], "verification"),
+    **dict.fromkeys(
+        ["CheckpointError", "DeviceError", "MergeError", "OutputError", "RecipeError", "UsageError"], "errors"
+    ),
+}
+
 
 def __getattr__(name: str) -> Any:
-    if name in ("backends", "methods", "requests"):  # the packages can be called: see callable_package.py
+    if name in _ROOMS:
         return importlib.import_module(f".{name}", __name__)
     if name in _HOME:
         return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
@@ -72,4 +81,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+    return sorted({*globals(), *__all__})

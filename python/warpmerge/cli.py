@@ -121,11 +121,11 @@ def verify(out_dir: Path, threads: int | None) -> None:
 @click.argument("name", required=False)
 def methods(name: str | None) -> None:
     """List the merge methods, or describe one."""
-    from .methods import find, known, load_plugins
+    from .methods import find, list_methods, load_plugins
     from .methods.document import PARAMETERS, facts, parameter_rows, preset_rows
 
     if name is None:
-        rows = [[m.name, m.summary + ("" if m.built_in else f" (from {m.module})")] for m in known()]
+        rows = [[m.name, m.summary + ("" if m.built_in else f" (from {m.module})")] for m in list_methods()]
         click.echo(table(["method", "what it does"], rows))
         for plugin, reason in load_plugins().items():
             _complain(f"the plug-in {plugin} could not be loaded: {reason}.")

@@ -13,21 +13,24 @@ class MergeError(Exception):
     exit_status = 1
 
 
-class RecipeError(MergeError):
-    """The recipe, a parameter or the call is wrong: nothing was read or written."""
+class UsageError(MergeError, ValueError):
+    """The recipe, a parameter or the call is wrong. Nothing was read or written."""
 
     exit_status = 2
 
 
-class CheckpointError(MergeError):
+RecipeError = UsageError  # the name for what a recipe says; one class, so that either name catches both
+
+
+class CheckpointError(MergeError, ValueError):
     """A model's files are missing, damaged or do not fit the other models."""
 
 
-class OutputError(MergeError):
+class OutputError(MergeError, OSError):
     """The output directory cannot be used."""
 
 
-class DeviceError(MergeError):
+class DeviceError(MergeError, RuntimeError):
     """The device cannot be used, or has too little memory."""
 
 

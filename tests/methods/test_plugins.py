@@ -125,7 +125,7 @@ import torch
 x0, x1, x2 = torch.zeros(6), torch.arange(6.0), -torch.arange(6.0)
 y = wm.merge_tensors([x1, x2], "prune", base=x0, weight=[1, 0.5], density=[0.5, 0])
 assert y.tolist() == [0, 0, 0, 3, 4, 5], y
-assert "prune" in [m.name for m in wm.methods()]
+assert "prune" in [m.name for m in wm.list_methods()]
 with wm.Pool({"w": x0}, [{"w": x1}, {"w": x2}]) as pool:
     assert pool.merge("prune", weight=[1, 0.5], density=[0.5, 0])["w"].tolist() == y.tolist()
 """
@@ -134,7 +134,7 @@ with wm.Pool({"w": x0}, [{"w": x1}, {"w": x2}]) as pool:
 
 def test_listing_loads_plugins(tmp_path):
     env = install_example(tmp_path / "site")
-    python("import warpmerge as wm; assert 'prune' in [m.name for m in wm.methods()]", env)
+    python("import warpmerge as wm; assert 'prune' in [m.name for m in wm.list_methods()]", env)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_a_plugin_that_another_one_imports_outlives_it(tmp_path):
 
 
 def test_plugins_that_ask_for_methods_while_they_are_loaded(tmp_path):
-    source = "import warpmerge as wm\nassert 'ties' in [m.name for m in wm.methods()]\n"
+    source = "import warpmerge as wm\nassert 'ties' in [m.name for m in wm.list_methods()]\n"
     env = install(tmp_path / "site", "curious", source)
     assert run_process("methods", env=env).stderr == ""
 

@@ -47,7 +47,7 @@ def weight(method, options=()):
 
 
 def test_which_presets_there_are():
-    listed = {(m.name, preset): sets for m in wm.methods() for preset, sets in m.presets.items() if m.built_in}
+    listed = {(m.name, preset): sets for m in wm.list_methods() for preset, sets in m.presets.items() if m.built_in}
     assert {name for name, preset in listed if preset == "mergekit"} == IN_MERGEKIT
     assert all(
         listed[name, "mergekit"] == {} and find(name).by_name["semantics"].default == "mergekit" for name in IN_MERGEKIT

@@ -139,4 +139,9 @@ def create_in_place(info: BackendInfo, device: Any) -> Any:
     return importlib.import_module(f".{info.module}", __name__).create_in_place(device)
 
 
-make_callable(__name__, lambda: BACKENDS)
+def list_backends() -> tuple[BackendInfo, ...]:
+    """Every backend, the best first: its name, the devices it computes on, and why it is not available here."""
+    return BACKENDS
+
+
+make_callable(__name__, list_backends)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from .. import __version__, _core
-from ..errors import CheckpointError
+from ..errors import CheckpointError, MergeError
 from ..methods import TensorInfo
 from ..models import OutputDirectory
 from ..models.sidecars import CARD, MANIFEST, card, manifest, sidecars
@@ -138,6 +138,8 @@ def run_plan(plan: Plan, directory: OutputDirectory, backend: Any, progress: Pro
         try:
             engine.run(_solved(run, jobs, backend, advance), backend, advance)
             advance(run.total - done)  # what turned out not to need all its passes
+        except MergeError:
+            raise
         except OSError as error:
             if error.errno == errno.EFAULT:
                 raise _unreadable(plan) from None

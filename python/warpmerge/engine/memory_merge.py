@@ -31,7 +31,7 @@ def merge_tensors(
 
     tensors: torch tensors or numpy arrays of a floating-point dtype, any shape, all on one device. base: the tensor
     that deltas are taken from; for slerp the one at t = 0 (without it, the first). parameters: those of the method
-    (`wm.methods()`), each a scalar or, where it is per model, a list or 1-d array of K, and None as if it were not
+    (`wm.list_methods()`), each a scalar or, where it is per model, a list or 1-d array of K, and None as if it were not
     given; what a method needs beside the models, such as `fisher`, is a list of K tensors (None: there is none); write
     `lambda_` for lambda. name, seed: which random numbers a dropping method draws; `name` is the tensor's name in its
     model. Returns a new tensor of the same kind and device, in the dtype of the base (of the first tensor without one)
@@ -298,5 +298,7 @@ def _plain(parameter: Parameter, value: Any) -> Any:
 def _naming(method: Method, parameter: str) -> Iterator[None]:
     try:
         yield
+    except RecipeError:
+        raise
     except ValueError as error:
         raise RecipeError(f"method '{method.name}': '{parameter}': {error}.") from None

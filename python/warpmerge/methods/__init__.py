@@ -5,7 +5,7 @@ from . import della, dense, fisher, fusion, linear, masks, order, pcb, robust, s
 from .auxiliary import AuxiliaryTensor
 from .base import Base, Method, Steps, TensorInfo, check_sum, total
 from .parameters import Parameter, boolean, choice, integer, number
-from .registry import REGISTRY, find, known, load_plugins, method
+from .registry import REGISTRY, find, list_methods, load_plugins, method
 
 FAMILIES = (linear, task_vectors, sparse, della, masks, pcb, fusion, widen, spherical, robust, order, fisher, dense)
 
@@ -24,11 +24,11 @@ __all__ = [
     "choice",
     "find",
     "integer",
-    "known",
+    "list_methods",
     "load_plugins",
     "method",
     "number",
     "total",
 ]
 
-make_callable(__name__, known)
+make_callable(__name__, list_methods)

@@ -143,7 +143,7 @@ def find(name: object) -> Method:
     return REGISTRY[name]
 
 
-def known() -> tuple[Method, ...]:
+def list_methods() -> tuple[Method, ...]:
     """All methods by name, those of plug-ins included."""
     load_plugins()
     return tuple(REGISTRY[name] for name in sorted(REGISTRY))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, RecipeError, close_matches, shown
-from ..recipe import ModelRef
+from .reference import ModelRef
 from .safetensors import TensorEntry, read_header
 
 INDEX = "model.safetensors.index.json"

@@ -56,6 +56,8 @@ class OutputDirectory:
                     if os.path.dirname(os.path.realpath(file)) == str(here):
                         raise OutputError(f"{file} lies in the output {self.path}; choose another directory.")
             self._refuse_existing()
+        except OutputError:
+            raise
         except OSError as error:
             raise OutputError(f"cannot use the output {self.path}: {error.strerror}.") from None
 

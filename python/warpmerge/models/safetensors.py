@@ -91,6 +91,8 @@ def _parse(raw: bytes, path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         header = json.loads(raw.decode("utf-8"), object_pairs_hook=unique, parse_int=_integer, parse_constant=constant)
         if b"\\ud" in raw or b"\\uD" in raw:
             json.dumps(header, ensure_ascii=False).encode()  # fails on halves of surrogate pairs, which JSON can spell
+    except CheckpointError:
+        raise
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else error
         raise CheckpointError(f"{path}: the header is not valid JSON ({reason}).") from None

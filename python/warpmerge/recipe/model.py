@@ -14,6 +14,7 @@ import yaml
 from ..dtypes import DType, float_dtype
 from ..errors import RecipeError, close_matches, shown
 from ..methods import Base, Method, find
+from ..models.reference import ModelRef
 from .settings import Constant, Setting, parse_setting
 
 KEYS = ("merge_method", "models", "base_model", "parameters", "dtype", "out_dtype")
@@ -24,25 +25,6 @@ LATER = {
     "tokenizer_source": "all models must share the base's tokenizer, which is copied; remove the key",
     "chat_template": "the base's chat template is copied; remove the key",
 }
-
-
-@dataclass(frozen=True)
-class ModelRef:
-    """A directory, or an id on the Hugging Face hub with an optional revision.
-
-    Two references to one directory are equal, however they spell it; `str` is the recipe's spelling.
-    """
-
-    path: str = field(compare=False)
-    revision: str | None = None
-    identity: str = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        local = os.path.expanduser(self.path)
-        object.__setattr__(self, "identity", os.path.realpath(local) if os.path.isdir(local) else self.path)
-
-    def __str__(self) -> str:
-        return self.path if self.revision is None else f"{self.path}@{self.revision}"
 
 
 @dataclass(frozen=True)
@@ -125,6 +107,8 @@ def _read(path: Path) -> Any:
         raise RecipeError(f"cannot read the recipe {path}: {reason}.") from None
     try:
         return yaml.load(text, Loader=_Loader)
+    except RecipeError:
+        raise
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""

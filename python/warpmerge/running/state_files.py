@@ -54,6 +54,8 @@ def file_targets(
             os.close(fd)
         hidden.replace(path)
         _sync_directory(path.parent)
+    except OutputError:
+        raise
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}.") from None
     finally:

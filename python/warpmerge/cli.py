@@ -87,10 +87,10 @@ def plan(recipe: Path, as_json: bool, **options: Any) -> None:
     if as_json:
         click.echo(json.dumps(rows, default=str))
         return
-    shown = {name: show_size(v) if name.startswith(("bytes", "memory")) else v for name, v in rows.items()}
-    models = shown.pop("models")
-    for name, value in shown.items():
-        click.echo(f"{name.replace('_', ' '):<16} {value}")
+    models = rows.pop("models")
+    for name, value in rows.items():
+        shown = show_size(value) if name.startswith(("bytes", "memory")) else value
+        click.echo(f"{name.replace('_', ' '):<16} {shown}")
     click.echo()
     click.echo(
         table(

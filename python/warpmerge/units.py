@@ -24,8 +24,7 @@ def parse_size(value: int | str, name: str) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return value
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?(b)?\s*", str(value).lower())
-    unit = found and (found[2] or ("g" if found[3] else ""))
-    count = float(found[1]) * _UNITS[unit] if found else 0
+    count = float(found[1]) * _UNITS[found[2] or ("g" if found[3] else "")] if found else 0.0
     if not 1 <= count < 2**63:
         raise RecipeError(f"{name}: {shown(value)} is not a size; write for example 5GB or 4GiB.")
     return int(count)

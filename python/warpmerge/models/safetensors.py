@@ -79,8 +79,8 @@ def _parse(raw: bytes, path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
         if len(result) != len(pairs):
-            seen: set[str] = set()
-            twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+            names = [name for name, _ in pairs]
+            twice = next(name for number, name in enumerate(names) if name in names[:number])
             raise CheckpointError(f"{path}: the header has '{twice}' twice.")
         return result
 

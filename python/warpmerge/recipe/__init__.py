@@ -1,6 +1,7 @@
 """Recipes: YAML to a validated description of a merge."""
 
-from .model import ModelRef, Recipe, RecipeModel
+from ..models.reference import ModelRef
+from .model import Recipe, RecipeModel
 from .resolve import Layers, Resolver
 
 __all__ = ["Layers", "ModelRef", "Recipe", "RecipeModel", "Resolver"]

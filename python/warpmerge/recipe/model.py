@@ -69,7 +69,7 @@ class Recipe:
         others = tuple(m for m in self.models if m.ref != self.base)
         if self.method.base.is_reference:
             return others
-        if self.method.base is Base.ENDPOINT:
+        if self.method.base is Base.ENDPOINT and self.base is not None:
             return (next((m for m in self.models if m.ref == self.base), RecipeModel(self.base)), *others)
         return self.models
 
@@ -85,14 +85,16 @@ class Recipe:
 
     def auxiliary(self, name: str) -> tuple[ModelRef, ...]:
         """Where each input's auxiliary tensors of this name are. Raises RecipeError if an input has none."""
-        settings = [m.parameters.get(name) or self.parameters.get(name) for m in self.inputs]
-        for model, setting in zip(self.inputs, settings, strict=True):
-            if setting is None:
+        found = []
+        for model in self.inputs:
+            setting = model.parameters.get(name) or self.parameters.get(name)
+            if not isinstance(setting, Constant):
                 raise RecipeError(
                     f"method '{self.method.name}' needs the parameter '{name}' for the model '{model.ref}': where its "
                     f"{name} is."
                 )
-        return tuple(setting.value for setting in settings)
+            found.append(setting.value)
+        return tuple(found)
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(_plain(self.source), sort_keys=False, allow_unicode=True, default_flow_style=None)
@@ -126,8 +128,8 @@ def _read(path: Path) -> Any:
 class _Loader(yaml.SafeLoader):
     """Refuses a key given twice, of which YAML would keep the last; reads 1e-5 as a number, as YAML 1.2 does."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":

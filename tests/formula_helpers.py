@@ -54,7 +54,7 @@ def everything(
         RandomMask(KEY, 30000),
         *(TopKMask(k, t) for k in keys for t in (0, tie_end, 2**63 - 1)),
     ]
-    made += [f.kept(x, rule) for rule in rules for x in (a, c, a * b)]
+    made += [f.masked(x, rule) for rule in rules for x in (a, c, a * b)]
     if columns:
         made += [f.column(np.linspace(-1, 2, columns)), f.row(np.geomspace(1e-3, 1e3, rows) if rows else np.empty(0))]
     return made
@@ -67,7 +67,7 @@ def random_values(
     choose = random.Random(seed)
     nodes = [*(f.delta(k) for k in range(inputs)), f.base(), f.wrap(0.5), f.wrap(-3.0), f.draw(KEY + seed), *leaves]
     binary = [Expr.__add__, Expr.__sub__, Expr.__mul__, Expr.__truediv__, f.minimum, f.maximum, Expr.__lt__, f.equal]
-    unary = [abs, Expr.__neg__, f.sqrt, lambda x: f.kept(x, TopKMask(1 << 29, 99)), lambda x: f.exp(x)]
+    unary = [abs, Expr.__neg__, f.sqrt, lambda x: f.masked(x, TopKMask(1 << 29, 99)), lambda x: f.exp(x)]
     for _ in range(steps):
         recent = [choose.choice(nodes[-6:] if choose.random() < 0.5 else nodes) for _ in range(3)]
         kind = choose.random()

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from warpmerge import _core
 from warpmerge.backends.cpu.backend import CpuBackend
+from warpmerge.backends.cpu.programs import native_of
 from warpmerge.backends.reference.backend import TorchBackend
 from warpmerge.dtypes import BY_NAME
 from warpmerge.engine import loop as engine
@@ -190,8 +191,7 @@ def operands(
 
 
 def _formula(values: tuple[Expr, ...], inputs: int, fp64: bool) -> Any:
-    p = Formula(values).program(inputs, fp64)
-    return _core.Formula(p.inputs, p.code, p.registers, p.outputs, p.constants, [], p.keys, [], 1)
+    return native_of(Formula(values).program(inputs, fp64))
 
 
 def work(pool: Any, *items: Any) -> None:

@@ -8,6 +8,7 @@ import functools
 
 import triton.language as tl
 
+from ..expr.operations import Op
 from .deltas import load_addresses, load_deltas
 from .elements import (
     CHUNK,
@@ -32,11 +33,11 @@ from .elements import (
 from .geometry import kernel, run, shared, step
 from .masks import lanes16, load_rule
 
-ADD, SUB, MUL, DIV = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
-SQRT, ABS, NEG, MIN = tl.constexpr(4), tl.constexpr(5), tl.constexpr(6), tl.constexpr(7)
-MAX, LT, LE, EQ = tl.constexpr(8), tl.constexpr(9), tl.constexpr(10), tl.constexpr(11)
-WHERE, POW2, EXPONENT, KEEP = tl.constexpr(12), tl.constexpr(13), tl.constexpr(14), tl.constexpr(15)
-DRAW, ROW, COLUMN, RANK = tl.constexpr(16), tl.constexpr(17), tl.constexpr(18), tl.constexpr(19)
+ADD, SUB, MUL, DIV = map(tl.constexpr, map(int, (Op.ADD, Op.SUB, Op.MUL, Op.DIV)))
+SQRT, ABS, NEG, MIN = map(tl.constexpr, map(int, (Op.SQRT, Op.ABS, Op.NEG, Op.MIN)))
+MAX, LT, LE, EQ = map(tl.constexpr, map(int, (Op.MAX, Op.LT, Op.LE, Op.EQ)))
+WHERE, POW2, EXPONENT, KEEP = map(tl.constexpr, map(int, (Op.WHERE, Op.POW2, Op.EXPONENT, Op.KEEP)))
+DRAW, ROW, COLUMN, RANK = map(tl.constexpr, map(int, (Op.DRAW, Op.ROW, Op.COLUMN, Op.RANK)))
 LONG = (
     128  # instructions: for more a kernel is compiled with one way over a chunk instead of two; loads cost little then
 )

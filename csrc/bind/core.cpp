@@ -30,12 +30,16 @@ Place place(int dtype, uintptr_t memory, int fd, int64_t offset) {
 
 using StepRow = std::array<int, 6>;
 
-std::shared_ptr<Formula> make_formula(int inputs, const std::vector<StepRow>& code, int registers,
-                                      std::vector<int> outputs, std::vector<double> constants, std::vector<Mask> rules,
-                                      std::vector<uint64_t> keys, const std::vector<py::buffer>& vectors,
-                                      int64_t columns) {
+std::shared_ptr<Code> make_code(int inputs, const std::vector<StepRow>& rows, int registers, std::vector<int> outputs,
+                                int constants) {
   std::vector<Step> steps;
-  for (const auto& [op, target, a, b, c, payload] : code) steps.push_back({FormulaOp(op), target, a, b, c, payload});
+  for (const auto& [op, target, a, b, c, payload] : rows) steps.push_back({FormulaOp(op), target, a, b, c, payload});
+  return std::make_shared<Code>(inputs, std::move(steps), registers, std::move(outputs), constants);
+}
+
+std::shared_ptr<Formula> make_formula(std::shared_ptr<Code> code, std::vector<double> constants,
+                                      std::vector<Mask> rules, std::vector<uint64_t> keys,
+                                      const std::vector<py::buffer>& vectors, int64_t columns) {
   std::vector<std::vector<double>> copies;  // workers must not have to release Python objects
   for (const py::buffer& vector : vectors) {
     const py::buffer_info info = vector.request();
@@ -44,8 +48,8 @@ std::shared_ptr<Formula> make_formula(int inputs, const std::vector<StepRow>& co
     const double* data = static_cast<const double*>(info.ptr);
     copies.emplace_back(data, data + info.size);
   }
-  return std::make_shared<Formula>(inputs, std::move(steps), registers, std::move(outputs), std::move(constants),
-                                   std::move(rules), std::move(keys), std::move(copies), columns);
+  return std::make_shared<Formula>(std::move(code), std::move(constants), std::move(rules), std::move(keys),
+                                   std::move(copies), columns);
 }
 
 // A buffer that cannot be written to, row-major.
@@ -136,9 +140,12 @@ PYBIND11_MODULE(_core, m) {
 
   py::class_<Place>(m, "Place", "Where a tensor's elements are: at an address, or in an open file.")
       .def(py::init(&place), py::arg("dtype"), py::arg("memory") = 0, py::arg("fd") = -1, py::arg("offset") = 0);
-  py::class_<Formula, std::shared_ptr<Formula>>(m, "Formula", "A program of warpmerge.program; vectors are copied.")
-      .def(py::init(&make_formula), py::arg("inputs"), py::arg("code"), py::arg("registers"), py::arg("outputs"),
-           py::arg("constants"), py::arg("rules"), py::arg("keys"), py::arg("vectors"), py::arg("columns"));
+  py::class_<Code, std::shared_ptr<Code>>(m, "Code", "A structure of warpmerge.expr.program.")
+      .def(py::init(&make_code), py::arg("inputs"), py::arg("code"), py::arg("registers"), py::arg("outputs"),
+           py::arg("constants"));
+  py::class_<Formula, std::shared_ptr<Formula>>(m, "Formula", "A code and what fills its slots; vectors are copied.")
+      .def(py::init(&make_formula), py::arg("code"), py::arg("constants"), py::arg("rules"), py::arg("keys"),
+           py::arg("vectors"), py::arg("columns"));
   py::class_<Tensors, std::shared_ptr<Tensors>>(m, "Tensors")
       .def(py::init(&make_tensors), py::arg("count"), py::arg("inputs"), py::arg("base"), py::arg("fp64"),
            py::arg("policy"), py::arg("formula") = nullptr);

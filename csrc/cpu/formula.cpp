@@ -75,32 +75,28 @@ std::vector<Step> skipping(const std::vector<Step>& code, const std::vector<int>
   return result;
 }
 
+void require(bool sound) {
+  if (!sound) throw std::invalid_argument("a formula's instruction names what is not there");
+}
+
 }  // namespace
 
-Formula::Formula(int inputs, std::vector<Step> code, int registers, std::vector<int> outputs,
-                 std::vector<double> constants, std::vector<Mask> rules, std::vector<uint64_t> keys,
-                 std::vector<std::vector<double>> vectors, int64_t columns)
+Code::Code(int inputs, std::vector<Step> code, int registers, std::vector<int> outputs, int constants)
     : inputs_(inputs),
+      registers_(registers),
+      constants_(constants),
       code_(std::move(code)),
-      outputs_(std::move(outputs)),
-      constants_(std::move(constants)),
-      rules_(std::move(rules)),
-      keys_(std::move(keys)),
-      vectors_(std::move(vectors)) {
-  const int first_constant = inputs + 1 + registers, operands = first_constant + int(constants_.size());
-  const auto require = [](bool sound) {
-    if (!sound) throw std::invalid_argument("a formula's instruction names what is not there");
-  };
-  const auto below = [](int number, size_t size) { return number >= 0 && size_t(number) < size; };
+      outputs_(std::move(outputs)) {
+  const int first_constant = inputs + 1 + registers, operands = first_constant + constants;
+  const auto require_operand = [operands](int number) { require(number >= 0 && number < operands); };
   for (Step& step : code_) {
-    require(step.op >= FormulaOp::add && step.op <= FormulaOp::divergence_near);
+    require(step.op >= FormulaOp::add && step.op <= kLastOperation && step.payload >= 0);
     require(step.target > inputs && step.target < first_constant);
-    for (int number : {step.a, step.b, step.c}) require(below(number, size_t(operands)));
-    require(step.op != FormulaOp::keep || below(step.payload, rules_.size()));
-    require(step.op != FormulaOp::draw || below(step.payload, keys_.size()));
-    const bool vector = step.op == FormulaOp::row || step.op == FormulaOp::column;
-    require(!vector || below(step.payload, vectors_.size()));
-    require((!vector && step.op != FormulaOp::rank) || columns > 0);
+    for (int number : {step.a, step.b, step.c}) require_operand(number);
+    const auto needs = [&step](int& count) { count = std::max(count, step.payload + 1); };
+    if (step.op == FormulaOp::keep) needs(rules_);
+    if (step.op == FormulaOp::draw) needs(keys_);
+    if (step.op == FormulaOp::row || step.op == FormulaOp::column) needs(vectors_);
     if (step.op != FormulaOp::rank) continue;
     require(step.a < inputs);
     const auto known = std::find(ranked_.begin(), ranked_.end(), step.a);
@@ -108,14 +104,28 @@ Formula::Formula(int inputs, std::vector<Step> code, int registers, std::vector<
     if (known == ranked_.end()) ranked_.push_back(step.a);
   }
   for (int number : outputs_) {
-    require(below(number, size_t(operands)));
+    require_operand(number);
     firsts_.push_back(int(std::find(outputs_.begin(), outputs_.end(), number) - outputs_.begin()));
   }
   code_ = skipping(paired(code_), outputs_);
+}
+
+Formula::Formula(std::shared_ptr<const Code> code, std::vector<double> constants, std::vector<Mask> rules,
+                 std::vector<uint64_t> keys, std::vector<std::vector<double>> vectors, int64_t columns)
+    : code_(std::move(code)),
+      constants_(std::move(constants)),
+      rules_(std::move(rules)),
+      keys_(std::move(keys)),
+      vectors_(std::move(vectors)) {
+  require(int(constants_.size()) == code_->constants_ && int(rules_.size()) >= code_->rules_);
+  require(int(keys_.size()) >= code_->keys_ && int(vectors_.size()) >= code_->vectors_);
+  require((code_->vectors_ == 0 && code_->ranked_.empty()) || columns > 0);
   for (const auto& vector : vectors_) vector_data_.push_back(vector.data());
-  program_ = {code_.data(),        int(code_.size()), outputs_.data(),        firsts_.data(),     int(outputs_.size()),
-              registers,           constants_.data(), int(constants_.size()), rules_.data(),      keys_.data(),
-              vector_data_.data(), columns,           ranked_.data(),         int(ranked_.size())};
+  const Code& c = *code_;
+  program_ = {c.code_.data(),         int(c.code_.size()),  c.outputs_.data(),   c.firsts_.data(),
+              int(c.outputs_.size()), c.registers_,         constants_.data(),   c.constants_,
+              rules_.data(),          keys_.data(),         vector_data_.data(), columns,
+              c.ranked_.data(),       int(c.ranked_.size())};
 }
 
 FormulaItem::FormulaItem(const Kernels& kernels, std::shared_ptr<Tensors> tensors, int64_t tile_elements, int agree,

@@ -50,6 +50,13 @@ WM_FN T polynomial(T x) {
     return polynomial<Series, kFirst + 1, kEnd>(x) * x + coefficient;
 }
 
+// The whole number nearest to x, of two the even one, for |x| < 2^22.
+template <class T>
+WM_FN T nearest(T x) {
+  constexpr T kBig = ExponentField<T>::big;
+  return (x + kBig) - kBig;
+}
+
 // x = n ln 2 + rest with |rest| <= ln(2) / 2.
 template <class T>
 struct Reduced {
@@ -59,9 +66,9 @@ struct Reduced {
 template <class T>
 WM_FN Reduced<T> reduced(T x) {
   using E = Elementary<T>;
-  constexpr T kBig = ExponentField<T>::big, kInverse = T(1 / 0.6931471805599453);
+  constexpr T kInverse = T(1 / 0.6931471805599453);
   x = lesser(greater(x, E::low), E::high);
-  const T n = (x * kInverse + kBig) - kBig;  // the nearest whole number
+  const T n = nearest(x * kInverse);
   return {power_of_two(n), (x - n * E::ln2_coarse) - n * E::ln2_fine};
 }
 
@@ -131,8 +138,10 @@ WM_FN T function_of(T a) {
     return logarithm_of_1_plus(a);
   else if constexpr (kOp == FormulaOp::tanh)
     return hyperbolic_tangent(a);
-  else
+  else if constexpr (kOp == FormulaOp::divergence_near)
     return divergence_near(a);
+  else
+    return nearest(a);
 }
 
 // Calls body(constant of the instruction) for one that is a function.
@@ -151,8 +160,10 @@ WM_FN void visit_function(FormulaOp op, Body&& body) {
       return body(Instruction<FormulaOp::log1p>());
     case FormulaOp::tanh:
       return body(Instruction<FormulaOp::tanh>());
-    default:
+    case FormulaOp::divergence_near:
       return body(Instruction<FormulaOp::divergence_near>());
+    default:
+      return body(Instruction<FormulaOp::nearest>());
   }
 }
 

@@ -1,42 +1,13 @@
-// The instructions of formulas on one element, each rounded once. The numbers are those of warpmerge/formula.py.
+// The instructions of formulas on one element, each rounded once. operations.h has their numbers.
 // KEEP, DRAW, ROW, COLUMN and RANK depend on the element's place: masks.h, philox.h and rows.h say what they are.
 #pragma once
 
 #include <math.h>
 
 #include "common.h"
+#include "operations.h"
 
 namespace warpmerge {
-
-enum class FormulaOp : int {
-  add = 0,
-  sub = 1,
-  mul = 2,
-  div = 3,
-  sqrt = 4,
-  abs = 5,
-  neg = 6,
-  min = 7,
-  max = 8,
-  lt = 9,
-  le = 10,
-  eq = 11,
-  where = 12,
-  pow2 = 13,
-  exponent = 14,
-  keep = 15,
-  draw = 16,
-  row = 17,
-  column = 18,
-  rank = 19,
-  exp = 20,  // from here on functions: elementary.h
-  expm1 = 21,
-  expm1_near = 22,
-  log = 23,
-  log1p = 24,
-  tanh = 25,
-  divergence_near = 26,
-};
 
 // Where the exponent lies, and 1.5 * 2^fraction: added to a small whole number it leaves it in the lowest bits.
 template <class T>

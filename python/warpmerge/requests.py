@@ -7,11 +7,12 @@ Methods build these records, backends carry them out; neither knows the other. K
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .expr.expression import Formula
+from .expr import library
+from .expr.expression import Expr, Formula
 from .expr.masks import KEEP_ALL, KEEP_NONE, NO_TIE_END, Mask, RandomMask, RankMask, TopKMask
 
 __all__ = [
@@ -191,16 +192,32 @@ class TensorFunction:
     combines: bool = False
 
 
+INPUTS = "inputs"
+
+
 @dataclass(frozen=True, slots=True)
 class Map:
     """base + value, or just the value if not `on_deltas`: one output per value of the formula.
 
-    `agree`: where so many first inputs are the same, bit for bit, the result is they; for formulas that are means.
+    `agree`: if the first `agree` inputs are bit-identical, the output is that input; for formulas that are means.
+    `nan_of`: under `nonfinite: propagate` the outputs are NaN where this is NaN: the sum of the inputs that the formula
+    reads (INPUTS), another expression, or nothing but the values themselves (None: for what drops elements, and for
+    sums, from which NaN comes out anyway).
     """
 
     formula: Formula
     on_deltas: bool
     agree: int = 0
+    nan_of: Expr | str | None = INPUTS
+
+    def propagating(self) -> Map:
+        """The request for `nonfinite: propagate`: comparisons and masks cannot hide NaN."""
+        formula = self.formula
+        of = library.sum_of_inputs(formula.values) if isinstance(self.nan_of, str) else self.nan_of
+        if of is None:
+            return self
+        guarded = Formula(library.with_nan(formula.values, of), formula.columns, formula.first)
+        return Map(guarded, self.on_deltas, self.agree, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,10 +232,18 @@ class WeightedSum:
     on_deltas: bool
     agree: bool = False
 
+    def as_map(self, models: int) -> Map:
+        """The same for K = `models` inputs, as expressions: what a backend without a kernel for it carries out."""
+        values = library.weighted_sum(library.deltas(models), self.coefficients)
+        return Map(Formula(values), self.on_deltas, models if self.agree else 0, None)
+
 
 @dataclass(frozen=True, slots=True)
 class ElectAndSum:
-    """base + lambda * (sum of agreeing value_k d_k) / (sum of agreeing divisor_k); see csrc/ops/elect_and_sum.h."""
+    """base + lambda * (sum of agreeing value_k d_k) / (sum of agreeing divisor_k): see library.elect_and_sum.
+
+    `keep`: the mask of each delta. `vote`, `divisor`: for an election only; one without a divisor does not divide.
+    """
 
     value: tuple[float, ...]
     keep: tuple[Mask, ...]
@@ -227,6 +252,15 @@ class ElectAndSum:
     lambda_: float = 1.0
     elect: bool = False
     on_deltas: bool = True
+
+    def as_map(self, models: int) -> Map:
+        """The same for K = `models` inputs, as expressions: what a backend without a kernel for it carries out."""
+        kept = library.all_masked(library.deltas(models), self.keep)
+        return Map(Formula((self.merged(kept),)), self.on_deltas, nan_of=None)
+
+    def merged(self, kept: Sequence[Expr]) -> Expr:
+        """The merged delta of any deltas, whatever masked them."""
+        return library.elect_and_sum(kept, self.value, self.vote, self.divisor, self.lambda_, elect=self.elect)
 
 
 @dataclass(frozen=True, slots=True)

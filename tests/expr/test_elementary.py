@@ -6,13 +6,13 @@ import torch
 from formula_helpers import assert_same_tensors, carry_out
 from kernel_helpers import ISAS, cpu, reference
 from warpmerge.expr import expression as f
-from warpmerge.expr.elementary import SPELLED
+from warpmerge.expr.elementary import EXPANSIONS
 from warpmerge.expr.expression import Expr, Formula, Op, delta
 from warpmerge.requests import Map
 
 FLOATS = {"fp32": (np.float32, np.uint32), "fp64": (np.float64, np.uint64)}
 EDGES = [0.0, 1e-8, 0.2, 0.25, 0.3, 0.35, 0.5, 1.0, 2.0**0.5, 2.0, 20.0, 40.0, 87.0, 88.0, 708.0, 709.0]
-functions = Formula(tuple(Expr(op, (delta(0),)) for op in SPELLED))
+functions = Formula(tuple(Expr(op, (delta(0),)) for op in EXPANSIONS))
 
 
 def sweep(dtype: str, count: int = 60_000) -> torch.Tensor:
@@ -33,10 +33,10 @@ def sweep(dtype: str, count: int = 60_000) -> torch.Tensor:
 def test_every_argument(dtype):
     x = sweep(dtype)
     request = Map(functions, on_deltas=False)
-    wanted = carry_out(reference(), request, [x], outputs=len(SPELLED))[2]
+    wanted = carry_out(reference(), request, [x], outputs=len(EXPANSIONS))[2]
     for isa in ISAS:
-        got = carry_out(cpu(isa, 2, None), request, [x], outputs=len(SPELLED))[2]
-        for op, *both in zip(SPELLED, got, wanted, strict=True):
+        got = carry_out(cpu(isa, 2, None), request, [x], outputs=len(EXPANSIONS))[2]
+        for op, *both in zip(EXPANSIONS, got, wanted, strict=True):
             assert_same_tensors(both[:1], both[1:], (isa, op.name))
 
 
@@ -44,7 +44,7 @@ def test_every_argument(dtype):
 def test_only_those_who_ask_get_functions(fp64):
     spelled, native = (functions.program(1, fp64, functions=flag) for flag in (False, True))
     assert all(op <= Op.RANK for op, *_ in spelled.code)
-    assert [op for op, *_ in native.code] == list(SPELLED)
+    assert [op for op, *_ in native.code] == list(EXPANSIONS)
     assert functions.program(1, fp64) is spelled
 
 

@@ -74,7 +74,7 @@ def test_configurations(seed):
     base, tensors = family(ALL_DTYPES[seed], 3, 20_011, seed=seed)
     rows = [f.row(np.linspace(1, 2, 1)), f.column(np.linspace(-1, 1, 20_011))]
     values = random_values(seed, 3, rows, outputs=2)
-    values.append(f.kept(values[0], TopKMask(1 << 20, 10_000)))
+    values.append(f.masked(values[0], TopKMask(1 << 20, 10_000)))
     compare(Map(formula(values, 20_011), True), tensors, base, CONFIGURATIONS, outputs=3)
 
 
@@ -119,7 +119,7 @@ def test_vectors_of_rows_and_columns(columns):
 def test_ties_end_anywhere(tie_end):
     base, tensors = family("bf16", 2, COUNT)
     limit = threshold([tensors[0].float() - base.float()], False)
-    values = [f.kept(f.delta(0), TopKMask(limit, tie_end)), f.kept(f.delta(0) * 1.0, TopKMask(limit, tie_end))]
+    values = [f.masked(f.delta(0), TopKMask(limit, tie_end)), f.masked(f.delta(0) * 1.0, TopKMask(limit, tie_end))]
     compare(Map(formula(values), True), tensors, base, outputs=2)
 
 
@@ -138,7 +138,7 @@ def test_choices_that_no_element_of_a_stage_takes(on_deltas):
         f.where(a > 0, b, rare),
         f.where(a > 0, b, shared) + shared,
         f.where(abs(a) < 9, f.where(a < 0, nested, rare + 1), nested * 2),
-        f.where(a > 0, shared, rare * shared) * f.where(a < 0, rare, f.kept(nested, TopKMask(1 << 29, 99)) / 7),
+        f.where(a > 0, shared, rare * shared) * f.where(a < 0, rare, f.masked(nested, TopKMask(1 << 29, 99)) / 7),
         f.where(rare, rare * 2, rare / 3 + nested),
         f.where(a, b, f.where(b, f.sqrt(abs(a)) / 2 + f.exp(a), f.exp(b) + 1)),
     ]
@@ -218,7 +218,7 @@ def test_every_nan_has_one_magnitude(dtype):
     base, tensors = adversarial(dtype, 1, 9001)
     between, canonical = (0x7FF1 << 48, 0x7FF8 << 48) if is_wide(dtype) else (0x7F81 << 16, 0x7FC0 << 16)
     rules = [TopKMask(between), TopKMask(canonical, 0), TopKMask(canonical, 5000)]
-    values = [f.equal(f.kept(f.base(), rule), 0.0) for rule in rules]
+    values = [f.equal(f.masked(f.base(), rule), 0.0) for rule in rules]
     compare(Moments((KEEP_ALL,) * 3, of=formula(values)), tensors, base)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from ..errors import CheckpointError, MergeError
-from ..requests import Copy, TensorFunction, WeightedSum
+from ..requests import Copy, Map, TensorFunction, WeightedSum
 from .tasks import Outcome, TensorTask, Work, same_bytes
 
 # Input bytes per batch: enough to hide the host's work per batch (about 0.2 ms), little enough that a second pass
@@ -103,6 +103,8 @@ def _steps(task: TensorTask, frozen: bool = False) -> Iterator[Any]:
             combine = as_copy(task, combine.index)
         elif isinstance(combine, TensorFunction):
             combine = dataclasses.replace(combine, combines=True)
+    if isinstance(combine, Map) and task.values["nonfinite"] == "propagate":
+        combine = combine.propagating()
     outcome = yield combine
     if task.done:
         task.done(outcome.value)

@@ -1,7 +1,7 @@
-"""Exponentials and logarithms spelled out in the operations of formulas, so that they too have one result everywhere.
+"""Functions expanded into operations, so that exponentials and logarithms too have one result everywhere.
 
-Each takes its argument and whether the compute type is float64, and reduces it so that a short series is exact enough.
-csrc/ops/elementary.h has the same operations in the same order.
+Each expansion takes its argument and whether the compute type is float64, and reduces the argument so that a short
+series is exact enough. All its constants are literals. csrc/ops/elementary.h has the same operations in the same order.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ import functools
 import math
 from collections.abc import Sequence
 
-from .expression import Expr, Op, expm1, expm1_near, log, maximum, minimum, where, wrap
+from .expression import Expr, expm1, expm1_near, literal, log, maximum, minimum, nearest, where
+from .operations import Op
 
 
 def _polynomial(x: Expr, coefficients: Sequence[float]) -> Expr:
     """Horner's rule; coefficients from the lowest power on."""
     highest, *rest = reversed(list(coefficients))
-    return functools.reduce(lambda total, c: total * x + c, rest, wrap(highest))
+    return functools.reduce(lambda total, c: total * x + literal(c), rest, literal(highest))
 
 
-def nearest_whole(x: Expr, fp64: bool) -> Expr:
-    """Of numbers below 2^22; of two equally near ones the even one."""
-    big = 1.5 * 2.0 ** (52 if fp64 else 23)  # adding it leaves no bits for a fraction
+def _nearest(x: Expr, fp64: bool) -> Expr:
+    big = literal(1.5 * 2.0 ** (52 if fp64 else 23))  # adding it leaves no bits for a fraction
     return (x + big) - big
 
 
@@ -32,9 +32,9 @@ _LN2 = {False: (0.693359375, -2.12194440054690583e-4), True: (6.9314718036912381
 def _reduced(x: Expr, fp64: bool) -> tuple[Expr, Expr]:
     """2^n and r with x = n ln 2 + r and |r| <= ln(2) / 2, for x within the range of exp."""
     low, high = (-708.0, 709.0) if fp64 else (-87.0, 88.0)
-    x = minimum(maximum(x, low), high)
-    n = nearest_whole(x * (1 / math.log(2)), fp64)
-    coarse, fine = _LN2[fp64]
+    x = minimum(maximum(x, literal(low)), literal(high))
+    n = nearest(x * literal(1 / math.log(2)))
+    coarse, fine = map(literal, _LN2[fp64])
     return Expr(Op.POW2, (n,)), (x - n * coarse) - n * fine
 
 
@@ -62,19 +62,19 @@ def _log1p_near(f: Expr, fp64: bool) -> Expr:
 def _log(x: Expr, fp64: bool) -> Expr:
     e = Expr(Op.EXPONENT, (x,))
     m = x * Expr(Op.POW2, (-e,))
-    large = m > math.sqrt(2)
+    large = m > literal(math.sqrt(2))
     e = e + large
-    m = where(large, m * 0.5, m)
-    coarse, fine = _LN2[fp64]
+    m = where(large, m * literal(0.5), m)
+    coarse, fine = map(literal, _LN2[fp64])
     return e * coarse + (_log1p_near(m - 1, fp64) + e * fine)
 
 
 def _log1p(x: Expr, fp64: bool) -> Expr:
-    return where(abs(x) < 0.25, _log1p_near(x, fp64), log(x + 1))
+    return where(abs(x) < literal(0.25), _log1p_near(x, fp64), log(x + 1))
 
 
 def _tanh(x: Expr, fp64: bool) -> Expr:
-    e = expm1(minimum(abs(x), 20.0) * 2)
+    e = expm1(minimum(abs(x), 20) * 2)
     t = e / (e + 2)
     return where(x < 0, -t, t)
 
@@ -85,7 +85,7 @@ def _divergence_near(s: Expr, fp64: bool) -> Expr:
     return square * ((s + 1) * s * rest + 1)
 
 
-SPELLED = {
+EXPANSIONS = {
     Op.EXP: _exp,
     Op.EXPM1: _expm1,
     Op.EXPM1_NEAR: _expm1_near,
@@ -93,4 +93,5 @@ SPELLED = {
     Op.LOG1P: _log1p,
     Op.TANH: _tanh,
     Op.DIVERGENCE_NEAR: _divergence_near,
+    Op.NEAREST: _nearest,
 }

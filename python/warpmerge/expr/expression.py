@@ -1,174 +1,182 @@
-"""Formulas: what a method computes of each element by itself, written in Python and carried out by every backend.
+"""Expressions: what is computed of each element, written in Python and carried out by every backend.
 
     d = [delta(k) for k in range(3)]
     median = maximum(minimum(d[0], d[1]), minimum(maximum(d[0], d[1]), d[2]))
     return Map(Formula((median,)), on_deltas=True)
 
-An expression is a value of the compute type (float32, or float64 where an input is) for each element of a tensor. Each
-operation is rounded once, so a formula has the same bits everywhere. A comparison is 1 or 0; `where` takes its second
-argument where the first is not 0. Backends get a `Program`: straight-line code over numbered operands.
+An expression has a value of the compute type (float32, or float64 where an input is) for each element of a tensor. Each
+operation is rounded once, so an expression has the same bits everywhere. A comparison is 1 or 0; `where` takes its
+second argument where the first is not 0.
+
+Numbers come in two kinds. A Python float takes a slot: its value may change from tensor to tensor, and the program that
+is compiled for one value serves all others. A Python int is a literal: a part of the program, like the operations.
+Masks, random keys and vectors take slots too. Two expressions share a slot, and what is computed from it, only if they
+share the Python object: make `scale = value(0.5)` once and use it twice.
 """
 
 from __future__ import annotations
 
-import enum
 import functools
+import operator
+import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MergeError
-from .masks import Mask
+from .masks import Mask, RankMask
+from .operations import Op
 
 if TYPE_CHECKING:
     from .program import Program
 
+__all__ = ["Expr", "Formula", "Op"]
 
-class Op(enum.IntEnum):
-    """What an instruction makes of its operands a, b, c. The numbers are those of csrc/ops/formula.h."""
-
-    ADD = 0
-    SUB = 1
-    MUL = 2
-    DIV = 3
-    SQRT = 4
-    ABS = 5  # the sign bit cleared
-    NEG = 6  # the sign bit flipped
-    MIN = 7  # a if a < b else b
-    MAX = 8  # a if a > b else b
-    LT = 9  # 1 if a < b else 0
-    LE = 10
-    EQ = 11
-    WHERE = 12  # b if a != 0 else c
-    POW2 = 13  # 2^a for a whole a that leaves it a normal number
-    EXPONENT = 14  # the unbiased exponent field of a: floor(log2 |a|) of a normal number
-    KEEP = 15  # a where rule `payload` keeps it, else 0
-    DRAW = 16  # 16 random bits, 0 to 65535, of the stream `payload`
-    ROW = 17  # the element's row's entry of vector `payload`
-    COLUMN = 18  # the element's column's entry of vector `payload`
-    RANK = 19  # how many elements of the row have a smaller |a|, or an equal one and a lower column; a is an input
-    # Functions: backends that have no instructions for them get what elementary.py makes of them.
-    EXP = 20
-    EXPM1 = 21
-    EXPM1_NEAR = 22
-    LOG = 23
-    LOG1P = 24
-    TANH = 25
-    DIVERGENCE_NEAR = 26
+# What has no operands, beside the operations without any: numbers below those of operations.
+DELTA, BASE, LITERAL, SLOT = -1, -2, -3, -4
 
 
-class Leaf(enum.Enum):
-    DELTA, BASE, CONSTANT = range(3)
+# Looked up once: a member of an enumeration costs as much to find as an expression to make.
+_ADD, _SUB, _MUL, _DIV, _NEG = Op.ADD, Op.SUB, Op.MUL, Op.DIV, Op.NEG
+_ABS, _LT, _LE, _EQ, _WHERE = Op.ABS, Op.LT, Op.LE, Op.EQ, Op.WHERE
+_MIN, _MAX, _KEEP = Op.MIN, Op.MAX, Op.KEEP
 
 
-@dataclass(frozen=True)
-class Given:
-    """A place for a number, rule, key or vector that is named when the formula is used."""
-
-    index: int
-
-
-@dataclass(frozen=True, eq=False)
 class Expr:
-    """A value for each element. Made by the functions below and by arithmetic on what they return."""
+    """A value for each element. Made by the functions below and by arithmetic on what they return.
 
-    op: Op | Leaf
-    args: tuple[Expr, ...] = ()
-    payload: Any = None
+    `op`: an `Op`, or one of DELTA, BASE, LITERAL and SLOT. `payload`: the model of a DELTA, the bits of a LITERAL's
+    float64, the number of a SLOT, the mask, key or vector of an operation that has one.
+    """
+
+    __slots__ = ("args", "op", "payload")
+
+    def __init__(self, op: int, args: tuple[Expr, ...] = (), payload: Any = None) -> None:
+        self.op, self.args, self.payload = op, args, payload
+
+    def __repr__(self) -> str:
+        name = (
+            self.op.name if isinstance(self.op, Op) else {-1: "DELTA", -2: "BASE", -3: "LITERAL", -4: "SLOT"}[self.op]
+        )
+        return f"Expr({name}, {len(self.args)} operands, {self.payload!r})"
 
     def __add__(self, other: Expr | float) -> Expr:
-        return Expr(Op.ADD, (self, wrap(other)))
+        return Expr(_ADD, (self, wrap(other)))
 
     def __radd__(self, other: float) -> Expr:
-        return Expr(Op.ADD, (wrap(other), self))
+        return Expr(_ADD, (wrap(other), self))
 
     def __sub__(self, other: Expr | float) -> Expr:
-        return Expr(Op.SUB, (self, wrap(other)))
+        return Expr(_SUB, (self, wrap(other)))
 
     def __rsub__(self, other: float) -> Expr:
-        return Expr(Op.SUB, (wrap(other), self))
+        return Expr(_SUB, (wrap(other), self))
 
     def __mul__(self, other: Expr | float) -> Expr:
-        return Expr(Op.MUL, (self, wrap(other)))
+        return Expr(_MUL, (self, wrap(other)))
 
     def __rmul__(self, other: float) -> Expr:
-        return Expr(Op.MUL, (wrap(other), self))
+        return Expr(_MUL, (wrap(other), self))
 
     def __truediv__(self, other: Expr | float) -> Expr:
-        return Expr(Op.DIV, (self, wrap(other)))
+        return Expr(_DIV, (self, wrap(other)))
 
     def __rtruediv__(self, other: float) -> Expr:
-        return Expr(Op.DIV, (wrap(other), self))
+        return Expr(_DIV, (wrap(other), self))
 
     def __neg__(self) -> Expr:
-        return Expr(Op.NEG, (self,))
+        return Expr(_NEG, (self,))
 
     def __abs__(self) -> Expr:
-        return Expr(Op.ABS, (self,))
+        return Expr(_ABS, (self,))
 
     def __lt__(self, other: Expr | float) -> Expr:
-        return Expr(Op.LT, (self, wrap(other)))
+        return Expr(_LT, (self, wrap(other)))
 
     def __le__(self, other: Expr | float) -> Expr:
-        return Expr(Op.LE, (self, wrap(other)))
+        return Expr(_LE, (self, wrap(other)))
 
     def __gt__(self, other: Expr | float) -> Expr:
-        return Expr(Op.LT, (wrap(other), self))
+        return Expr(_LT, (wrap(other), self))
 
     def __ge__(self, other: Expr | float) -> Expr:
-        return Expr(Op.LE, (wrap(other), self))
+        return Expr(_LE, (wrap(other), self))
 
     def __bool__(self) -> bool:
         raise MergeError("an expression has a value for each element: use where(condition, a, b) instead of an if.")
 
 
-def wrap(value: Expr | float) -> Expr:
-    return value if isinstance(value, Expr) else Expr(Leaf.CONSTANT, payload=float(value))
+def literal(number: float) -> Expr:
+    """A number that is part of the program: equal ones are one operand, and another one is another program."""
+    return Expr(LITERAL, (), struct.unpack("<q", struct.pack("<d", number))[0])
 
 
-def given(index: int) -> Expr:
-    """A number that is named when the formula is used. `kept`, `draw`, `row` and `column` take a `Given` instead."""
-    return Expr(Leaf.CONSTANT, payload=Given(index))
+def number_of(literal: Expr) -> float:
+    return struct.unpack("<d", struct.pack("<q", literal.payload))[0]
+
+
+def value(number: float) -> Expr:
+    """A number in a slot of its own."""
+    return Expr(SLOT, (), float(number))
+
+
+_SMALL = {number: literal(number) for number in range(-1, 17)}
+
+
+def wrap(number: Expr | float) -> Expr:
+    """An int becomes a literal, any other number takes a slot."""
+    if isinstance(number, Expr):
+        return number
+    if isinstance(number, int):
+        small = _SMALL.get(number)
+        return literal(number) if small is None else small
+    return Expr(SLOT, (), float(number))
 
 
 def delta(k: int) -> Expr:
     """Element of model `k` minus the base's; without a reference base, the element itself."""
-    return Expr(Leaf.DELTA, payload=k)
+    return Expr(DELTA, (), k)
 
 
 def base() -> Expr:
     """Element of the base; 0 without one."""
-    return Expr(Leaf.BASE)
+    return Expr(BASE)
 
 
 def equal(a: Expr, b: Expr | float) -> Expr:
-    return Expr(Op.EQ, (a, wrap(b)))
+    return Expr(_EQ, (a, wrap(b)))
 
 
 def where(condition: Expr, a: Expr | float, b: Expr | float) -> Expr:
-    return Expr(Op.WHERE, (condition, wrap(a), wrap(b)))
+    return Expr(_WHERE, (condition, wrap(a), wrap(b)))
 
 
 def minimum(a: Expr, b: Expr | float) -> Expr:
     """The second one where they are equal or one is NaN."""
-    return Expr(Op.MIN, (a, wrap(b)))
+    return Expr(_MIN, (a, wrap(b)))
 
 
 def maximum(a: Expr, b: Expr | float) -> Expr:
     """The second one where they are equal or one is NaN."""
-    return Expr(Op.MAX, (a, wrap(b)))
+    return Expr(_MAX, (a, wrap(b)))
 
 
 def sqrt(a: Expr) -> Expr:
     return Expr(Op.SQRT, (a,))
 
 
-def kept(a: Expr, rule: Mask | Given) -> Expr:
-    """`a` where the rule keeps it, by its own magnitude and position, else 0."""
-    return Expr(Op.KEEP, (a,), rule)
+def masked(a: Expr, mask: Mask) -> Expr:
+    """`a` where the mask keeps it, by its own magnitude and position, else 0.
+
+    Raises MergeError for a RankMask of anything but a delta: ranks are those of the inputs.
+    """
+    if isinstance(mask, RankMask):
+        from .library import masked_by_rank
+
+        return masked_by_rank(a, mask)
+    return Expr(_KEEP, (a,), mask)
 
 
-def draw(key: int | Given) -> Expr:
+def draw(key: int) -> Expr:
     """16 random bits for each element, a whole number from 0 to 65535. `key`: see random.stream_key."""
     return Expr(Op.DRAW, (), key)
 
@@ -183,9 +191,17 @@ def column(values: Any) -> Expr:
     return Expr(Op.COLUMN, (), values)
 
 
-def rank(k: int) -> Expr:
-    """0 for the element of least |delta(k)| in its row, of equal ones the first, up to columns - 1."""
-    return Expr(Op.RANK, (delta(k),))
+def rank(k: int, columns: int = 0) -> Expr:
+    """0 for the element of least |delta(k)| in its row, of equal ones the first, up to columns - 1.
+
+    columns: length of a row; 0: that of the formula.
+    """
+    return Expr(Op.RANK, (delta(k),), columns)
+
+
+def nearest(a: Expr) -> Expr:
+    """The whole number nearest to a number below 2^22; of two equally near ones the even one."""
+    return Expr(Op.NEAREST, (a,))
 
 
 def exp(a: Expr) -> Expr:
@@ -224,53 +240,41 @@ def divergence_near(a: Expr) -> Expr:
 
 def add_up(terms: Sequence[Expr]) -> Expr:
     """Their sum, the first two first."""
-    return functools.reduce(lambda a, b: a + b, terms)
+    return functools.reduce(operator.add, terms)
 
 
-@dataclass(frozen=True, eq=False)
 class Formula:
-    """One or several expressions over the same inputs. `columns`: length of a row, for those that know rows.
+    """One or several expressions over the same inputs.
 
-    A formula whose numbers change from tensor to tensor is made once, with `given` places for them, and then used with
-    different ones: that saves compiling it each time.
+    values: the expressions. columns: length of a row, for expressions that know rows or columns, unless a
+    `rank` knows it. first: the masks count
+    elements from here before the tensor's first one.
     """
 
-    values: tuple[Expr, ...]
-    columns: int = 0
-    given: tuple[Any, ...] = ()
-    first: int = 0  # rules count elements from here before the tensor's first one
-    _programs: dict = field(default_factory=dict, repr=False)
-    _templates: dict = field(default_factory=dict, repr=False)
+    __slots__ = ("_programs", "columns", "first", "values")
 
-    def using(self, *given: Any, columns: int = 0) -> Formula:
-        """The formula with these numbers, rules, keys and vectors in the places `given(0)`, `given(1)`, ..."""
-        return replace(self, given=given, columns=columns or self.columns, _programs={})
+    def __init__(self, values: Sequence[Expr], columns: int = 0, first: int = 0) -> None:
+        self.values, self.columns, self.first = tuple(values), columns, first
+        self._programs: dict[tuple[int, bool, bool], Program] = {}
+
+    def __repr__(self) -> str:
+        return f"Formula({len(self.values)} values, columns={self.columns}, first={self.first})"
 
     def starting(self, first: int) -> Formula:
-        """The formula for a tensor whose first element is element `first` for the rules."""
-        return replace(self, first=first, _programs={})
+        """The formula for a tensor whose first element is element `first` for the masks."""
+        return Formula(self.values, self.columns, first)
 
     def program(self, inputs: int, fp64: bool, functions: bool = False) -> Program:
-        """For this many inputs (the base not counted), in float64 if `fp64`. Raises MergeError if it is too long.
+        """For this many inputs (the base not counted), in float64 if `fp64`.
 
-        functions: the backend has instructions for them; else they are spelled out.
+        functions: the backend has instructions for them; else they are expanded.
+
+        Raises MergeError if it is too long or names an input that is not there.
         """
-        from .program import compiled
-
         key = inputs, fp64, functions
-        if key not in self._templates:
-            self._templates[key] = compiled(self.values, *key)
-        if key not in self._programs:
-            template = self._templates[key]
-            self._programs[key] = replace(
-                template,
-                constants=self._filled(template.constants),
-                rules=tuple(rule.offset_by(self.first) for rule in self._filled(template.rules)),
-                keys=self._filled(template.keys),
-                vectors=self._filled(template.vectors),
-                columns=self.columns,
-            )
-        return self._programs[key]
+        found = self._programs.get(key)
+        if found is None:
+            from .program import program_of
 
-    def _filled(self, table: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(self.given[entry.index] if isinstance(entry, Given) else entry for entry in table)
+            found = self._programs[key] = program_of(self, *key)
+        return found

@@ -1,63 +1,105 @@
-"""Parts of formulas that several families share: elections, and what comparisons would hide."""
+"""What several methods and backends mean by the same words, each defined once, as expressions.
+
+A backend may have a faster way for one of them, an accelerator. tests/expr/test_accelerators.py compares each with its
+expression bit for bit.
+"""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
 
-from ..requests import ElectAndSum
-from .expression import Expr, add_up, equal, given, where
+from ..errors import MergeError
+from .expression import DELTA, Expr, add_up, delta, draw, equal, masked, maximum, minimum, nearest, rank, value, where
+from .masks import Mask, RankMask
+
+MOST_BITS = 65535  # the largest draw
 
 
-def merged(request: ElectAndSum, d: Sequence[Expr]) -> Expr:
-    """The delta that `request` makes of its kept deltas, made of any expressions.
+def deltas(models: int) -> list[Expr]:
+    """Those of models 0 to `models` - 1."""
+    return [delta(k) for k in range(models)]
 
-    Of an election without ballots they are the deltas.
+
+def weighted_sum(x: Sequence[Expr], coefficients: Sequence[float]) -> list[Expr]:
+    """sum_k c_k x_k, for each K of the coefficients."""
+    models = len(x)
+    rows = [coefficients[first : first + models] for first in range(0, len(coefficients), models)]
+    return [add_up([d * float(c) for d, c in zip(x, row, strict=True)]) for row in rows]
+
+
+def elect_and_sum(
+    kept: Sequence[Expr],
+    weights: Sequence[float],
+    votes: Sequence[float] = (),
+    divisor: Sequence[float] = (),
+    lambda_: float = 1.0,
+    *,
+    elect: bool,
+) -> Expr:
+    """lambda * (sum of agreeing weight_k d_k) / (sum of agreeing divisor_k), for deltas d_k as masks left them.
+
+    Model k votes with vote_k d_k. It agrees where its vote has the sign of the sum of all votes, plus where that is 0.
+    A divisor of 0 counts as 1. Where the votes are NaN, so is the result. Without an election all agree.
     """
-    terms = [x * v for x, v in zip(d, request.value, strict=True)]
-    if not request.elect:
-        return add_up(terms) * request.lambda_
-    votes_of = [x * b for x, b in zip(d, request.vote, strict=True)] if request.vote else list(d)
-    votes = add_up(votes_of)
-    sign = where(votes < 0, -1, 1)
-    agrees = [b * sign > 0 for b in votes_of]
+    weight = [value(w) for w in weights]
+    terms = [d * w for d, w in zip(kept, weight, strict=True)]
+    factor = float(lambda_)
+    if not elect:
+        return add_up(terms) * factor
+    vote = _votes(kept, terms, weights, votes)
+    total = add_up(vote)
+    sign = where(total < 0, -1, 1)
+    agrees = [v * sign > 0 for v in vote]
     elected = add_up([where(a, t, 0) for a, t in zip(agrees, terms, strict=True)])
-    if any(isinstance(share, Expr) or share for share in request.divisor):
-        divisor = add_up([a * share for a, share in zip(agrees, request.divisor, strict=True)])
-        elected = elected / where(equal(divisor, 0), 1, divisor)
-    return where(equal(votes, votes), elected * request.lambda_, votes)
+    if any(divisor):
+        by = add_up([a * float(share) for a, share in zip(agrees, divisor, strict=True)])
+        elected = elected / where(equal(by, 0), 1, by)
+    return where(equal(total, total), elected * factor, total)
 
 
-class Form(NamedTuple):
-    """What decides the formula of a elect_and_sum; the rest of it are numbers, which vary from tensor to tensor."""
-
-    models: int
-    elect: bool
-    votes: str  # whose: "values", "deltas" or "ballots"
-    divides: bool
-
-    @classmethod
-    def of(cls, request: ElectAndSum) -> Form:
-        plain = all(b == 1 for b in request.vote)
-        votes = "deltas" if plain else "values" if request.vote == request.value else "ballots"
-        return cls(len(request.value), request.elect, votes, request.elect and any(request.divisor))
-
-    def places(self, first: int = 0) -> ElectAndSum:
-        """With given(first), given(first + 1), ... where `numbers` go."""
-        places = map(given, itertools.count(first))
-        value, lambda_ = tuple(itertools.islice(places, self.models)), next(places)
-        own = tuple(itertools.islice(places, self.models * (self.votes == "ballots")))
-        vote = value if self.votes == "values" else own
-        divisor = tuple(itertools.islice(places, self.models * self.divides))
-        return ElectAndSum(value, (), vote, divisor, lambda_, self.elect)
-
-    def numbers(self, request: ElectAndSum) -> tuple[float, ...]:
-        vote = request.vote if self.votes == "ballots" else ()
-        return (*request.value, request.lambda_, *vote, *(request.divisor if self.divides else ()))
+def _votes(kept: Sequence[Expr], terms: Sequence[Expr], weights: Sequence[float], votes: Sequence[float]) -> list[Expr]:
+    """What each model votes with: its delta, its term, or a multiple of its own."""
+    if all(v == 1 for v in votes):
+        return list(kept)
+    if tuple(votes) == tuple(weights):
+        return list(terms)
+    return [d * float(v) for d, v in zip(kept, votes, strict=True)]
 
 
-def not_hidden(value: Expr, inputs: Sequence[Expr]) -> Expr:
-    """`value`, but NaN where an input is, or where infinities cancel: comparisons would pass over it."""
-    total = add_up(inputs)
-    return where(equal(total, total), value, total)
+def masked_by_rank(a: Expr, mask: RankMask) -> Expr:
+    """`a` where the mask keeps it, else 0. Raises MergeError if `a` is not a delta, whose ranks alone are known."""
+    return where(draw(mask.key) < rank_cut(a, mask), a, 0)
+
+
+def rank_cut(a: Expr, mask: RankMask) -> Expr:
+    """The number below which a draw keeps an element of this rank: low + step * rank, from 1 to 65535."""
+    if a.op != DELTA:
+        raise MergeError("a RankMask is for deltas: an expression has no rank in its row; mask its deltas instead.")
+    share = value(mask.low) + rank(a.payload, mask.columns) * float(mask.step)
+    return minimum(maximum(nearest(share), 1), MOST_BITS)
+
+
+def all_masked(d: Sequence[Expr], masks: Sequence[Mask]) -> list[Expr]:
+    """What each mask leaves of its delta."""
+    return [masked(x, mask) for x, mask in zip(d, masks, strict=True)]
+
+
+def sum_of_inputs(values: Sequence[Expr]) -> Expr | None:
+    """The sum of the deltas that the expressions read, in the order of the models; None if they read none."""
+    read: dict[int, Expr] = {}
+    pending, seen = list(values), set(values)
+    while pending:
+        expr = pending.pop()
+        if expr.op == DELTA:
+            read[expr.payload] = expr
+        for operand in expr.args:
+            if operand not in seen:
+                seen.add(operand)
+                pending.append(operand)
+    return add_up([read[k] for k in sorted(read)]) if read else None
+
+
+def with_nan(values: Sequence[Expr], of: Expr) -> list[Expr]:
+    """The values, but NaN where `of` is."""
+    is_number = equal(of, of)
+    return [where(is_number, v, of) for v in values]

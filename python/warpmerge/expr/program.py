@@ -1,69 +1,214 @@
-"""Formulas as programs: straight-line code that a backend carries out for each element."""
+"""Programs: straight-line code that a backend carries out for each element, and how expressions become it.
+
+A model has thousands of tensors, and a method builds the same expressions with other numbers for each. So a program has
+two parts: its structure, which is compiled once and kept, and what fills its slots. `_Walk` goes over the expressions
+once. It writes down their structure as a tuple of integers, by which compiled structures are looked up, and collects
+the numbers, masks, keys and vectors. To compile 32 instructions takes about 100 us, to find them again about 15 us.
+"""
 
 from __future__ import annotations
 
-import math
+from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ..errors import MergeError
-from . import elementary
-from .expression import Expr, Given, Leaf, Op
-from .masks import Mask, RankMask
+from .elementary import EXPANSIONS
+from .expression import BASE, DELTA, LITERAL, SLOT, Expr, Formula, number_of
+from .masks import Mask
+from .operations import Op
 
 LONGEST = 4096  # instructions of a program
+MOST_KEPT = 1024  # structures
+_KEEP, _DRAW, _ROW, _COLUMN, _RANK = Op.KEEP, Op.DRAW, Op.ROW, Op.COLUMN, Op.RANK
+
+Row = tuple[int, int, int, int, int, int]
 
 
-@dataclass(frozen=True)
-class Program:
-    """Straight-line code. Operands are numbered: inputs deltas, the base, `registers` temporaries, then the constants.
+class Structure:
+    """What is the same for all programs of expressions that differ in what fills their slots only.
 
-    code: rows of (op, target, a, b, c, payload); targets are temporaries, unused fields 0. outputs: operand numbers.
-    keys: of random streams. vectors: float64 arrays; `by_row` says which are per row. `columns`: length of a row.
-    ranked: inputs whose row ranks are asked for, in order.
+    code: rows of (op, target, a, b, c, payload); targets are temporaries, unused fields 0. Operands are numbered:
+    `inputs` deltas, the base, `registers` temporaries, the constants in slots, the literals. outputs: operand numbers.
+    by_row: of each vector, whether it has an entry per row or per column. ranked: inputs whose row ranks are asked for,
+    in order. native: a backend's own form of the code, made by it.
     """
 
-    inputs: int
-    code: tuple[tuple[int, int, int, int, int, int], ...]
-    registers: int
-    outputs: tuple[int, ...]
-    constants: tuple[float, ...]
-    rules: tuple[Mask, ...]
-    keys: tuple[int, ...]
-    vectors: tuple[Any, ...]
-    by_row: tuple[bool, ...]
-    columns: int
-    ranked: tuple[int, ...]
+    __slots__ = ("by_row", "code", "inputs", "literals", "native", "outputs", "ranked", "registers")
+
+    def __init__(
+        self,
+        inputs: int,
+        code: tuple[Row, ...],
+        registers: int,
+        outputs: tuple[int, ...],
+        literals: tuple[float, ...],
+        by_row: tuple[bool, ...],
+    ) -> None:
+        self.inputs, self.code, self.registers, self.outputs = inputs, code, registers, outputs
+        self.literals, self.by_row = literals, by_row
+        self.ranked = tuple(sorted({a for op, _, a, *_ in code if op == _RANK}))
+        self.native: Any = None
+
+
+class Program:
+    """A structure and what fills its slots.
+
+    constants: numbers, those of slots before the literals. rules: masks. keys: of random streams. vectors: float64
+    arrays. columns: length of a row, 0 if it is not known.
+    """
+
+    __slots__ = ("columns", "constants", "keys", "native", "rules", "structure", "vectors")
+
+    def __init__(
+        self,
+        structure: Structure,
+        constants: tuple[float, ...],
+        rules: tuple[Mask, ...],
+        keys: tuple[int, ...],
+        vectors: tuple[Any, ...],
+        columns: int,
+    ) -> None:
+        self.structure, self.constants, self.rules, self.keys = structure, constants, rules, keys
+        self.vectors, self.columns = vectors, columns
+        self.native: Any = None
 
     @property
-    def structure(self) -> tuple:
-        """What does not change from tensor to tensor."""
-        return self.inputs, self.code, self.registers, self.outputs, len(self.constants), self.by_row
+    def inputs(self) -> int:
+        return self.structure.inputs
+
+    @property
+    def code(self) -> tuple[Row, ...]:
+        return self.structure.code
+
+    @property
+    def registers(self) -> int:
+        return self.structure.registers
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        return self.structure.outputs
+
+    @property
+    def by_row(self) -> tuple[bool, ...]:
+        return self.structure.by_row
+
+    @property
+    def ranked(self) -> tuple[int, ...]:
+        return self.structure.ranked
 
 
-def compiled(values: Sequence[Expr], inputs: int, fp64: bool, functions: bool = False) -> Program:
-    """Without a length of rows. Places that are `Given` are left as they are. functions: kept as instructions."""
-    return _Compiler(inputs, fp64, functions).compile(values)
+_kept: OrderedDict[tuple, Structure] = OrderedDict()
+
+
+def program_of(formula: Formula, inputs: int, fp64: bool, functions: bool) -> Program:
+    """See Formula.program."""
+    walk = _Walk(formula.values)
+    key = inputs, fp64, functions, *walk.key
+    structure = _kept.get(key)
+    if structure is None:
+        structure = _kept[key] = compiled(formula.values, walk, inputs, fp64, functions)
+        if len(_kept) > MOST_KEPT:
+            _kept.popitem(last=False)
+    elif len(_kept) == MOST_KEPT:
+        _kept[key] = structure  # another thread may have dropped it
+        _kept.move_to_end(key)
+    rules = tuple(walk.rules)
+    if formula.first:
+        rules = tuple(rule.offset_by(formula.first) for rule in rules)
+    constants = (*walk.constants, *structure.literals)
+    columns = formula.columns or walk.columns
+    return Program(structure, constants, rules, tuple(walk.keys), tuple(walk.vectors), columns)
+
+
+class _Walk:
+    """The structure of expressions as a sequence of integers, and what fills their slots in the order of `nodes`.
+
+    columns: length of a row, if a rank knows it, else 0.
+    """
+
+    __slots__ = ("columns", "constants", "key", "keys", "nodes", "rules", "vectors")
+
+    def __init__(self, values: Sequence[Expr]) -> None:
+        position = {expr: number for number, expr in enumerate(dict.fromkeys(values))}
+        self.nodes = nodes = list(position)
+        self.key = key = [len(values), *(position[expr] for expr in values)]
+        self.columns = 0
+        self.constants, self.rules, self.keys, self.vectors = constants, rules, keys, vectors = [], [], [], []
+        find, write = position.get, key.append
+        for expr in nodes:  # which grows: an operand is put behind what reads it first
+            op = expr.op
+            write(op)
+            for operand in expr.args:
+                number = find(operand)
+                if number is None:
+                    number = position[operand] = len(nodes)
+                    nodes.append(operand)
+                write(number)
+            if op == SLOT:
+                constants.append(expr.payload)
+            elif op in (DELTA, LITERAL):
+                write(expr.payload)
+            elif op == _KEEP:
+                rules.append(expr.payload)
+            elif op == _DRAW:
+                keys.append(expr.payload)
+            elif op in (_ROW, _COLUMN):
+                vectors.append(expr.payload)
+            elif op == _RANK:
+                self.columns = self.columns or expr.payload
+
+
+def compiled(values: Sequence[Expr], walk: _Walk, inputs: int, fp64: bool, functions: bool) -> Structure:
+    """The instructions of the expressions. functions: kept as instructions, else expanded."""
+    return _Compiler(walk, inputs, fp64, functions).compile(values)
 
 
 class _Compiler:
     """Expressions to instructions: equal ones once, temporaries reused as soon as their last reader is done."""
 
-    def __init__(self, inputs: int, fp64: bool, functions: bool) -> None:
+    def __init__(self, walk: _Walk, inputs: int, fp64: bool, functions: bool) -> None:
         self.inputs, self.fp64, self.functions = inputs, fp64, functions
+        self.slots = len(walk.constants)
+        self.by_row = tuple(e.op == _ROW for e in walk.nodes if e.op in (_ROW, _COLUMN))
+        self.place: dict[Expr, int] = {}  # of what has a slot: which of its kind
+        for kinds in ((SLOT,), (_KEEP,), (_DRAW,), (_ROW, _COLUMN)):
+            self.place.update((e, n) for n, e in enumerate(e for e in walk.nodes if e.op in kinds))
         self.numbers: dict[tuple, int] = {}  # (op, argument numbers, payload) -> value number
-        self.nodes: list[tuple] = []
-        self.seen: dict[int, int] = {}  # id of an expression -> value number
-        self.tables: dict[str, list] = {"rules": [], "keys": [], "vectors": [], "by_row": []}
+        self.nodes: list[tuple[int, tuple[int, ...], Any]] = []
+        self.seen: dict[Expr, int] = {}  # -> value number
+        self.expansions: dict[Expr, Expr] = {}
 
-    def compile(self, values: Sequence[Expr]) -> Program:
+    def compile(self, values: Sequence[Expr]) -> Structure:
         results = [self._number(v) for v in values]
-        constants = [n for n, node in enumerate(self.nodes) if node[0] is Leaf.CONSTANT]
-        number_of = {n: number for number, n in enumerate(constants)}
-        steps = [n for n, node in enumerate(self.nodes) if isinstance(node[0], Op)]
+        literals = [n for n, (op, *_) in enumerate(self.nodes) if op == LITERAL]
+        steps = [n for n, (op, *_) in enumerate(self.nodes) if op >= 0]
         if len(steps) > LONGEST:
             raise MergeError(f"a formula of {len(steps)} operations is longer than the {LONGEST} that are supported.")
+        where_is, used = self._registers(steps, results)
+        first = self.inputs + 1
+        literal_at = {n: first + used + self.slots + number for number, n in enumerate(literals)}
+
+        def operand(n: int) -> int:
+            op, _, payload = self.nodes[n]
+            if op >= 0:
+                return first + where_is[n]
+            if op == DELTA and not 0 <= payload < self.inputs:
+                raise MergeError(f"a formula names input {payload} of {self.inputs}.")
+            if op == SLOT:
+                return first + used + payload
+            return payload if op == DELTA else self.inputs if op == BASE else literal_at[n]
+
+        code = []
+        for n in steps:
+            op, arguments, payload = self.nodes[n]
+            a, b, c = [operand(m) for m in arguments] + [0] * (3 - len(arguments))
+            code.append((int(op), operand(n), a, b, c, payload or 0))
+        numbers = tuple(number_of(Expr(LITERAL, (), self.nodes[n][2])) for n in literals)
+        return Structure(self.inputs, tuple(code), used, tuple(map(operand, results)), numbers, self.by_row)
+
+    def _registers(self, steps: Sequence[int], results: Sequence[int]) -> tuple[dict[int, int], int]:
+        """The temporary of each step, and how many there are."""
         last = dict.fromkeys(results, len(self.nodes))
         for n in steps:
             for a in self.nodes[n][1]:
@@ -73,84 +218,37 @@ class _Compiler:
         used = 0
         for n in steps:
             for a in dict.fromkeys(self.nodes[n][1]):
-                if last[a] == n and isinstance(self.nodes[a][0], Op):
+                if last[a] == n and self.nodes[a][0] >= 0:
                     free.append(where_is[a])
             if not free:
                 free.append(used)
                 used += 1
             where_is[n] = free.pop()
-        first = self.inputs + 1
-
-        def operand(n: int) -> int:
-            op, _, payload = self.nodes[n]
-            if op is Leaf.CONSTANT:
-                return first + used + number_of[n]
-            if op is Leaf.DELTA and not 0 <= payload < self.inputs:
-                raise MergeError(f"a formula names input {payload} of {self.inputs}.")
-            return payload if op is Leaf.DELTA else self.inputs if op is Leaf.BASE else first + where_is[n]
-
-        code = []
-        for n in steps:
-            op, arguments, payload = self.nodes[n]
-            a, b, c = [operand(m) for m in arguments] + [0] * (3 - len(arguments))
-            code.append((int(op), operand(n), a, b, c, payload or 0))
-        return Program(
-            self.inputs,
-            tuple(code),
-            used,
-            tuple(map(operand, results)),
-            tuple(self.nodes[n][2] for n in constants),
-            *(tuple(table) for table in self.tables.values()),
-            columns=0,
-            ranked=tuple(sorted({a for op, _, a, *_ in code if op == Op.RANK})),
-        )
+        return where_is, used
 
     def _number(self, root: Expr) -> int:
         pending = [root]  # no recursion: a sorting network is deep
         while pending:
-            expr = pending[-1]
-            expr = self._spelled(expr)
-            missing = [a for a in expr.args if id(a) not in self.seen]
+            expr = self._expanded(pending[-1])
+            missing = [a for a in expr.args if a not in self.seen]
             if missing:
                 pending += reversed(missing)
                 continue
-            self.seen[id(pending.pop())] = self._value(expr)
-        return self.seen[id(root)]
+            self.seen[pending.pop()] = self._value(expr)
+        return self.seen[root]
 
-    def _spelled(self, expr: Expr) -> Expr:
+    def _expanded(self, expr: Expr) -> Expr:
         """What a function is made of, unless it is kept as an instruction."""
-        while not self.functions and expr.op in elementary.SPELLED:
-            cache = expr.__dict__.setdefault("_spelled", {})
-            if self.fp64 not in cache:
-                cache[self.fp64] = elementary.SPELLED[expr.op](expr.args[0], self.fp64)
-            expr = cache[self.fp64]
-        return expr
+        if self.functions or expr.op not in EXPANSIONS:
+            return expr
+        if expr not in self.expansions:
+            self.expansions[expr] = self._expanded(EXPANSIONS[expr.op](expr.args[0], self.fp64))
+        return self.expansions[expr]
 
     def _value(self, expr: Expr) -> int:
-        payload = expr.payload
-        if expr.op is Op.KEEP:
-            if isinstance(payload, RankMask):
-                raise MergeError("a formula cannot keep by rank: compare draw(key) with an expression of rank(k).")
-            payload = self._tabled("rules", payload)
-        elif expr.op is Op.DRAW:
-            payload = self._tabled("keys", payload)
-        elif expr.op in (Op.ROW, Op.COLUMN):
-            vectors = self.tables["vectors"]
-            known = [i for i, v in enumerate(vectors) if v is payload or (isinstance(v, Given) and v == payload)]
-            if not known:
-                vectors.append(payload)
-                self.tables["by_row"].append(expr.op is Op.ROW)
-            payload = known[0] if known else len(vectors) - 1
-        elif expr.op is Leaf.CONSTANT:
-            payload = payload if isinstance(payload, Given) else (payload, math.copysign(1, payload))
-        key = (expr.op, tuple(self.seen[id(a)] for a in expr.args), payload)
-        if key not in self.numbers:
-            self.numbers[key] = len(self.nodes)
-            self.nodes.append((*key[:2], expr.payload if expr.op is Leaf.CONSTANT else payload))
-        return self.numbers[key]
-
-    def _tabled(self, name: str, entry: Any) -> int:
-        table = self.tables[name]
-        if entry not in table:
-            table.append(entry)
-        return table.index(entry)
+        payload = None if expr.op == _RANK else self.place.get(expr, expr.payload)
+        node = expr.op, tuple(self.seen[a] for a in expr.args), payload
+        if node not in self.numbers:
+            self.numbers[node] = len(self.nodes)
+            self.nodes.append(node)
+        return self.numbers[node]

@@ -1,17 +1,20 @@
-"""What a merge method is: a record of its parameters, and a generator that measures, solves and combines.
+"""What a merge method is: a record of its parameters, and a function that measures, solves and combines.
 
     @method("ties", base=Base.REFERENCE, parameters=[WEIGHT, DENSITY], ...)
     def ties(tensor, p):
-        selected = yield KthLargest(...)          # measure: one read of the inputs; the result comes back
+        selected = yield KthLargest(...)      # measure: one read of the inputs; the result comes back
         ...                                   # solve: float64, on the host
-        return ElectAndSum(...)                 # combine: one read, one write
+        return ElectAndSum(...)               # combine: one read, one write
 
-Each `yield` is one pass over the inputs, the `return` is the last. A method names no backend.
+Each `yield` is one pass over the inputs, the `return` is the last. A method that measures nothing is a plain function.
+A method names no backend.
 """
 
 from __future__ import annotations
 
 import enum
+import functools
+import inspect
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -71,6 +74,21 @@ class TensorInfo:
 Steps = Generator[Measure, Any, Combine]
 
 
+def as_steps(function: Callable[..., Steps | Combine]) -> Callable[..., Steps]:
+    """A method's function as a generator function; a plain one takes no steps before it returns."""
+    if inspect.isgeneratorfunction(function):
+        return function
+
+    @functools.wraps(function)
+    def steps(tensor: TensorInfo, values: Mapping[str, Any]) -> Steps:
+        combine = function(tensor, values)
+        if inspect.isgenerator(combine):
+            combine = yield from combine
+        return combine
+
+    return steps
+
+
 @dataclass(frozen=True)
 class Method:
     """A merge method. `presets`: by name, the options that give the meaning of one implementation; the first is the
@@ -81,12 +99,12 @@ class Method:
     base: Base
     parameters: tuple[Parameter, ...]
     steps: Callable[[TensorInfo, Mapping[str, Any]], Steps]
-    passes: Callable[[Mapping[str, Any]], int]  # reads of the inputs for these values
     models: tuple[int, int | None] = (1, None)  # least and most inputs, a reference base not counted
     check: Callable[[Mapping[str, Any], int], None] = lambda values, models: None
     auxiliary: tuple[AuxiliaryTensor, ...] = ()  # what it needs of each model beside its weights
     memory: Callable[[tuple[int, ...], int], int] | None = None  # bytes of a tensor and so many models, where not tiles
-    reads: str = ""  # `passes`, for people
+    declared_passes: Callable[[Mapping[str, Any]], int] | int | None = None  # None: those that `steps` shows
+    reads: str = ""  # `passes`, for people, where it depends on the values
     formula: str = ""
     paper: str = ""
     notes: tuple[str, ...] = ()
@@ -104,6 +122,15 @@ class Method:
     @property
     def built_in(self) -> bool:
         return self.module.startswith(f"{__package__}.")
+
+    def passes(self, values: Mapping[str, Any]) -> int:
+        """Reads of the inputs for these values: those of a matrix, where tensors differ."""
+        declared = self.declared_passes
+        if declared is not None:
+            return declared(values) if callable(declared) else declared
+        from .passes import passes_of
+
+        return passes_of(self, values)
 
     def preset(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The options that `given["semantics"]` sets, but not those whose short form is given.

@@ -20,10 +20,9 @@ from ..requests import (
     Mask,
     Moments,
     Products,
-    RandomMask,
+    RankMask,
     Rows,
     TensorFunction,
-    TopKMask,
     WeightedSum,
 )
 from .base import Base, Steps, TensorInfo
@@ -45,6 +44,12 @@ def checked(name: str, base: Base, steps: Callable[..., Steps]) -> Callable[...,
             except StopIteration as end:
                 _check(name, end.value, tensor, base, COMBINES, "returned")
                 return end.value
+            except LookupError as error:
+                what = f"{type(error).__name__}: {error}"
+                raise MergeError(
+                    f"method '{name}' names something that is not there for {tensor} of {tensor.models} models "
+                    f"({what}); that is an error in the method."
+                ) from error
             _check(name, request, tensor, base, MEASURES, "yielded")
             answer = yield request
 
@@ -96,8 +101,8 @@ def _formula(formula: Any, tensor: TensorInfo) -> str:
     except MergeError as error:
         return str(error).rstrip(".")
     knows_rows = program.vectors or program.ranked
-    if knows_rows and formula.columns != tensor.columns:
-        return f"its formula is for rows of {formula.columns} elements, the tensor's have {tensor.columns}"
+    if knows_rows and program.columns != tensor.columns:
+        return f"its formula is for rows of {program.columns} elements, the tensor's have {tensor.columns}"
     for vector, by_row in zip(program.vectors, program.by_row, strict=True):
         wanted = tensor.rows if by_row else tensor.columns
         if getattr(vector, "shape", None) != (wanted,):
@@ -139,8 +144,13 @@ def _pairs(pairs: Any, tensor: TensorInfo) -> str:
 
 
 def _keep(keep: tuple[Mask, ...], tensor: TensorInfo) -> str:
-    fit = all(isinstance(k, (TopKMask, RandomMask)) for k in keep)
-    return _length("keep", keep, tensor) or ("" if fit else "keep consists of TopKMask and RandomMask")
+    problem = _length("keep", keep, tensor)
+    if problem:
+        return problem
+    if not all(isinstance(mask, Mask) for mask in keep):
+        return "keep consists of TopKMask, RandomMask and RankMask"
+    wrong = next((m.columns for m in keep if isinstance(m, RankMask) and m.columns != tensor.columns), None)
+    return "" if wrong is None else f"a RankMask is for rows of {wrong} elements, the tensor's have {tensor.columns}"
 
 
 def _length(title: str, values: Any, tensor: TensorInfo) -> str:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Generator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..errors import RecipeError
-from ..expr.elementary import nearest_whole
-from ..expr.expression import Expr, Formula, Given, delta, draw, given, maximum, minimum, rank, where, wrap
-from ..expr.library import Form, merged
+from ..expr.expression import Expr, Formula, delta, draw, literal, where, wrap
+from ..expr.library import rank_cut
 from ..random import stream_key
 from ..requests import KEEP_ALL, KEEP_NONE, ElectAndSum, Map, Mask, Moments, RankMask
 from .base import Base, Steps, TensorInfo
@@ -91,30 +89,12 @@ def drop_by_rank(tensor: TensorInfo, p: Mapping[str, Any]) -> tuple[Mask, ...]:
     return tuple(keep)
 
 
-class Divided(NamedTuple):
-    """What decides the formula of drops by rank that divides by the probabilities: of each model whether all (True),
-    none or some (None) of it is kept."""
-
-    kept: tuple[bool | None, ...]
-    fp64: bool
-
-    @property
-    def dropped(self) -> list[int]:
-        return [k for k, kept in enumerate(self.kept) if kept is None]
-
-    def left(self) -> list[Expr]:
-        """What is left of each delta. given(3 j): of the j-th that is dropped the least cut, the step and the key."""
-        values = [delta(k) if kept else wrap(0) for k, kept in enumerate(self.kept)]
-        for j, k in enumerate(self.dropped):
-            share = given(3 * j) + rank(k) * given(3 * j + 1)
-            cut = minimum(maximum(nearest_whole(share, self.fp64), 1), STEPS - 1)
-            values[k] = where(draw(Given(3 * j + 2)) < cut, delta(k) / (cut * (1 / STEPS)), 0)
-        return values
-
-
-@functools.lru_cache
-def _merged(drops: Divided, form: Form) -> Formula:
-    return Formula((merged(form.places(3 * len(drops.dropped)), drops.left()),))
+def divided(k: int, rule: Mask) -> Expr:
+    """What a mask leaves of delta k, divided by the probability that it was kept with."""
+    if not isinstance(rule, RankMask):
+        return delta(k) if rule is KEEP_ALL else wrap(0)
+    cut = rank_cut(delta(k), rule)
+    return where(draw(rule.key) < cut, delta(k) / (cut * literal(1 / STEPS)), 0)
 
 
 def _della(tensor: TensorInfo, p: Mapping[str, Any], *, elect: bool) -> Generator[Moments, Any, Map | ElectAndSum]:
@@ -123,21 +103,15 @@ def _della(tensor: TensorInfo, p: Mapping[str, Any], *, elect: bool) -> Generato
         return merge_kept(p, keep, [1.0] * tensor.models, elect=elect)
     keep = drop_by_rank(tensor, p)
     if p["rescale"] == "inverse_probability":
-        kept = tuple(None if isinstance(rule, RankMask) else rule is KEEP_ALL for rule in keep)
-        numbers = [x for rule in keep if isinstance(rule, RankMask) for x in (rule.low, rule.step, rule.key)]
+        left = [divided(k, rule) for k, rule in enumerate(keep)]
         record = merge_kept(p, (), [1.0] * tensor.models, elect=elect)
-        form = Form.of(record)
-        formula = _merged(Divided(kept, tensor.fp64), form)
-        return Map(formula.using(*numbers, *form.numbers(record), columns=tensor.columns), on_deltas=True)
+        # Dropped elements that are not finite stay dropped.
+        return Map(Formula((record.merged(left),), tensor.columns), on_deltas=True, nan_of=None)
     scale = yield from rescaling(p, keep)
     return merge_kept(p, keep, scale, elect=elect)
 
 
-def _passes(p: Mapping[str, Any]) -> int:
-    """1 by default; 2 where a density is between 0 and 1, unless rescale is inverse_probability or false"""
-    return 1 + (is_sparse(p) and p["rescale"] == "l1")
-
-
+READS = "1 by default; 2 where a density is between 0 and 1, unless rescale is inverse_probability or false"
 DROPPED = """t_k = r_k m_k d_k,  m_k = 1 with probability q_k, else 0, drawn for each element
 q_k = density_k - epsilon_k + 2 epsilon_k rank / (C - 1),  density_k for rows of one element
 rank = 0 to C - 1: place of |d_k| among those of its row of C elements, of equals the first is lower
@@ -166,7 +140,7 @@ IN_PAPER = [
     models=(1, MOST["della"]),
     parameters=[WEIGHT, DENSITY, EPSILON, normalize_option(True), RESCALE, *ELECTED],
     check=_check_della,
-    passes=_passes,
+    reads=READS,
     memory=decisions,
     formula=DROPPED + ELECTION,
     paper=PAPER,
@@ -185,7 +159,7 @@ def della(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     models=(1, MOST["della_linear"]),
     parameters=[WEIGHT, DENSITY, EPSILON, normalize_option(False), RESCALE, divisor_option(), LAMBDA, INT8_MASK],
     check=_check_density,
-    passes=_passes,
+    reads=READS,
     memory=decisions,
     formula=DROPPED + SUMMED,
     paper=PAPER,

@@ -106,7 +106,6 @@ def tsv(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
         return task_singular_vectors(deltas, p["weight"], p["cutoff"])
 
     return combine(tensor, p, merged)
-    yield
 
 
 @method(
@@ -134,7 +133,6 @@ def iso_c(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
         return isotropic(deltas, p["weight"], p["cutoff"])
 
     return combine(tensor, p, merged)
-    yield
 
 
 @method(
@@ -168,7 +166,6 @@ def iso_cts(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
         return isotropic_in_parts(deltas, p["weight"], p["common"], p["cutoff"])
 
     return combine(tensor, p, merged)
-    yield
 
 
 def _check_knots(p: Mapping[str, Any], models: int) -> None:
@@ -226,7 +223,6 @@ def knots(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
         return aligned(deltas, p["cutoff"], lambda parts: merged_parts(parts, p["weight"], p["density"], elect))
 
     return combine(tensor, p, merged)
-    yield
 
 
 # --- least squares --------------------------------------------------------------------------------------------------
@@ -255,7 +251,6 @@ def wudi(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
         return least_interference(deltas)
 
     return combine(tensor, p, merged)
-    yield
 
 
 def _memory_with_grams(shape: tuple[int, ...], models: int) -> int:
@@ -316,4 +311,3 @@ def regmean(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
         return least_squares(tensors[: tensor.models], tensors[tensor.models :], shares, p["alpha"], p["ridge"])
 
     return TensorFunction(lambda tensors, base: of_finite(merged, tensors, tensor.models), on_deltas=False)
-    yield

@@ -22,11 +22,6 @@ FISHER = AuxiliaryTensor(
 LARGEST_EXPONENT = 100  # of a norm: scaling by its power of two then stays within float32
 
 
-def _passes(p: Mapping[str, Any]) -> int:
-    """1, or 2 with normalize"""
-    return 2 if p["normalize"] else 1
-
-
 def _check(p: Mapping[str, Any], models: int) -> None:
     check_sum("fisher", p["weight"], "give at least one model a weight above 0")
 
@@ -48,7 +43,7 @@ def _check(p: Mapping[str, Any], models: int) -> None:
         scope("tensor", "model"),
     ],
     check=_check,
-    passes=_passes,
+    reads="1, or 2 with normalize",
     formula="y = sum c_k F_k x_k / sum c_k F_k,  the weighted mean where all F_k are 0\n"
     "F_k = max(fisher_k, floor),  c_k = w_k, with normalize w_k / |fisher_k|",
     paper="Matena and Raffel 2021, Merging models with Fisher-weighted averaging, arXiv 2111.09832",
@@ -78,7 +73,7 @@ def fisher(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
         norms = [math.sqrt(n) or 1.0 for n in squares]
     floors = [p["floor"] if p["floor_of"] == "all" or k == 0 else 0.0 for k in models]
     value = fisher_mean(p["weight"], norms, floors)
-    return Map(Formula((value,)), on_deltas=False, agree=tensor.models)
+    return Map(Formula((value,)), on_deltas=False, agree=tensor.models, nan_of=None)
 
 
 def fisher_mean(weights: Sequence[float], norms: Sequence[float], floors: Sequence[float]) -> Expr:
@@ -97,7 +92,7 @@ def fisher_mean(weights: Sequence[float], norms: Sequence[float], floors: Sequen
     shares = [weights[k] / largest * (factor / bound) for k, factor in zip(used, factors, strict=True)]
     most = functools.reduce(maximum, known)
     counts = [
-        where(equal(most, 0.0), weights[k] / largest, information / most * share)
+        where(equal(most, 0), weights[k] / largest, information / most * share)
         for k, information, share in zip(used, known, shares, strict=True)
     ]
     return add_up([c * delta(k) for k, c in zip(used, counts, strict=True)]) / add_up(counts)

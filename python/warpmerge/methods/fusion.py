@@ -2,25 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Generator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-from ..expr.expression import (
-    Expr,
-    Formula,
-    Given,
-    base,
-    delta,
-    divergence_near,
-    exp,
-    expm1_near,
-    given,
-    log,
-    row,
-    where,
-)
+from ..expr.expression import Expr, Formula, base, delta, divergence_near, exp, expm1_near, literal, log, row, where
 from ..requests import Copy, KthLargest, Map, Rows
 from .base import Base, Steps, TensorInfo
 from .registry import method
@@ -32,46 +18,46 @@ NEAR = 0.35  # differences of exponentials of numbers this close come from a ser
 ROUNDING = 2.0**-19  # a logarithm that is this share of what it is a difference of is rounding
 
 
-class _Softmax(NamedTuple):
+class _Softmax:
     """Of the rows of base and model: a - log(sum exp a) is what x_0 is as a probability, a + b is x_1 - max x_1.
 
-    a, b: x_0 and the delta, with the rows' largest elements, given(0) and given(1), taken off if they are large.
+    a, b: x_0 and the delta, less the `shifts`: the rows' largest elements, and how they change. None: they are small.
     """
 
-    shifted: bool
-
-    @property
-    def a(self) -> Expr:
-        return base() - row(Given(0)) if self.shifted else base()
-
-    @property
-    def b(self) -> Expr:
-        return delta(0) - row(Given(1)) if self.shifted else delta(0)
+    def __init__(self, shifts: tuple[Any, Any] | None) -> None:
+        self.shifted = shifts is not None
+        self.a, self.b = base(), delta(0)
+        if shifts is not None:
+            self.a, self.b = self.a - row(shifts[0]), self.b - row(shifts[1])
 
     def exponentials(self) -> tuple[Expr, Expr, Expr]:
         """exp(a), exp(a + b), and the second minus the first."""
-        a, b = self.a, self.b
-        old, new = exp(a), exp(a + b)
-        return old, new, where(abs(b) < NEAR, old * expm1_near(b), new - old)
+        old, new = exp(self.a), exp(self.a + self.b)
+        return old, new, where(abs(self.b) < literal(NEAR), old * expm1_near(self.b), new - old)
 
-    def logarithm(self) -> Expr:
-        """ln(p / q): the delta up to a constant of the row, given(2), 0 where that constant is all there is."""
-        ratio = self.b - row(Given(2))
-        return where(abs(ratio) <= abs(delta(0)) * ROUNDING, 0, ratio)
+    def sums(self) -> tuple[Expr, ...]:
+        """What is added up along each row: exp(a), the difference, and exp(a + b) if it does not follow from them."""
+        old, new, difference = self.exponentials()
+        return (old, difference, new) if self.shifted else (old, difference)
 
-    def divergence(self) -> Expr:
+    def logarithm(self, constant: Any) -> Expr:
+        """ln(p / q): the delta up to a constant of the row, 0 where that constant is all there is."""
+        ratio = self.b - row(constant)
+        return where(abs(ratio) <= abs(delta(0)) * literal(ROUNDING), 0, ratio)
+
+    def divergence(self, constant: Any, old: Any, new: Any) -> Expr:
         """p' ln(p' / q') - p' + q' with p' = p + 1e-8: at least 0, and its sum is that of p' ln(p' / q').
 
-        given(3), given(4): the inverse sums of exp(a) and exp(a + b).
+        old, new: of each row, the sums of exp(a) and exp(a + b).
         """
-        a, b, v = self.a, self.b, self.logarithm()
-        q = exp(a) * row(Given(3))
-        difference = where(abs(v) < NEAR, q * expm1_near(v), exp(a + b) * row(Given(4)) - q)
-        q1 = q + SMOOTHING
+        v = self.logarithm(constant)
+        q = exp(self.a) * row(1 / old)
+        difference = where(abs(v) < literal(NEAR), q * expm1_near(v), exp(self.a + self.b) * row(1 / new) - q)
+        q1 = q + literal(SMOOTHING)
         p1 = q1 + difference
         both = p1 + q1
         s = difference / both
-        return where(abs(s) < 0.13, both * divergence_near(s), p1 * log(p1 / q1) - difference)
+        return where(abs(s) < literal(0.13), both * divergence_near(s), p1 * log(p1 / q1) - difference)
 
 
 def constants(old: Any, difference: Any, new: Any = None) -> Any:
@@ -88,47 +74,18 @@ def _is_near(old: Any, difference: Any) -> Any:
     return abs(difference) < 0.5 * old
 
 
-@functools.lru_cache
-def _sums(shifted: bool) -> Formula:
-    old, new, difference = _Softmax(shifted).exponentials()
-    return Formula((old, difference, new) if shifted else (old, difference))
-
-
-@functools.lru_cache
-def _both() -> Formula:
-    return Formula((base(), base() + delta(0)))
-
-
-@functools.lru_cache
-def _divergence(shifted: bool) -> Formula:
-    return Formula((_Softmax(shifted).divergence(),))
-
-
-@functools.lru_cache
-def _importances() -> Formula:
-    """As many as there are quartiles, with the signs of the deltas."""
-    return Formula((delta(0) * row(Given(0)),) * 3)
-
-
-@functools.lru_cache
-def _chosen() -> Formula:
-    return Formula((where(abs(delta(0)) * row(Given(0)) < given(1), 0, delta(0)),))
-
-
 def _divergences(tensor: TensorInfo) -> Generator[Rows, Any, Any]:
     """Of each row. Reads the tensor twice, or four times if there is a row whose exponentials must be shifted."""
-    columns = tensor.columns
-    shifts: tuple[Any, ...] = (None, None)
-    old, difference = sums = yield Rows(_sums(False).using(columns=columns))
+    columns, softmax = tensor.columns, _Softmax(None)
+    old, difference = sums = yield Rows(Formula(softmax.sums(), columns))
     plain = (old < LARGE) & (old > 1 / LARGE) & _is_near(old, difference)
     if plain.all():
         new = old + difference
     else:
-        largest_0, largest_1 = yield Rows(_both().using(columns=columns), largest=True)
-        shifts = largest_0, largest_1 - largest_0
-        old, _, new = sums = yield Rows(_sums(True).using(*shifts, columns=columns))
-    formula = _divergence(not plain.all())
-    (kl,) = yield Rows(formula.using(*shifts, constants(*sums), 1 / old, 1 / new, columns=columns))
+        largest_0, largest_1 = yield Rows(Formula((base(), base() + delta(0)), columns), largest=True)
+        softmax = _Softmax((largest_0, largest_1 - largest_0))
+        old, _, new = sums = yield Rows(Formula(softmax.sums(), columns))
+    (kl,) = yield Rows(Formula((softmax.divergence(constants(*sums), old, new),), columns))
     return kl
 
 
@@ -145,7 +102,6 @@ def quartiles(count: int) -> tuple[int, int, int]:
     "arcee_fusion",
     base=Base.REFERENCE,
     models=(1, 1),
-    passes=4,
     formula="""y = x_0 + d_1 where I >= median(I) + 1.5 (Q_3(I) - Q_1(I)),  x_0 elsewhere
 I = |d_1| KL_r for the elements of row r,  KL_r = sum over the row of p ln(p / q)
 p = softmax(row of x_1) + 1e-8,  q = softmax(row of x_0) + 1e-8""",
@@ -169,7 +125,8 @@ def arcee_fusion(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
         return Copy()
     kl = yield from _divergences(tensor)
     kl = np.ldexp(kl, -np.frexp(kl.max())[1])  # importances are compared with each other only
-    importances = _importances().using(kl, columns=tensor.columns)
-    selected = yield KthLargest(quartiles(tensor.count), keep_all_ties=True, of=importances)
+    scale, columns = row(kl), tensor.columns
+    importance = delta(0) * scale  # with the sign of the delta
+    selected = yield KthLargest(quartiles(tensor.count), keep_all_ties=True, of=Formula((importance,) * 3, columns))
     least = threshold(*(s.magnitude(tensor.fp64) for s in selected))
-    return Map(_chosen().using(kl, least, columns=tensor.columns), on_deltas=True)
+    return Map(Formula((where(abs(delta(0)) * scale < least, 0, delta(0)),), columns), on_deltas=True)

@@ -33,7 +33,6 @@ def linear(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Weighted mean of the models: sum w_i x_i / sum w_i."""
     by = total(p["weight"]) if p["normalize"] else 1.0
     return WeightedSum(tuple(w / by for w in p["weight"]), on_deltas=False, agree=p["normalize"])
-    yield  # a generator without a measurement
 
 
 @method(
@@ -53,7 +52,6 @@ def ema(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     decay, last = p["decay"], tensor.models - 1
     later = [(1 - decay) * decay ** (last - step) for step in range(1, last + 1)]
     return WeightedSum((decay**last, *later), on_deltas=False, agree=True)
-    yield
 
 
 def _check_lawa(p: Mapping[str, Any], models: int) -> None:
@@ -75,7 +73,6 @@ def lawa(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Mean of the last k checkpoints."""
     last = p["k"] or tensor.models
     return WeightedSum((0.0,) * (tensor.models - last) + (1 / last,) * last, on_deltas=False, agree=True)
-    yield
 
 
 @method(
@@ -91,7 +88,6 @@ def lawa(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
 def expo(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Extrapolation beyond a model, away from its base: x_1 + alpha (x_1 - x_0)."""
     return WeightedSum((1 + p["alpha"],), on_deltas=True)
-    yield
 
 
 @method(
@@ -106,4 +102,3 @@ def passthrough(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Copies one model, or scales it."""
     scale = p["scale"][0]
     return Copy() if scale is None else WeightedSum((scale,), on_deltas=False)
-    yield

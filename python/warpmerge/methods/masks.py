@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import RecipeError
-from ..expr.expression import Expr, Formula, add_up, delta, given, maximum, minimum, where
-from ..expr.library import not_hidden
+from ..expr.expression import Expr, Formula, add_up, delta, maximum, minimum, value, where
+from ..expr.library import deltas
 from ..requests import KEEP_ALL, Map, Moments, TopKMask
 from .base import Base, Steps, TensorInfo
 from .parameters import choice, integer, number, scope
@@ -18,17 +17,7 @@ from .task_vectors import LAMBDA
 NOT_THERE = "It has no such method."
 
 
-def _lets_through(p: Mapping[str, Any]) -> bool:
-    return p["nonfinite"] == "propagate"
-
-
 # --- one model ------------------------------------------------------------------------------------------------------
-
-
-@functools.cache
-def _clipped() -> Formula:
-    # The delta is the second argument, which a NaN comes out of.
-    return Formula((minimum(given(0), maximum(given(1), delta(0))),))
 
 
 @method(
@@ -49,21 +38,20 @@ def _clipped() -> Formula:
 )
 def nearswap(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """The model where it is within t of the base, and a step of t towards it elsewhere."""
-    return Map(_clipped().using(p["t"], -p["t"]), on_deltas=True)
-    yield
+    t, minus_t = value(p["t"]), value(-p["t"])
+    return Map(Formula((minimum(t, maximum(minus_t, delta(0))),)), on_deltas=True)
 
 
 # --- the largest ----------------------------------------------------------------------------------------------------
 
 
-@functools.lru_cache
-def _largest(models: int, first: bool, propagate: bool) -> Formula:
-    d = [delta(k) for k in range(models)]
+def largest(d: Sequence[Expr], *, first: bool) -> Expr:
+    """The delta of the largest magnitude, of equal ones the first or the last."""
     chosen = d[0]
     for other in d[1:]:
         wins = abs(other) > abs(chosen) if first else abs(other) >= abs(chosen)
         chosen = where(wins, other, chosen)
-    return Formula(((not_hidden(chosen, d) if propagate else chosen) * given(0),))
+    return chosen
 
 
 @method(
@@ -80,9 +68,8 @@ def _largest(models: int, first: bool, propagate: bool) -> Formula:
 )
 def magmax(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Base plus the delta of the largest magnitude, for each element by itself."""
-    formula = _largest(tensor.models, p["ties"] == "first_model", _lets_through(p))
-    return Map(formula.using(p["lambda"]), on_deltas=True)
-    yield
+    chosen = largest(deltas(tensor.models), first=p["ties"] == "first_model")
+    return Map(Formula((chosen * p["lambda"],)), on_deltas=True)
 
 
 # --- how many changed it --------------------------------------------------------------------------------------------
@@ -91,23 +78,27 @@ EPSILON = number("epsilon", low=0, default=1e-5, help="an element whose |delta| 
 CHANGED = "A_k = |d_k| > epsilon,  c = number of models in A"
 
 
-def _changes(models: int) -> tuple[list[Expr], Expr]:
-    """1 where a model changed an element by more than given(0), else 0; and how many models did."""
-    changed = [abs(delta(k)) > given(0) for k in range(models)]
-    return changed, add_up(changed)
+class Changes:
+    """Where each model changed an element by more than epsilon (1, else 0), and how many models did."""
 
+    def __init__(self, models: int, epsilon: float) -> None:
+        self.deltas, bound = deltas(models), value(epsilon)
+        self.by = [abs(d) > bound for d in self.deltas]
+        self.count = add_up(self.by)
 
-@functools.lru_cache
-def _mean_of_changed(models: int, amplified: bool, propagate: bool) -> Formula:
-    """The mean delta of the models that changed an element; of a single one k, times given(k + 1) if `amplified`."""
-    changed, count = _changes(models)
-    d = [delta(k) for k in range(models)]
-    terms = [where(a, x, 0) for a, x in zip(changed, d, strict=True)]
-    value = add_up(terms) / maximum(count, 1)
-    if amplified:
-        alone = add_up([t * given(k + 1) for k, t in enumerate(terms)])
-        value = where(count > 1, value, alone)
-    return Formula((not_hidden(value, d) if propagate else value,))
+    def mean(self, factors: Sequence[float] = ()) -> Expr:
+        """The mean delta of the models that changed an element; of a single one k, times factor k if there are any."""
+        terms = [where(changed, d, 0) for changed, d in zip(self.by, self.deltas, strict=True)]
+        mean = add_up(terms) / maximum(self.count, 1)
+        if not factors:
+            return mean
+        alone = add_up([term * factor for term, factor in zip(terms, factors, strict=True)])
+        return where(self.count > 1, mean, alone)
+
+    def unique_and_shared(self) -> list[Expr]:
+        """Per model, 1 where it alone changed an element, SHARED where others did too."""
+        size = where(self.count <= 1, 1, SHARED)
+        return [changed * size for changed in self.by]
 
 
 SHARED = 0.5  # what counts for a shared element, so that one sum of magnitudes counts those and unique ones
@@ -125,17 +116,7 @@ RAM = "Yuan et al. 2026, Behavior knowledge merge in reinforced agentic models, 
 )
 def ram(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Base plus, for each element, the mean delta of the models that changed it."""
-    formula = _mean_of_changed(tensor.models, False, _lets_through(p))
-    return Map(formula.using(p["epsilon"]), on_deltas=True)
-    yield
-
-
-@functools.lru_cache
-def _unique_and_shared(models: int) -> Formula:
-    """Per model, 1 where it alone changed an element, SHARED where others did too."""
-    changed, count = _changes(models)
-    size = where(count <= 1, 1, SHARED)
-    return Formula(tuple(a * size for a in changed))
+    return Map(Formula((Changes(tensor.models, p["epsilon"]).mean(),)), on_deltas=True)
 
 
 def amplified(unique: Sequence[float], shared: Sequence[float], p: Mapping[str, Any]) -> tuple[float, ...]:
@@ -160,7 +141,6 @@ def amplified(unique: Sequence[float], shared: Sequence[float], p: Mapping[str, 
         ),
         scope("tensor", "model"),
     ],
-    passes=2,
     formula=CHANGED + "\ny = x_0 + (sum_A d_k / c where c > 1, g_k d_k of the one in A where c = 1)\n"
     "g_k = 1 + r min(alpha, s_k / u_k),  s_k / (s_k + u_k) with overlap: changed\n"
     "s_k = number of elements of A_k with c > 1,  u_k = number of those with c = 1",
@@ -174,12 +154,12 @@ def amplified(unique: Sequence[float], shared: Sequence[float], p: Mapping[str, 
 def ramplus_tl(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Like ram, with what one model alone changed amplified by how much it shares with others."""
     models = tensor.models
+    changes = Changes(models, p["epsilon"])
     unique_only = TopKMask(SHARED_KEYS[tensor.fp64], tie_end=0)
-    counted = _unique_and_shared(models).using(p["epsilon"])
+    counted = Formula(changes.unique_and_shared())
     sums = yield Moments((unique_only,) * models, only_l1=True, of=counted)
     factors = amplified([m.kept_abs for m in sums], [(m.sum_abs - m.kept_abs) / SHARED for m in sums], p)
-    formula = _mean_of_changed(models, any(factor != 1 for factor in factors), _lets_through(p))
-    return Map(formula.using(p["epsilon"], *factors), on_deltas=True)
+    return Map(Formula((changes.mean(factors if any(factor != 1 for factor in factors) else ()),)), on_deltas=True)
 
 
 # --- which tasks want it --------------------------------------------------------------------------------------------
@@ -191,16 +171,6 @@ def _check_consensus(p: Mapping[str, Any], models: int) -> None:
             f"method 'consensus_ta': k is {p['k']}, but there {'is' if models == 1 else 'are'} only {models} "
             f"model{'s' * (models != 1)}, so nothing would be kept; list more or lower k."
         )
-
-
-@functools.lru_cache
-def _wanted(models: int, least: int, weighted: bool, propagate: bool) -> Formula:
-    """given(0): the factor of it all; then the weights, if they are not all 1 `weighted`, then mask_lambda."""
-    v = [delta(k) * given(1 + k) if weighted else delta(k) for k in range(models)]
-    tau = add_up(v)
-    masks = [abs(x) > abs(tau - x) * given(1 + models + k) for k, x in enumerate(v)]
-    value = where(add_up(masks) >= least, tau, 0)
-    return Formula(((not_hidden(value, v) if propagate else value) * given(0),))
 
 
 @method(
@@ -226,10 +196,13 @@ def _wanted(models: int, least: int, weighted: bool, propagate: bool) -> Formula
 )
 def consensus_ta(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Task arithmetic of those elements that enough tasks want (TALL masks)."""
-    weighted = any(w != 1 for w in p["weight"])
-    formula = _wanted(tensor.models, p["k"], weighted, _lets_through(p))
-    return Map(formula.using(p["lambda"], *p["weight"], *p["mask_lambda"]), on_deltas=True)
-    yield
+    v = deltas(tensor.models)
+    if any(w != 1 for w in p["weight"]):
+        v = [d * w for d, w in zip(v, p["weight"], strict=True)]
+    tau = add_up(v)
+    masks = [abs(x) > abs(tau - x) * bound for x, bound in zip(v, p["mask_lambda"], strict=True)]
+    merged = where(add_up(masks) >= p["k"], tau, 0) * p["lambda"]
+    return Map(Formula((merged,)), on_deltas=True, nan_of=tau)
 
 
 # --- one vector for all tasks -----------------------------------------------------------------------------------------
@@ -245,7 +218,7 @@ def _check_emr(p: Mapping[str, Any], models: int) -> None:
 
 def _unified(models: int, task: int | None) -> Expr:
     """The largest delta of the elected sign, 0 where there is none; of a task, where that has the same sign."""
-    d = [delta(k) for k in range(models)]
+    d = deltas(models)
     plus = add_up(d) > 0
     largest, least = d[0], d[0]
     for x in d[1:]:
@@ -257,25 +230,9 @@ def _unified(models: int, task: int | None) -> Expr:
     return where(where(plus, mine > 0, mine < 0), tau, 0)
 
 
-@functools.lru_cache
-def _of_task(models: int, task: int | None, propagate: bool) -> Formula:
-    value = _unified(models, task) * given(0)
-    return Formula((not_hidden(value, [delta(k) for k in range(models)]) if propagate else value,))
-
-
-@functools.lru_cache
-def _task_and_unified(models: int, task: int) -> Formula:
-    return Formula((delta(task - 1), _unified(models, task)))
-
-
 def rescaler(sum_of_task: float, sum_of_unified: float) -> float:
     """What brings the unified delta to the task's own sum of magnitudes."""
     return sum_of_task / sum_of_unified if sum_of_unified > 0 else 1.0
-
-
-def _emr_passes(p: Mapping[str, Any]) -> int:
-    """1; 2 with a task"""
-    return 1 + (p["task"] is not None)
 
 
 @method(
@@ -294,7 +251,6 @@ def _emr_passes(p: Mapping[str, Any]) -> int:
         scope("tensor", "model"),
     ],
     check=_check_emr,
-    passes=_emr_passes,
     formula="""s = +1 where sum d_k > 0, else -1
 t = s (the largest |d_k| of the models where d_k has the sign s; 0 where none has)
 y = x_0 + t,  x_0 + g t where d_task has the sign s, else x_0
@@ -309,9 +265,10 @@ g = |d_task|_1 / |t where d_task has the sign s|_1""",
 )
 def emr(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """The largest changes of the elected sign, for all tasks, or a task's model that is made of them again."""
-    models, task, factor = tensor.models, p["task"], 1.0
+    task, factor = p["task"], 1.0
+    unified = _unified(tensor.models, task)
     if task is not None:
-        measured = yield Moments((KEEP_ALL,) * 2, only_l1=True, of=_task_and_unified(models, task))
+        measured = yield Moments((KEEP_ALL,) * 2, only_l1=True, of=Formula((delta(task - 1), unified)))
         means = p["scope"] == "model" and p["rescaler"] == "means"
         factor = rescaler(*(m.sum_of_means if means else m.sum_abs for m in measured))
-    return Map(_of_task(models, task, _lets_through(p)).using(factor), on_deltas=True)
+    return Map(Formula((unified * factor,)), on_deltas=True)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..errors import RecipeError
-from ..expr.expression import Expr, Formula, add_up, delta, equal, maximum, minimum, where
-from ..expr.library import not_hidden
+from ..expr.expression import Expr, Formula, add_up, equal, maximum, minimum, where
+from ..expr.library import deltas
 from ..requests import Map, WeightedSum
 from .base import Base, Steps, TensorInfo
 from .parameters import choice, number
@@ -36,7 +35,7 @@ def comparators(count: int) -> Iterator[tuple[int, int]]:
         p >>= 1
 
 
-def ordered(values: list[Expr]) -> list[Expr]:
+def ordered(values: Sequence[Expr]) -> list[Expr]:
     """From the least to the largest. What is not used of it is not computed."""
     values = list(values)
     for low, high in comparators(len(values)):
@@ -58,20 +57,16 @@ def mean_of(values: Sequence[Expr]) -> Expr:
     return where(equal(total - total, 0), total / count, parts)
 
 
-@functools.cache
-def middle_mean(models: int, low: int, high: int, propagate: bool) -> Formula:
+def middle_mean(x: Sequence[Expr], low: int, high: int) -> Expr:
     """The mean of those of rank low, low + 1, ..., high - 1."""
-    x = [delta(k) for k in range(models)]
-    mean = mean_of(ordered(x)[low:high])
-    return Formula((not_hidden(mean, x) if propagate else mean,))
+    return mean_of(ordered(x)[low:high])
 
 
-def _of_middle(tensor: TensorInfo, p: Mapping[str, Any], low: int, high: int) -> Map | WeightedSum:
+def _of_middle(tensor: TensorInfo, low: int, high: int) -> Map | WeightedSum:
     models = tensor.models
     if high - low == models:
         return WeightedSum((1 / models,) * models, on_deltas=False, agree=True)
-    formula = middle_mean(models, low, high, p["nonfinite"] == "propagate")
-    return Map(formula, on_deltas=False, agree=models)
+    return Map(Formula((middle_mean(deltas(models), low, high),)), on_deltas=False, agree=models)
 
 
 @method(
@@ -95,8 +90,7 @@ def _of_middle(tensor: TensorInfo, p: Mapping[str, Any], low: int, high: int) ->
 def median(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Median of the models, for each element by itself."""
     low, high = (tensor.models - 1) // 2, tensor.models // 2 + 1
-    return _of_middle(tensor, p, low, low + 1 if p["even"] == "lower" else high)
-    yield
+    return _of_middle(tensor, low, low + 1 if p["even"] == "lower" else high)
 
 
 def dropped(beta: float, models: int) -> int:
@@ -128,5 +122,4 @@ def _check_trimmed(p: Mapping[str, Any], models: int) -> None:
 def trimmed_mean(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Mean of the models without the largest and the smallest, for each element by itself."""
     drop = dropped(p["beta"], tensor.models)
-    return _of_middle(tensor, p, drop, tensor.models - drop)
-    yield
+    return _of_middle(tensor, drop, tensor.models - drop)

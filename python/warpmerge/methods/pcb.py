@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Generator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from ..expr.expression import Expr, Formula, add_up, delta, exp, given, maximum, minimum, tanh, wrap
-from ..expr.library import not_hidden
+from ..expr.expression import (
+    Expr,
+    Formula,
+    add_up,
+    equal,
+    exp,
+    literal,
+    maximum,
+    minimum,
+    tanh,
+    value,
+    where,
+    wrap,
+)
+from ..expr.library import deltas
 from ..requests import Copy, KthLargest, Map
 from .base import Base, Steps, TensorInfo
 from .parameters import number, scope
@@ -34,9 +46,9 @@ def bounded_tanh(x: Expr, terms: int) -> Expr:
     """So many terms of its series in x; 0: the function of any x."""
     if terms == 0:
         return tanh(x)
-    square, total = x * x, wrap(SERIES[terms - 1])
+    square, total = x * x, literal(SERIES[terms - 1])
     for c in reversed(SERIES[: terms - 1]):
-        total = total * square + c
+        total = total * square + literal(c)
     return x * total if terms > 1 else x
 
 
@@ -49,39 +61,58 @@ def terms_of(bound: float, fp64: bool) -> int:
     return enough[0] if enough else 0
 
 
-class Competition(NamedTuple):
-    """What decides its formulas. differ: whether the magnitudes of each model do. from_zero: whether the least are 0.
+class Competition:
+    """What the K models make of an element.
 
-    terms: see `bounded_tanh`. Places: of each model what `numbers` makes of its bounds.
+    bounds: of each model the least and the largest magnitude that count. terms: see `bounded_tanh`.
     """
 
-    differ: tuple[bool, ...]
-    from_zero: bool
-    terms: int
+    def __init__(self, bounds: Sequence[tuple[float, float]], terms: int) -> None:
+        self.deltas, self.terms = deltas(len(bounds)), terms
+        self.together = add_up(self.deltas)
+        self.from_zero = all(low == 0 for low, _ in bounds)
+        factor = math.sqrt(len(bounds))
+        self.ends = [(value(low), value(high), value(-high)) for low, high in bounds]
+        # Times it, a magnitude above the least one is its share of the range times the root of K.
+        self.roots = [value(root_of(high - low, factor)) if high > low else None for low, high in bounds]
+        self.scores = [self._score(k) for k in range(len(bounds))]
 
     def change(self, k: int) -> Expr:
         """The delta with its magnitude kept between the bounds."""
-        d = delta(k)
-        low, high, minus_high, _ = self.places(k)
+        d = self.deltas[k]
+        low, high, minus_high = self.ends[k]
         if self.from_zero:
             return minimum(maximum(d, minus_high), high)
         return ((d > 0) - (d < 0)) * minimum(maximum(abs(d), low), high)
 
-    def score(self, k: int) -> Expr:
+    def _score(self, k: int) -> Expr:
         """How the model fares: exp(K share^2) tanh(d sum d), share: where its magnitude lies between its bounds.
 
         0 if its magnitudes are all the same.
         """
-        if not self.differ[k]:
+        root = self.roots[k]
+        if root is None:
             return wrap(0)
-        low, high, _, root = self.places(k)
-        above = self.change(k) if self.from_zero else minimum(maximum(abs(delta(k)), low), high) - low
-        share = scaled(above, root)  # times the root of K, and of either sign
-        together = add_up([delta(j) for j in range(len(self.differ))])
-        return exp(share * share) * bounded_tanh(delta(k) * together, self.terms)
+        low, high, _ = self.ends[k]
+        above = self.change(k) if self.from_zero else minimum(maximum(abs(self.deltas[k]), low), high) - low
+        share = scaled(above, root)  # of either sign
+        return exp(share * share) * bounded_tanh(self.deltas[k] * self.together, self.terms)
 
-    def places(self, k: int) -> list[Expr]:
-        return [given(4 * k + i) for i in range(4)]
+    def signed(self, sign: int) -> list[Expr]:
+        """What is above zero of each score, or what is below if the sign is -1."""
+        return [maximum(q if sign > 0 else -q, 0) for q in self.scores]
+
+    def merged(self, ends: Sequence[tuple[float, float]], factor: float) -> Expr:
+        """The merged delta. ends: of each model the score at the cut and the largest one."""
+        values, shares = [], []
+        for k, (least, most) in enumerate(ends):
+            if most > least:
+                start = value(least)
+                shares.append(scaled(maximum(self.scores[k], start) - start, value(root_of(most - least))))
+                values.append(self.change(k) * shares[-1])
+        if not shares:  # nothing competes, and what is not a number still shows
+            return where(equal(self.together, self.together), 0, self.together)
+        return add_up(values) / maximum(add_up(shares), literal(LEAST)) * factor
 
 
 def scaled(x: Expr, root: Expr) -> Expr:
@@ -94,44 +125,6 @@ def root_of(span: float, factor: float = 1.0) -> float:
     return math.sqrt(factor) / math.sqrt(span) if span > 0 else 0.0
 
 
-def numbers(bounds: Sequence[tuple[float, float]]) -> list[float]:
-    factor = math.sqrt(len(bounds))
-    return [x for low, high in bounds for x in (low, high, -high, root_of(high - low, factor))]
-
-
-@functools.lru_cache
-def _sizes(models: int) -> Formula:
-    return Formula(tuple(delta(k) for k in range(models) for _ in range(3)))
-
-
-@functools.lru_cache
-def _part(of: Competition, sign: int) -> Formula:
-    """What is above zero of each score, or what is below if the sign is -1, twice."""
-    return Formula(
-        tuple(maximum(q if sign > 0 else -q, 0) for q in map(of.score, range(len(of.differ))) for _ in range(2))
-    )
-
-
-@functools.lru_cache
-def _competing(of: Competition, shared: tuple[bool, ...], propagate: bool) -> Formula:
-    """The merged delta. shared: whether each model's scores reach beyond the cut. Places behind those of `numbers`:
-    of each model the score at the cut and the root of how far they reach, then the factor."""
-    values, shares = [], []
-    models = len(shared)
-    for k in range(models):
-        least, root = given(4 * models + 2 * k), given(4 * models + 2 * k + 1)
-        if shared[k]:
-            shares.append(scaled(maximum(of.score(k), least) - least, root))
-            values.append(of.change(k) * shares[-1])
-    merged = add_up(values) / maximum(add_up(shares), LEAST) * given(6 * models) if shares else wrap(0)
-    return Formula((not_hidden(merged, [delta(k) for k in range(models)]) if propagate else merged,))
-
-
-def _passes(p: Mapping[str, Any]) -> int:
-    """3 by default; 4 where fewer elements than the share `ratio` agree with the sum, as with one above 0.5"""
-    return 3 + (p["ratio"] > 0.5)
-
-
 @method(
     "pcb",
     base=Base.REFERENCE,
@@ -141,7 +134,8 @@ def _passes(p: Mapping[str, Any]) -> int:
         number("lambda", default=1.0, help="factor of the merged delta"),
         scope("tensor", "model"),
     ],
-    passes=_passes,
+    passes=lambda p: 3 + (p["ratio"] > 0.5),
+    reads="3 by default; 4 where fewer elements than the share `ratio` agree with the sum, as with one above 0.5",
     formula="""a_k = |d_k| kept between its quantiles 0.0001 and 0.9999,  P_k = (a_k - min a_k) / (max a_k - min a_k)
 Q_k = exp(K P_k^2) tanh(d_k sum d_j),  q_k = the quantile 1 - ratio of Q_k
 s_k = (max(Q_k, q_k) - q_k) / (max Q_k - q_k),  0 where a_k or Q_k is the same everywhere
@@ -165,29 +159,26 @@ def pcb(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     models, count, fp64 = tensor.models, tensor.count, tensor.fp64
     if not count:
         return Copy()
-    found = yield KthLargest((*tails(count), 1) * models, keep_all_ties=True, of=_sizes(models))
+    sizes = Formula([d for d in deltas(models) for _ in range(3)])
+    found = yield KthLargest((*tails(count), 1) * models, keep_all_ties=True, of=sizes)
     sizes = [s.magnitude(fp64) for s in found]
     bounds = list(zip(sizes[::3], sizes[1::3], strict=True))
-    propagate = p["nonfinite"] == "propagate"
-    terms = 0 if propagate else terms_of(max(sizes[2::3]) * sum(sizes[2::3]), fp64)
-    differ, from_zero = tuple(high > low for low, high in bounds), all(low == 0 for low, _ in bounds)
-    of, places = Competition(differ, from_zero, terms), numbers(bounds)
+    terms = 0 if p["nonfinite"] == "propagate" else terms_of(max(sizes[2::3]) * sum(sizes[2::3]), fp64)
+    competition = Competition(bounds, terms)
     at = cut(p["ratio"], count)
-    ends = yield from _ends(of, places, 1, (at, 1), fp64)
+    ends = yield from _ends(competition, 1, (at, 1), fp64)
     if 0.0 in ends:  # fewer scores than that are above zero: it is one from the bottom of those below
-        below = yield from _ends(of, places, -1, (count - at + 1, count), fp64)
+        below = yield from _ends(competition, -1, (count - at + 1, count), fp64)
         ends = [high if high > 0 else -low for high, low in zip(ends, below, strict=True)]
     ends = list(zip(ends[::2], ends[1::2], strict=True))
-    shared = tuple(most > least for least, most in ends)
-    ranges = [x for least, most in ends for x in (least, root_of(most - least))]
-    formula = _competing(of, shared, propagate).using(*places, *ranges, p["lambda"])
-    return Map(formula, on_deltas=True)
+    return Map(Formula((competition.merged(ends, p["lambda"]),)), on_deltas=True)
 
 
 def _ends(
-    of: Competition, places: Sequence[float], sign: int, ranks: tuple[int, int], fp64: bool
+    competition: Competition, sign: int, ranks: tuple[int, int], fp64: bool
 ) -> Generator[KthLargest, Any, list[float]]:
     """Magnitudes of two ranks of the scores of each model that have the sign."""
-    formula = _part(of, sign).using(*places)
-    found = yield KthLargest(ranks * len(of.differ), keep_all_ties=True, of=formula)
+    scores = competition.signed(sign)
+    formula = Formula([score for score in scores for _ in range(2)])
+    found = yield KthLargest(ranks * len(scores), keep_all_ties=True, of=formula)
     return [s.magnitude(fp64) for s in found]

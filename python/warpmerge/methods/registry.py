@@ -13,8 +13,9 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import RecipeError, close_matches
+from ..requests import Combine
 from .auxiliary import AuxiliaryTensor
-from .base import Base, Method, Steps, TensorInfo
+from .base import Base, Method, Steps, TensorInfo, as_steps
 from .checked import checked
 from .parameters import NONFINITE, Parameter, choice
 
@@ -35,22 +36,27 @@ def method(
     *,
     base: Base,
     parameters: Sequence[Parameter] = (),
-    passes: Callable[[Mapping[str, Any]], int] | int = 1,
+    passes: Callable[[Mapping[str, Any]], int] | int | None = None,
+    reads: str = "",
     notes: str | Sequence[str] = (),
     differences: Mapping[str, str | Sequence[str]] | None = None,
     presets: Mapping[str, Mapping[str, Any]] | None = None,
     auxiliary: Sequence[AuxiliaryTensor] = (),
     **more: Any,
 ) -> Callable:
-    """Registers a generator function as a merge method; its first line of documentation is the method's summary.
+    """Registers a function of a TensorInfo and the parameters' values as a merge method.
 
-    base: what `base_model` is to the method. parameters: made by number, integer, boolean and choice. passes: how often
-    the inputs are read, or a function of the parameters' values whose text says it in words. models: the least and the
-    largest (or None) number of models. check: called with the values and the number of models, raises RecipeError if
-    they do not go together. auxiliary: tensors that it needs of each model beside its weights; only where the base
-    is a metadata source. memory: of one that holds more of a tensor than tiles, a bound on those bytes for a shape and
-    number of models. formula, paper, notes, differences: for people. presets: named sets of options; the first one is
-    the default and best empty.
+    The function returns what combines the tensor's inputs. One that measures them first is a generator: it yields what
+    it asks, and is sent the answer. The first line of its documentation is the method's summary.
+
+    base: what `base_model` is to the method. parameters: made by number, integer, boolean and choice. reads: how often
+    the inputs are read, in words, if it depends on the parameters. passes: the same as a number, or a function of the
+    parameters' values; only for a method whose number of measurements depends on what it measures, since the steps it
+    takes show it else. models: the least and the largest (or None) number of models. check: called with the values and
+    the number of models, raises RecipeError if they do not go together. auxiliary: tensors that it needs of each model
+    beside its weights; only where the base is a metadata source. memory: of one that holds more of a tensor than tiles,
+    a bound on those bytes for a shape and number of models. formula, paper, notes, differences: for people. presets:
+    named sets of options; the first one is the default and best empty.
 
     Raises RecipeError if another function has registered the name.
     """
@@ -64,20 +70,15 @@ def method(
     if meant:
         parameters = (*parameters, _semantics(list(meant)))
 
-    def register(steps: Callable[[TensorInfo, Mapping[str, Any]], Steps]) -> Callable:
-        if not inspect.isgeneratorfunction(steps):
-            raise RecipeError(
-                f"merge method '{name}' is not a generator function; one that measures nothing ends with a 'yield' "
-                "after its 'return'."
-            )
+    def register(steps: Callable[[TensorInfo, Mapping[str, Any]], Steps | Combine]) -> Callable:
         made = Method(
             name,
             (inspect.getdoc(steps) or "").partition("\n")[0],
             base,
             parameters=(*parameters, NONFINITE),
-            steps=steps,
-            passes=passes if callable(passes) else lambda values: passes,
-            reads=str(passes) if not callable(passes) else inspect.getdoc(passes) or "depends on the parameters",
+            steps=as_steps(steps),
+            declared_passes=passes,
+            reads=reads,
             notes=_listed(notes),
             differences={source: _listed(what) for source, what in (differences or {}).items()},
             presets=meant,
@@ -85,7 +86,7 @@ def method(
             **more,
         )
         _check_new(made)
-        REGISTRY[name] = made if made.built_in else replace(made, steps=checked(name, base, steps))
+        REGISTRY[name] = made if made.built_in else replace(made, steps=checked(name, base, made.steps))
         return steps
 
     return register

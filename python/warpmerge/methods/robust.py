@@ -46,7 +46,6 @@ def krum_order(gram: GramResult, bad: int) -> list[int]:
     models=(3, None),
     parameters=[BAD, scope("tensor", "model")],
     check=lambda p, models: _check_krum("krum", p, models),
-    passes=2,
     formula="s_i = sum of |x_i - x_j|^2 over the K - f - 2 nearest x_j\n"
     "y = the x_i with the least s_i, of equals the first",
     paper="Blanchard et al. 2017, Machine learning with adversaries, arXiv 1703.02757",
@@ -79,7 +78,6 @@ def _check_multi_krum(p: Mapping[str, Any], models: int) -> None:
         scope("tensor", "model"),
     ],
     check=_check_multi_krum,
-    passes=2,
     formula="s_i = sum of |x_i - x_j|^2 over the K - f - 2 nearest x_j\ny = mean of the m x_i with the least s_i",
     paper="Blanchard et al. 2017, Machine learning with adversaries, arXiv 1703.02757",
     differences={"mergekit": NOT_THERE, "the paper": "It decides once for the whole model, which is scope: model."},
@@ -110,7 +108,6 @@ def _check_weight(name: str, p: Mapping[str, Any]) -> None:
         scope("tensor", "model"),
     ],
     check=lambda p, models: _check_weight("geometric_median", p),
-    passes=2,
     formula="y = the v with the least sum w_k |x_k - v|\n"
     "v <- sum b_k x_k / sum b_k,  b_k = w_k / max(eps, |x_k - v|),  from the weighted mean on",
     paper="Pillutla et al. 2019, Robust aggregation for federated learning, arXiv 1912.13445",
@@ -164,7 +161,6 @@ def _clip() -> Parameter:
     base=Base.REFERENCE,
     parameters=[WEIGHT, _clip(), scope("tensor", "model")],
     check=lambda p, models: _check_weight("norm_clipped_mean", p),
-    passes=2,
     formula="y = x_0 + sum w_k min(1, clip / |d_k|) d_k / sum w_k",
     paper="Sun et al. 2019, Can you really backdoor federated learning?, arXiv 1911.07963",
     differences={

@@ -7,13 +7,13 @@ alike that leaves an angle with half the digits, but what is done with it depend
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
-from ..expr.expression import Formula, Given, add_up, column, delta, equal, row, where
+from ..expr.expression import Formula, add_up, column, equal, row, where
+from ..expr.library import deltas
 from ..requests import Map, Products
 from .base import TensorInfo
 from .geometry import NO_DIRECTION, SHORTEST
@@ -66,17 +66,6 @@ class Vectors:
         return sum(self.cosines.values()) / len(self.cosines)
 
 
-@functools.lru_cache
-def _deltas(models: int) -> Formula:
-    return Formula(tuple(delta(k) for k in range(models)))
-
-
-@functools.lru_cache
-def _scaled(models: int, along_first: bool) -> Formula:
-    place = column if along_first else row
-    return Formula(tuple(delta(k) * place(Given(k)) for k in range(models)))
-
-
 def vectors_of(tensor: TensorInfo, *, along_first: bool) -> Generator[Products, Any, Vectors]:
     """Of the rows of the deltas, or of the vectors along their first dimension.
 
@@ -85,16 +74,18 @@ def vectors_of(tensor: TensorInfo, *, along_first: bool) -> Generator[Products, 
     import numpy as np
 
     models, columns = tensor.models, _columns(tensor, along_first)
+    d = deltas(models)
     pairs = tuple((i, k) for i in range(models) for k in range(i + 1, models))
     products = (*((k, k) for k in range(models)), *pairs)
-    sums = yield Products(_deltas(models).using(columns=columns), products, along_first)
+    sums = yield Products(Formula(d, columns), products, along_first)
     exponents = np.zeros((models, sums.shape[1]), np.int64)
     if tensor.fp64:
         squares = sums[:models]
         exponents = np.where(squares > SAFE[1], -SCALE, np.where(squares < SAFE[0], SCALE, 0))
         if exponents.any():
-            formula = _scaled(models, along_first).using(*np.ldexp(1.0, exponents), columns=columns)
-            sums = yield Products(formula, products, along_first)
+            place = column if along_first else row
+            scaled = [x * place(scale) for x, scale in zip(d, np.ldexp(1.0, exponents), strict=True)]
+            sums = yield Products(Formula(scaled, columns), products, along_first)
     return Vectors.of(sums[:models], dict(zip(pairs, sums[models:], strict=True)), exponents)
 
 
@@ -116,16 +107,6 @@ def arcs(vectors: Vectors, t: float) -> tuple[Any, Any, Any]:
     return first, second, straight
 
 
-@functools.lru_cache
-def _interpolated(along_first: bool, any_straight: bool) -> Formula:
-    place = column if along_first else row
-    a, b = delta(0), delta(1)
-    merged = a * place(Given(0)) + b * place(Given(1))
-    if any_straight:
-        merged = where(place(Given(2)), where(equal(a, b), a, merged), merged)
-    return Formula((merged,))
-
-
 def interpolated(tensor: TensorInfo, vectors: Vectors, t: float, *, along_first: bool) -> Map:
     """Spherical interpolation of rows, or of the vectors along the first dimension.
 
@@ -133,14 +114,12 @@ def interpolated(tensor: TensorInfo, vectors: Vectors, t: float, *, along_first:
     """
     columns = _columns(tensor, along_first)
     first, second, straight = arcs(vectors, t)
-    formula = _interpolated(along_first, bool(straight.any()))
-    return Map(formula.using(first, second, straight.astype(float), columns=columns), on_deltas=True)
-
-
-@functools.lru_cache
-def _sum_of_shares(models: int) -> Formula:
-    share = row(Given(0))
-    return Formula((add_up([delta(k) * share for k in range(models)]),))
+    place = column if along_first else row
+    a, b = deltas(2)
+    merged = a * place(first) + b * place(second)
+    if straight.any():
+        merged = where(place(straight.astype(float)), where(equal(a, b), a, merged), merged)
+    return Map(Formula((merged,), columns), on_deltas=True, nan_of=None)
 
 
 def stock(tensor: TensorInfo, vectors: Vectors) -> Map:
@@ -151,4 +130,6 @@ def stock(tensor: TensorInfo, vectors: Vectors) -> Map:
     cosine = vectors.cosine()
     cosine = np.where(1 + (models - 1) * cosine < NO_DIRECTION, 0.0, cosine)
     share = cosine / (1 + (models - 1) * cosine)
-    return Map(_sum_of_shares(models).using(share, columns=tensor.columns), on_deltas=True)
+    of_row = row(share)
+    merged = add_up([d * of_row for d in deltas(models)])
+    return Map(Formula((merged,), tensor.columns), on_deltas=True, nan_of=None)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 from ..errors import CheckpointError
-from ..expr.expression import Expr, Formula, Given, add_up, delta, kept, minimum, where, wrap
-from ..expr.library import Form, merged
+from ..expr.expression import Expr, Formula, add_up, delta, masked, minimum, value, where
+from ..expr.library import deltas
 from ..requests import KEEP_ALL, KEEP_NONE, ElectAndSum, KthLargest, Map, Mask, Moments, TopKMask
 from .base import Base, Steps, TensorInfo, total
 from .parameters import boolean, number
@@ -52,77 +51,62 @@ def band(density: float, gamma: float, count: int) -> tuple[int, int]:
     return top, top + middle
 
 
-Sides = tuple[tuple[bool, bool], ...]  # of each model: whether some of the largest are dropped, and of the smallest
+class Crumbs:
+    """Of each delta the masks that keep its largest, which are dropped, and all but its smallest; None: drops none."""
+
+    def __init__(self, largest: Sequence[Mask | None], rest: Sequence[Mask | None]) -> None:
+        self.largest, self.rest = largest, rest
+
+    def left(self) -> list[Expr]:
+        """Each delta where its magnitude is neither among the largest nor among the smallest, else 0."""
+        values = []
+        for k, (largest, rest) in enumerate(zip(self.largest, self.rest, strict=True)):
+            # Both masks take the first of equal magnitudes, so that what the first one keeps, the second one keeps too.
+            dropped = masked(delta(k), largest) if largest is not None else None
+            left = masked(delta(k), rest) if rest is not None else delta(k)
+            values.append(left if dropped is None else where(dropped, 0, left))
+        return values
 
 
-def crumbs(tensor: TensorInfo, p: Mapping[str, Any]) -> Generator[KthLargest, Any, tuple[Sides, list[Mask]]]:
-    """What is dropped of each delta, and the rules for `left`."""
+def find_crumbs(tensor: TensorInfo, p: Mapping[str, Any]) -> Generator[KthLargest, Any, Crumbs]:
     count = tensor.count
     bands = [band(d, g, count) for d, g in zip(p["density"], p["gamma"], strict=True)]
-    sides = tuple((top > 0, above < count or above == 0) for top, above in bands)
     ends = [
         (k, n)
-        for k, (ends, dropped) in enumerate(zip(bands, sides, strict=True))
-        for n in itertools.compress(ends, dropped)
+        for k, (top, above) in enumerate(bands)
+        for n in itertools.compress((top, above), (top > 0, above < count or above == 0))
     ]
     asked = [(k, n) for k, n in ends if n > 0]
     found = iter(())
     if asked:
         models, counts = zip(*asked, strict=True)
-        found = iter((yield KthLargest(counts, of=_deltas(models))))
-    return sides, [next(found).keep() if n > 0 else KEEP_NONE for _, n in ends]
+        found = iter((yield KthLargest(counts, of=Formula(tuple(map(delta, models))))))
+    masks = {(k, n): next(found).keep() if n > 0 else KEEP_NONE for k, n in ends}
+    return Crumbs(
+        [masks[k, top] if top > 0 else None for k, (top, _) in enumerate(bands)],
+        [masks.get((k, above)) if above < count or above == 0 else None for k, (_, above) in enumerate(bands)],
+    )
 
 
-@functools.lru_cache
-def _deltas(models: tuple[int, ...]) -> Formula:
-    return Formula(tuple(map(delta, models)))
-
-
-def left(sides: Sides) -> list[Expr]:
-    """Each delta where its magnitude is neither among the largest nor among the smallest, else 0."""
-    rules = map(Given, itertools.count())
-    values = []
-    for k, (top, bottom) in enumerate(sides):
-        # Both rules take the first of equal magnitudes, so that what the first one keeps, the second one keeps too.
-        largest = kept(delta(k), next(rules)) if top else None
-        value = kept(delta(k), next(rules)) if bottom else delta(k)
-        values.append(value if largest is None else where(largest, 0, value))
-    return values
-
-
-@functools.lru_cache
-def _both(sides: Sides) -> Formula:
-    return Formula((*map(delta, range(len(sides))), *left(sides)))
-
-
-@functools.lru_cache
-def _merged(sides: Sides, form: Form) -> Formula:
-    return Formula((merged(form.places(sum(map(sum, sides))), left(sides)),))
-
-
-def _rescaling(p: Mapping[str, Any], sides: Sides, rules: Sequence[Mask]) -> Generator[Moments, Any, list[float]]:
+def _rescaling(p: Mapping[str, Any], left: Sequence[Expr]) -> Generator[Moments, Any, list[float]]:
     """The factor that makes up for what was dropped, per model."""
-    models = len(sides)
+    models = len(left)
     if p["rescale"] != "l1" or not is_sparse(p):
         return (yield from rescaling(p, (KEEP_ALL,) * models))
-    both = _both(sides).using(*rules)
+    both = Formula((*deltas(models), *left))
     sums = [m.sum_abs for m in (yield Moments((KEEP_ALL,) * 2 * models, only_l1=True, of=both))]
     return [restored(*pair) for pair in zip(sums[:models], sums[models:], strict=True)]
 
 
 def _merge(tensor: TensorInfo, p: Mapping[str, Any], elect: bool) -> Generator[Any, Any, Map]:
-    sides, rules = yield from crumbs(tensor, p)
-    scale = yield from _rescaling(p, sides, rules)
+    left = (yield from find_crumbs(tensor, p)).left()
+    scale = yield from _rescaling(p, left)
     record = merge_kept(p, (KEEP_ALL,) * tensor.models, scale, elect=elect)
-    form = Form.of(record)
-    return Map(_merged(sides, form).using(*rules, *form.numbers(record)), on_deltas=True)
+    # Dropped elements that are not finite stay dropped.
+    return Map(Formula((record.merged(left),)), on_deltas=True, nan_of=None)
 
 
-def _passes(p: Mapping[str, Any]) -> int:
-    """1 by default; 2 where a density is between 0 and 1, 3 with rescale: l1"""
-    return 1 + is_sparse(p) + (is_sparse(p) and p["rescale"] == "l1")
-
-
+READS = "1 by default; 2 where a density is between 0 and 1, 3 with rescale: l1"
 KEPT = """t_k = r_k d_k where |d_k| is one of the int(density_k n) magnitudes below the int(gamma_k n) largest, else 0
 r_k = 1 (rescale: false),  |d_k|_1 / |kept d_k|_1 (l1),  1 / density_k (inverse_density)
 """
@@ -154,7 +138,7 @@ THE_PAPER = [
         LAMBDA,
         INT8_MASK,
     ],
-    passes=_passes,
+    reads=READS,
     formula=KEPT + SUMMED,
     paper=BREADCRUMBS,
     notes=NOTES,
@@ -171,7 +155,7 @@ def breadcrumbs(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     base=Base.REFERENCE,
     parameters=[WEIGHT, DENSITY, GAMMA, normalize_option(False), rescale_option("false"), *ELECTED],
     check=check_elected,
-    passes=_passes,
+    reads=READS,
     formula=KEPT + ELECTION,
     paper=BREADCRUMBS,
     notes=NOTES,
@@ -193,49 +177,22 @@ MOST = 256  # models: selecting and merging more would be a longer formula than 
 LARGEST_KEYS = {False: 0x7F7FFFFF, True: 0x7FEFFFFFFFFFFFFF}  # of what is finite in float32 and float64
 
 
-def spread(models: int) -> Expr:
+def spread(d: Sequence[Expr]) -> Expr:
     """K^3 times the variance over the models: no quotients, so that equal variances stay equal on coarse grids."""
-    d = [delta(k) for k in range(models)]
     total_delta = add_up(d)
-    apart = [x * models - total_delta for x in d]
+    apart = [x * len(d) - total_delta for x in d]
     return add_up([a * a for a in apart])
-
-
-@functools.lru_cache
-def _differing(models: int) -> Formula:
-    """1 where the spread is a number above 0, else NaN, which is not counted."""
-    by = spread(models)
-    return Formula((by / by,))
-
-
-@functools.lru_cache
-def _spread(models: int) -> Formula:
-    return Formula((spread(models),))
-
-
-def _selected(models: int, sparse: bool) -> list[Expr]:
-    """The deltas; where the rule `Given(0)` keeps the spread, else 0, if `sparse`."""
-    d = [delta(k) for k in range(models)]
-    if not sparse:
-        return d
-    selected = kept(spread(models), Given(0))
-    return [where(selected, x, 0) for x in d]
 
 
 def _largest(fp64: bool) -> float:
     return 2.0 ** (1023 if fp64 else 127)
 
 
-@functools.lru_cache
-def _squares(models: int, sparse: bool, fp64: bool, propagate: bool) -> Formula:
+def _squares(selected: Sequence[Expr], fp64: bool, propagate: bool) -> list[Expr]:
     """Of the selected deltas, bounded so that an overflow is seen in their sum; NaN of what is not finite."""
-    squares = [(x, minimum(wrap(_largest(fp64)), x * x)) for x in _selected(models, sparse)]
-    return Formula(tuple(square + x * 0 if propagate else square for x, square in squares))
-
-
-@functools.lru_cache
-def _merged_selected(form: Form) -> Formula:
-    return Formula((merged(form.places(1), _selected(form.models, True)),))
+    bound = value(_largest(fp64))
+    squares = [(x, minimum(bound, x * x)) for x in selected]
+    return [square + x * 0 if propagate else square for x, square in squares]
 
 
 def energy_shares(energies: Sequence[float], count: int, least: float) -> tuple[float, ...]:
@@ -244,11 +201,6 @@ def energy_shares(energies: Sequence[float], count: int, least: float) -> tuple[
     if not whole > least * count:
         return (1 / len(energies),) * len(energies)
     return tuple(e / whole for e in energies)
-
-
-def _sce_passes(p: Mapping[str, Any]) -> int:
-    """2 by default; 4 with a select_topk between 0 and 1"""
-    return 4 if 0 < p["select_topk"] < 1 else 2
 
 
 @method(
@@ -265,7 +217,7 @@ def _sce_passes(p: Mapping[str, Any]) -> int:
         number("uniform_below", low=0, default=0.0, help="sum of mean squares up to which all models weigh the same"),
         INT8_MASK,
     ],
-    passes=_sce_passes,
+    reads="2 by default; 4 with a select_topk between 0 and 1",
     formula="""v = variance of d_1 ... d_K,  m = one of the int(select_topk n_v) largest v,  n_v = number of v > 0
 e_k = mean of (m d_k)^2,  W_k = e_k / sum e_k,  1 / K where sum e_k <= uniform_below
 s = +1 where sum m d_k >= 0, else -1,  A = the models where m d_k has the sign s
@@ -287,27 +239,30 @@ y = x_0 + m sum_A W_k d_k / sum_A W_k,  without m in s, A and y with sce_mask_me
 )
 def sce(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Selects the elements on which models differ most, weighs models by their energy there, elects signs."""
-    models, everything = tensor.models, (KEEP_ALL,) * tensor.models
-    sparse = p["select_topk"] < 1
-    rule = (yield from _select(tensor, p["select_topk"])) if sparse else KEEP_ALL
-    squares = _squares(models, sparse, tensor.fp64, p["nonfinite"] == "propagate").using(rule)
+    models, d = tensor.models, deltas(tensor.models)
+    everything, selected = (KEEP_ALL,) * models, d
+    if p["select_topk"] < 1:
+        differing = spread(d)
+        chosen = masked(differing, (yield from _select(tensor, differing, p["select_topk"])))
+        selected = [where(chosen, x, 0) for x in d]
+    squares = Formula(_squares(selected, tensor.fp64, p["nonfinite"] == "propagate"))
     energies = [m.sum_abs for m in (yield Moments(everything, only_l1=True, of=squares))]
     if not max(energies) < _largest(tensor.fp64):
         raise CheckpointError(f"{tensor} has deltas whose squares overflow; a method that measures needs them.")
     weights = energy_shares(energies, tensor.count, p["uniform_below"])
     record = ElectAndSum(weights, everything, (1.0,) * models, weights, elect=True)
-    if not sparse or not p["sce_mask_merge"]:
+    if selected is d or not p["sce_mask_merge"]:
         return record
-    form = Form.of(record)
-    return Map(_merged_selected(form).using(rule, *form.numbers(record)), on_deltas=True)
+    return Map(Formula((record.merged(selected),)), on_deltas=True, nan_of=None)
 
 
-def _select(tensor: TensorInfo, share: float) -> Generator[Any, Any, Mask]:
+def _select(tensor: TensorInfo, by: Expr, share: float) -> Generator[Any, Any, Mask]:
     """The rule that keeps those spreads which are among the largest, or not finite."""
     if share > 0:
-        (ones,) = yield Moments((KEEP_ALL,), only_l1=True, of=_differing(tensor.models))
+        # 1 where the spread is a number above 0, else NaN, which is not counted.
+        (ones,) = yield Moments((KEEP_ALL,), only_l1=True, of=Formula((by / by,)))
         differing = int(ones.sum_abs)
         if differing:
-            (chosen,) = yield KthLargest((kept_count(share, differing),), of=_spread(tensor.models))
+            (chosen,) = yield KthLargest((kept_count(share, differing),), of=Formula((by,)))
             return chosen.keep()
     return TopKMask(LARGEST_KEYS[tensor.fp64], tie_end=0)

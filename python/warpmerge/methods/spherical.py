@@ -60,7 +60,6 @@ def _arc(theta: float, t: float) -> tuple[float, float]:
     base=Base.ENDPOINT,
     models=(2, 2),
     parameters=[number("t", required=True, help="0 gives the base model, 1 the other")],
-    passes=2,
     formula="""y = (sin((1 - t) theta) x_0 + sin(t theta) x_1) / sin theta,  theta = angle(x_0, x_1)
 y = (1 - t) x_0 + t x_1  where |cos theta| > 0.9995""",
     paper="Shoemake 1985, Animating rotation with quaternion curves",
@@ -103,7 +102,6 @@ def _check_nuslerp(p: Mapping[str, Any], models: int) -> None:
         ),
     ],
     check=_check_nuslerp,
-    passes=2,
     formula="""t = w_2 / (w_1 + w_2),  theta = angle(v_1, v_2),  v_k = d_k with a base, else x_k
 y = [x_0 +] (sin((1 - t) theta) v_1 + sin(t theta) v_2) / sin theta
 y = [x_0 +] (1 - t) v_1 + t v_2  where sin theta < 1e-6""",
@@ -147,7 +145,6 @@ def _check_multislerp(p: Mapping[str, Any], models: int) -> None:
         number("eps", low=0, default=1e-8, help="added to a norm before dividing by it; sums shorter than it are zero"),
     ],
     check=_check_multislerp,
-    passes=2,
     formula="""m = sum w_k v_k / (|v_k| + eps),  v_k = d_k with a base, else x_k
 y = [x_0 +] (sum w_k |v_k|) m / |m|
 y = [x_0 +] sum w_k v_k  where the directions cancel: |m| near 0
@@ -186,7 +183,6 @@ def _along(units: Sequence[float], norms: Sequence[float], length: float) -> Wei
         integer("max_iter", low=0, default=10, help="most steps; they cost nothing, the models are read twice anyway"),
         number("tol", low=0, default=1e-5, help="a step shorter than this (radians) is the last"),
     ],
-    passes=2,
     paper="Karcher 1977, Riemannian center of mass and mollifier smoothing",
     formula="""y = (mean of |x_k|) u,  u = the unit vector with the least sum angle(u, x_k)^2
 u <- cos|s| u + sin|s| s / |s|,  s = mean of (theta_k / sin theta_k) (x_k / |x_k| - cos theta_k u),
@@ -256,7 +252,6 @@ def _check_model_stock(p: Mapping[str, Any], models: int) -> None:
     models=(2, None),
     parameters=[boolean("filter_wise", default=False, help="one angle per row; a vector is one row")],
     check=_check_model_stock,
-    passes=2,
     paper="Jang et al. 2024, Model Stock: All we need is just a few fine-tuned models, arXiv 2403.19522",
     formula="""c = mean of cos angle(d_i, d_j) over all pairs
 t = K c / (1 + (K - 1) c)

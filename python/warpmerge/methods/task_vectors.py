@@ -5,14 +5,12 @@ The defaults are mergekit's; where the papers differ, the named options reach th
 
 from __future__ import annotations
 
-import functools
-import itertools
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from ..errors import RecipeError
-from ..expr.expression import Formula, Given, add_up, delta, given, kept
+from ..expr.expression import Formula, add_up, delta, masked
 from ..random import stream_key
 from ..requests import KEEP_ALL, KEEP_NONE, ElectAndSum, KthLargest, Mask, Moments, RandomMask, WeightedSum
 from .base import Base, Steps, TensorInfo, total
@@ -143,19 +141,10 @@ def merge_kept(p: Mapping[str, Any], keep: tuple[Mask, ...], scale: list[float],
 
 def majority(keep: tuple[Mask, ...], vote: tuple[float, ...]) -> Generator[Moments, Any, int]:
     """How many more elements have votes above zero than below."""
-    partial = tuple(rule != KEEP_ALL for rule in keep)
-    of = _votes(partial).using(*vote, *itertools.compress(keep, partial))
-    more, fewer = yield Moments((KEEP_ALL,) * 2, only_l1=True, of=of)
+    d = [delta(k) if rule == KEEP_ALL else masked(delta(k), rule) for k, rule in enumerate(keep)]
+    votes = add_up([x * v for x, v in zip(d, vote, strict=True)])
+    more, fewer = yield Moments((KEEP_ALL,) * 2, only_l1=True, of=Formula((votes > 0, votes < 0)))
     return int(more.sum_abs - fewer.sum_abs)
-
-
-@functools.lru_cache
-def _votes(partial: tuple[bool, ...]) -> Formula:
-    """Which votes are above zero, and below; given the ballots, then the rules of deltas that are kept in part."""
-    rules = map(Given, itertools.count(len(partial)))
-    d = [kept(delta(k), next(rules)) if part else delta(k) for k, part in enumerate(partial)]
-    votes = add_up([x * given(k) for k, x in enumerate(d)])
-    return Formula((votes > 0, votes < 0))
 
 
 def refuse_negative(weights: Sequence[float], instead: str) -> None:
@@ -183,6 +172,7 @@ SUMMED = """y = x_0 + lambda sum w_k t_k / Z
 Z = 1 (divisor: none),  sum w_k (weights; near 0 it counts as 1),  K (count)"""
 NO_NEGATIVE = "Negative weights are refused where agreeing weights are divided by: it adds what it should subtract."
 DRAWS = "Drops depend on seed, tensor name, model and element only; there on a global generator and the schedule."
+DARE_READS = "1 by default; 2 where a density is between 0 and 1, unless rescale is inverse_density or false"
 ONCE_PER_MODULE = "It merges the factors A and B of adapters, each by itself; here whole weights are merged."
 
 
@@ -206,12 +196,6 @@ def task_arithmetic(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     by = total(p["weight"]) if p["normalize"] else 1.0
     factor = p["lambda"] / (by if abs(by) >= ZERO_SUM else 1.0)
     return WeightedSum(tuple(w * factor for w in p["weight"]), on_deltas=True)
-    yield
-
-
-def _ties_passes(p: Mapping[str, Any]) -> int:
-    """1; 2 where a density is between 0 and 1, 3 if rescale is l1 as well; 1 more for cancelled: majority"""
-    return 1 + is_sparse(p) + (is_sparse(p) and p["rescale"] == "l1") + (p["cancelled"] == "majority")
 
 
 @method(
@@ -228,7 +212,7 @@ def _ties_passes(p: Mapping[str, Any]) -> int:
         scope("tensor", "model"),
     ],
     check=check_elected,
-    passes=_ties_passes,
+    reads="1; 2 where a density is between 0 and 1, 3 if rescale is l1 as well; 1 more for cancelled: majority",
     formula="t_k = r_k d_k where |d_k| is one of the int(density_k n) largest of the tensor, else 0\n"
     "r_k = 1 (rescale: false),  |d_k|_1 / |kept d_k|_1 (l1),  1 / density_k (inverse_density)\n" + ELECTION,
     paper="Yadav et al. 2023, TIES-Merging, arXiv 2306.01708",
@@ -272,16 +256,11 @@ def ties(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     return merged
 
 
-def _dare_passes(p: Mapping[str, Any]) -> int:
-    """1 by default; 2 where a density is between 0 and 1, unless rescale is inverse_density or false"""
-    return 1 + (is_sparse(p) and p["rescale"] == "l1")
-
-
 @method(
     "dare_linear",
     base=Base.REFERENCE,
     parameters=[WEIGHT, DENSITY, normalize_option(False), rescale_option("l1"), divisor_option(), LAMBDA, INT8_MASK],
-    passes=_dare_passes,
+    reads=DARE_READS,
     formula=DROPPED + "\n" + SUMMED,
     paper="Yu et al. 2023, Language models are Super Mario, arXiv 2311.03099",
     notes="Densities are rounded to steps of 1/65536, for rescale: inverse_density too.",
@@ -308,7 +287,7 @@ def dare_linear(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     base=Base.REFERENCE,
     parameters=[WEIGHT, DENSITY, normalize_option(False), rescale_option("l1"), *ELECTED],
     check=check_elected,
-    passes=_dare_passes,
+    reads=DARE_READS,
     formula=DROPPED + "\n" + ELECTION,
     paper="Yu et al. 2023, Language models are Super Mario, arXiv 2311.03099",
     notes="Densities are rounded to steps of 1/65536, for rescale: inverse_density too.",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..expr.expression import Formula, Given, add_up, base, column, delta, exp, given, maximum, row, where
+from ..expr.expression import Expr, Formula, add_up, base, column, exp, maximum, row, value, where
+from ..expr.library import deltas
 from ..requests import Copy, Map, Products, Rows
 from .base import Base, Steps, TensorInfo
 from .parameters import number
@@ -66,30 +67,22 @@ def scored(change: Any, ratio: float, calibration: float) -> Any:
     return np.where(ranks > ratio * (change.shape[1] - 1) / 2, calibration, powers / together)
 
 
-@functools.lru_cache
-def _base_and_deltas(models: int) -> Formula:
-    return Formula((base(), *(delta(k) for k in range(models))))
+def of_elements(d: Sequence[Expr], calibration: float, bounds: Sequence[float]) -> Expr:
+    """The sum of the models' shares of an element, which is as significant as its delta is large.
 
-
-@functools.lru_cache
-def _sizes(models: int) -> Formula:
-    return Formula(tuple(abs(delta(k)) for k in range(models)))
-
-
-@functools.lru_cache
-def _of_elements(models: int) -> Formula:
-    """Each model's share of an element, which is as significant as its delta is large; the sum of the shares.
-
-    given(0): what counts as standing out; then for each model above which magnitude it does.
+    calibration: the share of a model's delta that is larger than its bound.
     """
-    sizes = [abs(delta(k)) for k in range(models)]
+    sizes, outstanding = [abs(x) for x in d], value(calibration)
     largest = sizes[0]
     for size in sizes[1:]:
         largest = maximum(size, largest)
     powers = [exp(size - largest) for size in sizes]
     together = add_up(powers)
-    shares = [where(size > given(k + 1), given(0), powers[k] / together) for k, size in enumerate(sizes)]
-    return Formula((add_up([delta(k) * share for k, share in enumerate(shares)]),))
+    shares = [
+        where(size > bound, outstanding, power / together)
+        for size, bound, power in zip(sizes, bounds, powers, strict=True)
+    ]
+    return add_up([x * share for x, share in zip(d, shares, strict=True)])
 
 
 def sums(shape: tuple[int, ...], models: int) -> int:
@@ -102,12 +95,6 @@ def sums(shape: tuple[int, ...], models: int) -> int:
     return 8 * (2 * models + 1) * partial + 64 * models * max(rows, columns)
 
 
-@functools.lru_cache
-def _of_vectors(models: int, by_row: bool) -> Formula:
-    place = row if by_row else column
-    return Formula((add_up([delta(k) * place(Given(k)) for k in range(models)]),))
-
-
 @method(
     "widen",
     base=Base.REFERENCE,
@@ -115,7 +102,6 @@ def _of_vectors(models: int, by_row: bool) -> Formula:
         number("ratio", low=0, default=1.0, help="what is more significant than this times the mean stands out"),
         number("calibration", default=1.0, help="share of a model's delta where it stands out"),
     ],
-    passes=2,
     memory=sums,
     formula="""y = x_0 + sum (s_k + t_k) / 2 d_k,  for each column j
 s_k = softmax over the models of R_k,  calibration where R_k > ratio (mean of R_k over the columns)
@@ -141,16 +127,17 @@ def widen(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     ratio, calibration = p["ratio"], p["calibration"]
     if not tensor.count:
         return Copy()
+    d, columns = deltas(tensor.models), tensor.columns
     if not is_matrix(tensor):
-        found = yield Rows(_sizes(tensor.models).using(columns=tensor.columns))
+        found = yield Rows(Formula([abs(x) for x in d], columns))
         bounds = [ratio * (float(s) / tensor.count) * SLACK for (s,) in found]
-        return Map(_of_elements(tensor.models).using(calibration, *bounds), on_deltas=True)
+        return Map(Formula((of_elements(d, calibration, bounds),)), on_deltas=True, nan_of=None)
     by_row = any(name in tensor.name for name in EMBEDDINGS)
     values = range(1, tensor.models + 1)
     pairs = ((0, 0), *((0, k) for k in values), *((k, k) for k in values))
-    formula = _base_and_deltas(tensor.models).using(columns=tensor.columns)
-    sums = yield Products(formula, pairs, per_column=not by_row)
+    sums = yield Products(Formula((base(), *d), columns), pairs, per_column=not by_row)
     changed = changes(sums[0], sums[1 : tensor.models + 1], sums[tensor.models + 1 :])
     longer, turned = (scored(change, ratio, calibration) for change in changed)
-    formula = _of_vectors(tensor.models, by_row).using(*(longer + turned) / 2, columns=tensor.columns)
-    return Map(formula, on_deltas=True)
+    place = row if by_row else column
+    merged = add_up([x * place(share) for x, share in zip(d, (longer + turned) / 2, strict=True)])
+    return Map(Formula((merged,), columns), on_deltas=True, nan_of=None)

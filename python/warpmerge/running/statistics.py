@@ -57,7 +57,7 @@ class RunningVariance(Running):
         mean, squares, x = (delta(k) for k in range(3))
         change = (x - mean) * (1 / (self.count + 1))
         following = where(equal(change, 0), mean, mean + change)
-        return Map(Formula((following, squares + (x - mean) * (x - following))), on_deltas=False)
+        return Map(Formula((following, squares + (x - mean) * (x - following))), on_deltas=False, nan_of=None)
 
     def variance(self, *, dtype: Any = None) -> Tensors:
         """The variance of the floating-point tensors as a new state dict; see `mean`. Needs two checkpoints."""

@@ -23,7 +23,7 @@ from test_equality_adversarial import DELTAS
 from warpmerge import _core
 from warpmerge.backends.gpu.by_rank import answered, spelled
 from warpmerge.errors import MergeError
-from warpmerge.expr.expression import Formula, delta, kept
+from warpmerge.expr.expression import Formula, delta, masked
 from warpmerge.requests import KEEP_ALL, KEEP_NONE, ElectAndSum, Moments, RandomMask, RankMask, TopKMask
 
 SMALL_TILES = [(isa, 2, 512) for isa in ISAS]
@@ -163,7 +163,7 @@ def test_other_requests_are_left_alone():
 
 def test_refused():
     with pytest.raises(MergeError, match=r"rank\(k\)"):
-        Formula((kept(delta(0), ranked(5, 0.1, 0.2)),)).program(1, False)
+        Formula((masked(delta(0), ranked(5, 0.1, 0.2)),)).program(1, False)
     for step, columns in [(-1.0, 5), (1.0, 0)]:
         with pytest.raises(MergeError, match="at least 0 and the length"):
             RankMask(KEY, 100.0, step, columns)

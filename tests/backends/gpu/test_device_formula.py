@@ -76,7 +76,7 @@ def test_ties_end_anywhere(mode):
     limit = threshold([tensors[0].float() - base.float()], False)
     cases = []
     for tie_end in [0, 1, 4095, BLOCK, CHUNK - 1, CHUNK, CHUNK + 3, 2 * CHUNK, 3 * CHUNK + 4096, TILED]:
-        values = [f.kept(f.delta(0), TopKMask(limit, tie_end)), f.kept(f.delta(0) * 1.0, TopKMask(limit, tie_end))]
+        values = [f.masked(f.delta(0), TopKMask(limit, tie_end)), f.masked(f.delta(0) * 1.0, TopKMask(limit, tie_end))]
         cases.append(Case(Map(formula(values), True), tensors, base, outputs=2))
     compare(cases, [mode])
 
@@ -147,9 +147,9 @@ def test_tensors_of_one_structure_share_launches():
     base, tensors = family("bf16", 2, 700)
     cases = []
     for i in range(50):
-        kept = f.kept(f.delta(0) * (i + 0.5), TopKMask(120 << 23, i))
+        kept = f.masked(f.delta(0) * (i + 0.5), TopKMask(120 << 23, i))
         values = [
-            kept + f.column(np.full(7, i)) * f.draw(KEY + i) + f.kept(f.delta(1), RandomMask(KEY - i, 900 * i + 1))
+            kept + f.column(np.full(7, i)) * f.draw(KEY + i) + f.masked(f.delta(1), RandomMask(KEY - i, 900 * i + 1))
         ]
         cases.append(Case(Map(formula(values, 7), True), tensors, base))
     with place("resident", cases) as backend:

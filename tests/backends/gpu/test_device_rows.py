@@ -101,7 +101,7 @@ def test_ranks_in_tiles(columns, monkeypatch):
     """Loads and pieces of whole rows."""
     monkeypatch.setattr(flight, "TEMPORARIES", 1 << 16)
     base, tensors = family("bf16", 2, columns * (80_000 // columns))
-    values = formula([f.rank(0) * f.delta(1) + f.kept(f.delta(0), RandomMask(KEY, 30_000))], columns)
+    values = formula([f.rank(0) * f.delta(1) + f.masked(f.delta(0), RandomMask(KEY, 30_000))], columns)
     cases = [
         Case(Map(values, True), tensors, base),
         Case(Rows(values), tensors, base),

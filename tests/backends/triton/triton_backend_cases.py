@@ -135,7 +135,7 @@ def _(columns):
     base, tensors = family("bf16", 2, rows * columns)
     vectors = np.linspace(1, 2, rows), np.linspace(-1, 1, columns)
     value = (
-        f.row(vectors[0]) * f.delta(0) + f.column(vectors[1]) * f.draw(KEY) + f.kept(f.delta(1), RandomMask(5, 9999))
+        f.row(vectors[0]) * f.delta(0) + f.column(vectors[1]) * f.draw(KEY) + f.masked(f.delta(1), RandomMask(5, 9999))
     )
     compare(Map(formula([value], columns), True), tensors, base)
 
@@ -153,7 +153,7 @@ def several_tensors_of_one_structure():
     """Constants, rules, keys and vectors differ from tensor to tensor, the kernel does not."""
     base, tensors = family("bf16", 2, 700)
     for i in range(3):
-        kept = f.kept(f.delta(0) * (i + 0.5), TopKMask(120 << 23, i))
+        kept = f.masked(f.delta(0) * (i + 0.5), TopKMask(120 << 23, i))
         compare(Map(formula([kept + f.column(np.full(7, i)) * f.draw(KEY + i)], 7), True), tensors, base)
 
 

@@ -30,9 +30,9 @@ from warpmerge.expr.expression import (
     equal,
     exp,
     expm1,
-    kept,
     log,
     log1p,
+    masked,
     maximum,
     minimum,
     rank,
@@ -178,7 +178,7 @@ def random_formula(seed, inputs, length, fp64, count):
     def pick():
         return choose.choice(made[-12:])
 
-    unary = [abs, sqrt, lambda a: -a, lambda a: kept(a, choose.choice(rules)), lambda a: Expr(Op.POW2, (whole(a),)),
+    unary = [abs, sqrt, lambda a: -a, lambda a: masked(a, choose.choice(rules)), lambda a: Expr(Op.POW2, (whole(a),)),
              lambda a: a + draw(choose.getrandbits(64)) * 2.0**-16, lambda a: a * choose.gauss(0, 1)]  # fmt: skip
     binary = [lambda a, b: a + b, lambda a, b: a - b, lambda a, b: a * b, lambda a, b: a / b, minimum, maximum, equal,
               lambda a, b: a < b, lambda a, b: a <= b, lambda a, b: where(a < b, pick(), a)]  # fmt: skip
@@ -211,11 +211,11 @@ def _(dtype, cuts):
         generator = np.random.default_rng(seed)
         d = [delta(k) for k in range(2)]
         values = (
-            kept(d[0], RandomMask(2**64 - 1 - seed, 20_000)) + kept(d[1], TopKMask(ONE[fp64], 9000 + seed)),
+            masked(d[0], RandomMask(2**64 - 1 - seed, 20_000)) + masked(d[1], TopKMask(ONE[fp64], 9000 + seed)),
             draw(5 + seed) * d[0] + draw(2**63 + seed),
             row(generator.normal(size=rows)) * d[0] + column(generator.normal(size=columns)),
             rank(1) * 0.25 + rank(0) * (1.75 + seed),
-            kept(d[0] * 0.5, KEEP_NONE) + kept(d[0] * 0.5, KEEP_ALL),
+            masked(d[0] * 0.5, KEEP_NONE) + masked(d[0] * 0.5, KEEP_ALL),
         )
         problems.append(Problem(tensors, x_0, Formula(values, columns)))
     check(*problems, cuts=cuts)
@@ -283,7 +283,7 @@ def _(columns):
 def _(dtype, policy):
     x_0, tensors = poisoned(dtype, 3, 18_000)
     d = [delta(k) for k in range(3)]
-    rules = [kept(d[0], TopKMask(0x7F800000 if dtype != "fp64" else 0x7FF << 52, 7)), kept(d[1] / d[2], KEEP_ALL)]
+    rules = [masked(d[0], TopKMask(0x7F800000 if dtype != "fp64" else 0x7FF << 52, 7)), masked(d[1] / d[2], KEEP_ALL)]
     made = Formula((add_up(d), minimum(d[0], d[2]), *rules, base() * 2))
     for measure in (False, True):
         check(Problem(tensors, x_0, made, policy=policy), measure=measure)

@@ -11,8 +11,8 @@ from warpmerge.expr.expression import (
     delta,
     draw,
     exp,
-    kept,
     log,
+    masked,
     maximum,
     minimum,
     rank,
@@ -51,7 +51,7 @@ def places(d):
 def drawn(d):
     """DARE and TIES, with a weight for each element that is drawn."""
     kinds = [RandomMask(2**63 + 5, 30_000), TopKMask(0x3B03126F, 12_345)]
-    return add_up([kept(v, kinds[k % 2]) for k, v in enumerate(d)]) * (draw(7) * 2.0**-16)
+    return add_up([masked(v, kinds[k % 2]) for k, v in enumerate(d)]) * (draw(7) * 2.0**-16)
 
 
 EXAMPLES = {

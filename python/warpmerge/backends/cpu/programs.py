@@ -19,20 +19,26 @@ def native(task: TensorTask, formula: Formula, rows: bool = False) -> Any:
     """
     program = formula.program(len(task.inputs), task.fp64, functions=True)
     check_rows(task, program, rows)
-    found = program.__dict__.get("_native")
-    if found is None:
-        found = program.__dict__["_native"] = _core.Formula(
-            program.inputs,
-            program.code,
-            program.registers,
-            program.outputs,
-            program.constants,
-            [native_keep(rule) for rule in program.rules],
-            program.keys,
-            _float64(program.vectors),
-            max(1, program.columns),
+    if program.native is None:
+        program.native = native_of(program)
+    return program.native
+
+
+def native_of(program: Program) -> Any:
+    """The program as the native module has it. Its code is translated once for all programs of the structure."""
+    structure = program.structure
+    if structure.native is None:
+        structure.native = _core.Code(
+            structure.inputs, structure.code, structure.registers, structure.outputs, len(program.constants)
         )
-    return found
+    return _core.Formula(
+        structure.native,
+        program.constants,
+        [native_keep(rule) for rule in program.rules],
+        program.keys,
+        _float64(program.vectors),
+        max(1, program.columns),
+    )
 
 
 def native_keep(keep: Mask) -> Any:

@@ -74,7 +74,7 @@ class DeviceBackend:
 
     def launch(self, work: Sequence[Work]) -> Ticket:
         asked = [request for _, request in work]
-        work = [(task, spelled(request, task.fp64)) for task, request in work]
+        work = [(task, spelled(request, len(task.inputs))) for task, request in work]
         if all(_in_place(task) for task, _ in work):
             try:
                 return Ticket(asked, self._start_in_place(work))

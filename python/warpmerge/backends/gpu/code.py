@@ -11,21 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...expr.expression import Op
-from ...expr.program import Program
+from ...expr.operations import ARITY, Op
+from ...expr.program import Program, Structure
 
 FIELDS = 8
 LAST, NONE = 0xFFFF, 0xFFFE  # csrc/cuda/launch.h
 WARP = 32
 SHARED = 96 << 10  # bytes of operands of a warp, and constants, up to which they fit into shared memory
 FILE = 32 << 20  # bytes for those that do not
-
-ARITY = {
-    **dict.fromkeys((Op.ADD, Op.SUB, Op.MUL, Op.DIV, Op.MIN, Op.MAX, Op.LT, Op.LE, Op.EQ), 2),
-    **dict.fromkeys((Op.SQRT, Op.ABS, Op.NEG, Op.POW2, Op.EXPONENT, Op.KEEP), 1),
-    **dict.fromkeys((Op.DRAW, Op.ROW, Op.COLUMN, Op.RANK), 0),
-    Op.WHERE: 3,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +38,15 @@ class Code:
 
 def packed(program: Program) -> np.ndarray:
     """(instructions + ceil(values / 8), 8) int16."""
-    return _packed(program.code, program.outputs, program.ranked)
+    return _packed(program.structure)
 
 
 @functools.lru_cache(256)
-def _packed(code: tuple[tuple[int, ...], ...], outputs: tuple[int, ...], ranked: tuple[int, ...]) -> np.ndarray:
+def _packed(structure: Structure) -> np.ndarray:
+    code, outputs, ranked = structure.code, structure.outputs, structure.ranked
     rows = np.zeros((len(code), FIELDS), np.uint16)
     for number, (op, target, *operands, payload) in enumerate(code):
-        arity = ARITY[Op(op)]
+        arity = 0 if op == Op.RANK else ARITY[op]  # ranks are made before
         previous = code[number - 1][1] if number else -1
         fields = [LAST if o == previous else o for o in operands[:arity]] + [NONE] * (3 - arity)
         if op == Op.RANK:

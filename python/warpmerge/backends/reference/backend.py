@@ -1,4 +1,6 @@
-"""The reference: every kernel in plain PyTorch, written to be read. It defines what the compiled kernels compute.
+"""The reference: every request in plain PyTorch, written to be read. It defines what the compiled kernels compute.
+
+What is computed of each element is an expression, which expressions.py evaluates one operation at a time.
 
 Whole tensors are processed at once, so memory is bounded by a few copies of the largest one.
 """
@@ -27,12 +29,11 @@ from ...requests import (
     TensorFunction,
     WeightedSum,
 )
-from .expressions import all_same, evaluate, scalar
+from .expressions import all_same, evaluate
 from .measures import (
     finite,
     gram,
     histogram,
-    keep_mask,
     magnitude_keys,
     moments,
     philox_lanes,
@@ -47,7 +48,6 @@ __all__ = [
     "add_delta",
     "create",
     "digest",
-    "elect_and_sum",
     "evaluate",
     "gram",
     "histogram",
@@ -59,7 +59,6 @@ __all__ = [
     "row_ranks",
     "rows",
     "select",
-    "weighted_sum",
 ]
 
 
@@ -91,12 +90,8 @@ def _carry_out(task: TensorTask, request: Any) -> Outcome:
         return carry_out(task, request)
     x, base, nonfinite = _operands(task, request.on_deltas)
     count = task.info.count
-    if isinstance(request, WeightedSum):
-        outputs = [round_to(weighted_sum(x, base, request, m), task.out_dtype) for m in range(len(task.sinks))]
-        digests = [_write(task, y, m) for m, y in enumerate(outputs)]
-        return Outcome(digests[0], nonfinite)
-    if isinstance(request, ElectAndSum):
-        return Outcome(_write(task, round_to(elect_and_sum(x, base, request), task.out_dtype)), nonfinite)
+    if isinstance(request, WeightedSum | ElectAndSum):
+        request = request.as_map(len(x))
     if isinstance(request, Map):
         program = request.formula.program(len(x), task.fp64)
         values = evaluate(program, x, base)
@@ -184,35 +179,6 @@ def digest(data: np.ndarray) -> int:
 
 
 # --- combine --------------------------------------------------------------------------------------------------------
-
-
-def weighted_sum(x: list[torch.Tensor], base: torch.Tensor | None, request: WeightedSum, output: int) -> torch.Tensor:
-    coefficients = request.coefficients[output * len(x) : (output + 1) * len(x)]
-    total = x[0] * scalar(coefficients[0], x[0])
-    for d, c in zip(x[1:], coefficients[1:], strict=True):
-        total = total + d * scalar(c, d)
-    if base is not None:
-        return add_delta(base, total)
-    return torch.where(all_same(x), x[0], total) if request.agree else total
-
-
-def elect_and_sum(x: list[torch.Tensor], base: torch.Tensor, request: ElectAndSum) -> torch.Tensor:
-    kept = [torch.where(keep_mask(d, k), d, torch.zeros_like(d)) for d, k in zip(x, request.keep, strict=True)]
-    zero = torch.zeros_like(base)
-    votes, total, divisor = zero, zero, zero
-    votes_of = [d * scalar(b, d) for d, b in zip(kept, request.vote, strict=False)] if request.elect else []
-    for vote in votes_of:
-        votes = votes + vote
-    for k, (d, value) in enumerate(zip(kept, request.value, strict=True)):
-        term = d * scalar(value, d)
-        if request.elect:
-            agrees = torch.where(votes < 0, votes_of[k] < 0, votes_of[k] > 0)
-            term = torch.where(agrees, term, zero)
-            divisor = divisor + torch.where(agrees, scalar(request.divisor[k], d), zero)
-        total = total + term
-    divisor = torch.where(divisor == 0, torch.ones_like(divisor), divisor)
-    merged = total / divisor * scalar(request.lambda_, base)
-    return add_delta(base, torch.where(torch.isnan(votes), votes, merged))
 
 
 def add_delta(base: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...expr.expression import Op
+from ...expr.operations import Op
 from ...expr.program import Program
 from .measures import canonical, keep_mask, philox_lanes, row_ranks
 

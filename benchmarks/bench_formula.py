@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from warpmerge.expr import expression as f
-from warpmerge.expr.expression import Formula
+from warpmerge.expr.formula import Formula
 from warpmerge.requests import KEEP_ALL, Histogram, KthLargest, Map, Moments, Rows
 
 from .kernels import Case, cases, measure, reference, some_cases

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 from warpmerge.expr import expression as f
-from warpmerge.expr.expression import Formula
+from warpmerge.expr.formula import Formula
 from warpmerge.requests import Products
 
 from .bench_formula import columns

@@ -15,7 +15,8 @@ from warpmerge.backends.reference.backend import TorchBackend
 from warpmerge.dtypes import BY_NAME
 from warpmerge.engine import loop as engine
 from warpmerge.engine.tasks import Buffer, MemorySink, TensorTask
-from warpmerge.expr.expression import Expr, Formula
+from warpmerge.expr.expression import Expr
+from warpmerge.expr.formula import Formula
 from warpmerge.methods import TensorInfo, find
 
 ISAS = _core.isas()

@@ -16,7 +16,8 @@ from warpmerge.backends.gpu.tables import COLUMN_TILE
 from warpmerge.backends.reference.backend import products, row_ranks
 from warpmerge.backends.reference.backend import rows as row_sums
 from warpmerge.expr import expression as f
-from warpmerge.expr.expression import Expr, Formula
+from warpmerge.expr.expression import Expr
+from warpmerge.expr.formula import Formula
 from warpmerge.requests import NO_TIE_END, Map
 
 from ..programs import chain, median

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from .expr import library
-from .expr.expression import Expr, Formula
+from .expr.expression import Expr
+from .expr.formula import Formula
 from .expr.masks import KEEP_ALL, KEEP_NONE, NO_TIE_END, Mask, RandomMask, RankMask, TopKMask
 
 __all__ = [

@@ -7,7 +7,8 @@ from formula_helpers import assert_same_tensors, carry_out
 from kernel_helpers import ISAS, cpu, reference
 from warpmerge.expr import expression as f
 from warpmerge.expr.elementary import EXPANSIONS
-from warpmerge.expr.expression import Expr, Formula, Op, delta
+from warpmerge.expr.expression import Expr, Op, delta
+from warpmerge.expr.formula import Formula
 from warpmerge.requests import Map
 
 FLOATS = {"fp32": (np.float32, np.uint32), "fp64": (np.float64, np.uint64)}

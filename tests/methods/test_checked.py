@@ -57,7 +57,7 @@ REFERENCE, METADATA = wm.Base.REFERENCE, wm.Base.METADATA
         (REFERENCE, KthLargest((8, 0)), None, "counts are integers from 0 to 7"),
         (REFERENCE, KthLargest((1,)), None, "'counts' has 1 entries and not"),
         (REFERENCE, Moments((KEEP_ALL,)), None, "'keep' has 1 entries and not"),
-        (REFERENCE, Moments((KEEP_ALL, 1)), None, "keep consists of TopKMask and RandomMask"),
+        (REFERENCE, Moments((KEEP_ALL, 1)), None, "keep consists of TopKMask, RandomMask and RankMask"),
         (REFERENCE, None, ElectAndSum((1.0, 1.0), (KEEP_ALL,) * 2, elect=True), "'ballot' has 0 entries and not"),
         (REFERENCE, None, ElectAndSum((1.0, 1.0), (KEEP_ALL,) * 2, (1.0, 1.0)), "neither ballot nor divisor"),
         (REFERENCE, None, ElectAndSum((1.0, 1.0), (KEEP_ALL,) * 2, lambda_=None), "lambda_ is not a finite number"),

@@ -9,11 +9,7 @@ from kernel_helpers import DTYPES, assert_same_bits, family
 from oracles import assert_accurate
 from test_elementwise_methods import EVERY, expected, merged
 from test_gram_degenerate import DEGENERATE
-from warpmerge.backends.reference.backend import elect_and_sum, evaluate
 from warpmerge.errors import CheckpointError, RecipeError
-from warpmerge.expr.expression import Formula, delta
-from warpmerge.expr.library import merged as elected
-from warpmerge.requests import KEEP_ALL, ElectAndSum
 
 NAN, INF = float("nan"), float("inf")
 
@@ -233,21 +229,6 @@ def test_signs_of_zero_in_a_median():
     tensors = [torch.tensor([v]) for v in (-0.0, 0.0, -0.0)]
     assert merged("median", tensors).item() == 0
     assert_same_bits(merged("median", [tensors[0]] * 3), tensors[0])
-
-
-@pytest.mark.parametrize("elect", [True, False])
-def test_an_election_in_a_formula_is_that_of_the_kernel(elect):
-    """Also where votes cancel, are zero or NaN, and where divisors vanish."""
-    values = torch.tensor([0.0, -0.0, 1.0, -1.0, 2.0, -3.0, 1e-45, INF, -INF, NAN])
-    d = list(torch.cartesian_prod(values, values, values).T.contiguous())
-    votes = {"ballot": (1.0, 0.5, -1.0), "divisor": (0.5, 0.0, 0.3)} if elect else {}
-    request = ElectAndSum((1.0, -0.7, 0.3), (KEEP_ALL,) * 3, **votes, lambda_=0.9, elect=elect)
-    base = torch.full_like(d[0], 0.25)
-    (delta_of,) = evaluate(Formula((elected(request, [delta(k) for k in range(3)]),)).program(3, False), d, base)
-    got = torch.where(delta_of == 0, base, base + delta_of)
-    wanted = elect_and_sum(d, base, request)
-    assert torch.equal(got.isnan(), wanted.isnan())
-    assert_same_bits(got.nan_to_num(7), wanted.nan_to_num(7))
 
 
 # --- what is refused, and recipes -------------------------------------------------------------------------------------

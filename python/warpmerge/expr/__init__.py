@@ -2,7 +2,6 @@
 
 from .expression import (
     Expr,
-    Formula,
     add_up,
     base,
     column,
@@ -11,17 +10,21 @@ from .expression import (
     equal,
     exp,
     expm1,
-    kept,
+    literal,
     log,
     log1p,
+    masked,
     maximum,
     minimum,
+    nearest,
     rank,
     row,
     sqrt,
     tanh,
+    value,
     where,
 )
+from .formula import Formula
 
 __all__ = [
     "Expr",
@@ -34,14 +37,17 @@ __all__ = [
     "equal",
     "exp",
     "expm1",
-    "kept",
+    "literal",
     "log",
     "log1p",
+    "masked",
     "maximum",
     "minimum",
+    "nearest",
     "rank",
     "row",
     "sqrt",
     "tanh",
+    "value",
     "where",
 ]

@@ -20,19 +20,17 @@ import functools
 import operator
 import struct
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import MergeError
 from .masks import Mask, RankMask
 from .operations import Op
 
-if TYPE_CHECKING:
-    from .program import Program
-
-__all__ = ["Expr", "Formula", "Op"]
+__all__ = ["Expr", "Op"]
 
 # What has no operands, beside the operations without any: numbers below those of operations.
 DELTA, BASE, LITERAL, SLOT = -1, -2, -3, -4
+MOST_BITS = 65535  # the largest draw
 
 
 # Looked up once: a member of an enumeration costs as much to find as an expression to make.
@@ -170,10 +168,16 @@ def masked(a: Expr, mask: Mask) -> Expr:
     Raises MergeError for a RankMask of anything but a delta: ranks are those of the inputs.
     """
     if isinstance(mask, RankMask):
-        from .library import masked_by_rank
-
-        return masked_by_rank(a, mask)
+        return where(draw(mask.key) < rank_cut(a, mask), a, 0)
     return Expr(_KEEP, (a,), mask)
+
+
+def rank_cut(a: Expr, mask: RankMask) -> Expr:
+    """The number below which a draw keeps an element of this rank: low + step * rank, from 1 to MOST_BITS."""
+    if a.op != DELTA:
+        raise MergeError("a RankMask is for deltas: an expression has no rank in its row; mask its deltas instead.")
+    share = value(mask.low) + rank(a.payload, mask.columns) * float(mask.step)
+    return minimum(maximum(nearest(share), 1), MOST_BITS)
 
 
 def draw(key: int) -> Expr:
@@ -241,40 +245,3 @@ def divergence_near(a: Expr) -> Expr:
 def add_up(terms: Sequence[Expr]) -> Expr:
     """Their sum, the first two first."""
     return functools.reduce(operator.add, terms)
-
-
-class Formula:
-    """One or several expressions over the same inputs.
-
-    values: the expressions. columns: length of a row, for expressions that know rows or columns, unless a
-    `rank` knows it. first: the masks count
-    elements from here before the tensor's first one.
-    """
-
-    __slots__ = ("_programs", "columns", "first", "values")
-
-    def __init__(self, values: Sequence[Expr], columns: int = 0, first: int = 0) -> None:
-        self.values, self.columns, self.first = tuple(values), columns, first
-        self._programs: dict[tuple[int, bool, bool], Program] = {}
-
-    def __repr__(self) -> str:
-        return f"Formula({len(self.values)} values, columns={self.columns}, first={self.first})"
-
-    def starting(self, first: int) -> Formula:
-        """The formula for a tensor whose first element is element `first` for the masks."""
-        return Formula(self.values, self.columns, first)
-
-    def program(self, inputs: int, fp64: bool, functions: bool = False) -> Program:
-        """For this many inputs (the base not counted), in float64 if `fp64`.
-
-        functions: the backend has instructions for them; else they are expanded.
-
-        Raises MergeError if it is too long or names an input that is not there.
-        """
-        key = inputs, fp64, functions
-        found = self._programs.get(key)
-        if found is None:
-            from .program import program_of
-
-            found = self._programs[key] = program_of(self, *key)
-        return found

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..errors import MergeError
-from .expression import DELTA, Expr, add_up, delta, draw, equal, masked, maximum, minimum, nearest, rank, value, where
-from .masks import Mask, RankMask
-
-MOST_BITS = 65535  # the largest draw
+from .expression import DELTA, Expr, add_up, delta, equal, masked, value, where
+from .masks import Mask
 
 
 def deltas(models: int) -> list[Expr]:
@@ -64,19 +61,6 @@ def _votes(kept: Sequence[Expr], terms: Sequence[Expr], weights: Sequence[float]
     if tuple(votes) == tuple(weights):
         return list(terms)
     return [d * float(v) for d, v in zip(kept, votes, strict=True)]
-
-
-def masked_by_rank(a: Expr, mask: RankMask) -> Expr:
-    """`a` where the mask keeps it, else 0. Raises MergeError if `a` is not a delta, whose ranks alone are known."""
-    return where(draw(mask.key) < rank_cut(a, mask), a, 0)
-
-
-def rank_cut(a: Expr, mask: RankMask) -> Expr:
-    """The number below which a draw keeps an element of this rank: low + step * rank, from 1 to 65535."""
-    if a.op != DELTA:
-        raise MergeError("a RankMask is for deltas: an expression has no rank in its row; mask its deltas instead.")
-    share = value(mask.low) + rank(a.payload, mask.columns) * float(mask.step)
-    return minimum(maximum(nearest(share), 1), MOST_BITS)
 
 
 def all_masked(d: Sequence[Expr], masks: Sequence[Mask]) -> list[Expr]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import MergeError
 from .elementary import EXPANSIONS
-from .expression import BASE, DELTA, LITERAL, SLOT, Expr, Formula, number_of
+from .expression import BASE, DELTA, LITERAL, SLOT, Expr, number_of
 from .masks import Mask
 from .operations import Op
 
@@ -101,24 +101,23 @@ class Program:
 _kept: OrderedDict[tuple, Structure] = OrderedDict()
 
 
-def program_of(formula: Formula, inputs: int, fp64: bool, functions: bool) -> Program:
-    """See Formula.program."""
-    walk = _Walk(formula.values)
+def program_of(values: Sequence[Expr], columns: int, first: int, inputs: int, fp64: bool, functions: bool) -> Program:
+    """See Formula."""
+    walk = _Walk(values)
     key = inputs, fp64, functions, *walk.key
     structure = _kept.get(key)
     if structure is None:
-        structure = _kept[key] = compiled(formula.values, walk, inputs, fp64, functions)
+        structure = _kept[key] = compiled(values, walk, inputs, fp64, functions)
         if len(_kept) > MOST_KEPT:
             _kept.popitem(last=False)
     elif len(_kept) == MOST_KEPT:
         _kept[key] = structure  # another thread may have dropped it
         _kept.move_to_end(key)
     rules = tuple(walk.rules)
-    if formula.first:
-        rules = tuple(rule.offset_by(formula.first) for rule in rules)
+    if first:
+        rules = tuple(rule.offset_by(first) for rule in rules)
     constants = (*walk.constants, *structure.literals)
-    columns = formula.columns or walk.columns
-    return Program(structure, constants, rules, tuple(walk.keys), tuple(walk.vectors), columns)
+    return Program(structure, constants, rules, tuple(walk.keys), tuple(walk.vectors), columns or walk.columns)
 
 
 class _Walk:

@@ -74,6 +74,12 @@ class TensorInfo:
 Steps = Generator[Measure, Any, Combine]
 
 
+def usual_models(limits: tuple[int, int | None]) -> int:
+    """Three, or as near as a method's least and most inputs are to it."""
+    least, most = limits
+    return max(least, 3 if most is None else min(most, 3))
+
+
 def as_steps(function: Callable[..., Steps | Combine]) -> Callable[..., Steps]:
     """A method's function as a generator function; a plain one takes no steps before it returns."""
     if inspect.isgeneratorfunction(function):
@@ -99,12 +105,12 @@ class Method:
     base: Base
     parameters: tuple[Parameter, ...]
     steps: Callable[[TensorInfo, Mapping[str, Any]], Steps]
+    passes: Callable[[Mapping[str, Any]], int]  # reads of the inputs for these values: those of a matrix
     models: tuple[int, int | None] = (1, None)  # least and most inputs, a reference base not counted
     check: Callable[[Mapping[str, Any], int], None] = lambda values, models: None
     auxiliary: tuple[AuxiliaryTensor, ...] = ()  # what it needs of each model beside its weights
     memory: Callable[[tuple[int, ...], int], int] | None = None  # bytes of a tensor and so many models, where not tiles
-    declared_passes: Callable[[Mapping[str, Any]], int] | int | None = None  # None: those that `steps` shows
-    reads: str = ""  # `passes`, for people, where it depends on the values
+    reads_text: str = ""
     formula: str = ""
     paper: str = ""
     notes: tuple[str, ...] = ()
@@ -123,14 +129,16 @@ class Method:
     def built_in(self) -> bool:
         return self.module.startswith(f"{__package__}.")
 
-    def passes(self, values: Mapping[str, Any]) -> int:
-        """Reads of the inputs for these values: those of a matrix, where tensors differ."""
-        declared = self.declared_passes
-        if declared is not None:
-            return declared(values) if callable(declared) else declared
-        from .passes import passes_of
+    @property
+    def reads(self) -> str:
+        """`passes`, for people: its text, or the number with the defaults."""
+        return self.reads_text or str(self.passes(self.defaults()))
 
-        return passes_of(self, values)
+    def defaults(self) -> dict[str, Any]:
+        """Values of all parameters for the usual number of models; some number for those without a default."""
+        models = usual_models(self.models)
+        values = {p.name: 0.25 if p.required and p.default is None else p.default for p in self.parameters}
+        return {p.name: (values[p.name],) * models if p.per_model else values[p.name] for p in self.parameters}
 
     def preset(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The options that `given["semantics"]` sets, but not those whose short form is given.

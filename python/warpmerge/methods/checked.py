@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import MergeError
-from ..expr.expression import Formula
+from ..expr.formula import Formula
 from ..requests import (
     Copy,
     ElectAndSum,

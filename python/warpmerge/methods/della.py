@@ -7,8 +7,8 @@ from collections.abc import Generator, Mapping
 from typing import Any
 
 from ..errors import RecipeError
-from ..expr.expression import Expr, Formula, delta, draw, literal, where, wrap
-from ..expr.library import rank_cut
+from ..expr.expression import Expr, delta, draw, literal, rank_cut, where, wrap
+from ..expr.formula import Formula
 from ..random import stream_key
 from ..requests import KEEP_ALL, KEEP_NONE, ElectAndSum, Map, Mask, Moments, RankMask
 from .base import Base, Steps, TensorInfo

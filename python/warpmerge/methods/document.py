@@ -55,17 +55,6 @@ def preset_rows(method: Method) -> list[list[str]]:
     return rows
 
 
-def usual_passes(method: Method) -> int:
-    """Reads of the inputs with the defaults, of three models or as many as it takes."""
-    least, most = method.models
-    models = max(least, 3 if most is None else min(most, 3))
-    values = {}
-    for p in method.parameters:
-        value = 1.0 if p.required and p.default is None else p.default
-        values[p.name] = (value,) * models if p.per_model else value
-    return method.passes(values)
-
-
 def facts(method: Method) -> Iterator[tuple[str, str]]:
     """Titles and texts."""
     least, most = method.models
@@ -75,7 +64,7 @@ def facts(method: Method) -> Iterator[tuple[str, str]]:
         count + {Base.REFERENCE: " besides the base", Base.OPTIONAL: ", a base not counted"}.get(method.base, ""),
     )
     yield "base_model", method.base.value
-    yield "passes", method.reads or str(usual_passes(method))
+    yield "passes", method.reads
     if method.paper:
         yield "source", method.paper
     for note in method.notes:

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import CheckpointError
-from ..expr.expression import Expr, Formula, add_up, delta, equal, maximum, where
+from ..expr.expression import Expr, add_up, delta, equal, maximum, where
+from ..expr.formula import Formula
 from ..requests import Gram, Map
 from .auxiliary import AuxiliaryTensor
 from .base import Base, Steps, TensorInfo, check_sum

@@ -6,7 +6,8 @@ import math
 from collections.abc import Generator, Mapping
 from typing import Any
 
-from ..expr.expression import Expr, Formula, base, delta, divergence_near, exp, expm1_near, literal, log, row, where
+from ..expr.expression import Expr, base, delta, divergence_near, exp, expm1_near, literal, log, row, where
+from ..expr.formula import Formula
 from ..requests import Copy, KthLargest, Map, Rows
 from .base import Base, Steps, TensorInfo
 from .registry import method

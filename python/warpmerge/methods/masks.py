@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import RecipeError
-from ..expr.expression import Expr, Formula, add_up, delta, maximum, minimum, value, where
+from ..expr.expression import Expr, add_up, delta, maximum, minimum, value, where
+from ..expr.formula import Formula
 from ..expr.library import deltas
 from ..requests import KEEP_ALL, Map, Moments, TopKMask
 from .base import Base, Steps, TensorInfo
@@ -251,6 +252,7 @@ def rescaler(sum_of_task: float, sum_of_unified: float) -> float:
         scope("tensor", "model"),
     ],
     check=_check_emr,
+    reads="1; 2 with a task",
     formula="""s = +1 where sum d_k > 0, else -1
 t = s (the largest |d_k| of the models where d_k has the sign s; 0 where none has)
 y = x_0 + t,  x_0 + g t where d_task has the sign s, else x_0

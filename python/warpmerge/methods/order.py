@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..errors import RecipeError
-from ..expr.expression import Expr, Formula, add_up, equal, maximum, minimum, where
+from ..expr.expression import Expr, add_up, equal, maximum, minimum, where
+from ..expr.formula import Formula
 from ..expr.library import deltas
 from ..requests import Map, WeightedSum
 from .base import Base, Steps, TensorInfo

@@ -5,9 +5,7 @@ The method is sent answers as they would come from the deltas of an ordinary mat
 
 from __future__ import annotations
 
-import functools
-import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..requests import (
@@ -22,50 +20,65 @@ from ..requests import (
     Rows,
     Selection,
 )
-from .base import Method, TensorInfo
+from .auxiliary import AuxiliaryTensor
+from .base import Steps, TensorInfo, usual_models
+from .parameters import Parameter
 
 SIDE = 256  # rows and columns of the matrix
 KEY = 0x3F800000  # of the magnitude 1 in float32
 MOST = 64  # measurements: a method that takes more is taken to be caught by an answer
 
 
-def passes_of(method: Method, values: Mapping[str, Any]) -> int:
-    """Measurements and the combination that the method asks for with these values."""
-    try:
-        return _counted(method, tuple(sorted(values.items())))
-    except TypeError:  # a value that cannot be hashed, such as a state dict
-        return _count(method, values)
+Values = Mapping[str, Any]
 
 
-@functools.lru_cache(maxsize=1024)
-def _counted(method: Method, values: tuple[tuple[str, Any], ...]) -> int:
-    return _count(method, dict(values))
+class Counted:
+    """Reads of the inputs by the values of a method's parameters. models: least and most inputs it takes."""
 
+    def __init__(
+        self,
+        steps: Callable[[TensorInfo, Values], Steps],
+        parameters: Sequence[Parameter],
+        auxiliary: Sequence[AuxiliaryTensor] = (),
+        models: tuple[int, int | None] = (1, None),
+    ) -> None:
+        self._steps, self._auxiliary, self._limits = steps, auxiliary, models
+        self._per_model = [p.name for p in parameters if p.per_model]
+        self._known: dict[tuple, int] = {}
 
-def _count(method: Method, values: Mapping[str, Any]) -> int:
-    models = _models(method, values)
-    shape = (SIDE, SIDE)
-    auxiliary = tuple(found for kind in method.auxiliary for found in (kind.shape(shape),) * models if found)
-    tensor = TensorInfo("", SIDE * SIDE, models, shape=shape, auxiliary=auxiliary)
-    steps = method.steps(tensor, values)
-    answer = None
-    for measured in itertools.count():
-        try:
-            request = steps.send(answer)
-        except StopIteration:
-            return measured + 1
-        if measured == MOST or not isinstance(request, tuple(_ANSWERS)):
-            return measured + 2  # a function's answer cannot be known: the combination is taken to follow
-        answer = _ANSWERS[type(request)](request, tensor)
+    def __call__(self, values: Values) -> int:
+        key = tuple((name, value) for name, value in sorted(values.items()) if name not in self._sources)
+        if key not in self._known:
+            self._known[key] = self._count(values)
+        return self._known[key]
 
+    @property
+    def _sources(self) -> set[str]:
+        """Values that say where tensors are, not what is made of them."""
+        return {kind.name for kind in self._auxiliary}
 
-def _models(method: Method, values: Mapping[str, Any]) -> int:
-    """How many models the values are for; where none tells, a number that the method takes."""
-    for parameter in method.parameters:
-        if parameter.per_model and isinstance(values.get(parameter.name), tuple):
-            return len(values[parameter.name])
-    least, most = method.models
-    return max(least, 3 if most is None else min(most, 3))
+    def _count(self, values: Values) -> int:
+        models, shape = self._models(values), (SIDE, SIDE)
+        auxiliary = tuple(found for kind in self._auxiliary for found in (kind.shape(shape),) * models if found)
+        tensor = TensorInfo("", SIDE * SIDE, models, shape=shape, auxiliary=auxiliary)
+        steps = self._steps(tensor, values)
+        answer = None
+        for measured in range(MOST):
+            try:
+                request = steps.send(answer)
+            except StopIteration:
+                return measured + 1
+            if type(request) not in _ANSWERS:
+                return measured + 2  # what a function answers is not known: the combination is taken to follow
+            answer = _ANSWERS[type(request)](request, tensor)
+        return MOST
+
+    def _models(self, values: Values) -> int:
+        """How many models the values are for; where none tells, a number that the method takes."""
+        for name in self._per_model:
+            if isinstance(values.get(name), tuple) and values[name]:
+                return len(values[name])
+        return usual_models(self._limits)
 
 
 def _selections(request: KthLargest, tensor: TensorInfo) -> list[Selection]:

@@ -6,20 +6,8 @@ import math
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
-from ..expr.expression import (
-    Expr,
-    Formula,
-    add_up,
-    equal,
-    exp,
-    literal,
-    maximum,
-    minimum,
-    tanh,
-    value,
-    where,
-    wrap,
-)
+from ..expr.expression import Expr, add_up, equal, exp, literal, maximum, minimum, tanh, value, where, wrap
+from ..expr.formula import Formula
 from ..expr.library import deltas
 from ..requests import Copy, KthLargest, Map
 from .base import Base, Steps, TensorInfo

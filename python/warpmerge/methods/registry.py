@@ -18,6 +18,7 @@ from .auxiliary import AuxiliaryTensor
 from .base import Base, Method, Steps, TensorInfo, as_steps
 from .checked import checked
 from .parameters import NONFINITE, Parameter, choice
+from .passes import Counted
 
 GROUP = "warpmerge.methods"
 # Words of merge_tensors, merge_state_dicts and Pool.merge, and parameters that every method gets by itself.
@@ -71,14 +72,15 @@ def method(
         parameters = (*parameters, _semantics(list(meant)))
 
     def register(steps: Callable[[TensorInfo, Mapping[str, Any]], Steps | Combine]) -> Callable:
+        taken = as_steps(steps)
         made = Method(
             name,
             (inspect.getdoc(steps) or "").partition("\n")[0],
             base,
             parameters=(*parameters, NONFINITE),
-            steps=as_steps(steps),
-            declared_passes=passes,
-            reads=reads,
+            steps=taken,
+            passes=_passes(passes, Counted(taken, parameters, auxiliary, more.get("models", (1, None)))),
+            reads_text=reads,
             notes=_listed(notes),
             differences={source: _listed(what) for source, what in (differences or {}).items()},
             presets=meant,
@@ -90,6 +92,12 @@ def method(
         return steps
 
     return register
+
+
+def _passes(declared: Callable[[Mapping[str, Any]], int] | int | None, counted: Counted) -> Callable:
+    if declared is None:
+        return counted
+    return declared if callable(declared) else lambda values: declared
 
 
 def _listed(text: str | Sequence[str]) -> tuple[str, ...]:

@@ -12,7 +12,8 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
-from ..expr.expression import Formula, add_up, column, equal, row, where
+from ..expr.expression import add_up, column, equal, row, where
+from ..expr.formula import Formula
 from ..expr.library import deltas
 from ..requests import Map, Products
 from .base import TensorInfo

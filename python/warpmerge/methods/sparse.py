@@ -7,7 +7,8 @@ from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 from ..errors import CheckpointError
-from ..expr.expression import Expr, Formula, add_up, delta, masked, minimum, value, where
+from ..expr.expression import Expr, add_up, delta, masked, minimum, value, where
+from ..expr.formula import Formula
 from ..expr.library import deltas
 from ..requests import KEEP_ALL, KEEP_NONE, ElectAndSum, KthLargest, Map, Mask, Moments, TopKMask
 from .base import Base, Steps, TensorInfo, total

@@ -10,7 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import RecipeError
-from ..expr.expression import Formula, add_up, delta, masked
+from ..expr.expression import add_up, delta, masked
+from ..expr.formula import Formula
 from ..random import stream_key
 from ..requests import KEEP_ALL, KEEP_NONE, ElectAndSum, KthLargest, Mask, Moments, RandomMask, WeightedSum
 from .base import Base, Steps, TensorInfo, total

@@ -7,7 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..expr.expression import Expr, Formula, add_up, base, column, exp, maximum, row, value, where
+from ..expr.expression import Expr, add_up, base, column, exp, maximum, row, value, where
+from ..expr.formula import Formula
 from ..expr.library import deltas
 from ..requests import Copy, Map, Products, Rows
 from .base import Base, Steps, TensorInfo

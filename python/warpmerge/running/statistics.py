@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RecipeError
-from ..expr.expression import Formula, delta, equal, where
+from ..expr.expression import delta, equal, where
+from ..expr.formula import Formula
 from ..requests import Combine, Map, WeightedSum
 from .state import Running, Tensors
 

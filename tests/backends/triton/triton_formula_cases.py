@@ -20,7 +20,6 @@ from warpmerge.backends.gpu.tables import blocks_of, chunks_of, is_aligned, keep
 from warpmerge.backends.reference import backend as reference
 from warpmerge.expr.expression import (
     Expr,
-    Formula,
     Op,
     add_up,
     base,
@@ -42,6 +41,7 @@ from warpmerge.expr.expression import (
     where,
     wrap,
 )
+from warpmerge.expr.formula import Formula
 from warpmerge.requests import KEEP_ALL, KEEP_NONE, RandomMask, TopKMask
 from warpmerge.triton_kernels import formula, ranks
 

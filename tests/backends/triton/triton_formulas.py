@@ -4,7 +4,6 @@ from types import SimpleNamespace
 
 import numpy as np
 from warpmerge.expr.expression import (
-    Formula,
     add_up,
     base,
     column,
@@ -19,6 +18,7 @@ from warpmerge.expr.expression import (
     row,
     sqrt,
 )
+from warpmerge.expr.formula import Formula
 from warpmerge.requests import RandomMask, TopKMask
 
 COLUMNS = 1024

@@ -7,7 +7,7 @@ from typing import Any
 from ... import _core
 from ...engine.tasks import TensorTask
 from ...errors import MergeError
-from ...expr.expression import Formula
+from ...expr.formula import Formula
 from ...expr.program import Program
 from ...requests import NO_TIE_END, Mask, RandomMask, RankMask
 

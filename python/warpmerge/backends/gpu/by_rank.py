@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...expr.expression import Formula, delta, masked
+from ...expr.expression import delta, masked
+from ...expr.formula import Formula
 from ...requests import KEEP_ALL, ElectAndSum, Moments, MomentsResult, RankMask
 
 

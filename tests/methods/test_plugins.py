@@ -238,14 +238,9 @@ def test_a_definition_that_is_run_again_replaces_itself():
     assert wm.merge_tensors([np.ones(2), np.zeros(2)], "mine").tolist() == [1, 1]
 
 
-def plain(tensor, p):
-    return Copy()
-
-
 @pytest.mark.parametrize(
     ("make", "part"),
     [
-        (lambda: wm.method("m", base=wm.Base.METADATA)(plain), "'m' is not a generator function; "),
         (lambda: define(""), "the name of a merge method is a string, got ''"),
         (lambda: define(7), "the name of a merge method is a string, got 7"),
         (lambda: define(parameters=[number("a"), boolean("a")]), "'a' is given twice"),

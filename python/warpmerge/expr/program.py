@@ -3,7 +3,8 @@
 A model has thousands of tensors, and a method builds the same expressions with other numbers for each. So a program has
 two parts: its structure, which is compiled once and kept, and what fills its slots. `_Walk` goes over the expressions
 once. It writes down their structure as a tuple of integers, by which compiled structures are looked up, and collects
-the numbers, masks, keys and vectors. To compile 32 instructions takes about 100 us, to find them again about 15 us.
+the numbers, masks, keys and vectors. For an election among three models, 32 instructions, it takes 15 us to build the
+expressions, 160 us to compile them and 12 us to find the compiled structure again.
 """
 
 from __future__ import annotations
@@ -133,29 +134,38 @@ class _Walk:
         self.nodes = nodes = list(position)
         self.key = key = [len(values), *(position[expr] for expr in values)]
         self.columns = 0
-        self.constants, self.rules, self.keys, self.vectors = constants, rules, keys, vectors = [], [], [], []
+        self.constants: list[float] = []
+        self.rules: list[Mask] = []
+        self.keys: list[int] = []
+        self.vectors: list[Any] = []
+        constants = self.constants
         find, write = position.get, key.append
         for expr in nodes:  # which grows: an operand is put behind what reads it first
             op = expr.op
             write(op)
-            for operand in expr.args:
-                number = find(operand)
-                if number is None:
-                    number = position[operand] = len(nodes)
-                    nodes.append(operand)
-                write(number)
             if op == SLOT:
                 constants.append(expr.payload)
-            elif op in (DELTA, LITERAL):
+            elif op < 0:
                 write(expr.payload)
-            elif op == _KEEP:
-                rules.append(expr.payload)
-            elif op == _DRAW:
-                keys.append(expr.payload)
-            elif op in (_ROW, _COLUMN):
-                vectors.append(expr.payload)
-            elif op == _RANK:
-                self.columns = self.columns or expr.payload
+            else:
+                for operand in expr.args:
+                    number = find(operand)
+                    if number is None:
+                        number = position[operand] = len(nodes)
+                        nodes.append(operand)
+                    write(number)
+                if expr.payload is not None:
+                    self._place(op, expr.payload)
+
+    def _place(self, op: int, payload: Any) -> None:
+        if op == _KEEP:
+            self.rules.append(payload)
+        elif op == _DRAW:
+            self.keys.append(payload)
+        elif op == _RANK:
+            self.columns = self.columns or payload
+        else:
+            self.vectors.append(payload)
 
 
 def compiled(values: Sequence[Expr], walk: _Walk, inputs: int, fp64: bool, functions: bool) -> Structure:

@@ -149,7 +149,7 @@ def test_listing_loads_plugins(tmp_path):
             "@wm.method('half', base=wm.Base.METADATA)\ndef half(t, p):\n    return wm.requests.Copy()\n    yield\n"
             "@wm.method('ties', base=wm.Base.METADATA)\ndef ties(t, p):\n    return wm.requests.Copy()\n    yield\n",
             "",
-            "RecipeError: merge method 'ties' is already registered by ties of the module "
+            "UsageError: merge method 'ties' is already registered by ties of the module "
             "warpmerge.methods.task_vectors; give the one of broken another name",
         ),
     ],

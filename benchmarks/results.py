@@ -4,14 +4,16 @@
     python -m benchmarks.results table benchmarks/results/FILE.json
     python -m benchmarks.results readme benchmarks/results/FILE.json
 
-A second `collect` on the same machine and commit replaces the rows that were measured again and keeps the
-rest.
+A second `collect` on the same machine and commit replaces the rows that were measured again and keeps the rest. Rows of
+the machine's earlier commits go once they were measured again, and a file without rows is deleted.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from .machine import ROOT
 
 FOLDER = ROOT / "benchmarks" / "results"
 MARKERS = ("<!-- benchmarks:begin -->", "<!-- benchmarks:end -->")
+COMMIT = r"[0-9a-f]{7,40}(-dirty)?|uncommitted"
 ROUNDS_KEPT = 20  # of a micro-benchmark's thousands of rounds the statistics say enough
 
 
@@ -27,18 +30,36 @@ def collect(measured: Path, folder: Path = FOLDER, name: str | None = None) -> P
     """Merges one pytest-benchmark file into the result file of its machine and commit."""
     report = json.loads(measured.read_text())
     about = report["machine_info"].get("warpmerge") or machine.describe()
-    path = folder / f"{name or machine.slug(about)}-{about['commit']}.json"
-    rows: dict[str, Any] = {}
-    if path.exists():
-        rows = {row["id"]: row for row in json.loads(path.read_text())["rows"]}
-    for benchmark in report["benchmarks"]:
-        row = _row(benchmark)
-        if row.keys() & {"what", "kernel"}:  # else its test failed
-            rows[row["id"]] = row
-    folder.mkdir(parents=True, exist_ok=True)
-    result = {"format": 1, "date": report["datetime"][:10], "machine": about, "rows": list(rows.values())}
-    path.write_text(json.dumps(rounded(result), indent=1) + "\n")
+    made = [_row(benchmark) for benchmark in report["benchmarks"]]
+    rows = {row["id"]: row for row in made if row.keys() & {"what", "kernel"}}  # else its test failed
+    stem = name or machine.slug(about)
+    path = folder / f"{stem}-{about['commit']}.json"
+    earlier = [file for file in folder.glob(f"{stem}-*.json") if re.fullmatch(COMMIT, file.stem[len(stem) + 1 :])]
+    for file in earlier:
+        result = json.loads(file.read_text())
+        kept = [row for row in result["rows"] if row["id"] not in rows]
+        if file == path:
+            rows = {row["id"]: row for row in result["rows"]} | rows
+        elif kept:
+            write(result | {"rows": kept}, file)
+        else:
+            file.unlink()
+    write({"format": 1, "date": report["datetime"][:10], "machine": about, "rows": list(rows.values())}, path)
     return path
+
+
+def write(result: dict[str, Any], path: Path) -> None:
+    """Writes a result as JSON, one line for each entry of its lists. A reader sees the old file or the new one."""
+    fields = []
+    for name, value in rounded(result).items():
+        text = json.dumps(value)
+        if isinstance(value, list) and value:
+            text = "[\n" + ",\n".join(json.dumps(item) for item in value) + "\n]"
+        fields.append(f"{json.dumps(name)}: {text}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text("{\n" + ",\n".join(fields) + "\n}\n", encoding="utf-8")
+    unfinished.replace(path)
 
 
 def _row(benchmark: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import json
 import sys
 from typing import Any
 
-from .. import machine, peers
+from .. import machine, peers, results
 from . import accuracy, agreement, drops, page
 from .cases import CASES
 from .run import peer_results
@@ -38,7 +38,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.page_only:
         peers.install()
-        page.RESULTS.write_text(json.dumps(measured(arguments.backend), indent=1) + "\n", encoding="utf-8")
+        results.write(measured(arguments.backend), page.RESULTS)
     result = json.loads(page.RESULTS.read_text(encoding="utf-8"))
     page.PAGE.write_text(page.render(result), encoding="utf-8")
     odd = [(row, outcome) for row in result["agreement"] for outcome in agreement.unexpected(row)]

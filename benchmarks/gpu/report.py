@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import re
 import time
@@ -54,15 +53,14 @@ def make(
     about: dict[str, Any], rows: list[dict[str, Any]], outcomes: list[dict[str, Any]], tests: dict[str, Any] | None
 ) -> dict[str, Any]:
     result = {"format": 1, "date": time.strftime("%Y-%m-%d"), "machine": about, "rows": rows, "sections": outcomes}
-    return results.rounded(result | ({"tests": tests} if tests is not None else {}))
+    return result | ({"tests": tests} if tests is not None else {})
 
 
 def write(result: dict[str, Any], folder: Path) -> Path:
     about = result["machine"]
     slug = re.sub(r"[^a-z0-9]+", "-", (about["gpu"] or "no gpu").lower()).strip("-")
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{slug}-{about['commit']}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    results.write(result, path)
     return path
 
 

@@ -44,14 +44,15 @@ def collect(measured: Path, folder: Path = FOLDER, name: str | None = None) -> P
             write(result | {"rows": kept}, file)
         else:
             file.unlink()
-    write({"format": 1, "date": report["datetime"][:10], "machine": about, "rows": list(rows.values())}, path)
+    result = {"format": 1, "date": report["datetime"][:10], "machine": about, "rows": list(rows.values())}
+    write(rounded(result), path)
     return path
 
 
 def write(result: dict[str, Any], path: Path) -> None:
     """Writes a result as JSON, one line for each entry of its lists. A reader sees the old file or the new one."""
     fields = []
-    for name, value in rounded(result).items():
+    for name, value in result.items():
         text = json.dumps(value)
         if isinstance(value, list) and value:
             text = "[\n" + ",\n".join(json.dumps(item) for item in value) + "\n]"

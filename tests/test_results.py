@@ -58,7 +58,7 @@ def test_a_row_is_a_line(tmp_path):
     }
     path = tmp_path / "new" / "result.json"
     results.write(result, path)
-    assert json.loads(path.read_text()) == results.rounded(result)
+    assert json.loads(path.read_text()) == result
     assert len(path.read_text().splitlines()) == len(["{", "format", "machine", "rows [", "é", "b", "]", "}"])
     results.write({"rows": []}, path)
     assert json.loads(path.read_text()) == {"rows": []} and list(path.parent.iterdir()) == [path]

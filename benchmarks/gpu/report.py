@@ -60,7 +60,7 @@ def write(result: dict[str, Any], folder: Path) -> Path:
     about = result["machine"]
     slug = re.sub(r"[^a-z0-9]+", "-", (about["gpu"] or "no gpu").lower()).strip("-")
     path = folder / f"{slug}-{about['commit']}.json"
-    results.write(result, path)
+    results.write(results.rounded(result), path)
     return path
 
 

@@ -41,7 +41,7 @@ def small(rng: np.random.Generator, n: int) -> list[np.ndarray]:
     return [base, *(base + rng.normal(scale=4.0**k * 1e-5, size=n) for k in range(MODELS))]
 
 
-def fp64(rng: np.random.Generator, n: int) -> list[np.ndarray]:
+def wide(rng: np.random.Generator, n: int) -> list[np.ndarray]:
     """Models that have nothing to do with each other: angles near a right one, and lengths that differ."""
     return [rng.normal(scale=0.1 * (1 + k), size=n) for k in range(MODELS + 1)]
 
@@ -64,7 +64,7 @@ def opposite(rng: np.random.Generator, n: int) -> list[np.ndarray]:
 
 
 KINDS: dict[str, Callable[[np.random.Generator, int], list[np.ndarray]]] = {
-    f.__name__: f for f in (random, exact, sparse, small, fp64, frozen, identical, opposite)
+    f.__name__: f for f in (random, exact, sparse, small, wide, frozen, identical, opposite)
 }
 
 

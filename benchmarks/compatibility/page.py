@@ -26,7 +26,7 @@ def render(result: Row) -> str:
         shapes=", ".join(map(_shape, sorted(shapes, key=lambda s: (len(s), s)))),
         order=ORDER,
         sums=SUMS,
-        fp64=WIDE,
+        wide=WIDE,
         summing=", ".join(f"`{m}`" for m in sorted(SUMMING)),
     )
     blocks = ["\n".join(textwrap.fill(line, 120, subsequent_indent="  ") for line in introduction.split("\n"))]

@@ -13,7 +13,7 @@ the reasons are written by hand.
 - **ulps** are distances of neighbouring numbers at the size of the largest operand of an element, base or model. In
   float32 results agree up to {order} of them, and up to {sums} for methods that take angles or energies from sums over
   a tensor, which mergekit takes in float32: {summing}.
-  In float64 they agree up to {fp64} ulps, 2.3e-13 of an operand; another formula does not stay below that.
+  In float64 they agree up to {wide} ulps, 2.3e-13 of an operand; another formula does not stay below that.
 - **Data** are described at the [end of this page](#data). Where a threshold or an election decides there are no ties:
   of equal magnitudes mergekit keeps any, warpmerge the first."""
 

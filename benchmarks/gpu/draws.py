@@ -26,7 +26,7 @@ def count_below(key, cut, counts, BITS: tl.constexpr, CALLS: tl.constexpr, STEPS
             total += ((c & 0xFFFF) < limit).to(tl.int32) + ((c >> 16) < limit).to(tl.int32)
             total += ((d & 0xFFFF) < limit).to(tl.int32) + ((d >> 16) < limit).to(tl.int32)
         else:
-            fp64 = limit << 16
-            total += (a < fp64).to(tl.int32) + (b < fp64).to(tl.int32)
-            total += (c < fp64).to(tl.int32) + (d < fp64).to(tl.int32)
+            scaled = limit << 16
+            total += (a < scaled).to(tl.int32) + (b < scaled).to(tl.int32)
+            total += (c < scaled).to(tl.int32) + (d < scaled).to(tl.int32)
     tl.store(counts + program, tl.sum(total, axis=0))

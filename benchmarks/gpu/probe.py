@@ -13,7 +13,7 @@ def main() -> None:
     versions = {}
     try:
         versions["torch_cuda"] = importlib.import_module("torch").version.cuda or ""
-        native = importlib.import_module("warpmerge.backends.cuda").native()
+        native = importlib.import_module("warpmerge.backends.gpu.cuda").native()
         versions["cuda_runtime"] = ".".join(map(str, native.runtime_version()))
         versions["cuda_architectures"] = ",".join(native.architectures())
     except ImportError:

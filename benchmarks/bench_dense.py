@@ -22,6 +22,8 @@ import pytest
 import torch
 import warpmerge as wm
 
+from .figures import ratio
+
 SHAPE = (896, 4864)
 MODELS = 3
 ROUNDS = 3
@@ -101,11 +103,10 @@ def test_dense(benchmark, method: str) -> None:
     benchmark.pedantic(merge, setup=setup, rounds=ROUNDS)
     if benchmark.stats is None:
         return
-    ratios = [a / b for a, b in zip(benchmark.stats.stats.data, torch_seconds, strict=True)]
     benchmark.extra_info |= {
         "what": method,
         "shape": f"{SHAPE[0]} x {SHAPE[1]}",
         "models": MODELS,
         "torch": {"name": name, "median": statistics.median(torch_seconds)},
-        "ratio": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
+        "ratio": ratio(benchmark.stats.stats.data, torch_seconds),
     }

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from warpmerge.requests import ElectAndSum, KthLargest, RandomMask, TopKMask
 
-from .kernels import COUNT, THREADS, WEIGHTS, Case, carry_out, cases, make_task, measure, native, reference, some_cases
+from .kernels import COUNT, THREADS, Case, cases, make_task, measure, native, reference, some_cases
+from .operands import WEIGHTS, carry_out
 
 
 @cases(what="ties")

@@ -10,9 +10,7 @@ import os
 import shutil
 import statistics
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 from warpmerge.plan.file_plan import make_plan
@@ -23,6 +21,7 @@ from .baseline import cat_cp, fastest_disk_read
 from .cases import FURTHER, METHODS, TARGET_SHAPE, Case, make_case, total_bytes
 from .check import check_output
 from .conftest import bench_dir
+from .figures import ratio, spread
 
 REGIMES = {
     # name: (sync, cold). Cold runs do not sync, so that they wait for the reads and nothing else.
@@ -117,14 +116,17 @@ def measure(benchmark, case: Case, scratch: Path, regime: str, rounds: int, shap
         "bytes_written": written,
         "gb_per_s": (read + written) / statistics.median(seconds) / 1e9,
         "roof": {"name": "cat+cp", **spread(baseline)},
-        "ratio": spread([a / b for a, b in zip(seconds, baseline, strict=True)]),
+        "ratio": ratio(seconds, baseline),
         "peak_anonymous_mb": round(peak, 1),
         "reach": case.method.reach if shape == TARGET_SHAPE else None,
         "aim": case.method.aim if shape == TARGET_SHAPE else None,
     }
     if disk:
-        ratio = spread([a / b for a, b in zip(seconds, disk_seconds, strict=True)])
-        benchmark.extra_info["disk"] = {"name": str(disk), **spread(disk_seconds), "ratio": ratio}
+        benchmark.extra_info["disk"] = {
+            "name": str(disk),
+            **spread(disk_seconds),
+            "ratio": ratio(seconds, disk_seconds),
+        }
 
 
 def passes(case: Case) -> int:
@@ -141,10 +143,6 @@ def clear(*folders: Path) -> None:
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
     os.sync()
-
-
-def spread(values: Sequence[float]) -> dict[str, Any]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def startup(benchmark, what: str, reach: float, command: list[str], cwd: Path) -> None:

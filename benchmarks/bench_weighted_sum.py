@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from warpmerge.requests import WeightedSum
 
-from .kernels import WEIGHTS, Case, cases, measure
+from .kernels import Case, cases, measure
+from .operands import WEIGHTS
 
 
 @cases(Case(models=2), Case(models=8))

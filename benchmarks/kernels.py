@@ -22,11 +22,13 @@ import torch
 from warpmerge import _core
 from warpmerge.backends.cpu.backend import CpuBackend
 from warpmerge.backends.reference.backend import TorchBackend
-from warpmerge.dtypes import BY_NAME
-from warpmerge.engine.tasks import Buffer, MemorySink, Request, TensorTask
-from warpmerge.methods import TensorInfo
+from warpmerge.engine.tasks import Request, TensorTask
 from warpmerge.requests import Combine, HistogramResult
 from warpmerge.threads import thread_count
+
+from . import operands
+from .figures import rates
+from .operands import DTYPES, carry_out, random_model, same_bits
 
 COUNT = 32 << 20  # elements: 64 MiB of bf16 per operand
 CHECKED = 300_001  # elements compared with the reference before timing: whole blocks, and a rest
@@ -38,8 +40,6 @@ REFERENCE_ROUNDS = 3
 
 ISAS = _core.isas()
 THREADS = thread_count()
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-WEIGHTS = (0.51, 0.33, 0.237, 0.118, 0.291, 0.173, 0.419, 0.067)
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,7 @@ def reference(**more: Any) -> Case:
 
 @cache
 def operand(dtype: str, index: int) -> torch.Tensor:
-    """The base (0), like a layer's weights, or a fine-tune of it (1, 2, ...)."""
-    generator = torch.Generator().manual_seed(index)
-    values = torch.randn(COUNT, generator=generator)
-    values = values * 0.02 if index == 0 else operand("fp32", 0) + values * 2e-3
-    return values.to(DTYPES[dtype])
+    return random_model(COUNT, index, DTYPES[dtype])
 
 
 @cache
@@ -89,25 +85,10 @@ def result(dtype: str) -> torch.Tensor:
     return torch.zeros(COUNT, dtype=DTYPES[dtype])
 
 
-def _buffer(tensor: torch.Tensor) -> Buffer:
-    nbytes = tensor.numel() * tensor.element_size()
-    return Buffer(nbytes, BY_NAME[str(tensor.dtype).removeprefix("torch.")], tensor.data_ptr(), owner=tensor)
-
-
 def make_task(case: Case, *, base: bool, count: int, out: torch.Tensor | None = None) -> TensorTask:
     """The first `count` elements of the operands."""
-    inputs = [_buffer(operand(case.dtype, k + 1)[:count]) for k in range(case.models)]
-    out = result(case.dtype)[:count] if out is None else out
-    return TensorTask(
-        info=TensorInfo("layer.weight", count, case.models),
-        method=None,
-        values={"nonfinite": "error"},
-        inputs=inputs,
-        base=_buffer(operand(case.dtype, 0)[:count]) if base else None,
-        out_dtype=inputs[0].dtype,
-        sinks=[MemorySink(out.data_ptr(), out)],
-        labels=[],
-    )
+    first, *inputs = (operand(case.dtype, k)[:count] if k or base else None for k in range(case.models + 1))
+    return operands.make_task(inputs, first, result(case.dtype)[:count] if out is None else out)
 
 
 def moved_bytes(case: Case, request: Request, count: int) -> int:
@@ -122,10 +103,6 @@ def moved_bytes(case: Case, request: Request, count: int) -> int:
 @cache
 def native(threads: int, isa: str) -> CpuBackend:
     return CpuBackend(threads, isa=isa or ISAS[0])
-
-
-def carry_out(backend: Any, task: TensorTask, request: Request) -> Any:
-    return backend.launch([(task, request)]).wait()[0]
 
 
 @cache
@@ -162,7 +139,7 @@ def check(case: Case, request: Request, backend: Any) -> None:
     tasks = [make_task(case, base=request.on_deltas, count=CHECKED, out=out) for out in outputs]
     got, wanted = carry_out(backend, tasks[0], request), carry_out(TorchBackend(), tasks[1], request)
     if isinstance(request, Combine):
-        assert torch.equal(*(out.view(torch.uint8) for out in outputs))
+        assert same_bits(*outputs)
     else:
         assert got.nonfinite == wanted.nonfinite
         assert _plain(got.value) == _plain(wanted.value)
@@ -197,12 +174,10 @@ def measure(benchmark: Any, kernel: str, case: Case, make: Callable[[int], Reque
     )
     if benchmark.stats is None:  # --benchmark-disable: it was run and checked, not timed
         return
-    seconds, roof = statistics.median(benchmark.stats.stats.data), statistics.median(copies)
+    seconds = statistics.median(benchmark.stats.stats.data)
     benchmark.extra_info |= {
         **_about(kernel, case, backend.isa),
-        "GB/s": nbytes / seconds / 1e9,
-        "roof GB/s": nbytes / roof / 1e9,
-        "% of roof": 100 * roof / seconds,
+        **rates(nbytes, benchmark.stats.stats.data, nbytes / statistics.median(copies) / 1e9),
         "ns/element/model": seconds * 1e9 / COUNT / case.models,
         **(more if case == Case(what=case.what) else {}),
     }
@@ -228,7 +203,7 @@ def _measure_reference(benchmark: Any, kernel: str, case: Case, make: Callable[[
     seconds = statistics.median(benchmark.stats.stats.data)
     benchmark.extra_info |= {
         **_about(kernel, case, "torch"),
-        "GB/s": moved_bytes(case, small, REFERENCE_COUNT) / seconds / 1e9,
+        **rates(moved_bytes(case, small, REFERENCE_COUNT), [seconds]),
         "ns/element/model": seconds * 1e9 / REFERENCE_COUNT / case.models,
         "kernel faster by": (seconds / REFERENCE_COUNT) / (statistics.median(ours) / COUNT),
     }

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 from .cases import TARGET_SHAPE
+from .cells import Columns, Row, figure, number, of_columns, percent, spread, table, text
 from .gpu import tables as gpu
 
-Row = dict[str, Any]
 REGIMES = ("warm", "warm, synced", "cold")
 CAPTION = (
     "Whole runs of the command. The ratio is to `cat+cp` (read every input byte once, one thread; then `cp` as many "
@@ -26,21 +25,15 @@ def render(result: dict[str, Any], *, brief: bool = False) -> str:
     if about.get("load", 0) > 0.5:
         blocks[0] += f" The machine was not idle: its load average was {about['load']} before the run."
     if "sections" in result:
-        blocks += [gpu.about(about), *([] if brief else [gpu.sections(result, _table)])]
+        blocks += [gpu.about(about), *([] if brief else [gpu.sections(result)])]
     groups: dict[str, list[Row]] = {}
     for row in result["rows"]:
         if not brief or "kernel" not in row or _headline(row, about["cores"]):
             groups.setdefault(row["group"], []).append(row)
-    known: dict[str, Callable[[list[Row]], str]] = {
-        "merge": _merges,
-        "dense": _dense,
-        "startup": _startup,
-        "kernel": _kernels,
-        "peer": _peers,
-        "agreement": _agreement,
-    }
-    blocks += [known[name](groups[name]) for name in known if name in groups]
-    blocks += [gpu.render(name, groups[name], _table) for name in gpu.COLUMNS if name in groups]
+    written = {"merge": _merges, "peer": _peers, "agreement": _agreement}
+    for name in ("merge", "dense", "startup", "kernel", "peer", "agreement", *gpu.COLUMNS):
+        if found := groups.get(name):
+            blocks.append(written[name](found) if name in written else of_columns(COLUMNS[name], found))
     return "\n\n".join(blocks)
 
 
@@ -48,23 +41,6 @@ def _headline(row: Row, cores: int) -> bool:
     if "backend" in row:  # a GPU's
         return row["models"] <= 3
     return row.get("isa") not in ("torch", "avx2", "baseline") and row.get("threads") == cores and row["models"] <= 3
-
-
-def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *body]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _number(value: float | None) -> str:
-    """Three significant digits, or a dash."""
-    if value is None:
-        return "-"
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}".rstrip(".")
-
-
-def _spread(values: dict[str, float], unit: str = "") -> str:
-    low, high = _number(values["min"]), _number(values["max"])
-    return f"{_number(values['median'])}{unit} ({low}-{high})"
 
 
 def _merges(rows: list[Row]) -> str:
@@ -89,14 +65,14 @@ def _merges(rows: list[Row]) -> str:
                 str(row.get("passes", "-")),
                 f"<= {reach:.3g}" if reach else "-",
                 f"{aim:.3g}" if aim else "-",
-                _spread(ratio),
+                spread(ratio),
                 f"{row['gb_per_s']:.1f}",
-                f"{name} {_number(roof['median'])} s{rate}",
-                _number(row["peak_anonymous_mb"]),
+                f"{name} {number(roof['median'])} s{rate}",
+                number(row["peak_anonymous_mb"]),
             ]
         )
     head = ["what", "passes", "reach", "aim", "ratio: median (min-max)", "GB/s", "roof", "peak anonymous MB"]
-    return f"{CAPTION}\n\n{_table(head, body)}"
+    return f"{CAPTION}\n\n{table(head, body)}"
 
 
 def _cold_reach(row: Row, warm: Row | None) -> float | None:
@@ -107,47 +83,38 @@ def _cold_reach(row: Row, warm: Row | None) -> float | None:
     return 1.1 + above / row["disk"]["median"]
 
 
-def _dense(rows: list[Row]) -> str:
-    body = [
-        [
-            f"`{row['what']}`",
-            f"{row['shape']}, {row['models']} models",
-            f"{_number(row['seconds']['median'])} s",
-            f"{row['torch']['name']}: {_number(row['torch']['median'])} s",
-            _spread(row["ratio"]),
-        ]
-        for row in rows
-    ]
-    return _table(["what", "matrices", "median", "torch alone, float32", "ratio: median (min-max)"], body)
-
-
-def _startup(rows: list[Row]) -> str:
-    body = [
-        [
-            f"`{row['what']}`" if row["what"].startswith("warpmerge") else row["what"],
-            f"<= {row['reach']} s",
-            _spread(row["seconds"], " s"),
-            f"{row['roof']['name']}: {_number(row['roof']['median'])} s",
-        ]
-        for row in rows
-    ]
-    return _table(["what", "reach", "median (min-max)", "floor"], body)
-
-
-def _kernels(rows: list[Row]) -> str:
-    columns = ["kernel", "what", "dtype", "models", "isa", "device", "threads", "regime"]
-    columns += ["GB/s", "roof GB/s", "% of roof", "ns/element/model", "kernel faster by", "reach", "aim"]
-    shown = [column for column in columns if any(row.get(column) not in (None, "") for row in rows)]
-
-    def cell(row: Row, column: str) -> str:
-        value = row.get(column)
-        if column == "kernel":
-            return f"`{value}`"
-        if isinstance(value, float):
-            return f"{value:.0f}" if column == "% of roof" else _number(value)
-        return "-" if value is None else str(value)
-
-    return _table(shown, [[cell(row, column) for column in shown] for row in rows])
+COLUMNS: dict[str, Columns] = {
+    "dense": {
+        "what": lambda r: f"`{r['what']}`",
+        "matrices": lambda r: f"{r['shape']}, {r['models']} models",
+        "median": lambda r: f"{number(r['seconds']['median'])} s",
+        "torch alone, float32": lambda r: f"{r['torch']['name']}: {number(r['torch']['median'])} s",
+        "ratio: median (min-max)": lambda r: spread(r["ratio"]),
+    },
+    "startup": {
+        "what": lambda r: f"`{r['what']}`" if r["what"].startswith("warpmerge") else r["what"],
+        "reach": lambda r: f"<= {r['reach']} s",
+        "median (min-max)": lambda r: spread(r["seconds"], " s"),
+        "floor": lambda r: f"{r['roof']['name']}: {number(r['roof']['median'])} s",
+    },
+    "kernel": {
+        "kernel": lambda r: f"`{r['kernel']}`",
+        "what": lambda r: text(r, "what"),
+        "dtype": lambda r: text(r, "dtype"),
+        "models": lambda r: text(r, "models"),
+        "isa": lambda r: text(r, "isa"),
+        "threads": lambda r: text(r, "threads"),
+        "regime": lambda r: text(r, "regime"),
+        "GB/s": lambda r: figure(r, "GB/s"),
+        "roof GB/s": lambda r: figure(r, "roof GB/s"),
+        "% of roof": percent,
+        "ns/element/model": lambda r: figure(r, "ns/element/model"),
+        "kernel faster by": lambda r: figure(r, "kernel faster by"),
+        "reach": lambda r: text(r, "reach"),
+        "aim": lambda r: text(r, "aim"),
+    },
+    **gpu.COLUMNS,
+}
 
 
 def _peers(rows: list[Row]) -> str:
@@ -164,16 +131,16 @@ def _peers(rows: list[Row]) -> str:
         body.append(
             [
                 f"`{row['what']}`" + (f", {row['shape']}" if row["shape"] != TARGET_SHAPE else ""),
-                f"{_number(ours)} s",
-                f"{_number(theirs)} s" + (f" (`{row['flags']}`)" if row["flags"] else ""),
-                _number(theirs / ours),
-                f"{_number(ours / copying)} / {_number(theirs / copying)}",
-                f"{_number(peak['warpmerge'])} / {_number(peak['mergekit'])}",
+                f"{number(ours)} s",
+                f"{number(theirs)} s" + (f" (`{row['flags']}`)" if row["flags"] else ""),
+                number(theirs / ours),
+                f"{number(ours / copying)} / {number(theirs / copying)}",
+                f"{number(peak['warpmerge'])} / {number(peak['mergekit'])}",
             ]
         )
     peer = rows[0]["peer"]
     head = ["what, warm", "warpmerge", peer, "times faster", "both over cat+cp", "both, peak anonymous MB"]
-    return _table(head, body)
+    return table(head, body)
 
 
 def _agreement(rows: list[Row]) -> str:
@@ -190,7 +157,7 @@ def _agreement(rows: list[Row]) -> str:
         for row in exact
     ]
     head = ["float32, no ties", "difference", "warpmerge from float64", f"{peer} from float64"]
-    blocks = [_table(head, body)] if exact else []
+    blocks = [table(head, body)] if exact else []
     body = [
         [
             f"`{row['what']}`",
@@ -199,4 +166,4 @@ def _agreement(rows: list[Row]) -> str:
         for row in random
     ]
     head = ["float32, density 0.5", "warpmerge: kept, L1 norm after / before", peer]
-    return "\n\n".join(blocks + ([_table(head, body)] if random else []))
+    return "\n\n".join(blocks + ([table(head, body)] if random else []))

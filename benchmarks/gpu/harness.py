@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ..figures import spread
 from .sizes import Sizes
 
 Row = dict[str, Any]
@@ -103,7 +104,7 @@ class Bench:
         row: Row = {"id": " ".join(str(part) for part in label if part), "group": group, "what": what or None}
         row |= {"backend": self.backend, "clock": self.clock.name}
         if seconds is not None:
-            row["seconds"] = spread(seconds)
+            row["seconds"] = spread(seconds) | {"rounds": len(seconds)}
         row |= {name: value for name, value in more.items() if value is not None}
         self.write(row)
         return row
@@ -113,15 +114,6 @@ class Bench:
         self.row(group, what, note=f"not measured: {reason}", **more)
 
 
-def spread(seconds: Sequence[float]) -> dict[str, Any]:
-    return {
-        "median": statistics.median(seconds),
-        "min": min(seconds),
-        "max": max(seconds),
-        "rounds": len(seconds),
-    }
-
-
 def make_clock(device: torch.device) -> EventClock | WallClock:
     return EventClock() if device.type == "cuda" else WallClock()
 
@@ -129,22 +121,6 @@ def make_clock(device: torch.device) -> EventClock | WallClock:
 def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-# --- data -----------------------------------------------------------------------------------------------------------
-
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-WEIGHTS = (0.51, 0.33, 0.237, 0.118, 0.291, 0.173, 0.419, 0.067)
-
-
-def random_model(count: int, index: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """The base (0), like a layer's weights, or a fine-tune of it (1, 2, ...)."""
-    generator = torch.Generator(device).manual_seed(0)
-    values = torch.randn(count, generator=generator, device=device).mul_(0.02)
-    if index:
-        generator.manual_seed(index)
-        values += torch.randn(count, generator=generator, device=device).mul_(2e-3)
-    return values.to(dtype)
 
 
 # --- roofs ----------------------------------------------------------------------------------------------------------

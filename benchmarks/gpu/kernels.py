@@ -23,8 +23,10 @@ from warpmerge.requests import (
     WeightedSum,
 )
 
+from ..figures import rates
+from ..operands import DTYPES, WEIGHTS
 from . import rows
-from .harness import DTYPES, WEIGHTS, Bench, CopyRoof, synchronize
+from .harness import Bench, CopyRoof, synchronize
 from .problem import Operands, Problem, Work, checked_combine, on_cpu
 from .search import Searched
 
@@ -43,7 +45,7 @@ CUT = 32768  # of a random drop: half
 
 def run(bench: Bench) -> None:
     roof = CopyRoof(bench)
-    operands = _operands(bench)
+    operands = operands_for(bench)
     for dtype, models in bench.sizes.kernel_cases:
         operands.keep_only(dtype)
         for work in works(bench, operands, dtype, models):
@@ -51,44 +53,29 @@ def run(bench: Bench) -> None:
             work.check()
             seconds = bench.clock.queued(work.queue, bench.sizes.repetitions)
             headline = (dtype, models) == HEADLINE
-            _write(
-                bench,
-                work,
-                dtype,
-                models,
+            bench.row(
+                "gpu kernel",
+                work.what,
                 seconds,
-                roof.rate(),
-                REACH.get((work.kernel, work.what)) if headline else None,
+                kernel=work.kernel,
+                dtype=dtype,
+                models=models,
+                regime="resident",
+                bytes=work.nbytes,
+                reach=REACH.get((work.kernel, work.what)) if headline else None,
+                **rates(work.nbytes, seconds, roof.rate()),
             )
-
-
-def _write(
-    bench: Bench, work: Work, dtype: str, models: int, seconds: list[float], roof: float, reach: str | None
-) -> None:
-    rate = work.nbytes / sorted(seconds)[len(seconds) // 2] / 1e9
-    bench.row(
-        "gpu kernel",
-        work.what,
-        seconds,
-        kernel=work.kernel,
-        dtype=dtype,
-        models=models,
-        regime="resident",
-        bytes=work.nbytes,
-        reach=reach,
-        **{"GB/s": rate, "roof GB/s": roof, "% of roof": 100 * rate / roof},
-    )
 
 
 def once(bench: Bench, dtype: str, models: int) -> None:
     """Queues every kernel twice, unchecked: to compile it, or to be looked at by a profiler."""
-    for work in works(bench, _operands(bench), dtype, models):
+    for work in works(bench, operands_for(bench), dtype, models):
         work.queue()
         work.queue()
     synchronize(bench.device)
 
 
-def _operands(bench: Bench) -> Operands:
+def operands_for(bench: Bench) -> Operands:
     """Long enough for two models without a base."""
     return Operands(bench.device, max(bench.sizes.kernel_bytes // 2, 4 * bench.sizes.checked))
 

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 import warpmerge as wm
 
+from ..figures import rates, spread
+from ..operands import random_model
 from . import formulas
-from .harness import Bench, Call, CopyRoof, random_model, spread
+from .harness import Bench, Call, CopyRoof
 
 WEIGHTS = (0.5, 0.3, 0.2)
 DENSITY = 0.5
@@ -75,7 +77,7 @@ def _measure(
         bench.check_time()
         argsort = bench.clock.whole(lambda: method.plain(models, base, formulas.by_argsort), _few(bench))
     nbytes = (len(models) + method.base + 1) * models[0].numel() * models[0].element_size()
-    median, rate = statistics.median(seconds), roof.rate()
+    median = statistics.median(seconds)
     bench.row(
         "gpu method",
         method.name,
@@ -88,7 +90,7 @@ def _measure(
         plain={**spread(plain), "how": how, "ratio": statistics.median(plain) / median},
         argsort=argsort and {**spread(argsort), "ratio": statistics.median(argsort) / median},
         reach=">= 10" if method.name == "ties" else None,
-        **{"GB/s": nbytes / median / 1e9, "roof GB/s": rate, "% of roof": 100 * nbytes / median / 1e9 / rate},
+        **rates(nbytes, seconds, roof.rate()),
     )
 
 

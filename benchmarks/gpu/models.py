@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import statistics
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,8 +12,10 @@ import warpmerge as wm
 from warpmerge.backends.gpu.torch_runtime import TorchEvent
 from warpmerge.engine.arrays import Place
 
+from ..figures import rates
+from ..operands import random_model
 from ..shapes import SHAPES
-from .harness import Bench, CopyRoof, random_model
+from .harness import Bench, CopyRoof
 from .sizes import Sizes
 
 WEIGHTS = [0.5, 0.3, 0.2]
@@ -51,7 +52,6 @@ def run(bench: Bench) -> None:
         bench.clock.warm_up(call)
         launches, waits = _count(bench, call)
         seconds = bench.clock.whole(call, min(bench.sizes.repetitions, 10))
-        rate = arrays * nbytes / statistics.median(seconds) / 1e9
         bench.row(
             "gpu model",
             what,
@@ -62,7 +62,7 @@ def run(bench: Bench) -> None:
             launches=launches,
             waits=waits,
             bytes=arrays * nbytes,
-            **{"GB/s": rate, "roof GB/s": roof, "% of roof": 100 * rate / roof},
+            **rates(arrays * nbytes, seconds, roof),
         )
 
     for method, parameters in METHODS.items():

@@ -8,9 +8,10 @@ import torch
 from warpmerge.backends.reference.backend import philox_lanes
 from warpmerge.requests import RandomMask, TopKMask
 
+from ..operands import WEIGHTS
 from .harness import Bench
-from .kernels import CUT, WEIGHTS, Operands
-from .problem import Problem
+from .kernels import CUT, operands_for
+from .problem import Operands, Problem
 
 KEY = 0x1234567
 
@@ -56,7 +57,7 @@ def drawing(bench: Bench) -> None:
 def elect_and_sum(bench: Bench) -> None:
     """The same launch with either rule, in turn."""
     dtype, models = bench.sizes.kernel_cases[0]
-    operands = Operands(bench.device, max(bench.sizes.kernel_bytes // 2, 4 * bench.sizes.checked))
+    operands = operands_for(bench)
     count = max(8, bench.sizes.kernel_bytes // (2 * (models + 1)) // 8 * 8)
     rules = {  # either keeps about half
         "threshold": tuple(TopKMask(_median_key(operands, dtype, k + 1, count)) for k in range(models)),

@@ -12,12 +12,11 @@ from warpmerge.backends.cpu.backend import CpuBackend
 from warpmerge.backends.gpu.kernels import CudaKernels, TritonKernels
 from warpmerge.backends.gpu.tables import Kind, Segment, Table, is_aligned, keep_rows
 from warpmerge.backends.gpu.torch_runtime import TorchRuntime
-from warpmerge.dtypes import BY_NAME
-from warpmerge.engine.tasks import Buffer, MemorySink, Outcome, TensorTask
-from warpmerge.methods import TensorInfo
+from warpmerge.engine.tasks import Outcome
 from warpmerge.requests import Mask
 
-from .harness import DTYPES, Bench, random_model
+from ..operands import DTYPES, carry_out, dtype_of, make_task, random_model, same_bits
+from .harness import Bench
 
 POISON = 123.0  # no merge gives it
 
@@ -96,7 +95,7 @@ class Problem:
         words: Sequence[int] | None,
         programs: int | None,
     ) -> None:
-        code = _dtype(self.inputs[0]).code
+        code = dtype_of(self.inputs[0]).code
         address = {id(t): t.data_ptr() for t in (*self.inputs, self.base, self.output) if t is not None}
         kind = Kind(
             inputs=(code,) * self.models,
@@ -135,17 +134,7 @@ def on_cpu(backend: Any, p: Problem, request: Any, count: int) -> tuple[Outcome,
     inputs = [t[:count].cpu() for t in p.inputs]
     base = None if p.base is None else p.base[:count].cpu()
     result = torch.empty_like(inputs[0])
-    task = TensorTask(
-        info=TensorInfo("layer.weight", count, p.models),
-        method=None,
-        values={"nonfinite": "error"},
-        inputs=[_buffer(t) for t in inputs],
-        base=None if base is None else _buffer(base),
-        out_dtype=_dtype(result),
-        sinks=[MemorySink(result.data_ptr(), result)],
-        labels=[],
-    )
-    return backend.launch([(task, request)]).wait()[0], result
+    return carry_out(backend, make_task(inputs, base, result), request), result
 
 
 def checked_combine(bench: Bench, p: Problem, request: Any, queue: Callable[[], None]) -> Callable[[], None]:
@@ -158,14 +147,6 @@ def checked_combine(bench: Bench, p: Problem, request: Any, queue: Callable[[], 
         count = min(p.count, bench.sizes.checked)
         wanted = on_cpu(CpuBackend(), p, request, count)[1]
         got = p.output[:count].cpu()
-        assert torch.equal(got.view(torch.uint8), wanted.view(torch.uint8)), "differs from the CPU's result"
+        assert same_bits(got, wanted), "differs from the CPU's result"
 
     return check
-
-
-def _dtype(tensor: torch.Tensor) -> Any:
-    return BY_NAME[str(tensor.dtype).removeprefix("torch.")]
-
-
-def _buffer(tensor: torch.Tensor) -> Buffer:
-    return Buffer(tensor.numel() * tensor.element_size(), _dtype(tensor), tensor.data_ptr(), owner=tensor)

@@ -15,8 +15,9 @@ import warpmerge as wm
 from .. import cases, checkpoints, pagecache, process
 from ..baseline import cat_cp
 from ..check import check_output
+from ..figures import rates, ratio, spread
 from ..machine import ROOT
-from .harness import Bench, OutOfTime, spread
+from .harness import Bench, OutOfTime
 from .models import METHODS, make_models
 
 DISK_METHODS = ("linear", "ties")
@@ -54,8 +55,7 @@ def bus(bench: Bench) -> dict[str, list[float]]:
         # Whole: copies on other streams than the current one are no business of its events.
         found[name] = bench.clock.whole(way, bench.sizes.rounds)
         moved = nbytes * (2 if way is both else 1)
-        rate = moved / statistics.median(found[name]) / 1e9
-        bench.row("gpu roof", f"page-locked copy, {name}", found[name], bytes=moved, **{"GB/s": rate})
+        bench.row("gpu roof", f"page-locked copy, {name}", found[name], bytes=moved, **rates(moved, found[name]))
     return found
 
 
@@ -80,7 +80,6 @@ def host(bench: Bench) -> None:
         seconds = bench.clock.whole(lambda: merge(bench.backend), bench.sizes.rounds)
         arrays = len(models) + (origin is not None)
         limit = max(arrays * nbytes / into, nbytes / out)
-        median = statistics.median(seconds)
         bench.row(
             "gpu host",
             method,
@@ -92,7 +91,8 @@ def host(bench: Bench) -> None:
             limit=limit,
             reach=REACH_HOST,
             cpu=spread(bench.clock.whole(lambda: merge("cpu"), bench.sizes.rounds)),
-            **{"GB/s": (arrays + 1) * nbytes / median / 1e9, "% of limit": 100 * limit / median},
+            **rates((arrays + 1) * nbytes, seconds),
+            **{"% of limit": 100 * limit / statistics.median(seconds)},
         )
 
 
@@ -157,6 +157,6 @@ def _merge_files(bench: Bench, case: cases.Case, scratch: Path) -> None:
             regime="disk-warm",
             bytes=read + written,
             roof={"name": "cat+cp", **spread(roofs[backend, way])},
-            ratio=spread([a / b for a, b in zip(times, roofs[backend, way], strict=False)]),
-            **{"GB/s": (read + written) / statistics.median(times) / 1e9},
+            ratio=ratio(times, roofs[backend, way]),
+            **rates(read + written, times),
         )

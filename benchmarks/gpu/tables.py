@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-Row = dict[str, Any]
-Cells = Callable[[list[str], list[list[str]]], str]
-
-
-def number(value: float | None, unit: str = "") -> str:
-    """Three significant digits, or a dash."""
-    if value is None:
-        return "-"
-    return (f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}".rstrip(".")) + unit
+from ..cells import Columns, Row, figure, number, percent, table, text
 
 
 def duration(seconds: float) -> str:
@@ -32,69 +23,60 @@ def spread(row: Row, key: str = "seconds") -> str:
     return f"{duration(values['median'])} ({duration(values['min'])} - {duration(values['max'])})"
 
 
-def percent(row: Row, key: str = "% of roof") -> str:
-    return f"{row[key]:.0f}" if key in row else "-"
-
-
-def _text(row: Row, key: str) -> str:
-    value = row.get(key)
-    return "-" if value is None else str(value)
-
-
 def _note(row: Row) -> str:
     return row.get("note", "-")
 
 
-COLUMNS: dict[str, dict[str, Callable[[Row], str]]] = {
+COLUMNS: dict[str, Columns] = {
     "gpu roof": {
         "roof": lambda r: r["what"],
         "median (min - max)": spread,
-        "GB/s": lambda r: number(r.get("GB/s")),
+        "GB/s": lambda r: figure(r, "GB/s"),
         "note": _note,
     },
     "gpu kernel": {
         "kernel": lambda r: f"`{r['kernel']}`",
-        "what": lambda r: _text(r, "what"),
+        "what": lambda r: text(r, "what"),
         "backend": lambda r: r["backend"],
         "dtype": lambda r: r["dtype"],
-        "models": lambda r: _text(r, "models"),
+        "models": lambda r: text(r, "models"),
         "median (min - max)": spread,
-        "GB/s": lambda r: number(r.get("GB/s")),
-        "copy GB/s": lambda r: number(r.get("roof GB/s")),
+        "GB/s": lambda r: figure(r, "GB/s"),
+        "copy GB/s": lambda r: figure(r, "roof GB/s"),
         "% of copy": percent,
-        "reach": lambda r: _text(r, "reach"),
+        "reach": lambda r: text(r, "reach"),
         "note": _note,
     },
     "gpu method": {
         "method": lambda r: f"`{r['what']}`",
         "backend": lambda r: r["backend"],
-        "models": lambda r: _text(r, "models"),
+        "models": lambda r: text(r, "models"),
         "median (min - max)": spread,
-        "GB/s": lambda r: number(r.get("GB/s")),
+        "GB/s": lambda r: figure(r, "GB/s"),
         "% of copy": percent,
         "plain PyTorch": lambda r: _other(r, "plain"),
         "times faster": lambda r: number(r.get("plain", {}).get("ratio")),
         "with argsort": lambda r: _other(r, "argsort"),
         "times faster ": lambda r: number(r.get("argsort", {}).get("ratio")),
-        "reach": lambda r: _text(r, "reach"),
+        "reach": lambda r: text(r, "reach"),
         "note": _note,
     },
     "gpu model": {
         "whole model": lambda r: r["what"],
         "backend": lambda r: r["backend"],
         "median (min - max)": spread,
-        "GB/s": lambda r: number(r.get("GB/s")),
+        "GB/s": lambda r: figure(r, "GB/s"),
         "% of copy": percent,
-        "tensors": lambda r: _text(r, "tensors"),
-        "launches": lambda r: _text(r, "launches"),
-        "host waits": lambda r: _text(r, "waits"),
+        "tensors": lambda r: text(r, "tensors"),
+        "launches": lambda r: text(r, "launches"),
+        "host waits": lambda r: text(r, "waits"),
         "note": _note,
     },
     "gpu drawing": {
         "what": lambda r: r["what"],
         "backend": lambda r: r["backend"],
         "median (min - max)": spread,
-        "ns/number": lambda r: number(r.get("ns/number")),
+        "ns/number": lambda r: figure(r, "ns/number"),
         "times the first": lambda r: number(r.get("ratio")),
         "note": _note,
     },
@@ -102,18 +84,18 @@ COLUMNS: dict[str, dict[str, Callable[[Row], str]]] = {
         "tensors of the host": lambda r: f"`{r['what']}`",
         "backend": lambda r: r["backend"],
         "median (min - max)": spread,
-        "GB/s": lambda r: number(r.get("GB/s")),
+        "GB/s": lambda r: figure(r, "GB/s"),
         "limit of the bus": lambda r: duration(r["limit"]) if "limit" in r else "-",
         "% of limit": lambda r: percent(r, "% of limit"),
         "on the CPU": lambda r: spread(r, "cpu"),
-        "reach": lambda r: _text(r, "reach"),
+        "reach": lambda r: text(r, "reach"),
         "note": _note,
     },
     "gpu disk": {
         "files in the page cache": lambda r: r["what"],
         "backend": lambda r: r["backend"],
         "median (min - max)": spread,
-        "GB/s": lambda r: number(r.get("GB/s")),
+        "GB/s": lambda r: figure(r, "GB/s"),
         "cat+cp": lambda r: spread(r, "roof"),
         "ratio to cat+cp": lambda r: number(r.get("ratio", {}).get("median")),
         "note": _note,
@@ -134,14 +116,7 @@ def _other(row: Row, key: str) -> str:
     return duration(other["median"]) + (f" ({other['how']})" if other.get("how") else "")
 
 
-def render(group: str, rows: list[Row], table: Cells) -> str:
-    """Columns that are empty in every row are left out."""
-    body = {name: [cell(row) for row in rows] for name, cell in COLUMNS[group].items()}
-    shown = {name: cells for name, cells in body.items() if any(cell != "-" for cell in cells)}
-    return table(list(shown), [list(line) for line in zip(*shown.values(), strict=True)])
-
-
-def sections(result: dict[str, Any], table: Cells) -> str:
+def sections(result: dict[str, Any]) -> str:
     """How the steps ended, and the tests."""
     body = [
         [
@@ -149,7 +124,7 @@ def sections(result: dict[str, Any], table: Cells) -> str:
             s.get("backend") or "-",
             s["status"],
             f"{s['seconds']:.0f} s",
-            _text(s, "rows"),
+            text(s, "rows"),
             s.get("error") or "-",
         ]
         for s in result["sections"]
@@ -174,7 +149,7 @@ def about(machine: dict[str, Any]) -> str:
         if isinstance(machine.get("sm_clock_mhz"), float) and isinstance(machine.get("sm_clock_max_mhz"), float)
         else "",
     ]
-    text = f"GPU: {', '.join(filter(None, parts))}."
+    line = f"GPU: {', '.join(filter(None, parts))}."
     if (used := machine.get("gpu_utilization_percent")) and isinstance(used, float) and used > 5:
-        text += f" The GPU was not idle: {used:.0f} % utilisation before the run."
-    return text
+        line += f" The GPU was not idle: {used:.0f} % utilisation before the run."
+    return line

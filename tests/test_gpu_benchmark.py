@@ -106,3 +106,90 @@ def test_without_a_gpu_it_says_so(tmp_path):
     done = benchmark(PATH=str(tmp_path))
     assert done.returncode == 1
     assert "no GPU" in done.stderr
+
+
+# --- what goes wrong ------------------------------------------------------------------------------------------------
+
+
+def make_run(folder):
+    """A run that saves into `folder`."""
+    import argparse
+
+    from benchmarks.gpu import __main__ as main
+
+    options = argparse.Namespace(smoke=True, output=folder, sections=["kernels", "methods", "models"], seconds=60)
+    return main, main.Run(options, {"gpu": "none", "commit": "0"})
+
+
+WORKER = """
+import json, os, pathlib, sys
+for job in sys.argv[2:]:
+    name = job.split(":")[0]
+    if name == "methods":
+        print("the device is gone")
+        sys.stdout.flush()
+        os._exit(3)
+    if ":" in job:
+        with open(sys.argv[1], "a") as file:
+            file.write(json.dumps({"section": name, "backend": "cuda", "status": "ok", "seconds": 0.1}) + "\\n")
+"""
+
+
+def test_a_process_that_crashes_is_started_again_behind_the_section(tmp_path, monkeypatch):
+    main, run = make_run(tmp_path)
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    real = main.Step
+
+    def step(command, *more):
+        return real([sys.executable, str(script), *command[3:]], *more)
+
+    monkeypatch.setattr(main, "Step", step)
+    run.measure("cuda", main.RESIDENT)
+    (file,) = tmp_path.glob("*.json")
+    ended = {s["section"]: s for s in json.loads(file.read_text())["sections"]}
+    assert {name: s["status"] for name, s in ended.items()} == {"kernels": "ok", "methods": "failed", "models": "ok"}
+    assert ended["methods"]["error"] == "exit status 3: the device is gone"
+
+
+def test_what_has_ended_is_saved_at_once(tmp_path):
+    _, run = make_run(tmp_path)
+    for number, name in enumerate(("build", "profile"), 1):
+        run.step(name, lambda name=name: {"section": name, "status": "ok", "seconds": 1.0})
+        (file,) = tmp_path.glob("*.json")
+        assert len(json.loads(file.read_text())["sections"]) == number
+
+
+def test_tests_that_were_stopped_are_counted(tmp_path):
+    from benchmarks.gpu import progress, report, steps
+
+    case = tmp_path / "test_case.py"
+    case.write_text(
+        "import os, pytest\n"
+        "def test_a(): pass\n"
+        "def test_b(): assert 1 == 2\n"
+        "@pytest.mark.skip\ndef test_c(): pass\n"
+        "def test_d(): os._exit(1)\n"
+    )
+    lines = tmp_path / "lines.jsonl"
+    command = [sys.executable, "-m", "pytest", "-p", progress.__name__, "-p", "no:cacheprovider", "--rootdir", tmp_path]
+    subprocess.run([*command, case], cwd=ROOT, env={**os.environ, progress.VARIABLE: str(lines)}, capture_output=True)
+    counts = steps.count_tests(lines)
+    assert [counts[name] for name in steps.OUTCOMES] == [1, 1, 1]
+    (failure,) = counts["failures"]
+    assert "test_b" in failure
+    outcomes = [{"section": "tests", "tests": counts}, {"section": "more", "tests": counts}, {"section": "build"}]
+    assert report.make({}, [], outcomes)["tests"]["failed"] == 2
+
+
+def test_counters_of_the_profiler():
+    from benchmarks.gpu import steps
+
+    head = '"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"\n'
+    line = '"{}","void wm::gram_whole<int>(Launch)","{}","{}","{}"\n'
+    time_name, bytes_name = steps.METRICS["ns"], steps.METRICS["bytes"]
+    text = "==PROF== connected\n" + head
+    text += line.format(0, time_name, "us", "2.5") + line.format(0, bytes_name, "Mbyte", "1,000")
+    text += line.format(1, time_name, "us", "1.5") + line.format(1, "unknown", "%", "n/a")
+    assert steps._profiled(text) == {"wm::gram_whole": {"ns": 2500.0, "bytes": 1e9}}
+    assert steps._profiled("no kernel") == {}

@@ -9,26 +9,32 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..machine import ROOT
 from . import report
-from .sections import BACKENDS, NAMES, SECTIONS, Section
+from .sections import BACKENDS, NAMES, RESIDENT, SECTIONS, Section
 from .sizes import Sizes
-from .steps import Step, build, profile, run_tests, smoke_environment
+from .steps import Step, build, profile, read_lines, run_tests, smoke_environment
 
 STEPS = ("build", "tests", "measure")
 LEAST = 5  # seconds: with less left a section is not begun
 
 
 class Run:
-    """`seconds`: that are left are given out to the steps, none more than its own share."""
+    """`seconds`: that are left are given out to the steps, none more than its own share.
+
+    After each step the result so far is written to `output`, beside it the logs: what is stopped keeps what it has.
+    """
 
     def __init__(self, options: argparse.Namespace, about: dict[str, Any]) -> None:
         self.about = about
-        self.folder = ROOT / "build" / ("gpu-smoke" if options.smoke else "gpu")
+        work = ROOT / "build" / ("gpu-smoke" if options.smoke else "gpu")
+        self.site = work / "site"  # the package that is built
+        self.folder = options.output / "logs" if options.output else work
+        self.output = options.output or (work if options.smoke else report.RESULTS)
         _clear(self.folder)
         self.smoke: bool = options.smoke
         self.sections: list[str] = options.sections
@@ -38,6 +44,7 @@ class Run:
         self.outcomes: list[dict[str, Any]] = []
         self.rows = self.folder / "rows.jsonl"
         self.checkpoints: subprocess.Popen | None = None
+        self.missing: dict[str, str] = {}
 
     def left(self, most: float) -> float:
         return min(most, self.end - time.monotonic())
@@ -60,13 +67,47 @@ class Run:
     def note(self, outcome: dict[str, Any]) -> None:
         """How a step or a section ended."""
         self.outcomes.append(outcome)
+        self.save()
         backend = f" {outcome['backend']}" if outcome.get("backend") else ""
         error = f": {outcome['error']}" if outcome.get("error") else ""
         self.say(f"{outcome['section']}{backend}: {outcome['status']}, {outcome['seconds']:.0f} s{error}")
 
+    def save(self) -> tuple[dict[str, Any], Path]:
+        """Writes what there is so far."""
+        rows = [line for line in read_lines(self.rows) if "id" in line]
+        result = report.make(self.about, rows, self.outcomes)
+        return result, report.write(result, self.output)
+
     @property
     def failed(self) -> bool:
         return any(outcome["status"] not in ("ok", "skipped") for outcome in self.outcomes)
+
+    # --- the order ------------------------------------------------------------------------------------------------
+
+    def everything(self, steps: Sequence[str]) -> None:
+        """What matters most first: the kernels of CUDA, then files, then all of Triton, whose kernels are compiled."""
+        measures, tests = "measure" in steps, "tests" in steps and not self.smoke
+        if "build" in steps and not self.smoke:
+            if measures and "disk" in self.sections:
+                self.make_checkpoints()
+            self.step("build", lambda: build(self.folder, self.site, self.left(240)))
+        if measures:
+            self._probe()
+            self.measure("torch", NAMES)
+            self.measure("cuda", RESIDENT)
+            if "kernels" in self.sections and "cuda" not in self.missing and not self.smoke:
+                self.step("profile", lambda: profile(self.folder, self.left(60), self.rows))
+        if tests:
+            self.step("tests", lambda: run_tests(self.folder, self.left(90), "not triton"))
+        if measures:
+            self.measure("cuda", set(NAMES) - RESIDENT)
+            if "kernels" in self.sections and "triton" not in self.missing and not self.smoke:
+                self._compile()
+            self.measure("triton", NAMES)
+        if tests:
+            self.step("tests", lambda: run_tests(self.folder, self.left(160), "triton"))
+        if self.checkpoints:
+            self.checkpoints.terminate()
 
     def make_checkpoints(self) -> None:
         """In the background, while the package is built: writing them takes half a minute. `disk` uses them."""
@@ -77,53 +118,33 @@ class Run:
 
     # --- measuring ------------------------------------------------------------------------------------------------
 
-    def measure(self) -> None:
-        self.rows.unlink(missing_ok=True)
-        missing = self._probe()
-        jobs = [
-            (section, backend)
-            for section in SECTIONS
-            if section.name in self.sections
-            for backend in section.backends
-            if not self._skipped(section, backend, missing)
-        ]
-        if self.smoke:  # one process for all: importing torch takes longer than the measurements
-            self._worker(jobs)
+    def measure(self, backend: str, names: Collection[str]) -> None:
+        """The sections of these names that are wanted, all by one process."""
+        jobs = [s for s in SECTIONS if s.name in self.sections and s.name in names and backend in s.backends]
+        if self.checkpoints and any(section.name == "disk" for section in jobs):
+            self.checkpoints.wait()
+        if backend not in self.missing:
+            self._worker(backend, jobs)
             return
-        if "kernels" in self.sections and "triton" not in missing:
-            self._compile()
-        for section, backend in jobs:
-            if section.name == "disk" and self.checkpoints:
-                self.checkpoints.wait()
-            self._worker([(section, backend)])
-        if "kernels" in self.sections and "cuda" not in missing:
-            self.step("profile", lambda: profile(self.folder, self.left(60), self.rows))
+        status = "skipped" if self.smoke else "failed"
+        for section in jobs:
+            self._unmeasured(section, backend, status, self.missing[backend])
 
-    def _probe(self) -> dict[str, str]:
-        """Why backends cannot be measured."""
+    def _unmeasured(self, section: Section, backend: str, status: str, why: str, seconds: float = 0.0) -> None:
+        named = {"section": section.name, "backend": backend, "status": status}
+        self.note({**named, "seconds": seconds, "rows": 0, "error": why})
+
+    def _probe(self) -> None:
+        """Asks why backends cannot be measured."""
         command = [sys.executable, "-m", "benchmarks.gpu.probe"]
         done = subprocess.run(command, cwd=ROOT, env=self._environment(), capture_output=True, text=True)
         if done.returncode != 0:
             last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-            return dict.fromkeys(BACKENDS, last)
+            self.missing = dict.fromkeys(BACKENDS, last)
+            return
         found = json.loads(done.stdout)
         self.about |= found["versions"]
-        return found["missing"]
-
-    def _skipped(self, section: Section, backend: str, missing: dict[str, str]) -> bool:
-        if backend not in missing:
-            return False
-        self.note(
-            {
-                "section": section.name,
-                "backend": backend,
-                "status": "skipped" if self.smoke else "failed",
-                "seconds": 0.0,
-                "rows": 0,
-                "error": missing[backend],
-            }
-        )
-        return True
+        self.missing = found["missing"]
 
     def _compile(self) -> None:
         """Triton's kernels, by several processes at once: they leave them in its cache."""
@@ -147,38 +168,41 @@ class Run:
         seconds = time.monotonic() - start
         self.note({"section": "compile", "backend": "triton", "status": status, "seconds": seconds, "error": error})
 
-    def _worker(self, jobs: Sequence[tuple[Section, str]]) -> None:
-        """Measures in a process of its own, and notes how it ended even if it crashed."""
-        if not jobs:
-            return
-        seconds = self.left(sum(section.seconds for section, _ in jobs))
-        names = ", ".join(f"{section.name} {backend}" for section, backend in jobs)
-        if seconds < LEAST:
-            for section, backend in jobs:
-                row = {"section": section.name, "backend": backend, "status": "not run", "seconds": 0.0}
-                self.note({**row, "error": "no time was left"})
-            return
-        self.say(f"{names}: {'; '.join(dict.fromkeys(section.about for section, _ in jobs))} ...")
-        each = [f"{section.name}:{backend}:{min(seconds, section.seconds):.0f}" for section, backend in jobs]
-        command = [sys.executable, "-m", "benchmarks.gpu.worker", str(self.rows), *each]
-        before = len(_lines(self.rows))
-        # A section looks at the time itself, between its cases.
-        step = Step(command, self.folder / "measure.log", self._environment(), seconds + 30)
-        status = step.run(["--smoke"] if self.smoke else [])
-        ends = {(e["section"], e["backend"]): e for e in _lines(self.rows)[before:] if "section" in e}
-        for section, backend in jobs:
-            end = ends.get((section.name, backend))
-            if end is None:
-                end = {"section": section.name, "backend": backend, "status": "failed", "seconds": step.seconds}
-                end["error"] = f"{status}: {step.last_line()}"
-            self.note(end)
+    def _worker(self, backend: str, jobs: Sequence[Section]) -> None:
+        """Measures in a process of its own. One that crashes is started again behind the section that it was in."""
+        while jobs:
+            seconds = self.left(sum(section.seconds for section in jobs))
+            if seconds < LEAST:
+                for section in jobs:
+                    self._unmeasured(section, backend, "not run", "no time was left")
+                return
+            self.say(f"{backend}: {'; '.join(section.about for section in jobs)} ...")
+            each = [f"{section.name}:{backend}:{min(seconds, section.seconds):.0f}" for section in jobs]
+            command = [sys.executable, "-m", "benchmarks.gpu.worker", str(self.rows), *each]
+            step = Step(command, self.folder / "measure.log", self._environment(), seconds + 30)
+            jobs = self._followed(step, backend, list(jobs))
+
+    def _followed(self, step: Step, backend: str, jobs: list[Section]) -> list[Section]:
+        """Runs the process, notes each section as it ends, and returns those that it did not come to."""
+        before = len(read_lines(self.rows))
+
+        def note_new() -> None:
+            nonlocal before
+            lines = read_lines(self.rows)
+            for line in lines[before:]:
+                if "section" in line:
+                    jobs.pop(0)
+                    self.note(line)
+            before = len(lines)
+
+        status = step.run(["--smoke"] if self.smoke else [], meanwhile=note_new)
+        note_new()
+        if jobs:
+            self._unmeasured(jobs.pop(0), backend, "failed", f"{status}: {step.last_line()}", step.seconds)
+        return jobs
 
     def _environment(self) -> dict[str, str]:
         return {**os.environ, **self.environment}
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def main() -> None:
@@ -187,30 +211,18 @@ def main() -> None:
     parser.add_argument("--steps", type=_names(STEPS), default=list(STEPS), help=f"of {','.join(STEPS)}")
     parser.add_argument("--sections", type=_names(NAMES), default=list(NAMES), help=f"of {','.join(NAMES)}")
     parser.add_argument("--seconds", type=float, default=470, help="for everything; default: %(default)s")
-    parser.add_argument("--output", type=Path, help="folder of the result file; default: benchmarks/results")
+    parser.add_argument(
+        "--output", type=Path, help="folder of the result and, in logs, of the logs; default: benchmarks/results"
+    )
     options = parser.parse_args()
     about = report.describe()  # now: later its load would be our own
     if not options.smoke and not about["gpu"]:
         sys.exit("no GPU: nvidia-smi finds none. --smoke runs the measurements without one, to see that they work.")
     run = Run(options, about)
-    tests: dict[str, Any] | None = None
-    if not options.smoke:
-        if "measure" in options.steps and "disk" in options.sections:
-            run.make_checkpoints()
-        site = [str(run.folder / "site"), os.environ.get("PYTHONPATH")]
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, site))
-        if "build" in options.steps:
-            run.step("build", lambda: build(run.folder, run.left(240)))
-        if "tests" in options.steps:
-            tests = run.step("tests", lambda: run_tests(run.folder, run.left(160))).pop("tests", None)
-    if "measure" in options.steps:
-        run.measure()
-    if run.checkpoints:
-        run.checkpoints.terminate()
-    rows = [line for line in _lines(run.rows) if "id" in line]
-    result = report.make(about, rows, run.outcomes, tests)
-    folder = options.output or (run.folder if options.smoke else report.RESULTS)
-    path = report.write(result, folder)
+    if not run.smoke:
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(run.site), os.environ.get("PYTHONPATH")]))
+    run.everything(options.steps)
+    result, path = run.save()
     print(f"\n{report.text(result)}\n\n{path}", flush=True)
     sys.exit(1 if run.failed else 0)
 

@@ -68,9 +68,8 @@ def run(bench: Bench) -> None:
 
 
 def once(bench: Bench, dtype: str, models: int) -> None:
-    """Queues every kernel twice, unchecked: to compile it, or to be looked at by a profiler."""
+    """Queues every kernel, unchecked: to compile it, or to be looked at by a profiler."""
     for work in works(bench, operands_for(bench), dtype, models):
-        work.queue()
         work.queue()
     synchronize(bench.device)
 

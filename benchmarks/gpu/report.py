@@ -49,11 +49,14 @@ def describe() -> dict[str, Any]:
     return about
 
 
-def make(
-    about: dict[str, Any], rows: list[dict[str, Any]], outcomes: list[dict[str, Any]], tests: dict[str, Any] | None
-) -> dict[str, Any]:
-    result = {"format": 1, "date": time.strftime("%Y-%m-%d"), "machine": about, "rows": rows, "sections": outcomes}
-    return result | ({"tests": tests} if tests is not None else {})
+def make(about: dict[str, Any], rows: list[dict[str, Any]], outcomes: list[dict[str, Any]]) -> dict[str, Any]:
+    """The result so far: rows, how the steps ended, and the tests of all steps together."""
+    sections = [{name: value for name, value in outcome.items() if name != "tests"} for outcome in outcomes]
+    result = {"format": 1, "date": time.strftime("%Y-%m-%d"), "machine": about, "rows": rows, "sections": sections}
+    counted = [outcome["tests"] for outcome in outcomes if "tests" in outcome]
+    if counted:
+        result["tests"] = {name: sum((of[name] for of in counted), type(counted[0][name])()) for name in counted[0]}
+    return result
 
 
 def write(result: dict[str, Any], folder: Path) -> Path:

@@ -25,6 +25,7 @@ SECTIONS = (
     Section("disk", "files in the page cache", 80, ("cuda",)),
 )
 NAMES = tuple(section.name for section in SECTIONS)
+RESIDENT = {"kernels", "methods", "models", "philox"}  # their operands are in the device's memory
 
 
 def function(name: str) -> Callable[[Any], None]:

@@ -104,7 +104,12 @@ COLUMNS: dict[str, Columns] = {
         "hardware counters": lambda r: f"`{r['what']}`",
         "time": spread,
         "DRAM, % of peak": lambda r: percent(r, "% of peak"),
-        "DRAM GB": lambda r: number(r["bytes"] / 1e9),
+        "DRAM GB": lambda r: number(r["bytes"] / 1e9) if "bytes" in r else "-",
+        **{
+            name: lambda r, name=name: figure(r, name)
+            for name in ("% issue", "% alu", "% fma", "% fp64", "% xu", "% warps")
+        },
+        **{name: lambda r, name=name: figure(r, name) for name in ("stall, memory", "stall, pipe", "stall, wait")},
     },
 }
 

@@ -1,12 +1,13 @@
 """One process that measures: `python -m benchmarks.gpu.worker ROWS.jsonl [--smoke] SECTION:BACKEND:SECONDS...`
 
 Appends a line for each row as soon as it is measured, and one that says how each section ended. The job
-`once:BACKEND:DTYPE:MODELS` queues every kernel twice and writes nothing: to fill Triton's cache, or for a profiler.
+`once:BACKEND:DTYPE:MODELS` queues every kernel once and writes nothing: to fill Triton's cache, or for a profiler.
 """
 
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import sys
 import time
@@ -20,6 +21,8 @@ from . import sections
 from .harness import Bench, OutOfTime, Row, make_clock
 from .sizes import SMOKE, Sizes
 
+GRACE = 20  # seconds beyond a section's own
+
 
 def measure(job: str, write: Any, sizes: Sizes, device: torch.device) -> None:
     name, backend, seconds = job.split(":")
@@ -32,6 +35,8 @@ def measure(job: str, write: Any, sizes: Sizes, device: torch.device) -> None:
         write(row)
         print(f"{time.monotonic() - start:6.1f} s  {row['id']}", file=sys.stderr, flush=True)
 
+    # A section looks at the time between its cases. What hangs within one ends the process, and says where it was.
+    faulthandler.dump_traceback_later(float(seconds) + GRACE, exit=True)
     bench = Bench(backend, device, sizes, make_clock(device), start + float(seconds), count)
     end: dict[str, Any] = {"section": name, "backend": backend, "status": "ok"}
     try:
@@ -42,6 +47,7 @@ def measure(job: str, write: Any, sizes: Sizes, device: torch.device) -> None:
         traceback.print_exc()
         last = str(error).strip().splitlines()
         end |= {"status": "failed", "error": f"{type(error).__name__}: {last[0] if last else ''}"[:400]}
+    faulthandler.cancel_dump_traceback_later()
     if bench.on_gpu:
         torch.cuda.empty_cache()
     write({**end, "seconds": round(time.monotonic() - start, 1), "rows": rows})

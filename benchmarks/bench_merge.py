@@ -23,6 +23,8 @@ from .check import check_output
 from .conftest import bench_dir
 from .figures import ratio, spread
 
+PER_BYTE = 1.2  # times the dense model's time for a byte, that many small tensors may take
+
 REGIMES = {
     # name: (sync, cold). Cold runs do not sync, so that they wait for the reads and nothing else.
     "warm": (False, False),
@@ -47,11 +49,14 @@ def test_method(benchmark, checkpoints, auxiliary, scratch, request, method: str
     measure(benchmark, case, scratch, "warm", min(3, request.config.getoption("rounds")), shape)
 
 
+@pytest.mark.parametrize("shape", ["moe", "many"])
 @pytest.mark.parametrize("method", ["linear", "ties"])
-def test_many_small_tensors(benchmark, checkpoints, scratch, request, method: str) -> None:
-    """A mixture of experts: 4,827 tensors, so that what one tensor costs beside its bytes shows."""
-    case = make_case(method, checkpoints("moe"), bench_dir() / "recipes" / "moe")
-    measure(benchmark, case, scratch, "warm", request.config.getoption("rounds"), "moe")
+def test_many_small_tensors(benchmark, checkpoints, scratch, request, method: str, shape: str) -> None:
+    """4,827 and 100,000 tensors, in turn with a dense model: what one tensor costs beside its bytes shows."""
+    made, dense = (
+        make_case(method, checkpoints(name), bench_dir() / "recipes" / name) for name in (shape, TARGET_SHAPE)
+    )
+    measure(benchmark, made, scratch, "warm", request.config.getoption("rounds"), shape, dense=dense)
 
 
 def test_tiny_merge(benchmark, checkpoints, scratch) -> None:
@@ -72,7 +77,10 @@ def merge_command(case: Case, out: Path, *, sync: bool = True) -> list[str]:
     return [*process.warpmerge_command(), "merge", str(case.recipe), str(out), *options]
 
 
-def measure(benchmark, case: Case, scratch: Path, regime: str, rounds: int, shape: str) -> None:
+def measure(
+    benchmark, case: Case, scratch: Path, regime: str, rounds: int, shape: str, dense: Case | None = None
+) -> None:
+    """Times a case in turn with its roofs and, where it is given, with a merge of a dense model."""
     sync, cold = REGIMES[regime]
     out, copy = scratch / "out", scratch / "copy"
     command = merge_command(case, out, sync=sync)
@@ -84,6 +92,7 @@ def measure(benchmark, case: Case, scratch: Path, regime: str, rounds: int, shap
     disk = fastest_disk_read(case.read) if cold else None
     baseline: list[float] = []
     disk_seconds: list[float] = []
+    dense_seconds: list[float] = []
 
     def condition() -> None:
         clear(out, copy)
@@ -94,6 +103,10 @@ def measure(benchmark, case: Case, scratch: Path, regime: str, rounds: int, shap
         condition()
         if disk:
             disk_seconds.append(disk.seconds(case.read))
+            condition()
+        if dense:
+            pagecache.warm(dense.read)
+            dense_seconds.append(process.run(merge_command(dense, out, sync=sync), cwd=scratch)[0])
             condition()
         baseline.append(cat_cp(case.read, case.copied, copy, sync=sync).total)
         condition()
@@ -121,6 +134,10 @@ def measure(benchmark, case: Case, scratch: Path, regime: str, rounds: int, shap
         "reach": case.method.reach if shape == TARGET_SHAPE else None,
         "aim": case.method.aim if shape == TARGET_SHAPE else None,
     }
+    if dense:
+        times = (read + written) / (total_bytes(dense.read) + total_bytes(dense.copied))
+        benchmark.extra_info["per byte of dense"] = ratio(seconds, [s * times for s in dense_seconds])
+        benchmark.extra_info["dense reach"] = PER_BYTE
     if disk:
         benchmark.extra_info["disk"] = {
             "name": str(disk),

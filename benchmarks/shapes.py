@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -102,13 +103,33 @@ class Decoder:
         return config
 
 
-SHAPES: dict[str, Callable[[], Decoder]] = {
+@dataclass(frozen=True)
+class Experts:
+    """Nothing but many small matrices of equal size, named as those of a mixture of experts."""
+
+    count: int
+    shape: tuple[int, int]
+    layers: int = 64
+
+    def tensors(self) -> list[TensorSpec]:
+        each = -(-self.count // (3 * self.layers))  # experts of a layer
+        parts = [f"{e}.{part}_proj.weight" for e in range(each) for part in ("gate", "up", "down")]
+        names = (f"model.layers.{layer}.mlp.experts.{part}" for layer in range(self.layers) for part in parts)
+        return [TensorSpec(name, self.shape, "weight") for name in itertools.islice(names, self.count)]
+
+    def config(self, dtype: str) -> dict[str, Any]:
+        return {"architectures": ["Experts"], "torch_dtype": {"bf16": "bfloat16", "fp32": "float32"}[dtype]}
+
+
+SHAPES: dict[str, Callable[[], Decoder | Experts]] = {
     # Qwen/Qwen2.5-0.5B: 290 tensors, 494 M parameters. The shape of the targets.
     "qwen2.5-0.5b": lambda: Decoder("qwen2", 24, 896, 4864, 151936, heads=14, kv_heads=2, head_dim=64),
     # meta-llama/Llama-3.2-1B: 146 tensors, 1.24 G parameters.
     "llama-3.2-1b": lambda: Decoder("llama", 16, 2048, 8192, 128256, heads=32, kv_heads=8, head_dim=64),
     # The layout of Qwen3-30B-A3B with narrower experts: 4,827 tensors, most of them of 128 KB in bf16.
     "moe": lambda: Decoder("qwen3_moe", 24, 512, 128, 32000, 8, 2, 64, experts=64, tied=False),
+    # 100,000 tensors of 2 KB in bf16: next to nothing but what a tensor costs beside its bytes.
+    "many": lambda: Experts(100_000, (32, 32)),
     # For agreement between tools: few enough elements that every delta can have a magnitude of its own.
     "small": lambda: Decoder("qwen2", 2, 256, 1024, 2048, heads=4, kv_heads=2, head_dim=64),
     # For start-up: nothing but the fixed costs of a merge.

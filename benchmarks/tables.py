@@ -72,7 +72,15 @@ def _merges(rows: list[Row]) -> str:
             ]
         )
     head = ["what", "passes", "reach", "aim", "ratio: median (min-max)", "GB/s", "roof", "peak anonymous MB"]
-    return f"{CAPTION}\n\n{table(head, body)}"
+    small = [row for row in rows if "per byte of dense" in row]
+    return "\n\n".join([CAPTION, table(head, body), *([of_columns(SMALL_TENSORS, small)] if small else [])])
+
+
+SMALL_TENSORS: Columns = {
+    "many small tensors": lambda r: f"`{r['what']}`, {r['shape']}",
+    "reach": lambda r: f"<= {r['dense reach']}",
+    f"time of a byte over {TARGET_SHAPE}'s: median (min-max)": lambda r: spread(r["per byte of dense"]),
+}
 
 
 def _cold_reach(row: Row, warm: Row | None) -> float | None:

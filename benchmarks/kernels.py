@@ -23,8 +23,9 @@ from warpmerge import _core
 from warpmerge.backends.cpu.backend import CpuBackend
 from warpmerge.backends.reference.backend import TorchBackend
 from warpmerge.dtypes import BY_NAME
-from warpmerge.engine.tasks import Buffer, MemorySink, Request, TensorTask
+from warpmerge.engine.tasks import MemorySink, Request, TensorTask
 from warpmerge.methods import TensorInfo
+from warpmerge.models.views import Memory
 from warpmerge.requests import Combine, HistogramResult
 from warpmerge.threads import thread_count
 
@@ -89,21 +90,21 @@ def result(dtype: str) -> torch.Tensor:
     return torch.zeros(COUNT, dtype=DTYPES[dtype])
 
 
-def _buffer(tensor: torch.Tensor) -> Buffer:
-    nbytes = tensor.numel() * tensor.element_size()
-    return Buffer(nbytes, BY_NAME[str(tensor.dtype).removeprefix("torch.")], tensor.data_ptr(), owner=tensor)
+def _view(tensor: torch.Tensor) -> Memory:
+    dtype = BY_NAME[str(tensor.dtype).removeprefix("torch.")]
+    return Memory(dtype, tuple(tensor.shape), tensor.data_ptr(), tensor)
 
 
 def make_task(case: Case, *, base: bool, count: int, out: torch.Tensor | None = None) -> TensorTask:
     """The first `count` elements of the operands."""
-    inputs = [_buffer(operand(case.dtype, k + 1)[:count]) for k in range(case.models)]
+    inputs = [_view(operand(case.dtype, k + 1)[:count]) for k in range(case.models)]
     out = result(case.dtype)[:count] if out is None else out
     return TensorTask(
         info=TensorInfo("layer.weight", count, case.models),
         method=None,
         values={"nonfinite": "error"},
         inputs=inputs,
-        base=_buffer(operand(case.dtype, 0)[:count]) if base else None,
+        base=_view(operand(case.dtype, 0)[:count]) if base else None,
         out_dtype=inputs[0].dtype,
         sinks=[MemorySink(out.data_ptr(), out)],
         labels=[],

@@ -13,8 +13,9 @@ from warpmerge.backends.gpu.kernels import CudaKernels, TritonKernels
 from warpmerge.backends.gpu.tables import Kind, Segment, Table, is_aligned, keep_rows
 from warpmerge.backends.gpu.torch_runtime import TorchRuntime
 from warpmerge.dtypes import BY_NAME
-from warpmerge.engine.tasks import Buffer, MemorySink, Outcome, TensorTask
+from warpmerge.engine.tasks import MemorySink, Outcome, TensorTask
 from warpmerge.methods import TensorInfo
+from warpmerge.models.views import Memory
 from warpmerge.requests import Mask
 
 from .harness import DTYPES, Bench, random_model
@@ -139,8 +140,8 @@ def on_cpu(backend: Any, p: Problem, request: Any, count: int) -> tuple[Outcome,
         info=TensorInfo("layer.weight", count, p.models),
         method=None,
         values={"nonfinite": "error"},
-        inputs=[_buffer(t) for t in inputs],
-        base=None if base is None else _buffer(base),
+        inputs=[_view(t) for t in inputs],
+        base=None if base is None else _view(base),
         out_dtype=_dtype(result),
         sinks=[MemorySink(result.data_ptr(), result)],
         labels=[],
@@ -167,5 +168,5 @@ def _dtype(tensor: torch.Tensor) -> Any:
     return BY_NAME[str(tensor.dtype).removeprefix("torch.")]
 
 
-def _buffer(tensor: torch.Tensor) -> Buffer:
-    return Buffer(tensor.numel() * tensor.element_size(), _dtype(tensor), tensor.data_ptr(), owner=tensor)
+def _view(tensor: torch.Tensor) -> Memory:
+    return Memory(_dtype(tensor), tuple(tensor.shape), tensor.data_ptr(), tensor)

@@ -226,9 +226,9 @@ class _Loader:
         runtime = TorchRuntime(self._place.device)
         moves, size = [], 0
         for array in arrays.values():
-            buffer = array.buffer()
-            moves.append(Move(buffer, 0, buffer.nbytes, size))
-            size += -(-buffer.nbytes // ALIGN) * ALIGN
+            view = array.view()
+            moves.append(Move(view, 0, view.nbytes, size))
+            size += -(-view.nbytes // ALIGN) * ALIGN
         try:
             arena = runtime.alloc(size)
             self._inbound = self._inbound or Inbound(runtime, _core.Pool(self._threads), lambda: False)
@@ -258,7 +258,7 @@ def _results_in(into: Any, operands: Operands, place: Place) -> dict[str, Result
     found = into.state_dict(keep_vars=True) if hasattr(into, "state_dict") else into
     results: dict[str, Result] = {}
     filled: dict[int, tuple[str, tuple]] = {}
-    own = {a.buffer().address: n for n in operands.metadata_source for a in operands.arrays(n)}
+    own = {a.view().address: n for n in operands.metadata_source for a in operands.arrays(n)}
     for name, array in operands.metadata_source.items():
         if name not in found:
             raise CheckpointError(f"the target has no tensor '{name}'.")

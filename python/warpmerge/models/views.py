@@ -82,6 +82,11 @@ class View(ABC):
     def tensor(self) -> Any:
         """A torch tensor of the view's shape on `device`, for a view that has one."""
 
+    def chunks(self, nbytes: int) -> Iterator[bytes | memoryview]:
+        """All bytes in order, about so many at a time."""
+        step = max(1, nbytes // self.dtype.itemsize)
+        return (self.read(start, min(step, self.count - start)) for start in range(0, self.count, step))
+
     def _length(self, start: int, count: int | None) -> int:
         return self.count - start if count is None else count
 
@@ -262,9 +267,8 @@ class JoinedParts(View):
                     f"along axis {self.axis}."
                 )
             if part.device != first.device:
-                raise CheckpointError(
-                    f"tensor '{name}': a part is on {first.device or 'the host'}, another on {part.device or 'the host'}."
-                )
+                places = [found.device or "the host" for found in (first, part)]
+                raise CheckpointError(f"tensor '{name}': a part is on {places[0]}, another on {places[1]}.")
         self.parts, self.dtype = tuple(parts), first.dtype
         length = sum(part.shape[self.axis] for part in parts)
         self.shape = (*first.shape[: self.axis], length, *first.shape[self.axis + 1 :])

@@ -117,7 +117,7 @@ class DeviceBackend:
         for position, (task, request) in enumerate(work):
             if isinstance(request, Copy):
                 with flight.stream.context():
-                    task.sinks[0].owner.reshape(-1).copy_(task.inputs[request.index].owner.reshape(-1))
+                    task.sinks[0].owner.reshape(-1).copy_(task.inputs[request.index].tensor().reshape(-1))
                 pending.answer(position, Outcome(None))
             elif isinstance(request, TensorFunction):
                 with flight.stream.context():

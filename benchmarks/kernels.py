@@ -200,7 +200,7 @@ def measure(benchmark: Any, kernel: str, case: Case, make: Callable[[int], Reque
         return
     seconds, roof = statistics.median(benchmark.stats.stats.data), statistics.median(copies)
     benchmark.extra_info |= {
-        **_about(kernel, case, backend.isa),
+        **about(kernel, case, backend.isa),
         "GB/s": nbytes / seconds / 1e9,
         "roof GB/s": nbytes / roof / 1e9,
         "% of roof": 100 * roof / seconds,
@@ -228,14 +228,14 @@ def _measure_reference(benchmark: Any, kernel: str, case: Case, make: Callable[[
         return
     seconds = statistics.median(benchmark.stats.stats.data)
     benchmark.extra_info |= {
-        **_about(kernel, case, "torch"),
+        **about(kernel, case, "torch"),
         "GB/s": moved_bytes(case, small, REFERENCE_COUNT) / seconds / 1e9,
         "ns/element/model": seconds * 1e9 / REFERENCE_COUNT / case.models,
         "kernel faster by": (seconds / REFERENCE_COUNT) / (statistics.median(ours) / COUNT),
     }
 
 
-def _about(kernel: str, case: Case, isa: str) -> dict[str, Any]:
+def about(kernel: str, case: Case, isa: str) -> dict[str, Any]:
     return {
         "kernel": kernel,
         "what": case.what or None,

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from warpmerge.dtypes import BY_NAME
-from warpmerge.engine.tasks import Buffer, MemorySink, TensorTask
+from warpmerge.engine.tasks import MemorySink, TensorTask
 from warpmerge.methods import TensorInfo
+from warpmerge.models.views import Memory
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 WEIGHTS = (0.51, 0.33, 0.237, 0.118, 0.291, 0.173, 0.419, 0.067)
@@ -35,8 +36,8 @@ def make_task(inputs: Sequence[torch.Tensor], base: torch.Tensor | None, out: to
         info=TensorInfo("layer.weight", out.numel(), len(inputs)),
         method=None,
         values={"nonfinite": "error"},
-        inputs=[_buffer(tensor) for tensor in inputs],
-        base=None if base is None else _buffer(base),
+        inputs=[_view(tensor) for tensor in inputs],
+        base=None if base is None else _view(base),
         out_dtype=dtype_of(out),
         sinks=[MemorySink(out.data_ptr(), out)],
         labels=[],
@@ -48,8 +49,8 @@ def carry_out(backend: Any, task: TensorTask, request: Any) -> Any:
     return backend.launch([(task, request)]).wait()[0]
 
 
-def _buffer(tensor: torch.Tensor) -> Buffer:
-    return Buffer(tensor.numel() * tensor.element_size(), dtype_of(tensor), tensor.data_ptr(), owner=tensor)
+def _view(tensor: torch.Tensor) -> Memory:
+    return Memory(dtype_of(tensor), tuple(tensor.shape), tensor.data_ptr(), tensor)
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -96,7 +96,7 @@ def carry_out(
     nonfinite: str = "propagate",
     place: Any = buffer,
 ) -> tuple[Any, tuple[int, ...], list[torch.Tensor]]:
-    """What a backend answers, what it counts as not finite, and what it writes. `place`: tensor to Buffer."""
+    """What a backend answers, what it counts as not finite, and what it writes. `place`: tensor to View."""
     made, _ = task("task_arithmetic", tensors, base, weight=1.0, nonfinite=nonfinite)
     kind = out_dtype or (base if base is not None else tensors[0]).dtype
     results = [torch.full(tensors[0].shape, 123.0, dtype=kind) for _ in range(outputs)]

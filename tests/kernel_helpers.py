@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,10 +15,11 @@ from warpmerge.backends.cpu.programs import native_of
 from warpmerge.backends.reference.backend import TorchBackend
 from warpmerge.dtypes import BY_NAME
 from warpmerge.engine import loop as engine
-from warpmerge.engine.tasks import Buffer, MemorySink, TensorTask
+from warpmerge.engine.tasks import MemorySink, TensorTask
 from warpmerge.expr.expression import Expr
 from warpmerge.expr.formula import Formula
 from warpmerge.methods import TensorInfo, find
+from warpmerge.models.views import Memory
 
 ISAS = _core.isas()
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
@@ -102,10 +104,19 @@ def reference() -> TorchBackend:
     return TorchBackend()
 
 
-def buffer(tensor: torch.Tensor) -> Buffer:
+def buffer(tensor: torch.Tensor) -> Memory:
     assert tensor.is_contiguous()
     kind = BY_NAME[str(tensor.dtype).removeprefix("torch.")]
-    return Buffer(tensor.numel() * tensor.element_size(), kind, tensor.data_ptr(), owner=tensor)
+    return Memory(kind, tuple(tensor.shape), tensor.data_ptr(), tensor)
+
+
+class OpenedFile(NamedTuple):
+    fd: int
+
+
+def opened(path: Any) -> OpenedFile:
+    """A file to make views of; the caller closes its `fd`."""
+    return OpenedFile(os.open(path, os.O_RDONLY))
 
 
 def values_of(method: str, models: int, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -178,13 +189,10 @@ def operands(
     everything = [*tensors, *([base] if base is not None else [])]
     fp64 = any(t.dtype == torch.float64 for t in everything)
 
-    def place(tensor: torch.Tensor) -> Any:
-        return _core.Place(buffer(tensor).dtype.code, memory=tensor.data_ptr())
-
     return _core.Tensors(
         count=tensors[0].numel(),
-        inputs=[place(t) for t in tensors],
-        base=None if base is None else place(base),
+        inputs=[buffer(t).native() for t in tensors],
+        base=None if base is None else buffer(base).native(),
         fp64=fp64,
         policy=policy,
         formula=_formula(tuple(values), len(tensors), fp64) if values else None,

@@ -24,8 +24,27 @@ using namespace warpmerge;
 
 namespace {
 
-Place place(int dtype, uintptr_t memory, int fd, int64_t offset) {
-  return {Dtype(dtype), reinterpret_cast<const char*>(memory), fd, offset};
+View direct_view(int dtype, uintptr_t memory, int fd, int64_t offset) {
+  return {Dtype(dtype), reinterpret_cast<const char*>(memory), fd, offset, nullptr};
+}
+
+View composed(Dtype dtype, std::shared_ptr<const Composition> composition) {
+  return {dtype, nullptr, -1, 0, std::move(composition)};
+}
+
+View gathered_view(const View& source, const py::buffer& index, int64_t row_bytes) {
+  const py::buffer_info info = index.request();
+  if (!info.item_type_is_equivalent_to<int64_t>() || info.ndim != 1 || info.strides[0] != sizeof(int64_t))
+    throw py::value_error("the index of rows is a contiguous one of int64");
+  const int64_t* rows = static_cast<const int64_t*>(info.ptr);  // copied: workers cannot hold Python objects
+  return composed(source.dtype,
+                  std::make_shared<GatheredRows>(source, std::vector<int64_t>(rows, rows + info.size), row_bytes));
+}
+
+View joined_view(std::vector<View> parts, std::vector<int64_t> starts) {
+  if (parts.empty() || starts.size() != parts.size() + 1) throw py::value_error("a start for each part, and the end");
+  const Dtype dtype = parts[0].dtype;
+  return composed(dtype, std::make_shared<JoinedParts>(std::move(parts), std::move(starts)));
 }
 
 using StepRow = std::array<int, 6>;
@@ -63,7 +82,7 @@ void require_rows(const Tensors& tensors) {
     throw py::value_error("rows and columns are measured of a formula that knows the length of a row");
 }
 
-std::shared_ptr<Tensors> make_tensors(int64_t count, std::vector<Place> inputs, std::optional<Place> base, bool fp64,
+std::shared_ptr<Tensors> make_tensors(int64_t count, std::vector<View> inputs, std::optional<View> base, bool fp64,
                                       int policy, std::shared_ptr<Formula> formula) {
   if (formula && formula->inputs() != int(inputs.size()))
     throw py::value_error("the formula is for another number of inputs");
@@ -138,8 +157,11 @@ PYBIND11_MODULE(_core, m) {
       .def("drain", &Background::drain, py::call_guard<py::gil_scoped_release>())
       .def("cancel", &Background::cancel);
 
-  py::class_<Place>(m, "Place", "Where a tensor's elements are: at an address, or in an open file.")
-      .def(py::init(&place), py::arg("dtype"), py::arg("memory") = 0, py::arg("fd") = -1, py::arg("offset") = 0);
+  py::class_<View>(m, "View", "Where a tensor's elements come from: memory, an open file, or other views.")
+      .def(py::init(&direct_view), py::arg("dtype"), py::arg("memory") = 0, py::arg("fd") = -1, py::arg("offset") = 0)
+      .def_static("gathered", &gathered_view, py::arg("source"), py::arg("index"), py::arg("row_bytes"))
+      .def_static("joined", &joined_view, py::arg("parts"), py::arg("starts"))
+      .def("from_byte", &View::from, py::arg("byte"), "The same view without its first bytes.");
   py::class_<Code, std::shared_ptr<Code>>(m, "Code", "A structure of warpmerge.expr.program.")
       .def(py::init(&make_code), py::arg("inputs"), py::arg("code"), py::arg("registers"), py::arg("outputs"),
            py::arg("constants"));
@@ -309,10 +331,10 @@ PYBIND11_MODULE(_core, m) {
           py::arg("tensors"), py::arg("tile"), py::arg("intervals"))
       .def(
           "copy",
-          [](const Pool& pool, Place source, int64_t bytes, int64_t tile_bytes, Output output, int64_t position,
+          [](const Pool& pool, View source, int64_t bytes, int64_t tile_bytes, Output output, int64_t position,
              bool digested) {
-            return std::make_shared<CopyItem>(pool.kernels(), source, bytes, tile_bytes, std::move(output), position,
-                                              digested);
+            return std::make_shared<CopyItem>(pool.kernels(), std::move(source), bytes, tile_bytes, std::move(output),
+                                              position, digested);
           },
           py::arg("source"), py::arg("bytes"), py::arg("tile_bytes"), py::arg("output"), py::arg("position") = 0,
           py::arg("digested") = true)

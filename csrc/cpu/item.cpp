@@ -31,27 +31,27 @@ Loaded::Loaded(const Tensors& tensors, int64_t begin, int64_t count, Worker& wor
   }
   if (tensors.ranked()) prepare_ranks(columns, tensors.fp64, worker);
   const auto aligned = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };
-  std::vector<const Place*> places;
-  for (const Place& place : tensors.inputs) places.push_back(&place);
-  if (tensors.has_base) places.push_back(&tensors.base);
+  std::vector<const View*> views;
+  for (const View& view : tensors.inputs) views.push_back(&view);
+  if (tensors.has_base) views.push_back(&tensors.base);
   for (int k = 0; only >= 0 && k < models_; ++k)
-    if (k != only) places[size_t(k)] = nullptr;
+    if (k != only) views[size_t(k)] = nullptr;
   int64_t needed = 0;
-  for (const Place* place : places)
-    if (place && !place->memory) needed += aligned(count * itemsize(place->dtype));
+  for (const View* view : views)
+    if (view && !view->memory) needed += aligned(count * itemsize(view->dtype));
   char* buffer = needed ? static_cast<char*>(worker.input_buffer(size_t(needed))) : nullptr;
-  for (const Place* place : places) {
-    if (!place) {
+  for (const View* view : views) {
+    if (!view) {
       sources_.push_back({});
       continue;
     }
-    const int64_t size = itemsize(place->dtype);
-    if (place->memory) {
-      sources_.push_back({place->memory + begin * size, place->dtype});
+    const int64_t size = itemsize(view->dtype);
+    if (view->memory) {
+      sources_.push_back({view->memory + begin * size, view->dtype});
       continue;
     }
-    read_at(place->fd, buffer, size_t(count * size), place->offset + begin * size);
-    sources_.push_back({buffer, place->dtype});
+    view->read(begin * size, count * size, buffer);
+    sources_.push_back({buffer, view->dtype});
     buffer += aligned(count * size);
   }
   if (tensors.has_base) base_ = &sources_.back();
@@ -135,10 +135,10 @@ std::vector<uint64_t> CombineItem::digests() const {
   return result;
 }
 
-CopyItem::CopyItem(const Kernels& kernels, Place source, int64_t bytes, int64_t tile_bytes, Output output,
+CopyItem::CopyItem(const Kernels& kernels, View source, int64_t bytes, int64_t tile_bytes, Output output,
                    int64_t position, bool digested)
     : kernels_(kernels),
-      source_(source),
+      source_(std::move(source)),
       bytes_(bytes),
       step_(tile_bytes),
       output_(std::move(output)),
@@ -153,9 +153,9 @@ void CopyItem::tile(int64_t index, Worker& worker) {
   if (source_.memory) {
     if (target) std::memcpy(target, data, size_t(count));
   } else {
-    void* buffer = target ? target : worker.input_buffer(size_t(count));
-    read_at(source_.fd, buffer, size_t(count), source_.offset + begin);
-    data = static_cast<const char*>(buffer);
+    char* buffer = target ? target : static_cast<char*>(worker.input_buffer(size_t(count)));
+    source_.read(begin, count, buffer);
+    data = buffer;
   }
   if (digested_) digest_ += kernels_.digest(data, size_t(count), uint64_t((position_ + begin) / 8));
   if (output_.fd < 0) return;

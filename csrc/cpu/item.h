@@ -11,16 +11,9 @@
 #include "formula.h"
 #include "kernels.h"
 #include "pool.h"
+#include "view.h"
 
 namespace warpmerge {
-
-// Where a tensor's elements are: in memory that the caller keeps alive, or in an open file.
-struct Place {
-  Dtype dtype = Dtype::f32;
-  const char* memory = nullptr;
-  int fd = -1;
-  int64_t offset = 0;
-};
 
 // What a rule that keeps by rank decided of a model's elements, a bit each, with room for what is read at once.
 struct Decisions {
@@ -33,8 +26,8 @@ struct Decisions {
 // The inputs of one output tensor.
 struct Tensors {
   int64_t count = 0;
-  std::vector<Place> inputs;
-  Place base;
+  std::vector<View> inputs;
+  View base;
   bool has_base = false;
   bool fp64 = false;  // compute in float64
   Nonfinite policy = Nonfinite::error;
@@ -60,9 +53,9 @@ struct Tensors {
   std::deque<Decisions> decisions_;  // references to them stay good
 };
 
-// The elements [begin, begin + count) of all operands: where they are in memory, or read into the worker's buffer. For
-// ranks, or if a length of rows is given, also the rest of the rows that they lie in. `only`: of the inputs just this
-// one, unless it is -1.
+// The elements [begin, begin + count) of all operands: where they are in memory, or produced in the worker's buffer.
+// For ranks, or if a length of rows is given, also the rest of the rows that they lie in. `only`: of the inputs just
+// this one, unless it is -1.
 class Loaded {
  public:
   Loaded(const Tensors& tensors, int64_t begin, int64_t count, Worker& worker, int64_t columns = 0, int only = -1);
@@ -159,7 +152,7 @@ class CombineItem : public TensorItem {
 // in the byte string that the digest is of these bytes begin, a multiple of 8.
 class CopyItem final : public Item {
  public:
-  CopyItem(const Kernels& kernels, Place source, int64_t bytes, int64_t tile_bytes, Output output, int64_t position,
+  CopyItem(const Kernels& kernels, View source, int64_t bytes, int64_t tile_bytes, Output output, int64_t position,
            bool digested);
   int64_t tiles() const override { return bytes_ == 0 ? 1 : (bytes_ + step_ - 1) / step_; }
   void tile(int64_t index, Worker& worker) override;
@@ -169,7 +162,7 @@ class CopyItem final : public Item {
 
  private:
   const Kernels& kernels_;
-  const Place source_;
+  const View source_;
   const int64_t bytes_;
   const int64_t step_;
   const Output output_;

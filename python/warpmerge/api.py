@@ -130,7 +130,7 @@ def _cpu_memory(plan: Plan, threads: int, limit: int | str | None) -> tuple[int,
     from .backends.cpu import backend as cpu
 
     models = max((len(job.inputs) for job in plan.jobs), default=1)
-    itemsize = max((entry.dtype.itemsize for job in plan.jobs for _, entry in job.located), default=2)
+    itemsize = max((view.dtype.itemsize for job in plan.jobs for view in job.views), default=2)
     largest = max((job.entry.count for job in plan.jobs), default=0)
     budget = None if limit is None else parse_size(limit, "memory")
     whole = plan.whole_bytes()

@@ -15,6 +15,7 @@ from .methods import Base, TensorInfo, find
 from .methods.base import Steps
 from .methods.parameters import LARGEST, checked_seed
 from .models import Checkpoint
+from .models.views import Memory
 from .requests import WeightedSum
 from .threads import thread_count
 
@@ -226,9 +227,9 @@ class _Loader:
         runtime = TorchRuntime(self._place.device)
         moves, size = [], 0
         for array in arrays.values():
-            buffer = array.buffer()
-            moves.append(Move(buffer, 0, buffer.nbytes, size))
-            size += -(-buffer.nbytes // ALIGN) * ALIGN
+            view = array.view()
+            moves.append(Move(view, 0, view.nbytes, size))
+            size += -(-view.nbytes // ALIGN) * ALIGN
         try:
             arena = runtime.alloc(size)
             self._inbound = self._inbound or Inbound(runtime, _core.Pool(self._threads), lambda: False)
@@ -258,7 +259,8 @@ def _results_in(into: Any, operands: Operands, place: Place) -> dict[str, Result
     found = into.state_dict(keep_vars=True) if hasattr(into, "state_dict") else into
     results: dict[str, Result] = {}
     filled: dict[int, tuple[str, tuple]] = {}
-    own = {a.buffer().address: n for n in operands.metadata_source for a in operands.arrays(n)}
+    views = (array.view() for name in operands.metadata_source for array in operands.arrays(name))
+    own = {view.address for view in views if isinstance(view, Memory)}
     for name, array in operands.metadata_source.items():
         if name not in found:
             raise CheckpointError(f"the target has no tensor '{name}'.")

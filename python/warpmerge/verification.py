@@ -54,8 +54,8 @@ def _differences(checkpoint: Checkpoint, expected: dict[str, dict[str, Any]], th
         elif [entry.dtype.name, list(entry.shape)] != [record["dtype"], record["shape"]]:
             problems.append(f"tensor '{name}' is {entry.dtype} {list(entry.shape)}, not as the manifest says")
         else:
-            place = _core.Place(0, fd=shard.fd, offset=entry.offset)
-            items.append((name, record["digest"], pool.copy(place, entry.nbytes, TILE_BYTES, _core.Output(0))))
+            view = _core.View(0, fd=shard.fd, offset=entry.offset)
+            items.append((name, record["digest"], pool.copy(view, entry.nbytes, TILE_BYTES, _core.Output(0))))
     launch = pool.submit([item for _, _, item in items])
     try:
         while not launch.wait(100):

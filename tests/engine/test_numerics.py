@@ -226,4 +226,4 @@ def test_digest_of_bytes(data, other):
 
 
 def place(tensor):
-    return _core.Place(0, memory=buffer(tensor).address)
+    return _core.View(0, memory=buffer(tensor).address)

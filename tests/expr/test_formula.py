@@ -1,5 +1,6 @@
 """Formulas on the CPU: the reference's bits, for every instruction, any program, any tiling."""
 
+import dataclasses
 import os
 
 import numpy as np
@@ -16,10 +17,21 @@ from formula_helpers import (
     random_values,
     threshold,
 )
-from kernel_helpers import ALL_DTYPES, CONFIGURATIONS, ISAS, assert_same_bits, buffer, cpu, family, reference, unaligned
-from warpmerge.engine.tasks import Buffer
+from kernel_helpers import (
+    ALL_DTYPES,
+    CONFIGURATIONS,
+    ISAS,
+    assert_same_bits,
+    buffer,
+    cpu,
+    family,
+    opened,
+    reference,
+    unaligned,
+)
 from warpmerge.errors import MergeError
 from warpmerge.expr import expression as f
+from warpmerge.models.views import FileRegion
 from warpmerge.requests import KEEP_ALL, KthLargest, Map, Moments, RandomMask, TopKMask
 
 COUNT = 1283  # two stages and a rest, of whole strips too
@@ -84,9 +96,7 @@ def test_files(tmp_path):
     for i, tensor in enumerate([base, *tensors]):
         path = tmp_path / str(i)
         path.write_bytes(b"123" + tensor.view(torch.uint8).numpy().tobytes())
-        places[id(tensor)] = Buffer(
-            tensor.numel() * 2, buffer(tensor).dtype, fd=os.open(path, os.O_RDONLY), offset=3, owner=tensor
-        )
+        places[id(tensor)] = FileRegion(buffer(tensor).dtype, tuple(tensor.shape), opened(path), 3)
     values = random_values(3, 3, [f.column(np.linspace(0, 1, 17)), f.rank(1)])
     request = Map(formula(values, 17), True)
     short = [t[: 17 * 1177].clone() for t in (base, *tensors)]
@@ -96,12 +106,12 @@ def test_files(tmp_path):
         def place(tensor):
             original = [base, *tensors][[id(t) for t in short].index(id(tensor))]
             full = places[id(original)]
-            return Buffer(tensor.numel() * 2, full.dtype, fd=full.fd, offset=full.offset, owner=tensor)
+            return dataclasses.replace(full, shape=tuple(tensor.shape))
 
         got = carry_out(cpu(*configuration), request, short[1:], short[0], place=place)[2]
         assert_same_tensors(got, wanted, configuration)
     for found in places.values():
-        os.close(found.fd)
+        os.close(found.file.fd)
 
 
 @pytest.mark.parametrize("columns", [1, 7, 255, 256, 257, 5000])

@@ -20,8 +20,9 @@ try:
 except ImportError:
     raise MergeError("a method that works on whole tensors needs torch: pip install torch.") from None
 
-from ..engine.tasks import Buffer, DeviceSink, Outcome, TensorTask
+from ..engine.tasks import DeviceSink, Outcome, TensorTask
 from ..methods.linalg import all_finite
+from ..models.views import View
 from ..requests import TensorFunction
 from .reference.backend import add_delta, digest, round_to
 
@@ -93,16 +94,16 @@ def _nonfinite(t: torch.Tensor) -> int:
     return 0 if all_finite(t) else int((~torch.isfinite(t)).sum())
 
 
-def _load(buffer: Buffer, compute: torch.dtype, device: str | None) -> torch.Tensor:
+def _load(view: View, compute: torch.dtype, device: str | None) -> torch.Tensor:
     """A copy of the elements, flat, in the compute type."""
-    dtype = getattr(torch, buffer.dtype.name)
-    if buffer.device is not None:
-        return buffer.owner.detach().reshape(-1).to(compute, copy=True)
-    flat = torch.empty(buffer.nbytes // buffer.dtype.itemsize, dtype=compute if device is None else dtype)
+    dtype = getattr(torch, view.dtype.name)
+    if view.device is not None:
+        return view.tensor().reshape(-1).to(compute, copy=True)
+    flat = torch.empty(view.count, dtype=compute if device is None else dtype)
     staged = torch.empty(READ, dtype=torch.uint8)
     at = 0
-    for start in range(0, buffer.nbytes, READ):
-        part = np.frombuffer(buffer.read(start, min(READ, buffer.nbytes - start)), np.uint8)
+    for data in view.chunks(READ):
+        part = np.frombuffer(data, np.uint8)
         staged.numpy()[: part.size] = part
         values = staged[: part.size].view(dtype)
         flat[at : at + len(values)].copy_(values)

@@ -13,9 +13,10 @@ import numpy as np
 from .. import backends
 from ..dtypes import BY_NAME, DType
 from ..errors import DeviceError, RecipeError
+from ..models.views import FileRegion, Memory
 from . import loop as engine
 from . import model_scope
-from .tasks import Buffer, DeviceSink, MemorySink, Sink, TensorTask
+from .tasks import DeviceSink, MemorySink, Sink, TensorTask
 
 _shared: dict[tuple, Any] = {}
 _locks: dict[int, threading.Lock] = {}
@@ -111,12 +112,11 @@ class Array:
         tensor = self.original
         return (str(tensor.device), tensor.data_ptr(), self.shape, tensor.stride(), self.dtype.name)
 
-    def buffer(self) -> Buffer:
+    def view(self) -> Memory:
         if isinstance(self.data, np.ndarray):
-            return Buffer(self.data.nbytes, self.dtype, self.data.ctypes.data, owner=self.data)
-        nbytes = self.data.numel() * self.data.element_size()
+            return Memory(self.dtype, self.shape, self.data.ctypes.data, self.data)
         device = str(self.data.device) if self.in_place else None
-        return Buffer(nbytes, self.dtype, self.data.data_ptr(), owner=self.data, device=device)
+        return Memory(self.dtype, self.shape, self.data.data_ptr(), self.data, device)
 
     def empty(self, dtype: DType) -> Result:
         if isinstance(self.data, np.ndarray):
@@ -142,8 +142,8 @@ class FileArray:
     def identity(self) -> tuple:
         return ("file", str(self._shard.path), self._entry.offset, self.shape, self.dtype.name)
 
-    def buffer(self) -> Buffer:
-        return Buffer(self._entry.nbytes, self.dtype, fd=self._shard.fd, offset=self._entry.offset, owner=self._shard)
+    def view(self) -> FileRegion:
+        return FileRegion(self.dtype, self.shape, self._shard, self._entry.offset)
 
     def empty(self, dtype: DType) -> Result:
         import torch

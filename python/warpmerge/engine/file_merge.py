@@ -12,11 +12,12 @@ from ..errors import CheckpointError, MergeError
 from ..methods import TensorInfo
 from ..models import OutputDirectory
 from ..models.sidecars import CARD, MANIFEST, card, manifest, sidecars
-from ..plan.file_plan import Job, Located, Plan, index_document
+from ..models.views import View
+from ..plan.file_plan import Job, Plan, index_document
 from . import loop as engine
 from . import model_scope
 from .read_ahead import ReadAhead
-from .tasks import Buffer, FileSink, TensorTask, same_bytes
+from .tasks import FileSink, TensorTask, same_bytes
 
 Progress = Callable[[int, int], None]  # bytes read so far, bytes to read in all
 
@@ -55,17 +56,14 @@ class _Run:
 
     def _task(self, job: Job) -> TensorTask:
         labels = self.plan.labels
-        located = [_buffer(place) for place in job.inputs]
-        base = _buffer(job.base) if job.base else None
-        if job.values is None:
-            located = [_agreed(job, located, labels)]
-        count, models = job.entry.count, len(located) - len(job.auxiliary)
+        inputs = [_agreed(job, labels)] if job.values is None else job.inputs
+        count, models = job.entry.count, len(inputs) - len(job.auxiliary)
         return TensorTask(
             info=TensorInfo(job.name, count, models, self.plan.seed, job.shape, job.fp64, job.auxiliary),
             method=self.plan.recipe.method if job.values is not None else None,
             values=job.values if job.values is not None else {"nonfinite": "propagate"},
-            inputs=located,
-            base=base,
+            inputs=inputs,
+            base=job.base,
             out_dtype=job.dtype,
             sinks=[],
             labels=labels,
@@ -96,20 +94,16 @@ def _solved(run: _Run, jobs: list[Job], backend: Any, progress: engine.Progress)
         yield task
 
 
-def _buffer(place: Located) -> Buffer:
-    shard, entry = place
-    return Buffer(entry.nbytes, entry.dtype, fd=shard.fd, offset=entry.offset, owner=shard)
-
-
-def _agreed(job: Job, located: list[Buffer], labels: list[str]) -> Buffer:
+def _agreed(job: Job, labels: list[str]) -> View:
     """The one source of a tensor that is never averaged."""
-    for buffer, label in zip(located[1:], labels[1:], strict=False):
-        if not same_bytes([located[0], buffer]):
+    first, *others = job.inputs
+    for view, label in zip(others, labels[1:], strict=False):
+        if not same_bytes([first, view]):
             raise CheckpointError(
                 f"tensor '{job.name}' ({job.dtype}) differs between '{labels[0]}' and '{label}' and cannot be "
                 "averaged; name a base_model to take it from."
             )
-    return located[0]
+    return first
 
 
 def _unreadable(plan: Plan) -> CheckpointError:

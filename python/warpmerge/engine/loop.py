@@ -66,7 +66,7 @@ class _Flight:
         outcomes = self._ticket.wait()
         following = []
         for (task, steps, request), outcome in zip(self._steps, outcomes, strict=True):
-            progress(task.inputs[request.index].nbytes if isinstance(request, Copy) else task.nbytes)
+            progress(task.inputs[request.index].read_bytes if isinstance(request, Copy) else task.nbytes)
             if outcome.nonfinite and task.values["nonfinite"] == "error":
                 if not _identical(task):
                     raise _nonfinite_error(task, outcome)
@@ -176,10 +176,10 @@ def _one_by_one(task: TensorTask) -> list[TensorTask]:
 
 def _identical(task: TensorTask) -> bool:
     """Whether all models and the base hold the same bytes, in the dtype of the output."""
-    buffers = [*task.inputs[: task.info.models], *([task.base] if task.base else [])]
-    if len(buffers) == 1 or any(b.dtype != task.out_dtype for b in buffers):
+    views = [*task.inputs[: task.info.models], *([task.base] if task.base else [])]
+    if len(views) == 1 or any(v.dtype != task.out_dtype for v in views):
         return False
-    return same_bytes(buffers)
+    return same_bytes(views)
 
 
 def _nonfinite_error(task: TensorTask, outcome: Outcome) -> MergeError:

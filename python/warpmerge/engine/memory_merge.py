@@ -11,9 +11,10 @@ from ..dtypes import FLOAT64, DType, float_dtype
 from ..errors import CheckpointError, RecipeError, shown
 from ..methods import Base, Method, Parameter, TensorInfo, find
 from ..methods.parameters import checked_seed
+from ..models.views import View
 from .arrays import Array, Place, Result
 from .auxiliary import AuxiliaryTensors
-from .tasks import Buffer, TensorTask, same_bytes
+from .tasks import TensorTask, same_bytes
 
 
 def merge_tensors(
@@ -199,22 +200,22 @@ class Operands:
             if array.dtype.is_float != owner.dtype.is_float:
                 raise CheckpointError(f"{what} is {owner.dtype} but {array.dtype} in {label}.")
         count = math.prod(owner.shape)
-        buffers = [a.buffer() for a in arrays]
+        views = [a.view() for a in arrays]
         auxiliary, shapes = self.auxiliary.of(name, owner)
         if owner.dtype.is_float:
-            base = buffers.pop() if self.reference is not None else None
+            base = views.pop() if self.reference is not None else None
             fp64 = any(a.dtype == FLOAT64 for a in [*arrays, *auxiliary])
-            buffers += [a.buffer() for a in auxiliary]
-            return _Entry(name, owner.shape, count, True, buffers, base, fp64, shapes)
+            views += [a.view() for a in auxiliary]
+            return _Entry(name, owner.shape, count, True, views, base, fp64, shapes)
         if owner.dtype.is_quantized and not copying:
             raise CheckpointError(f"{what} is quantized ({owner.dtype}); dequantize it before merging.")
         if self.must_agree:
-            for label, buffer in zip(labels, buffers, strict=True):
-                if not same_bytes([buffer, owner.buffer()]):
+            for label, view in zip(labels, views, strict=True):
+                if not same_bytes([view, owner.view()]):
                     raise CheckpointError(
                         f"{what} ({owner.dtype}) differs in {label} and cannot be averaged; give a base."
                     )
-        return _Entry(name, owner.shape, count, False, [owner.buffer()], None, False)
+        return _Entry(name, owner.shape, count, False, [owner.view()], None, False)
 
 
 class _Entry(NamedTuple):
@@ -224,8 +225,8 @@ class _Entry(NamedTuple):
     shape: tuple[int, ...]
     count: int
     merged: bool
-    inputs: list[Buffer]
-    base: Buffer | None
+    inputs: list[View]
+    base: View | None
     fp64: bool
     auxiliary: tuple[tuple[int, ...], ...] = ()
 

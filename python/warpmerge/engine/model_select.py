@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..dtypes import BFLOAT16, FLOAT32, FLOAT64
+from ..models.views import Memory, View
 from ..requests import NO_TIE_END, Histogram, HistogramResult, KthLargest, Selection
-from .tasks import Buffer, TensorTask
+from .tasks import TensorTask
 
 if TYPE_CHECKING:
     from .model_scope import ModelScope
@@ -190,11 +191,11 @@ def _sample(runs: Sequence[tuple[TensorTask, int]], size: int, fp64: bool) -> Te
     dtype = FLOAT64 if fp64 else FLOAT32
     first = runs[0][0]
 
-    def gathered(which: Callable[[TensorTask], Buffer]) -> Buffer:
+    def gathered(which: Callable[[TensorTask], View]) -> View:
         data = np.empty((len(runs), RUN), dtype.name)
         for row, (task, at) in zip(data, runs, strict=True):
             row[:] = np.resize(_elements(which(task), at, min(RUN, task.info.count)), RUN)
-        return Buffer(data.nbytes, dtype, data.ctypes.data, owner=data)
+        return Memory(dtype, (data.size,), data.ctypes.data, data)
 
     return replace(
         first,
@@ -218,9 +219,8 @@ def _runs(tasks: Sequence[TensorTask], total: int) -> Iterable[tuple[TensorTask,
         first += task.info.count
 
 
-def _elements(buffer: Buffer, at: int, count: int) -> np.ndarray:
-    size = buffer.dtype.itemsize
-    data = bytes(buffer.read(at * size, count * size))
-    if buffer.dtype == BFLOAT16:
+def _elements(view: View, at: int, count: int) -> np.ndarray:
+    data = bytes(view.read(at, count))
+    if view.dtype == BFLOAT16:
         return (np.frombuffer(data, np.uint16).astype(np.uint32) << 16).view(np.float32)
-    return np.frombuffer(data, buffer.dtype.name)
+    return np.frombuffer(data, view.dtype.name)

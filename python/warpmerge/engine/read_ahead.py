@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from ..models.views import View
 from ..plan.file_plan import Job
 
 WINDOW = 256 << 20  # bytes: what a fast disk reads in the time that the merge takes for the batches in flight
@@ -39,16 +40,20 @@ class ReadAhead:
 def _ranges(jobs: list[Job]) -> Iterator[tuple[int, int, int]]:
     pending: dict[int, tuple[int, int]] = {}
     for job in jobs:
-        for start in range(0, max((e.nbytes for _, e in job.located), default=0), STEP):
-            for shard, entry in job.located:
-                nbytes = min(STEP, entry.nbytes - start)
-                if nbytes <= 0:
-                    continue
-                fd, offset = shard.fd, entry.offset + start
-                first, length = pending.get(fd, (offset, 0))
-                if length and (first + length != offset or length + nbytes > STEP):
-                    yield fd, first, length
-                    first, length = offset, 0
-                pending[fd] = (first, length + nbytes)
+        for fd, offset, nbytes in _in_turn(job.views):
+            first, length = pending.get(fd, (offset, 0))
+            if length and (first + length != offset or length + nbytes > STEP):
+                yield fd, first, length
+                first, length = offset, 0
+            pending[fd] = (first, length + nbytes)
     for fd, (first, length) in pending.items():
         yield fd, first, length
+
+
+def _in_turn(views: list[View]) -> Iterator[tuple[int, int, int]]:
+    """What these views read from files, STEP bytes of each at a time."""
+    for start in range(0, max((view.nbytes for view in views), default=0), STEP):
+        for view in views:
+            size = view.dtype.itemsize
+            if start < view.nbytes:
+                yield from view.ranges(start // size, min(STEP, view.nbytes - start) // size)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,47 +10,8 @@ from typing import Any
 
 from ..dtypes import DType
 from ..methods import Method, TensorInfo
+from ..models.views import View
 from ..requests import Combine, Measure
-
-
-@dataclass(frozen=True, slots=True)
-class Buffer:
-    """Contiguous elements: in memory at `address`, or in the open file `fd` at `offset`. `owner` keeps either alive.
-
-    `device`: None for the host's memory; else the device whose memory it is, such as "cuda:0", and `owner` is a torch
-    tensor there.
-    """
-
-    nbytes: int
-    dtype: DType
-    address: int = 0
-    fd: int = -1
-    offset: int = 0
-    owner: Any = None
-    device: str | None = None
-
-    def read(self, start: int = 0, nbytes: int | None = None) -> bytes | memoryview:
-        """The bytes [start, start + nbytes), all of them by default. Raises OSError (EFAULT) if they cannot be read."""
-        nbytes = self.nbytes - start if nbytes is None else nbytes
-        if nbytes == 0:
-            return b""
-        if self.device is not None:
-            import torch
-
-            return memoryview(self.owner.reshape(-1).view(torch.uint8)[start : start + nbytes].cpu().numpy())
-        if self.fd < 0:
-            return memoryview((ctypes.c_uint8 * nbytes).from_address(self.address + start)).cast("B")
-        parts = []
-        while nbytes:
-            try:
-                part = os.pread(self.fd, nbytes, self.offset + start)
-            except OSError as error:
-                raise OSError(errno.EFAULT, error.strerror) from None
-            if not part:
-                raise OSError(errno.EFAULT, "file ends early")
-            parts.append(part)
-            start, nbytes = start + len(part), nbytes - len(part)
-        return b"".join(parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +58,8 @@ class TensorTask:
     info: TensorInfo
     method: Method | None
     values: Mapping[str, Any]
-    inputs: list[Buffer]
-    base: Buffer | None
+    inputs: list[View]
+    base: View | None
     out_dtype: DType
     sinks: list[Sink]
     labels: list[str]  # names of the models, the base's last
@@ -112,17 +72,13 @@ class TensorTask:
     @property
     def nbytes(self) -> int:
         """Bytes that one pass reads."""
-        return sum(b.nbytes for b in self.inputs) + (self.base.nbytes if self.base else 0)
+        return sum(view.read_bytes for view in self.inputs) + (self.base.read_bytes if self.base else 0)
 
 
-def same_bytes(buffers: list[Buffer]) -> bool:
+def same_bytes(views: list[View]) -> bool:
     """Whether all hold the same bytes; they must be of one size."""
-    step = 4 << 20
-    for start in range(0, buffers[0].nbytes, step):
-        parts = [bytes(b.read(start, min(step, b.nbytes - start))) for b in buffers]
-        if any(part != parts[0] for part in parts[1:]):
-            return False
-    return True
+    first, *others = (view.chunks(4 << 20) for view in views)
+    return all(part == wanted for wanted, *parts in zip(first, *others, strict=True) for part in parts)
 
 
 @dataclass(frozen=True, slots=True)

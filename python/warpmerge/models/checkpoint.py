@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import CheckpointError, RecipeError, close_matches, shown
 from .reference import ModelRef
 from .safetensors import TensorEntry, read_header
+from .views import FileRegion
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -112,6 +113,10 @@ class Checkpoint:
         for name, file in (self._weight_map or {}).items():
             if name not in self.entries or self.entries[name][0].path.name != file:
                 raise CheckpointError(f"{self.path / INDEX}: tensor '{name}' is not in {file}, where the index says.")
+
+    def view(self, name: str) -> FileRegion:
+        shard, entry = self.entries[name]
+        return FileRegion(entry.dtype, entry.shape, shard, entry.offset)
 
     def config(self) -> dict[str, Any]:
         """The parsed config.json, empty if there is none."""

@@ -13,11 +13,10 @@ from ..dtypes import FLOAT64, DType
 from ..errors import CheckpointError, close_matches
 from ..methods.auxiliary import check_auxiliary
 from ..methods.parameters import checked_seed
-from ..models import INDEX, SINGLE, Checkpoint, Shard, TensorEntry, allow_open_files, layout
+from ..models import INDEX, SINGLE, Checkpoint, TensorEntry, allow_open_files, layout
 from ..models.sidecars import sidecars
+from ..models.views import View
 from ..recipe import Layers, ModelRef, Recipe, Resolver
-
-Located = tuple[Shard, TensorEntry]
 
 
 @dataclass(slots=True)
@@ -27,8 +26,8 @@ class Job:
     name: str
     shape: tuple[int, ...]
     dtype: DType
-    inputs: list[Located]
-    base: Located | None
+    inputs: list[View]
+    base: View | None
     values: Mapping[str, Any] | None
     fp64: bool
     auxiliary: tuple[tuple[int, ...], ...] = ()  # shapes of the last inputs, which are no model's own
@@ -36,13 +35,13 @@ class Job:
     entry: TensorEntry | None = None
 
     @property
-    def located(self) -> list[Located]:
+    def views(self) -> list[View]:
         return [*self.inputs, *([self.base] if self.base else [])]
 
     @property
     def read_bytes(self) -> int:
         """Bytes of one pass."""
-        return sum(entry.nbytes for _, entry in self.located)
+        return sum(view.read_bytes for view in self.views)
 
 
 @dataclass(frozen=True)
@@ -183,25 +182,24 @@ def _job(
     inputs: list[Checkpoint],
     base: Checkpoint | None,
 ) -> Job:
-    own_place = metadata_source.entries[name]
-    own = own_place[1]
-    located = [c.entries[name] for c in inputs]
-    reference = base.entries[name] if base else None
+    own = metadata_source.view(name)
+    views = [c.view(name) for c in inputs]
+    reference = base.view(name) if base else None
     checkpoints = [*inputs, *([base] if base else [])]
-    for found, (_, entry) in zip(checkpoints, [*located, *([reference] if reference else [])], strict=True):
-        if entry.shape != own.shape:
+    for found, view in zip(checkpoints, [*views, *([reference] if reference else [])], strict=True):
+        if view.shape != own.shape:
             hint = " Their vocabularies differ." if "embed" in name or "lm_head" in name or "wte" in name else ""
             raise CheckpointError(
-                f"tensor '{name}' is {list(own.shape)} in '{metadata_source}' but {list(entry.shape)} in '{found}'."
+                f"tensor '{name}' is {list(own.shape)} in '{metadata_source}' but {list(view.shape)} in '{found}'."
                 f"{hint}"
             )
-        if entry.dtype != own.dtype and not (entry.dtype.is_float and own.dtype.is_float):
+        if view.dtype != own.dtype and not (view.dtype.is_float and own.dtype.is_float):
             raise CheckpointError(
-                f"tensor '{name}' is {own.dtype} in '{metadata_source}' but {entry.dtype} in '{found}'."
+                f"tensor '{name}' is {own.dtype} in '{metadata_source}' but {view.dtype} in '{found}'."
             )
     if not own.dtype.is_float:
         copying = recipe.method.name == "passthrough"
-        if any(e.dtype.is_quantized for _, e in [own_place, *located]) and not copying:
+        if any(v.dtype.is_quantized for v in [own, *views]) and not copying:
             raise CheckpointError(
                 f"tensor '{name}' is quantized ({own.dtype}); dequantize the models before merging them."
             )
@@ -212,23 +210,23 @@ def _job(
                 "dequantize it before merging."
             )
         # Never averaged: the base's, or the first model's if all models agree.
-        sources = [own_place] if recipe.base and not copying else located
+        sources = [own] if recipe.base and not copying else views
         return Job(name, own.shape, own.dtype, sources, None, None, False)
     dtype = recipe.out_dtype or recipe.dtype or own.dtype
-    dtypes = [e.dtype for _, e in [*located, *([reference] if reference else [])]]
+    dtypes = [v.dtype for v in [*views, *([reference] if reference else [])]]
     fp64 = FLOAT64 in (recipe.dtype, *dtypes)
-    return Job(name, own.shape, dtype, located, reference, resolver.values(name), fp64)
+    return Job(name, own.shape, dtype, views, reference, resolver.values(name), fp64)
 
 
 def _add_auxiliary(job: Job, recipe: Recipe, auxiliary: Mapping[str, Checkpoint]) -> None:
     """Puts the tensor's auxiliary tensors behind its inputs."""
-    places = [c.entries.get(job.name) for c in auxiliary.values()]
-    found = [None if place is None else (place[1].shape, place[1].dtype) for place in places]
-    weight = job.shape, job.inputs[0][1].dtype
+    views = [c.view(job.name) if job.name in c.entries else None for c in auxiliary.values()]
+    found = [None if view is None else (view.shape, view.dtype) for view in views]
+    weight = job.shape, job.inputs[0].dtype
     job.auxiliary = check_auxiliary(recipe.method.auxiliary, job.name, weight, found, list(auxiliary))
     if job.auxiliary:
-        job.inputs += [place for place in places if place is not None]
-        job.fp64 = job.fp64 or any(entry.dtype == FLOAT64 for _, entry in job.inputs)
+        job.inputs += [view for view in views if view is not None]
+        job.fp64 = job.fp64 or any(view.dtype == FLOAT64 for view in job.inputs)
 
 
 def _place(jobs: list[Job], shard_size: int) -> list[OutputShard]:

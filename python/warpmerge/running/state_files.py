@@ -100,10 +100,10 @@ def write_state(path: Path, metadata: Mapping[str, str], arrays: Mapping[str, An
     specs = [(name, array.dtype, array.shape) for name, array in arrays.items()]
     with file_targets(path, specs, metadata) as targets:
         for name, target in targets.items():
-            buffer = arrays[name].buffer()
-            for start in range(0, buffer.nbytes, CHUNK):
-                data = buffer.read(start, min(CHUNK, buffer.nbytes - start))
-                FileSink(target.fd, target.offset + start).write(memoryview(data))
+            at = target.offset
+            for data in arrays[name].view().chunks(CHUNK):
+                FileSink(target.fd, at).write(memoryview(data))
+                at += len(data)
 
 
 def open_state(
@@ -141,12 +141,12 @@ def open_state(
 
 
 def in_memory(array: FileArray) -> np.ndarray:
-    buffer = array.buffer()
     made = np.empty(array.shape, array.dtype.name)
     flat = made.reshape(-1).view(np.uint8)
-    for start in range(0, buffer.nbytes, CHUNK):
-        data = buffer.read(start, min(CHUNK, buffer.nbytes - start))
-        flat[start : start + len(data)] = np.frombuffer(data, np.uint8)
+    at = 0
+    for data in array.view().chunks(CHUNK):
+        flat[at : at + len(data)] = np.frombuffer(data, np.uint8)
+        at += len(data)
     return made
 
 

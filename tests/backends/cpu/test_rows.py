@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from formula_helpers import KEY, adversarial, carry_out, compare_arrays, formula, random_values
-from kernel_helpers import ALL_DTYPES, CONFIGURATIONS, ISAS, buffer, cpu, family, reference
-from warpmerge.engine.tasks import Buffer
+from kernel_helpers import ALL_DTYPES, CONFIGURATIONS, ISAS, buffer, cpu, family, opened, reference
 from warpmerge.errors import MergeError
 from warpmerge.expr import expression as f
+from warpmerge.models.views import FileRegion
 from warpmerge.requests import Rows
 
 # Around the lanes, the blocks and the tiles; one element, one row.
@@ -58,13 +58,13 @@ def test_a_sum_in_float64_is_exact_where_float32_is_not():
 def test_files(tmp_path):
     _, [tensor] = family("bf16", 1, 700 * 31)
     (tmp_path / "a").write_bytes(b"1" + tensor.view(torch.uint8).numpy().tobytes())
-    fd = os.open(tmp_path / "a", os.O_RDONLY)
-    place = Buffer(tensor.numel() * 2, buffer(tensor).dtype, fd=fd, offset=1, owner=tensor)
+    file = opened(tmp_path / "a")
+    place = FileRegion(buffer(tensor).dtype, tuple(tensor.shape), file, 1)
     request = Rows(formula([f.rank(0) * f.delta(0), f.delta(0)], 700), on_deltas=False)
     wanted = carry_out(reference(), request, [tensor])[0]
     for isa in ISAS:
         assert np.array_equal(carry_out(cpu(isa, 2, 512), request, [tensor], place=lambda t: place)[0], wanted)
-    os.close(fd)
+    os.close(file.fd)
 
 
 @pytest.mark.parametrize("shape", [(0,), (3, 0), (0, 3)])

@@ -1,6 +1,7 @@
 """Requests about tensors on the emulated device, from host memory or in place, against the reference."""
 
 import contextlib
+import dataclasses
 
 import numpy as np
 import torch
@@ -41,7 +42,7 @@ class Case:
 
 def _on_device(tensor):
     found = buffer(tensor)
-    return type(found)(found.nbytes, found.dtype, found.address, owner=tensor, device="cpu")
+    return dataclasses.replace(found, device="cpu")
 
 
 @contextlib.contextmanager

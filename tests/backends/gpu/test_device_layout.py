@@ -14,9 +14,10 @@ from warpmerge.backends.gpu.scratch import Scratch
 from warpmerge.backends.gpu.staging import Move, fill_slots
 from warpmerge.backends.gpu.tables import ALIGN, BLOCK, CHUNK, Kind, Segment, Table, chunks_of, is_aligned, keep_rows
 from warpmerge.dtypes import BFLOAT16, FLOAT32
-from warpmerge.engine.tasks import Buffer, MemorySink, TensorTask
+from warpmerge.engine.tasks import MemorySink, TensorTask
 from warpmerge.errors import DeviceError
 from warpmerge.methods import TensorInfo
+from warpmerge.models.views import Memory
 from warpmerge.requests import KEEP_ALL, KEEP_NONE, RandomMask, TopKMask
 
 counts = st.lists(st.integers(0, 5 * CHUNK), min_size=1, max_size=12)
@@ -61,7 +62,7 @@ def test_keep_rules_as_numbers():
 
 
 def task(count, models=2, dtype=BFLOAT16, base=True):
-    buffers = [Buffer(count * dtype.itemsize, dtype, address=1) for _ in range(models + base)]
+    buffers = [Memory(dtype, (count,), address=1) for _ in range(models + base)]
     return TensorTask(
         info=TensorInfo("t", count, models),
         method=None,

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from ... import _core
-from ...engine.tasks import Buffer, FileSink, Outcome, Request, Sink, TensorTask, Work
+from ...engine.tasks import FileSink, Outcome, Request, Sink, TensorTask, Work
 from ...requests import (
     Copy,
     ElectAndSum,
@@ -152,7 +152,7 @@ class CpuBackend:
         pool, tile = self.pool, self.tile
         if isinstance(request, Copy):
             source = task.inputs[request.index]
-            return pool.copy(_place(source), source.nbytes, tile * 2, _output(task, task.sinks[0]))
+            return pool.copy(source.native(), source.nbytes, tile * 2, _output(task, task.sinks[0]))
         tensors = _tensors(task, request)
         if isinstance(request, Map):
             return pool.apply(tensors, tile, request.agree, [_output(task, sink) for sink in task.sinks])
@@ -193,17 +193,13 @@ def _tensors(task: TensorTask, request: Any) -> Any:
     if found is None:
         found = task.cache[on_deltas, formula] = _core.Tensors(
             task.info.count,
-            [_place(b) for b in task.inputs],
-            _place(task.base) if on_deltas and task.base else None,
+            [view.native() for view in task.inputs],
+            task.base.native() if on_deltas and task.base else None,
             task.fp64,
             POLICIES[task.values["nonfinite"]],
             formula and native(task, formula, isinstance(request, Rows | Products)),
         )
     return found
-
-
-def _place(buffer: Buffer) -> Any:
-    return _core.Place(buffer.dtype.code or 0, buffer.address, buffer.fd, buffer.offset)
 
 
 def _output(task: TensorTask, sink: Sink) -> Any:

@@ -23,7 +23,7 @@ from .flight import InPlace, Staged, Workspace
 from .loads import footprint
 from .requests import BINS, steps
 from .scratch import Scratch
-from .staging import IO_TILE, SLOT, SLOTS, Arrival, Cancelled, Inbound, Outbound, drop, place_of, wait_for
+from .staging import IO_TILE, SLOT, SLOTS, Arrival, Cancelled, Inbound, Outbound, drop, wait_for
 from .tables import ALIGN, CHUNK
 
 IN_FLIGHT = 6  # batches: some being read, one computed, some being written
@@ -117,7 +117,7 @@ class DeviceBackend:
         for position, (task, request) in enumerate(work):
             if isinstance(request, Copy):
                 with flight.stream.context():
-                    task.sinks[0].owner.reshape(-1).copy_(task.inputs[request.index].owner.reshape(-1))
+                    task.sinks[0].owner.reshape(-1).copy_(task.inputs[request.index].tensor().reshape(-1))
                 pending.answer(position, Outcome(None))
             elif isinstance(request, TensorFunction):
                 with flight.stream.context():
@@ -216,7 +216,7 @@ class DeviceBackend:
 
     def _copy(self, task: TensorTask, request: Copy) -> Any:
         source = task.inputs[request.index]
-        return self._pools[1].copy(place_of(source), source.nbytes, IO_TILE, Arrival(task.sinks[0], 0).output(0))
+        return self._pools[1].copy(source.native(), source.nbytes, IO_TILE, Arrival(task.sinks[0], 0).output(0))
 
     def _flight(self, tasks: Sequence[TensorTask], limit: int | None = None) -> Staged:
         """The flight that these tasks are on, or a new one."""

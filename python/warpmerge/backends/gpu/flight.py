@@ -15,6 +15,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from ...engine.tasks import TensorTask
+from ...models.views import Memory, View
 from .loads import Cuts, Load, Part, anywhere, footprint, lay_out, pack
 from .scratch import Scratch
 from .staging import Arrival, Inbound, Move, Outbound
@@ -57,13 +58,22 @@ class InPlace:
         self.stream = runtime.current_stream()
         self.temporary = Temporaries(runtime)
         self.temporary_bytes = TEMPORARIES
+        self._made: dict[int, Any] = {}  # id of a view that is composed of others -> its elements
+
+    def _address(self, view: View) -> int:
+        if isinstance(view, Memory):
+            return view.address
+        if id(view) not in self._made:
+            with self.stream.context():
+                self._made[id(view)] = view.tensor()
+        return self._made[id(view)].data_ptr()
 
     def loads(self, tasks: Sequence[TensorTask], cuts: Cuts = anywhere) -> list[Load]:
         load = Load()
         for task in tasks:
             part = Part(task, 0, task.info.count)
-            part.inputs = [b.address for b in task.inputs]
-            part.base = task.base.address if task.base else 0
+            part.inputs = [self._address(view) for view in task.inputs]
+            part.base = self._address(task.base) if task.base else 0
             part.outputs = [sink.address for sink in task.sinks]
             load.parts.append(part)
         return [load]
@@ -162,7 +172,7 @@ class Staged:
         total = sum(footprint(t, t.info.count) for t in tasks)
         self.resident = total <= workspace.limit
         self._whole: Load | None = None
-        self._places: dict[int, int] = {}  # id of a buffer -> its address
+        self._places: dict[int, int] = {}  # id of a view -> its address
         self._parts: dict[int, Part] = {}  # id of a task -> its part
         if self.resident:
             self._bring_all(tasks)

@@ -141,10 +141,10 @@ def lay_out(parts: Sequence[tuple[TensorTask, int, int]]) -> Load:
     for task, first, count in parts:
         part = Part(task, first, count)
         load.parts.append(part)
-        for buffer in [*task.inputs, *([task.base] if task.base else [])]:
-            size = buffer.dtype.itemsize
+        for view in [*task.inputs, *([task.base] if task.base else [])]:
+            size = view.dtype.itemsize
             offset = load.reserve(count * size)
-            load.inward.append(Move(buffer, first * size, count * size, offset))
+            load.inward.append(Move(view, first * size, count * size, offset))
             part.inputs.append(offset)
         if task.base:
             part.base = part.inputs.pop()

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from ... import _core
-from ...engine.tasks import Buffer, FileSink, Sink
+from ...engine.tasks import FileSink, Sink
 
 # Bytes of one slot: some milliseconds of a PCIe link, so that the host's work per slot does not show.
 SLOT = 64 << 20
@@ -35,7 +35,7 @@ class Cancelled(Exception):
 class Move(NamedTuple):
     """`nbytes` at `offset` of the device's arena, which are those of a tensor from its byte `start` on."""
 
-    tensor: Any  # inbound: a Buffer; outbound: an Arrival
+    tensor: Any  # inbound: a View; outbound: an Arrival
     start: int
     nbytes: int
     offset: int
@@ -94,7 +94,7 @@ class Inbound:
         self._lock = threading.Lock()
 
     def bring(self, moves: Sequence[Move], arena: Any, stream: Any) -> None:
-        """Reads the buffers of `moves` into `arena`. Raises OSError (EFAULT) for one that cannot be read."""
+        """Produces the views of `moves` into `arena`. Raises OSError (EFAULT) for one that cannot be read."""
         with self._lock:
             self._bring(moves, arena, stream)
 
@@ -106,7 +106,7 @@ class Inbound:
             first = part[0].offset
             items = [
                 self._pool.copy(
-                    place_of(m.tensor, m.start),
+                    m.tensor.native().from_byte(m.start),
                     m.nbytes,
                     IO_TILE,
                     _core.Output(0, memory=slot.memory.address + m.offset - first),
@@ -190,7 +190,7 @@ class Outbound:
             base = slot.memory.address - part[0].offset
             items = [
                 self._pool.copy(
-                    _core.Place(0, memory=base + m.offset),
+                    _core.View(0, memory=base + m.offset),
                     m.nbytes,
                     IO_TILE,
                     m.tensor.output(m.start),
@@ -207,9 +207,3 @@ class Outbound:
 
     def close(self) -> None:
         self._writer.shutdown(wait=True, cancel_futures=True)
-
-
-def place_of(buffer: Buffer, start: int = 0) -> Any:
-    if buffer.fd >= 0:
-        return _core.Place(0, fd=buffer.fd, offset=buffer.offset + start)
-    return _core.Place(0, memory=buffer.address + start)

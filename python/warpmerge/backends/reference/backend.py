@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from ...dtypes import DType
-from ...engine.tasks import Buffer, Outcome, TensorTask, Work
+from ...engine.tasks import Outcome, TensorTask, Work
+from ...models.views import View
 from ...random import mix64
 from ...requests import (
     Copy,
@@ -136,9 +137,9 @@ def _operands(task: TensorTask, on_deltas: bool) -> tuple[list[torch.Tensor], to
     return x, base, tuple(counts) if any(counts) else ()
 
 
-def _load(buffer: Buffer) -> torch.Tensor:
-    data = torch.from_numpy(np.frombuffer(buffer.read(), np.uint8).copy())
-    return data.view(getattr(torch, buffer.dtype.name)) if data.numel() else data.to(getattr(torch, buffer.dtype.name))
+def _load(view: View) -> torch.Tensor:
+    data, dtype = torch.from_numpy(np.frombuffer(view.read(), np.uint8).copy()), getattr(torch, view.dtype.name)
+    return data.view(dtype) if data.numel() else data.to(dtype)
 
 
 def round_to(y: torch.Tensor, dtype: DType) -> torch.Tensor:

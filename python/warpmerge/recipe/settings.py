@@ -42,7 +42,10 @@ class Gradient:
 
 @dataclass(frozen=True)
 class ByName:
-    """The value of the first entry whose filter is part of the tensor's name. None if no filter is: the next source is asked."""
+    """The value of the first entry whose filter is part of the tensor's name.
+
+    None if no filter matches: the next source is asked.
+    """
 
     entries: tuple[tuple[str | None, Constant | Gradient], ...]
 

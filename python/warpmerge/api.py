@@ -1,4 +1,4 @@
-"""`merge`, from a recipe to a published model directory, and `describe`, what it would do."""
+"""`merge` turns a recipe into a published model directory. `describe` says what `merge` would do."""
 
 from __future__ import annotations
 
@@ -20,8 +20,23 @@ from .units import parse_size, show_size
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What a merge did, or (`dry_run`) would do. Bytes read count every pass; `memory` is an upper estimate of the
-    bytes that are allocated on the host (docs/performance.md)."""
+    """What a merge did. With `dry_run`: what the merge would do.
+
+    Attributes:
+        out: the output directory.
+        method: name of the method.
+        backend: name of the backend: `cuda`, `triton`, `cpu` or `torch`.
+        device: `cpu`, or the GPUs as in `merge`.
+        threads: number of worker threads.
+        tensors: number of output tensors.
+        shards: number of output files with weights.
+        bytes_read: bytes of input, counted once per pass.
+        bytes_written: bytes of output.
+        memory: upper estimate of the bytes that are allocated on the host (docs/performance.md).
+        seconds: wall time.
+        resumed_shards: number of shards that an earlier run had finished.
+        dry_run: True if nothing was written.
+    """
 
     out: Path
     method: str
@@ -38,6 +53,7 @@ class MergeReport:
     dry_run: bool = False
 
     def as_dict(self) -> dict[str, Any]:
+        """The attributes as a dictionary that JSON can hold."""
         return {name: str(v) if isinstance(v, Path) else v for name, v in vars(self).items()}
 
 
@@ -58,16 +74,38 @@ def merge(
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> MergeReport:
-    """Merges the checkpoints that `recipe` names into the model directory `out`.
+    """Merges the checkpoints of a recipe into a model directory.
 
-    recipe: a YAML file, a dictionary of the same keys, or a Recipe. device: auto, cpu, or GPUs: cuda, cuda:1, cuda:0,1
-    or cuda:all. memory: bound on the bytes that a merge on the CPU allocates (files in the page cache not counted).
-    device_memory: bound on what is used of each GPU's memory; default: what is free, less a margin. shard_size:
-    largest output file. sync: return only when the data is on the disk. resume: keep the shards that an interrupted run
-    of the same merge finished. progress: called with (bytes read, bytes to read).
+    Args:
+        recipe: a YAML file, a dictionary with the same keys, or a Recipe.
+        out: the output directory.
+        device: `auto`, `cpu`, or GPUs: `cuda`, `cuda:1`, `cuda:0,1` or `cuda:all`.
+        backend: `auto`, `cuda`, `triton`, `cpu` or `torch`.
+        memory: bound on the bytes that a merge on the CPU allocates, such as `"4GB"`. The page cache does not count.
+        device_memory: bound on the bytes used of each GPU's memory. Default: the free memory, less a margin.
+        threads: number of worker threads. Default: the cores that this process may use.
+        shard_size: bytes of the largest output file, unless one tensor is larger.
+        seed: seed of methods that draw at random.
+        resume: keep the shards that an interrupted run of the same merge finished.
+        overwrite: replace an existing output. An input is never replaced.
+        sync: return only when the data is on the disk.
+        dry_run: check everything and write nothing.
+        progress: called with (bytes read, bytes to read); every pass counts.
 
-    Raises RecipeError, CheckpointError, OutputError or DeviceError (all MergeError); nothing that looks complete is
-    left behind.
+    Returns:
+        A MergeReport.
+
+    Raises:
+        UsageError: the recipe or an argument is wrong.
+        CheckpointError: a model's files are missing or damaged, or do not fit the other models.
+        OutputError: the output directory cannot be used, or the disk is full.
+        DeviceError: the GPU cannot be used, or has too little memory.
+
+        All are MergeErrors. After an error no output looks complete.
+
+    Example:
+        >>> report = wm.merge("recipe.yml", "merged/", memory="4GB")
+        >>> report.tensors, report.seconds
     """
     started = time.perf_counter()
     info = backends.choose(backend, device)
@@ -111,7 +149,7 @@ def _resources(
     limit: int | str | None,
     device_limit: int | str | None,
 ) -> tuple[dict[str, Any], int]:
-    """Options of the backend, and the bytes that it will allocate on the host at most."""
+    """Options of the backend, and an upper bound on the bytes that it allocates on the host."""
     if device_limit is not None and "cuda" not in info.devices:
         raise RecipeError(f"device_memory bounds the memory of a GPU, but backend '{info.name}' computes on the CPU.")
     if "cuda" in info.devices:
@@ -126,7 +164,7 @@ def _resources(
 
 
 def _cpu_memory(plan: Plan, threads: int, limit: int | str | None) -> tuple[int, int]:
-    """Tile in elements, and the bytes that will be allocated at most."""
+    """Elements of a tile, and an upper bound on the bytes that are allocated."""
     from .backends.cpu import backend as cpu
 
     models = max((len(job.inputs) for job in plan.jobs), default=1)
@@ -144,7 +182,7 @@ def _cpu_memory(plan: Plan, threads: int, limit: int | str | None) -> tuple[int,
 
 
 def describe(recipe: str | Path | Mapping[str, Any] | Recipe, **options: Any) -> dict[str, Any]:
-    """What merging would read, write and allocate: the rows of `warpmerge plan`. Options as in `merge`."""
+    """The rows of `warpmerge plan`: what a merge reads, writes and allocates. `options` are arguments of `merge`."""
     seed, shard_size = options.get("seed", 0), parse_size(options.get("shard_size", "5GB"), "shard_size")
     device = options.get("device", "auto")
     info = backends.choose(options.get("backend", "auto"), device)

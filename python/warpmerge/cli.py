@@ -31,8 +31,10 @@ def _merge_options(command: Callable) -> Callable:
                 "--device", default="auto", show_default=True, help="auto, cpu, cuda[:N], cuda:N,M, cuda:all."
             ),
             click.option("--backend", default="auto", show_default=True, help="auto, cuda, triton, cpu or torch."),
-            click.option("--memory", metavar="SIZE", help="Bound on allocated memory, such as 4GB; on the CPU."),
-            click.option("--device-memory", metavar="SIZE", help="Bound on each GPU's memory; default: what is free."),
+            click.option(
+                "--memory", metavar="SIZE", help="Bound on the memory that a merge on the CPU allocates, such as 4GB."
+            ),
+            click.option("--device-memory", metavar="SIZE", help="Bound on each GPU's memory; default: free memory."),
             click.option("--threads", type=THREADS, help="Worker threads; default: all cores."),
             click.option("--shard-size", default="5GB", show_default=True, metavar="SIZE", help="Largest output file."),
             click.option("--seed", type=int, default=0, show_default=True, help="For methods that draw at random."),
@@ -46,7 +48,7 @@ def _merge_options(command: Callable) -> Callable:
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.argument("out_dir", type=click.Path(path_type=Path))
 @_merge_options
-@click.option("--resume", is_flag=True, help="Keep the shards that an interrupted run of this merge finished.")
+@click.option("--resume", is_flag=True, help="Keep the shards that an interrupted run of the same merge finished.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 @click.option("--no-sync", is_flag=True, help="Return before the data is on the disk, as cp does.")
 @click.option("--dry-run", is_flag=True, help="Check everything, write nothing.")
@@ -80,7 +82,7 @@ def merge(recipe: Path, out_dir: Path, quiet: bool, as_json: bool, no_sync: bool
 @_merge_options
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def plan(recipe: Path, as_json: bool, **options: Any) -> None:
-    """Show what a merge would read and write, and in which passes. Writes nothing."""
+    """Check a merge and show what it would read, write and allocate. Writes nothing."""
     from .api import describe
 
     rows = describe(recipe, **options)
@@ -105,7 +107,7 @@ def plan(recipe: Path, as_json: bool, **options: Any) -> None:
 @click.argument("out_dir", type=click.Path(path_type=Path))
 @click.option("--threads", type=THREADS, help="Worker threads; default: all cores.")
 def verify(out_dir: Path, threads: int | None) -> None:
-    """Check a finished merge against its manifest."""
+    """Compare a finished merge with its manifest."""
     from .verification import verify as run
 
     report = run(out_dir, threads=threads)
@@ -178,7 +180,7 @@ def demo(directory: Path | None) -> None:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: set[int] | frozenset[int] = frozenset()) -> str:
-    """Columns padded to their widest cell; those in `right` are right-aligned."""
+    """A table as text. Each column is as wide as its widest cell; columns in `right` are right-aligned."""
     lines = [list(head), *[list(map(str, row)) for row in rows]]
     widths = [max(len(line[c]) for line in lines) for c in range(len(head))]
     lines.insert(1, ["-" * w for w in widths])
@@ -244,7 +246,7 @@ def _main(arguments: list[str] | None) -> int:
 
 
 def _complain(text: str) -> None:
-    """On stderr, with control characters of names and paths made visible: they could be commands to the terminal."""
+    """Prints to stderr. Control characters of names and paths are escaped: they could be commands to the terminal."""
     click.echo("".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text), err=True)
 
 

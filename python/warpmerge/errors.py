@@ -1,4 +1,4 @@
-"""Errors that a user can act on. Each text names the file, tensor, model or parameter, and what to do."""
+"""Errors that a user can act on. Each message names the file, tensor, model or parameter, and says what to do."""
 
 from __future__ import annotations
 
@@ -8,34 +8,38 @@ from collections.abc import Iterable
 
 
 class MergeError(Exception):
-    """Base of every error that warpmerge raises on purpose. `exit_status` is what the command line returns."""
+    """The base class of every error that warpmerge raises on purpose.
+
+    Attributes:
+        exit_status: int, the exit status of the command line after this error.
+    """
 
     exit_status = 1
 
 
 class UsageError(MergeError, ValueError):
-    """The recipe, a parameter or the call is wrong. Nothing was read or written."""
+    """The recipe, a parameter or the call is wrong. Nothing was read or written. Exit status 2."""
 
     exit_status = 2
 
 
-RecipeError = UsageError  # the name for what a recipe says; one class, so that either name catches both
+RecipeError = UsageError  # the former name of the same class
 
 
 class CheckpointError(MergeError, ValueError):
-    """A model's files are missing, damaged or do not fit the other models."""
+    """A model's files are missing or damaged, or do not fit the other models. Exit status 1."""
 
 
 class OutputError(MergeError, OSError):
-    """The output directory cannot be used."""
+    """The output directory cannot be used, or the disk is full. Exit status 1."""
 
 
 class DeviceError(MergeError, RuntimeError):
-    """The device cannot be used, or has too little memory."""
+    """The device cannot be used, or has too little memory. Exit status 1."""
 
 
 def close_matches(name: object, candidates: Iterable[object]) -> str:
-    """`"; did you mean 'a' or 'b'?"`, or nothing if no candidate is near."""
+    """Text for a message: `"; did you mean 'a' or 'b'?"`, or `""` if no candidate is similar."""
     found = difflib.get_close_matches(str(name)[:200], [str(c) for c in candidates], n=3, cutoff=0.6)
     return f"; did you mean {' or '.join(repr(f) for f in found)}?" if found else ""
 
@@ -46,5 +50,5 @@ _short.maxstring, _short.maxlong, _short.maxother = 100, 60, 60
 
 
 def shown(value: object) -> str:
-    """A value for a message: its repr, shortened, whatever the size of what a recipe or a header holds."""
+    """Text for a message: the repr of a value, shortened. A recipe or a header may hold a value of any size."""
     return _short.repr(value)

@@ -1,4 +1,4 @@
-"""How many threads to use: what this process may run on, no more than its container's CPU quota."""
+"""How many threads to use: the cores of this process, at most its container's CPU quota."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def thread_count(asked: int | None = None) -> int:
-    """`asked`, or as many as the affinity mask and the cgroup quota allow."""
+    """`asked`, or the number that the affinity mask and the cgroup quota allow."""
     if asked:
         return asked
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -20,7 +20,10 @@ _UNITS = {
 
 
 def parse_size(value: int | str, name: str) -> int:
-    """Bytes: `5GB` is 5 * 10^9, `4GiB` 4 * 2^30, `5B` is 5 * 10^9 as in mergekit. Raises RecipeError."""
+    """Number of bytes of a size: an int, or text. Raises UsageError, whose message begins with `name`.
+
+    `5GB` is 5 * 10^9, `4GiB` is 4 * 2^30; as in mergekit, `5B` is 5 * 10^9.
+    """
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return value
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?(b)?\s*", str(value).lower())
@@ -31,7 +34,7 @@ def parse_size(value: int | str, name: str) -> int:
 
 
 def show_size(count: float) -> str:
-    """Three significant digits: `1.23 GB`."""
+    """A number of bytes with three significant digits: `1.23 GB`."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if abs(count) < 999.5 or unit == "TB":
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:#.3g} {unit}".replace(". ", " ")
@@ -40,4 +43,5 @@ def show_size(count: float) -> str:
 
 
 def show_seconds(seconds: float) -> str:
+    """A duration: `1.23 s`, or `2.1 min` from 100 seconds on."""
     return f"{seconds:.2f} s" if seconds < 100 else f"{seconds / 60:.1f} min"

@@ -20,15 +20,35 @@ TILE_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class VerifyReport:
+    """Result of `verify`.
+
+    Attributes:
+        tensors: number of tensors in the checkpoint.
+        nbytes: bytes of those tensors.
+        problems: one sentence for each difference from the manifest; empty if there is none.
+    """
+
     tensors: int
     nbytes: int
     problems: tuple[str, ...]
 
 
 def verify(out: str | Path, *, threads: int | None = None) -> VerifyReport:
-    """Reads every tensor of the merged model in `out` and compares names, shapes, dtypes and digests with the manifest.
+    """Compares every tensor of a finished merge with the manifest: name, shape, dtype and digest.
 
-    Raises CheckpointError if there is no manifest or the files cannot be read; differences are listed in the report.
+    Args:
+        out: the directory of the merged model.
+        threads: number of worker threads. Default: the cores that this process may use.
+
+    Returns:
+        A VerifyReport. Differences are its `problems`, not errors.
+
+    Raises:
+        CheckpointError: the manifest is missing or damaged, or a file cannot be read.
+
+    Example:
+        >>> wm.verify("merged/").problems
+        ()
     """
     path = Path(out)
     backends.choose("cpu")  # raises if the native module cannot be used as the environment asks

@@ -1,4 +1,4 @@
-"""A recipe as people write it, checked: mergekit's YAML keys, with every unsupported one refused by name."""
+"""Reads and checks a recipe. The keys are those of mergekit's YAML; an unsupported key is an error that names it."""
 
 from __future__ import annotations
 
@@ -29,13 +29,25 @@ LATER = {
 
 @dataclass(frozen=True)
 class RecipeModel:
+    """One entry of `models`: a model reference and the parameters that hold for this model."""
+
     ref: ModelRef
     parameters: Mapping[str, Setting] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A validated recipe. `models` are as listed, the base included if it is; `source` is what it was made from."""
+    """A checked recipe.
+
+    Attributes:
+        method: the merge method.
+        models: the entries of `models` in order; the base is among them if it is listed.
+        base: the reference of `base_model`, or None.
+        parameters: settings of the top level.
+        dtype: the key `dtype`, or None.
+        out_dtype: the key `out_dtype`, or None.
+        source: the document that the recipe was made from.
+    """
 
     method: Method
     models: tuple[RecipeModel, ...]
@@ -47,9 +59,19 @@ class Recipe:
 
     @classmethod
     def load(cls, source: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
-        """From a YAML file, a dictionary, or a recipe.
+        """Reads and checks a recipe. No model is opened.
 
-        Raises RecipeError with the file, the place in it and what to write instead.
+        Args:
+            source: path of a YAML file, a dictionary with the same keys, or a Recipe (returned as it is).
+
+        Returns:
+            The Recipe.
+
+        Raises:
+            UsageError: the recipe is wrong. The message names the file and the place, and says what to write instead.
+
+        Example:
+            >>> wm.Recipe.load({"merge_method": "linear", "models": ["math", "code"], "parameters": {"weight": 1}})
         """
         if isinstance(source, Recipe):
             return source
@@ -65,7 +87,7 @@ class Recipe:
 
     @property
     def inputs(self) -> tuple[RecipeModel, ...]:
-        """The models that are merged, in order: without a reference base, and with an endpoint first."""
+        """The models that are merged, in order. A reference base is not one of them; an endpoint base is the first."""
         others = tuple(m for m in self.models if m.ref != self.base)
         if self.method.base.is_reference:
             return others
@@ -75,16 +97,16 @@ class Recipe:
 
     @property
     def reference(self) -> ModelRef | None:
-        """What deltas are taken from."""
+        """The model that deltas are taken from, or None."""
         return self.base if self.method.base.is_reference else None
 
     @property
     def metadata_source(self) -> ModelRef:
-        """Whose config, tokenizer, tensor names and integer tensors the output has."""
+        """The model whose config, tokenizer, tensor names and integer tensors the output takes."""
         return self.base or self.models[0].ref
 
     def auxiliary(self, name: str) -> tuple[ModelRef, ...]:
-        """Where each input's auxiliary tensors of this name are. Raises RecipeError if an input has none."""
+        """The reference of each input's auxiliary tensors of this name. Raises UsageError if an input has none."""
         found = []
         for model in self.inputs:
             setting = model.parameters.get(name) or self.parameters.get(name)
@@ -97,11 +119,12 @@ class Recipe:
         return tuple(found)
 
     def to_yaml(self) -> str:
+        """The recipe as YAML."""
         return yaml.safe_dump(_plain(self.source), sort_keys=False, allow_unicode=True, default_flow_style=None)
 
 
 def _read(path: Path) -> Any:
-    """The YAML document in a file. Raises RecipeError with the line of what is wrong."""
+    """The YAML document in a file. Raises UsageError; the message names the line."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path that no file can have
@@ -126,7 +149,7 @@ def _read(path: Path) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key given twice, of which YAML would keep the last; reads 1e-5 as a number, as YAML 1.2 does."""
+    """Refuses a key given twice: YAML would keep the last. Reads 1e-5 as a number, as YAML 1.2 does."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
@@ -281,7 +304,7 @@ def _parameters(value: Any, method: Method, where: str) -> dict[str, Setting]:
 
 
 def _plain(value: Any) -> Any:
-    """What YAML can hold, of what Python callers give: tuples, paths, numbers of numpy, dtypes of torch."""
+    """Values of Python callers as values of YAML: tuples, paths, numbers of numpy, dtypes of torch."""
     if isinstance(value, Mapping):
         return {k if isinstance(k, str) else str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

@@ -12,6 +12,8 @@ from ..methods import Parameter
 
 @dataclass(frozen=True)
 class Constant:
+    """One value for all tensors."""
+
     value: Any
 
     constant = True
@@ -22,7 +24,7 @@ class Constant:
 
 @dataclass(frozen=True)
 class Gradient:
-    """Numbers are interpolated linearly over t in [0, 1], anything else advances in steps."""
+    """Values over the layers, t in [0, 1]. Numbers are interpolated linearly; other values advance in steps."""
 
     values: tuple[Any, ...]
     interpolates: bool
@@ -40,7 +42,10 @@ class Gradient:
 
 @dataclass(frozen=True)
 class ByName:
-    """The first entry whose filter is part of the tensor's name; None, so that the next source is asked, if none is."""
+    """The value of the first entry whose filter is part of the tensor's name.
+
+    None if no filter matches: the next source is asked.
+    """
 
     entries: tuple[tuple[str | None, Constant | Gradient], ...]
 
@@ -57,7 +62,7 @@ Setting = Constant | Gradient | ByName
 
 
 def parse_setting(value: Any, parameter: Parameter, where: str) -> Setting:
-    """Checks a recipe's value for `parameter` in every place where one can stand."""
+    """Checks a recipe's value for `parameter`: a scalar, a gradient or a list of filters. Raises UsageError."""
     if isinstance(value, Mapping):
         value = [value]
     if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):

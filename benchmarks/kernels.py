@@ -176,7 +176,7 @@ def measure(benchmark: Any, kernel: str, case: Case, make: Callable[[int], Reque
         return
     seconds = statistics.median(benchmark.stats.stats.data)
     benchmark.extra_info |= {
-        **_about(kernel, case, backend.isa),
+        **about(kernel, case, backend.isa),
         **rates(nbytes, benchmark.stats.stats.data, nbytes / statistics.median(copies) / 1e9),
         "ns/element/model": seconds * 1e9 / COUNT / case.models,
         **(more if case == Case(what=case.what) else {}),
@@ -202,14 +202,14 @@ def _measure_reference(benchmark: Any, kernel: str, case: Case, make: Callable[[
         return
     seconds = statistics.median(benchmark.stats.stats.data)
     benchmark.extra_info |= {
-        **_about(kernel, case, "torch"),
+        **about(kernel, case, "torch"),
         **rates(moved_bytes(case, small, REFERENCE_COUNT), [seconds]),
         "ns/element/model": seconds * 1e9 / REFERENCE_COUNT / case.models,
         "kernel faster by": (seconds / REFERENCE_COUNT) / (statistics.median(ours) / COUNT),
     }
 
 
-def _about(kernel: str, case: Case, isa: str) -> dict[str, Any]:
+def about(kernel: str, case: Case, isa: str) -> dict[str, Any]:
     return {
         "kernel": kernel,
         "what": case.what or None,

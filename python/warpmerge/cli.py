@@ -82,7 +82,7 @@ def merge(recipe: Path, out_dir: Path, quiet: bool, as_json: bool, no_sync: bool
 @_merge_options
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def plan(recipe: Path, as_json: bool, **options: Any) -> None:
-    """Check a merge and show what it would read, write and allocate. Writes nothing."""
+    """Show what a merge would read, write and allocate, and in how many passes. Writes nothing."""
     from .api import describe
 
     rows = describe(recipe, **options)

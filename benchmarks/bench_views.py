@@ -25,7 +25,6 @@ from .kernels import (
     COUNT,
     ROUNDS,
     THREADS,
-    WEIGHTS,
     Case,
     about,
     carry_out,
@@ -36,10 +35,11 @@ from .kernels import (
     operand,
     result,
 )
+from .operands import WEIGHTS
 
 ROW = 2048  # elements
 ROWS = COUNT // ROW
-REQUEST = WeightedSum(WEIGHTS[:3])
+REQUEST = WeightedSum(WEIGHTS[:3], on_deltas=False)
 
 
 class File(NamedTuple):

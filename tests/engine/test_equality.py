@@ -13,6 +13,7 @@ from kernel_helpers import (
     CONFIGURATIONS,
     DTYPES,
     ISAS,
+    OpenedFile,
     assert_same_bits,
     cpu,
     densities,
@@ -26,6 +27,7 @@ from kernel_helpers import (
     weights,
 )
 from warpmerge.methods import find
+from warpmerge.models.views import FileRegion
 
 SHAPES = [
     (0,),  # nothing to do, nothing to divide by
@@ -148,7 +150,7 @@ def offset_by(buffer, file):
     file.seek(offset)
     file.write(bytes(buffer.read()))
     file.flush()
-    return dataclasses.replace(buffer, address=0, fd=file.fileno(), offset=offset, owner=file)
+    return FileRegion(buffer.dtype, buffer.shape, OpenedFile(file.fileno()), offset)
 
 
 def test_many_tensors_in_flight():

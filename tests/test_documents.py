@@ -35,10 +35,10 @@ def test_links_lead_somewhere():
 def test_every_method_describes_itself(method):
     assert method.formula and method.summary.endswith(".") and method.reads
     for text in (method.summary, *method.notes, *(t for texts in method.differences.values() for t in texts)):
-        assert re.match(r"[A-Z`]|\w+: ", text) and text.endswith(".")
+        assert re.match(r"[A-Z`]|mergekit |\w+: ", text) and text.endswith(".")
     assert all(len(line) <= 116 for line in method.formula.splitlines())
     assert {"mergekit", "the paper", "PEFT"} >= method.differences.keys()
-    assert method.presets or "It has no such method" in method.differences["mergekit"][0]
+    assert method.presets or "does not implement this method" in method.differences["mergekit"][0]
     for parameter in method.parameters:
         assert parameter.help and parameter.kind
 

@@ -159,7 +159,7 @@ class Method:
     def check_values(self, values: Mapping[str, Any], models: int, *, on_deltas: bool) -> None:
         """Raises RecipeError if values that are valid each do not go together, or not with so many models.
 
-        relative: whether deltas are taken from a base.
+        on_deltas: whether deltas are taken from a base.
         """
         if values["nonfinite"] == "base" and not on_deltas:
             raise RecipeError(

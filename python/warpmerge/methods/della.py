@@ -1,4 +1,10 @@
-"""Drops by rank: of each row's changes the larger ones are kept more likely, drawn for each element."""
+"""Drops by rank: of each row's changes the larger ones are kept more likely, drawn for each element.
+
+DELLA drops elements at random like DARE, but an element's chance to stay rises with its rank among the magnitudes of
+its row, from density - epsilon to density + epsilon. Ranks need whole rows at once, so a row is sorted where it is
+read: no other method here needs that. One more read measures what was dropped, so that the rest can be scaled up;
+`rescale: inverse_probability` divides each element by its own chance instead, in a single read.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,12 @@
 """Methods on matrices: merges of singular vectors, of what layers compute, and of what deltas interfere with.
 
-They take whole tensors (Whole), so what they compute need not have the same bits on every device. What they are is
-here, what they compute in subspaces.py and least_squares.py, which need torch and are imported for the first matrix.
+A weight matrix is more than its elements. Its singular vectors are the directions in which it acts, and the merges of
+singular vectors give each model's directions room. The least-squares methods choose the matrix whose outputs are
+closest to those of the models.
+
+They take whole tensors (TensorFunction), so memory is a few copies of the largest matrix, and results agree between
+devices to rounding, not bit by bit. The methods are here. What they compute is in subspaces.py and least_squares.py,
+which need torch and are imported for the first matrix.
 """
 
 from __future__ import annotations
@@ -34,7 +39,7 @@ CUTOFF = number(
 OTHERS = "A tensor that is not a matrix becomes x_0 + lambda times the mean of w_k d_k."
 DEVICES = "Made in float64 by torch's linear algebra: results of two devices agree to rounding, not bit by bit."
 BLOCKS = 256 << 20  # bytes: a few of linalg.py's blocks of rows
-NOT_THERE = "It has no such method."
+NOT_THERE = "mergekit does not implement this method."
 
 
 def memory(shape: tuple[int, ...], models: int) -> int:

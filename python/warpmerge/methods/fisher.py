@@ -1,4 +1,9 @@
-"""Means weighted by what each model knows: every element counts by its Fisher information."""
+"""Means weighted by what each model knows: every element counts by its Fisher information.
+
+The Fisher information of an element says how much a model's predictions depend on it. It comes in a checkpoint beside
+each model, whose tensors are read along with the weights. The merge itself is one expression per element, in one
+read; normalizing measures the norms of the informations first.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +60,7 @@ def _check(p: Mapping[str, Any], models: int) -> None:
         "An information below 0 counts as 0.",
     ],
     differences={
-        "mergekit": "It has no such method.",
+        "mergekit": "mergekit does not implement this method.",
         "the paper": "Its program has `normalize: true`, `scope: model`, `floor: 1e-6` and `floor_of: first`.",
     },
 )

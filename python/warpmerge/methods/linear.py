@@ -1,4 +1,9 @@
-"""Weighted means, extrapolation and copies: one pass, nothing to measure."""
+"""Weighted means, extrapolation and copies: one pass, nothing to measure.
+
+All of these are one sum of the models with fixed coefficients. The coefficients follow from the parameters alone, so
+each tensor is read once and written once. Where the coefficients are those of a mean, an element that is the same in
+all models stays bit for bit as it is.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +50,9 @@ def linear(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
         "List the checkpoints from the oldest to the newest.",
         "Computed as one sum, so that small steps do not vanish as they do in a mean that is kept in 16 bits.",
     ],
-    differences={"mergekit": "It has no such method; its linear with the weights of that sum is the same."},
+    differences={
+        "mergekit": "mergekit does not implement this method; its linear with the weights of that sum is the same."
+    },
 )
 def ema(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Exponential moving average of checkpoints, oldest first: e = decay e + (1 - decay) x."""
@@ -67,7 +74,7 @@ def _check_lawa(p: Mapping[str, Any], models: int) -> None:
     formula="y = (x_(K-k+1) + ... + x_K) / k",
     paper="Kaddour 2022, Stop wasting my time! (latest weight averaging), arXiv 2209.14981",
     notes="List the checkpoints from the oldest to the newest.",
-    differences={"mergekit": "It has no such method; its linear of those k models is the same."},
+    differences={"mergekit": "mergekit does not implement this method; its linear of those k models is the same."},
 )
 def lawa(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Mean of the last k checkpoints."""
@@ -83,7 +90,9 @@ def lawa(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     formula="y = x_1 + alpha d_1 = x_0 + (1 + alpha) d_1",
     paper="Zheng et al. 2024, Weak-to-strong extrapolation expedites alignment, arXiv 2404.16792",
     notes="The base is the model before alignment (SFT), the model the one after.",
-    differences={"mergekit": "It has no such method; task_arithmetic with the weight 1 + alpha is the same."},
+    differences={
+        "mergekit": "mergekit does not implement this method; its task_arithmetic with weight 1 + alpha is the same."
+    },
 )
 def expo(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Extrapolation beyond a model, away from its base: x_1 + alpha (x_1 - x_0)."""

@@ -1,4 +1,12 @@
-"""Masks of each element: which of the K deltas count there, by their size, their sign or how many they are."""
+"""Masks of each element: which of the K deltas count there, by their size, their sign or how many they are.
+
+Each method asks one question of the deltas of an element and keeps those that pass: is it small enough (nearswap),
+the largest (magmax), changed at all (ram), wanted by enough tasks (consensus_ta), of the elected sign (emr)? The
+answers need the element alone, so one read of the inputs is enough. Two methods count or sum over the tensor first,
+for a factor.
+
+All of it is written as expressions: the masks are comparisons, which are 1 or 0.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +23,7 @@ from .parameters import choice, integer, number, scope
 from .registry import method
 from .task_vectors import LAMBDA
 
-NOT_THERE = "It has no such method."
+NOT_THERE = "mergekit does not implement this method."
 
 
 # --- one model ------------------------------------------------------------------------------------------------------
@@ -188,7 +196,7 @@ def _check_consensus(p: Mapping[str, Any], models: int) -> None:
     "y = x_0 + lambda t where at least k of the m_k hold, else x_0",
     paper="Wang et al. 2024, Localizing task information for improved model merging and compression, arXiv 2405.07813",
     differences={
-        "mergekit": "It has no such method any more.",
+        "mergekit": "mergekit does not implement this method any more.",
         "the paper": [
             "It has no weights, and tunes a mask_lambda of 0.2 to 0.6 for each task.",
             "Its masks can be made of a TIES merge too; here it is the sum of the deltas.",

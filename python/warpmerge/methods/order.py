@@ -1,4 +1,10 @@
-"""Order statistics of each element: the values of the K models are sorted, and what lies in the middle is merged."""
+"""Order statistics of each element: the values of the K models are sorted, and what lies in the middle is merged.
+
+A mean follows any model that is far off; a median or a trimmed mean does not. A sorting network orders the K values
+of each element with K log^2 K / 4 pairs of minimum and maximum, without a branch, so a processor works on many
+elements at once. Values that the result does not use are not computed. One read, nothing to measure, at most 128
+models.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +20,7 @@ from .base import Base, Steps, TensorInfo
 from .parameters import choice, number
 from .registry import method
 
-NOT_THERE = "It has no such method."
+NOT_THERE = "mergekit does not implement this method."
 MOST = 128  # models: sorting more would be a longer formula than there may be
 YIN = "Yin et al. 2018, Byzantine-robust distributed learning, arXiv 1803.01498"
 

@@ -1,4 +1,13 @@
-"""Parameter competition: each element is shared out among the models by how much it matters to each, and to all."""
+"""Parameter competition: each element is shared out among the models by how much it matters to each, and to all.
+
+An element counts for a model by two things: how large its change is among the model's own changes, and how far it
+agrees with the sum of all models' changes. The score of both decides how the models share the element. Only the
+elements with the highest scores compete at all.
+
+That takes four order statistics of each model: two bounds of its magnitudes, the score at the cut and the largest
+score. Each is selected exactly, in one read for the bounds and one for the scores, and a third read merges. The score
+is an expression with an exponential and a tangent, evaluated anew in each read: that costs less than to store it.
+"""
 
 from __future__ import annotations
 
@@ -135,7 +144,7 @@ y = x_0 + lambda sum sign(d_k) a_k s_k / max(sum s_k, 1e-12)""",
         "as they are in the base.",
     ],
     differences={
-        "mergekit": "It has no such method.",
+        "mergekit": "mergekit does not implement this method.",
         "the paper": [
             "It measures the whole model at once, which is scope: model.",
             "It tunes ratio, from 0.05 to 0.1, and lambda, about 1.2.",

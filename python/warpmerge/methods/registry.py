@@ -125,7 +125,12 @@ def _converted(
 
 
 def _semantics(presets: list[str]) -> Parameter:
-    return choice("semantics", presets, default=presets[0], help="whose meaning options have that are not given")
+    return choice(
+        "semantics",
+        presets,
+        default=presets[0],
+        help="which implementation's defaults to use for options you do not set",
+    )
 
 
 def _check_new(made: Method) -> None:

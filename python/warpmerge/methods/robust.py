@@ -1,4 +1,9 @@
-"""Robust aggregation: results that a few bad models cannot move far. All from norms and mutual distances."""
+"""Robust aggregation: results that a few bad models cannot move far. All from norms and mutual distances.
+
+One read measures the distances between the K tensors, the coefficients are computed from them on the host, and a
+second read forms the sum, or copies the chosen tensor. `scope: model` adds up the distances of all tensors first, as
+the papers do, so that one decision holds for the whole model.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +21,7 @@ from .parameters import Parameter, integer, number, scope
 from .registry import method
 
 WEIGHT = number("weight", low=0, default=1.0, per_model=True, help="how much the model counts")
-NOT_THERE = "It has no such method."
+NOT_THERE = "mergekit does not implement this method."
 BAD = integer("f", low=0, optional=True, help="how many models may be bad; default: the most there can be, (K - 3) / 2")
 
 

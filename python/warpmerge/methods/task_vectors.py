@@ -1,5 +1,15 @@
 """Task arithmetic and its sparsified, sign-electing kin: deltas from a base, trimmed or dropped, voted on, summed.
 
+A task vector is what fine-tuning changed: d_k = x_k - x_0. Task arithmetic adds a weighted sum of them to the base.
+Where several models change the same element in different directions, a sum loses both changes. The methods here work
+against that in two steps. First each delta is made sparse: `ties` keeps its largest elements, `dare` drops elements
+at random and scales up the rest. Then the models vote on the sign of each element, and only those that agree are
+added.
+
+Trimming and rescaling need statistics of the whole tensor, so each costs one more read of the inputs. Random drops
+need none: the draw of an element follows from seed, tensor name, model and element. Kernels merge the result
+(requests.ElectAndSum), and expr/library.py defines it.
+
 The defaults are mergekit's; where the papers differ, the named options reach their meaning.
 """
 
@@ -171,7 +181,7 @@ DROPPED = """t_k = r_k m_k d_k,  m_k = 1 with probability density_k, else 0, dra
 r_k = |d_k|_1 / |m_k d_k|_1 (rescale: l1),  1 / density_k (inverse_density),  1 (false)"""
 SUMMED = """y = x_0 + lambda sum w_k t_k / Z
 Z = 1 (divisor: none),  sum w_k (weights; near 0 it counts as 1),  K (count)"""
-NO_NEGATIVE = "Negative weights are refused where agreeing weights are divided by: it adds what it should subtract."
+NO_NEGATIVE = "With `divisor: weights` negative weights are an error: the sign cancels in the division."
 DRAWS = "Drops depend on seed, tensor name, model and element only; there on a global generator and the schedule."
 DARE_READS = "1 by default; 2 where a density is between 0 and 1, unless rescale is inverse_density or false"
 ONCE_PER_MODULE = "It merges the factors A and B of adapters, each by itself; here whole weights are merged."

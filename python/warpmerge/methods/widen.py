@@ -1,4 +1,10 @@
-"""Weight disentanglement: magnitudes and directions of columns say how much of each model's change is taken."""
+"""Weight disentanglement: magnitudes and directions of columns say how much of each model's change is taken.
+
+A weight matrix is taken apart into magnitudes and directions of its columns. The more a column's magnitude or
+direction changed beside the model's other columns, the larger the model's share of it. One read measures the products
+of base and deltas along the columns, from which magnitudes and angles follow; the shares are computed on the host; a
+second read merges. A vector has no columns: there every element counts by its own change.
+"""
 
 from __future__ import annotations
 
@@ -116,7 +122,7 @@ y = x_0 + sum s_k d_k  for a vector,  with R_k = |d_k|""",
         "In a vector, |d_k| stands out where it is above the mean by more than the rounding of the mean, 2^-30 of it.",
     ],
     differences={
-        "mergekit": "It has no such method.",
+        "mergekit": "mergekit does not implement this method.",
         "the paper": [
             "Its authors' code knows an embedding by embed_tokens only, and refuses three dimensions.",
             "Where a column is zero its authors' code gives NaN; here its direction has not changed.",

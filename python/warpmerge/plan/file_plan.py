@@ -243,9 +243,9 @@ def _place(jobs: list[Job], shard_size: int) -> list[OutputShard]:
     shards = []
     for number, group in enumerate(groups):
         name = SINGLE if len(groups) == 1 else f"model-{number + 1:05d}-of-{len(groups):05d}.safetensors"
-        header, entries, size = layout(((j.name, j.dtype, j.shape) for j in group), {"format": "pt"})
-        for job in group:
-            job.shard, job.entry = number, entries[job.name]
+        header, columns, size = layout(((j.name, j.dtype, j.shape) for j in group), {"format": "pt"})
+        for job, entry in zip(group, columns.entries(), strict=True):
+            job.shard, job.entry = number, entry
         shards.append(OutputShard(name, header, size))
     return shards
 

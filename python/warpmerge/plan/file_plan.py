@@ -63,6 +63,7 @@ class Plan:
     jobs: list[Job]
     shards: list[OutputShard]
     auxiliary: Mapping[str, Checkpoint] = field(default_factory=dict)  # by label: "fisher of MODEL"
+    _passes: dict[int, int] = field(default_factory=dict)
 
     @property
     def labels(self) -> list[str]:
@@ -75,7 +76,12 @@ class Plan:
         return list({id(c): c for c in everything}.values())
 
     def passes(self, job: Job) -> int:
-        return 1 if job.values is None else self.recipe.method.passes(job.values)
+        if job.values is None:
+            return 1
+        key = id(job.values)  # tensors that found the same share their values
+        if key not in self._passes:
+            self._passes[key] = self.recipe.method.passes(job.values)
+        return self._passes[key]
 
     @property
     def read_bytes(self) -> int:

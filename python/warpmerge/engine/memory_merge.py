@@ -167,7 +167,7 @@ class Operands:
         seed: int,
     ) -> list[TensorTask]:
         """One task per result and the names that share it; `results`: a list for each name, one per output."""
-        copying = method.name == "passthrough"
+        copying = method.copies
         if copying not in self._entries:
             self._entries[copying] = [self._entry(name, labels, copying) for name in self.metadata_source]
         done = set()

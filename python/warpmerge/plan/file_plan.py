@@ -204,7 +204,7 @@ def _job(
                 f"tensor '{name}' is {own.dtype} in '{metadata_source}' but {view.dtype} in '{found}'."
             )
     if not own.dtype.is_float:
-        copying = recipe.method.name == "passthrough"
+        copying = recipe.method.copies
         if any(v.dtype.is_quantized for v in [own, *views]) and not copying:
             raise CheckpointError(
                 f"tensor '{name}' is quantized ({own.dtype}); dequantize the models before merging them."

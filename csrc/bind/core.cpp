@@ -18,6 +18,7 @@
 #include "../cpu/weighted_sum.h"
 #include "../ops/digest.h"
 #include "../ops/select.h"
+#include "headers.h"
 
 namespace py = pybind11;
 using namespace warpmerge;
@@ -138,6 +139,7 @@ PYBIND11_MODULE(_core, m) {
     }
   });
 
+  bind_headers(m);
   m.attr("BLOCK") = kBlock;
   m.def("digest_length", &digest_length, py::arg("bytes"), "The length's share of the digest of so many bytes.");
   m.def("compiler", [] { return std::string(__VERSION__); });

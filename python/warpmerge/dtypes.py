@@ -53,8 +53,9 @@ COPIED = tuple(
         ("complex64", "C64", 8),
     ]
 )
-BY_NAME = {d.name: d for d in FLOATS + COPIED}
-BY_SAFETENSORS = {d.safetensors: d for d in FLOATS + COPIED}
+DTYPES = FLOATS + COPIED  # columns store a type as its index here, of a float its code
+BY_NAME = {d.name: d for d in DTYPES}
+BY_SAFETENSORS = {d.safetensors: d for d in DTYPES}
 
 
 def float_dtype(name: object, where: str) -> DType:

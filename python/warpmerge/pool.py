@@ -170,7 +170,7 @@ class Pool:
 class _Sweep:
     """Stands in for a method: coefficients of several outputs, and nothing to measure."""
 
-    name = "sweep"
+    name, copies = "sweep", False
 
     def __init__(self, coefficients: tuple[float, ...], on_deltas: bool) -> None:
         self._coefficients, self._relative = coefficients, on_deltas

@@ -255,10 +255,10 @@ def test_written_headers_start_the_data_on_a_page_and_are_read_back(tmp_path):
     )
     def check(tensors):
         tensors = [(n, BY_SAFETENSORS[d], tuple(s)) for n, d, s in tensors if n != "__metadata__"]
-        header, entries, size = layout(tensors, {"format": "pt"})
+        header, columns, size = layout(tensors, {"format": "pt"})
         assert len(header) % 4096 == 0
         path.write_bytes(header + bytes(size - len(header)))
-        assert read_header(path) == (entries, {"format": "pt"})
+        assert read_header(path) == (columns.by_name(), {"format": "pt"})
         assert ours(path) == library(path)
 
     check()

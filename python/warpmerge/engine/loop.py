@@ -9,18 +9,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
+from ..backends.protocol import Backend
 from ..errors import CheckpointError, MergeError
 from ..requests import Copy, Map, TensorFunction, WeightedSum
 from .tasks import Outcome, TensorTask, Work, same_bytes
-
-# Input bytes per batch: enough to hide the host's work per batch (about 0.2 ms), little enough that a second pass
-# finds part of it in the last-level cache.
-BATCH_BYTES = 32 << 20
-BATCH_INPUTS = 768
-IN_FLIGHT = 3
 
 Progress = Callable[[int], None]  # bytes read since the last call
 
@@ -29,11 +24,10 @@ def silent(done: int) -> None: ...
 
 
 def batches(
-    tasks: Iterable[TensorTask], backend: Any = None, most_inputs: int | None = None
+    tasks: Iterable[TensorTask], backend: Backend, most_inputs: int | None = None
 ) -> Iterator[list[TensorTask]]:
     """Batches of the size that suits the backend, or of at most so many inputs."""
-    nbytes = getattr(backend, "batch_bytes", BATCH_BYTES)
-    most = most_inputs or getattr(backend, "batch_inputs", BATCH_INPUTS)
+    nbytes, most = backend.batch_bytes, most_inputs or backend.batch_inputs
     batch: list[TensorTask] = []
     size = inputs = 0
     for task in tasks:
@@ -50,22 +44,22 @@ def batches(
 class _Flight:
     """A batch under way: each unfinished task with its generator and its present request."""
 
-    def __init__(self, batch: list[TensorTask], backend: Any) -> None:
+    def __init__(self, batch: list[TensorTask], backend: Backend) -> None:
         self._backend = backend
         self._steps = []
         for task in batch:
             steps = _steps(task)
-            self._steps.append((task, steps, next(steps)))
+            self._steps.append((steps, *next(steps)))
         self._launch()
 
     def _launch(self) -> None:
-        self._ticket = self._backend.launch([(task, request) for task, _, request in self._steps])
+        self._ticket = self._backend.launch([(task, request) for _, task, request in self._steps])
 
     def advance(self, progress: Progress) -> bool:
         """Waits for the present requests and launches the next ones. False when the batch is complete."""
         outcomes = self._ticket.wait()
         following = []
-        for (task, steps, request), outcome in zip(self._steps, outcomes, strict=True):
+        for (steps, task, request), outcome in zip(self._steps, outcomes, strict=True):
             progress(task.inputs[request.index].read_bytes if isinstance(request, Copy) else task.nbytes)
             if outcome.nonfinite and task.values["nonfinite"] == "error":
                 if not _identical(task):
@@ -73,22 +67,22 @@ class _Flight:
                 # The same in every input: it comes out as it is, like any tensor that no model changes.
                 for alone in _one_by_one(task):
                     steps = _steps(alone, frozen=True)
-                    following.append((alone, steps, next(steps)))
+                    following.append((steps, *next(steps)))
                 continue
             with contextlib.suppress(StopIteration):
-                following.append((task, steps, steps.send(outcome)))
+                following.append((steps, *steps.send(outcome)))
         self._steps = following
         if following:
             self._launch()
         return bool(following)
 
 
-def _steps(task: TensorTask, frozen: bool = False) -> Iterator[Any]:
-    """Requests of one task, the combination last; it is sent outcomes."""
+def _steps(task: TensorTask, frozen: bool = False) -> Generator[Work, Outcome, None]:
+    """Requests of one task, the combination last, each with the task that it is on; it is sent outcomes."""
     if task.method is None or frozen:
-        combine = as_copy(task)
+        combine = Copy()
     elif task.solved is not None:
-        combine = as_copy(task, task.solved.index) if isinstance(task.solved, Copy) else task.solved
+        combine = task.solved
     else:
         steps = task.method.steps(task.info, task.values)
         answer = None
@@ -98,46 +92,39 @@ def _steps(task: TensorTask, frozen: bool = False) -> Iterator[Any]:
             except StopIteration as stop:
                 combine = stop.value
                 break
-            answer = (yield request).value
-        if isinstance(combine, Copy):
-            combine = as_copy(task, combine.index)
-        elif isinstance(combine, TensorFunction):
+            answer = (yield task, request).value
+        if isinstance(combine, TensorFunction):
             combine = dataclasses.replace(combine, combines=True)
     if isinstance(combine, Map) and task.values["nonfinite"] == "propagate":
         combine = combine.propagating()
-    outcome = yield combine
+    outcome = yield as_copy(task, combine.index) if isinstance(combine, Copy) else (task, combine)
     if task.done:
         task.done(outcome.value)
 
 
-def as_copy(task: TensorTask, index: int = 0) -> Copy | WeightedSum:
+def as_copy(task: TensorTask, index: int) -> Work:
     """A copy of one input: bytes where the dtype stays, the exact value rounded once where it changes."""
     if task.inputs[index].dtype == task.out_dtype:
-        return Copy(index)
-    coefficients = tuple(float(k == index) for k in range(len(task.inputs)))
-    if len(coefficients) > 1:
-        task.inputs = [task.inputs[index]]
-        coefficients = (1.0,)
-        task.cache.clear()
-    return WeightedSum(coefficients, on_deltas=False, agree=True)
+        return task, Copy(index)
+    if len(task.inputs) > 1:  # the others are not to be read
+        task = dataclasses.replace(task, inputs=[task.inputs[index]], labels=[task.labels[index]], cache={})
+    return task, WeightedSum((1.0,), on_deltas=False, agree=True)
 
 
 def measure(
-    work: Iterable[Work], backend: Any, progress: Progress = silent, most_inputs: int | None = None
+    work: Iterable[Work], backend: Backend, progress: Progress = silent, most_inputs: int | None = None
 ) -> Iterator[Any]:
     """The results of one measurement of each task, in order, while batches (of at most so many inputs) are in flight.
 
     Raises MergeError for elements that are not finite, unless a tensor is the same in all inputs.
     """
     flights: deque[tuple[list[TensorTask], Any]] = deque()
-    in_flight = getattr(backend, "in_flight", IN_FLIGHT)
+    in_flight = backend.in_flight
 
     def answered() -> Iterator[Any]:
         tasks, ticket = flights.popleft()
         outcomes = ticket.wait()
-        release = getattr(backend, "release", None)
-        if release is not None:
-            release(tasks)
+        backend.release(tasks)
         for task, outcome in zip(tasks, outcomes, strict=True):
             progress(task.nbytes)
             if outcome.nonfinite and task.values["nonfinite"] == "error" and not _identical(task):
@@ -191,10 +178,10 @@ def _nonfinite_error(task: TensorTask, outcome: Outcome) -> MergeError:
     )
 
 
-def run(tasks: Iterable[TensorTask], backend: Any, progress: Progress = silent) -> None:
+def run(tasks: Iterable[TensorTask], backend: Backend, progress: Progress = silent) -> None:
     """Merges every task. Raises MergeError, or OSError of a file; what has started is finished or dropped first."""
     flights: deque[_Flight] = deque()
-    in_flight = getattr(backend, "in_flight", IN_FLIGHT)
+    in_flight = backend.in_flight
     try:
         for batch in batches(tasks, backend):
             flights.append(_Flight(batch, backend))

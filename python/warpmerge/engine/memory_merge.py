@@ -12,6 +12,7 @@ from ..errors import CheckpointError, RecipeError, shown
 from ..methods import Base, Method, Parameter, TensorInfo, find
 from ..methods.parameters import checked_seed
 from ..models.views import View
+from ..recipe.resolve import complete_values
 from .arrays import Array, Place, Result
 from .auxiliary import AuxiliaryTensors
 from .tasks import TensorTask, same_bytes
@@ -166,7 +167,7 @@ class Operands:
         seed: int,
     ) -> list[TensorTask]:
         """One task per result and the names that share it; `results`: a list for each name, one per output."""
-        copying = method.name == "passthrough"
+        copying = method.copies
         if copying not in self._entries:
             self._entries[copying] = [self._entry(name, labels, copying) for name in self.metadata_source]
         done = set()
@@ -255,21 +256,21 @@ def resolve_values(method: Method, models: int, given: Mapping[str, Any], *, on_
         parameter = method.parameter(name)
         with _naming(method, name):
             given[name] = _plain(parameter, value)
-    given = {name: value for name, value in given.items() if value is not None}
-    given = {**method.preset(given), **given}
-    values = {}
+    rows = {}
     for parameter in method.parameters:
-        name = parameter.name
-        value = given.get(name, parameter.default)
-        if name not in given and parameter.required:
-            raise RecipeError(f"method '{method.name}' needs the parameter '{name}'.")
-        with _naming(method, name):
+        value = given.get(parameter.name)
+        with _naming(method, parameter.name):
             if parameter.per_model:
-                values[name] = _per_model(parameter, value, models)
+                rows[parameter.name] = _per_model(parameter, value, models)
             else:
-                values[name] = None if value is None else parameter.convert(value)
-    method.check_values(values, models, on_deltas=on_deltas)
-    return values
+                rows[parameter.name] = (None if value is None else parameter.convert(value),)
+    return complete_values(
+        method,
+        rows,
+        models,
+        on_deltas=on_deltas,
+        missing=lambda parameter, _: RecipeError(f"method '{method.name}' needs the parameter '{parameter.name}'."),
+    )
 
 
 def _per_model(parameter: Parameter, value: Any, models: int) -> tuple:

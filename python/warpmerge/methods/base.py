@@ -109,6 +109,7 @@ class Method:
     models: tuple[int, int | None] = (1, None)  # least and most inputs, a reference base not counted
     check: Callable[[Mapping[str, Any], int], None] = lambda values, models: None
     auxiliary: tuple[AuxiliaryTensor, ...] = ()  # what it needs of each model beside its weights
+    copies: bool = False  # takes tensors as they are: integers and quantised ones too, from the model
     memory: Callable[[tuple[int, ...], int], int] | None = None  # bytes of a tensor and so many models, where not tiles
     reads_text: str = ""
     formula: str = ""

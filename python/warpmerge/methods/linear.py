@@ -102,6 +102,7 @@ def expo(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
 @method(
     "passthrough",
     base=Base.METADATA,
+    copies=True,
     models=(1, 1),
     parameters=[number("scale", per_model=True, optional=True, help="factor; none: the bytes are copied")],
     formula="y = x_1,  scale x_1 with a scale",

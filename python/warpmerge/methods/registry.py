@@ -59,6 +59,8 @@ def method(
     a bound on those bytes for a shape and number of models. formula, paper, notes, differences: for people. presets:
     named sets of options; the first one is the default and best empty.
 
+    copies: whether it takes tensors as they are, whatever their dtype.
+
     Raises RecipeError if another function has registered the name.
     """
     parameters = (*(c.parameter() for c in auxiliary), *parameters)

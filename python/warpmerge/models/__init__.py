@@ -2,12 +2,13 @@
 
 from .checkpoint import INDEX, SINGLE, Checkpoint, Shard, allow_open_files
 from .output import OutputDirectory
-from .safetensors import TensorEntry, layout, read_header
+from .safetensors import Columns, TensorEntry, layout, read_header
 
 __all__ = [
     "INDEX",
     "SINGLE",
     "Checkpoint",
+    "Columns",
     "OutputDirectory",
     "Shard",
     "TensorEntry",

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import resource
+from array import array
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, RecipeError, close_matches, shown
 from .reference import ModelRef
-from .safetensors import TensorEntry, read_header
+from .safetensors import Columns, TensorEntry, read_columns
 from .views import FileRegion
 
 INDEX = "model.safetensors.index.json"
@@ -23,13 +25,17 @@ class Shard:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self.entries, self.metadata = read_header(path)
+            self.columns, self.metadata = read_columns(path)
             stat = path.stat()
         except OSError as error:
             raise self._unreadable(error) from None
         self.size, self.mtime_ns = stat.st_size, stat.st_mtime_ns
         self._state = _state(stat)
         self._fd: int | None = None
+
+    @cached_property
+    def entries(self) -> dict[str, TensorEntry]:
+        return self.columns.by_name()
 
     @property
     def fd(self) -> int:
@@ -67,23 +73,43 @@ def _state(stat: os.stat_result) -> tuple[int, int, int, int]:
 
 
 class Checkpoint:
-    """A model directory: `entries` maps each tensor to its shard and place, in the order of shards and data."""
+    """A model directory. `columns` has its tensors in the order of shards and data, `shard_of` each one's shard."""
 
     def __init__(self, ref: ModelRef | str) -> None:
         self.ref = ref if isinstance(ref, ModelRef) else ModelRef(str(ref))
         self.path = resolve(self.ref)
         self._config: dict[str, Any] | None = None
         self.shards = [Shard(path) for path in self._shard_paths()]
-        self.entries: dict[str, tuple[Shard, TensorEntry]] = {}
-        for shard in self.shards:
-            for name, entry in shard.entries.items():
-                if name in self.entries:
-                    files = f"{self.entries[name][0].path.name} and {shard.path.name}"
-                    raise CheckpointError(f"{self.path}: tensor '{name}' is in both {files}.")
-                self.entries[name] = (shard, entry)
+        self.columns = Columns.joined([shard.columns for shard in self.shards])
+        self.shard_of = array("i")
+        for number, shard in enumerate(self.shards):
+            self.shard_of.extend([number] * len(shard.columns.names))
+        self._check_unique()
         self._check_index()
-        if not self.entries:
+        if not self.columns.names:
             raise CheckpointError(f"{self.path} holds no tensors.")
+
+    @cached_property
+    def rows(self) -> dict[str, int]:
+        """Where in the columns each tensor is."""
+        return {name: row for row, name in enumerate(self.columns.names)}
+
+    @cached_property
+    def entries(self) -> dict[str, tuple[Shard, TensorEntry]]:
+        """The columns as records by name, each with its shard."""
+        pairs = zip(self.shard_of, self.columns.entries(), strict=True)
+        return {entry.name: (self.shards[number], entry) for number, entry in pairs}
+
+    def _check_unique(self) -> None:
+        if len(self.shards) == 1 or len(self.rows) == len(self.columns.names):
+            return
+        first: dict[str, Shard] = {}
+        for shard in self.shards:
+            for name in shard.columns.names:
+                if name in first:
+                    files = f"{first[name].path.name} and {shard.path.name}"
+                    raise CheckpointError(f"{self.path}: tensor '{name}' is in both {files}.")
+                first[name] = shard
 
     def __str__(self) -> str:
         return str(self.ref)
@@ -98,20 +124,26 @@ class Checkpoint:
         self._weight_map = document.get("weight_map")
         if not isinstance(self._weight_map, dict):
             raise CheckpointError(f"{index}: not a valid index; it has no 'weight_map' from tensors to files.")
-        paths = {}
+        paths: dict[Any, Path] = {}
         for tensor, name in self._weight_map.items():
+            if isinstance(name, str) and name in paths:
+                continue
             if not isinstance(name, str) or Path(name).name != name or name in ("", ".."):
                 raise CheckpointError(
                     f"{index}: tensor '{tensor}' is in {shown(name)}, which does not name a file in this directory."
                 )
-            if name not in paths and not os.path.isfile(self.path / name):
+            if not os.path.isfile(self.path / name):
                 raise CheckpointError(f"{index}: it names {name}, which is missing. Download the model again.")
             paths[name] = self.path / name
         return [paths[name] for name in sorted(paths)]
 
     def _check_index(self) -> None:
-        for name, file in (self._weight_map or {}).items():
-            if name not in self.entries or self.entries[name][0].path.name != file:
+        """The index is no more than a check, and not kept."""
+        weight_map, self._weight_map = self._weight_map or {}, None
+        files = [shard.path.name for shard in self.shards]
+        for name, file in weight_map.items():
+            row = self.rows.get(name)
+            if row is None or files[self.shard_of[row]] != file:
                 raise CheckpointError(f"{self.path / INDEX}: tensor '{name}' is not in {file}, where the index says.")
 
     def view(self, name: str) -> FileRegion:

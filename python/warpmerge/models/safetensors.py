@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from ..dtypes import BY_SAFETENSORS, DType
+from .. import _core
+from ..dtypes import BY_SAFETENSORS, DTYPES, DType
 from ..errors import CheckpointError, shown
 
 MAX_HEADER = 100_000_000  # the limit of the reference implementation
@@ -22,8 +23,7 @@ PAGE = 4096
 LARGEST = 2**63 - 1  # of an offset, a length or a number of elements
 
 
-@dataclass(frozen=True, slots=True)
-class TensorEntry:
+class TensorEntry(NamedTuple):
     """Where a tensor lies: `offset` counts from the start of the file."""
 
     name: str
@@ -37,12 +37,80 @@ class TensorEntry:
         return math.prod(self.shape)
 
 
-def read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
+class Columns(NamedTuple):
+    """Tensors in the order of their data. Each attribute has one item per tensor, so that many tensors cost little.
+
+    kinds: indices into DTYPES. offsets: from the start of the file. sizes: in bytes.
+    """
+
+    names: Sequence[str]
+    kinds: bytes
+    shapes: Sequence[tuple[int, ...]]
+    offsets: Sequence[int]
+    sizes: Sequence[int]
+
+    @classmethod
+    def of(cls, entries: Sequence[TensorEntry]) -> Columns:
+        return cls(
+            [e.name for e in entries],
+            bytes(DTYPES.index(e.dtype) for e in entries),
+            [e.shape for e in entries],
+            array("q", [e.offset for e in entries]),
+            array("q", [e.nbytes for e in entries]),
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Columns]) -> Columns:
+        if len(parts) == 1:
+            return parts[0]
+        offsets, sizes = array("q"), array("q")
+        for part in parts:
+            offsets.extend(part.offsets)
+            sizes.extend(part.sizes)
+        names = [name for part in parts for name in part.names]
+        shapes = [shape for part in parts for shape in part.shapes]
+        return cls(names, b"".join(p.kinds for p in parts), shapes, offsets, sizes)
+
+    def entry(self, row: int) -> TensorEntry:
+        kind, shape = DTYPES[self.kinds[row]], self.shapes[row]
+        return TensorEntry(self.names[row], kind, shape, self.offsets[row], self.sizes[row])
+
+    def entries(self) -> list[TensorEntry]:
+        dtypes = map(DTYPES.__getitem__, self.kinds)
+        return list(map(TensorEntry, self.names, dtypes, self.shapes, self.offsets, self.sizes))
+
+    def by_name(self) -> dict[str, TensorEntry]:
+        return dict(zip(self.names, self.entries(), strict=True))
+
+
+_SCANNED = [(d.safetensors, d.itemsize) for d in DTYPES]
+
+
+def read_columns(path: Path) -> tuple[Columns, dict[str, str]]:
     """The tensors of a file in the order of their data, and its metadata.
 
     Raises CheckpointError if a length, an offset, a dtype or a shape is impossible, or tensors overlap, leave gaps,
     share a name or do not fill the file exactly.
     """
+    raw, size = _header_of(path)
+    start = 8 + len(raw)
+    found = _core.scan_header(raw, start, size, _SCANNED)
+    if found is None:
+        header, metadata = _parse(raw, path)
+        return Columns.of(_entries(path, header, start, size)), metadata
+    document, names, kinds, shapes, offsets, sizes = found
+    metadata = _parse(b'{"__metadata__":' + document + b"}", path)[1] if document else {}
+    return Columns(names, kinds, shapes, array("q", offsets), array("q", sizes)), metadata
+
+
+def read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
+    """The columns of a file as records by name, and its metadata. Raises CheckpointError as `read_columns` does."""
+    columns, metadata = read_columns(path)
+    return columns.by_name(), metadata
+
+
+def _header_of(path: Path) -> tuple[bytes, int]:
+    """The bytes of the header, and the size of the file."""
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         prefix = file.read(8)
@@ -56,9 +124,10 @@ def read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
                 f"{path}: the header claims {length:,} bytes but the file has {size:,}; "
                 "it is truncated or not safetensors."
             )
-        raw = file.read(length)
-    header, metadata = _parse(raw, path)
-    start = 8 + length
+        return file.read(length), size
+
+
+def _entries(path: Path, header: Mapping[str, Any], start: int, size: int) -> list[TensorEntry]:
     entries = [_entry(path, name, fields, start) for name, fields in header.items()]
     entries.sort(key=lambda e: (e.offset, e.nbytes))
     expected = start
@@ -70,7 +139,7 @@ def read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
     if expected != size:
         problem = "is truncated" if expected > size else "has bytes that no tensor owns"
         raise CheckpointError(f"{path}: the tensors end at byte {expected:,} but the file at {size:,}; it {problem}.")
-    return {e.name: e for e in entries}, metadata
+    return entries
 
 
 def _parse(raw: bytes, path: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -144,21 +213,34 @@ def _entry(path: Path, name: str, fields: Any, start: int) -> TensorEntry:
 
 def layout(
     tensors: Iterable[tuple[str, DType, tuple[int, ...]]], metadata: Mapping[str, str]
-) -> tuple[bytes, dict[str, TensorEntry], int]:
+) -> tuple[bytes, Columns, int]:
     """Header bytes for tensors stored in the given order, where each will lie, and the size of the file.
 
     The header is padded with spaces so that the data starts on a page.
     """
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    placed: list[tuple[str, DType, tuple[int, ...], int, int]] = []
+    entries, written = [], [json.dumps("__metadata__") + ":" + _json(dict(metadata))]
+    known: dict[tuple[DType, tuple[int, ...]], tuple[int, str]] = {}
     at = 0
     for name, dtype, shape in tensors:
-        nbytes = math.prod(shape) * dtype.itemsize
-        header[name] = {"dtype": dtype.safetensors, "shape": list(shape), "data_offsets": [at, at + nbytes]}
-        placed.append((name, dtype, shape, at, nbytes))
+        if (dtype, shape) not in known:
+            fields = f':{{"dtype":"{dtype.safetensors}","shape":{_json(list(shape))},"data_offsets":['
+            known[dtype, shape] = math.prod(shape) * dtype.itemsize, fields
+        nbytes, fields = known[dtype, shape]
+        written.append(f"{_quoted(name)}{fields}{at},{at + nbytes}]}}")
+        entries.append((name, DTYPES.index(dtype), shape, at, nbytes))
         at += nbytes
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    length = -(-(8 + len(text)) // PAGE) * PAGE - 8
-    prefix = length.to_bytes(8, "little") + text.ljust(length)
-    entries = {n: TensorEntry(n, d, s, len(prefix) + offset, nbytes) for n, d, s, offset, nbytes in placed}
-    return prefix, entries, len(prefix) + at
+    text = "{" + ",".join(written) + "}"
+    encoded = text.encode()
+    length = -(-(8 + len(encoded)) // PAGE) * PAGE - 8
+    prefix = length.to_bytes(8, "little") + encoded.ljust(length)
+    start = len(prefix)
+    names, kinds, shapes, offsets, sizes = zip(*entries, strict=True) if entries else ((),) * 5
+    columns = Columns(names, bytes(kinds), shapes, array("q", [start + o for o in offsets]), array("q", sizes))
+    return prefix, columns, start + at
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+_quoted = json.encoder.encode_basestring

@@ -63,6 +63,7 @@ class Plan:
     jobs: list[Job]
     shards: list[OutputShard]
     auxiliary: Mapping[str, Checkpoint] = field(default_factory=dict)  # by label: "fisher of MODEL"
+    _passes: dict[int, int] = field(default_factory=dict)
 
     @property
     def labels(self) -> list[str]:
@@ -75,7 +76,12 @@ class Plan:
         return list({id(c): c for c in everything}.values())
 
     def passes(self, job: Job) -> int:
-        return 1 if job.values is None else self.recipe.method.passes(job.values)
+        if job.values is None:
+            return 1
+        key = id(job.values)  # tensors that found the same share their values
+        if key not in self._passes:
+            self._passes[key] = self.recipe.method.passes(job.values)
+        return self._passes[key]
 
     @property
     def read_bytes(self) -> int:
@@ -198,7 +204,7 @@ def _job(
                 f"tensor '{name}' is {own.dtype} in '{metadata_source}' but {view.dtype} in '{found}'."
             )
     if not own.dtype.is_float:
-        copying = recipe.method.name == "passthrough"
+        copying = recipe.method.copies
         if any(v.dtype.is_quantized for v in [own, *views]) and not copying:
             raise CheckpointError(
                 f"tensor '{name}' is quantized ({own.dtype}); dequantize the models before merging them."
@@ -243,9 +249,9 @@ def _place(jobs: list[Job], shard_size: int) -> list[OutputShard]:
     shards = []
     for number, group in enumerate(groups):
         name = SINGLE if len(groups) == 1 else f"model-{number + 1:05d}-of-{len(groups):05d}.safetensors"
-        header, entries, size = layout(((j.name, j.dtype, j.shape) for j in group), {"format": "pt"})
-        for job in group:
-            job.shard, job.entry = number, entries[job.name]
+        header, columns, size = layout(((j.name, j.dtype, j.shape) for j in group), {"format": "pt"})
+        for job, entry in zip(group, columns.entries(), strict=True):
+            job.shard, job.entry = number, entry
         shards.append(OutputShard(name, header, size))
     return shards
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ..errors import RecipeError
-from ..methods import Parameter
+from ..methods import Method, Parameter
 from .model import Recipe
 from .settings import Setting
 
@@ -38,6 +38,33 @@ class Layers:
         return int(found[1]) / last if last else 1.0
 
 
+def complete_values(
+    method: Method,
+    given: Mapping[str, Sequence[Any]],
+    models: int,
+    *,
+    on_deltas: bool,
+    missing: Callable[[Parameter, int], RecipeError],
+) -> dict[str, Any]:
+    """The final value of each parameter: what is given, else the preset's, else the default.
+
+    given: by parameter one value, or K where it is per model; None: not given. missing: the error for a required
+    parameter that the model of this index lacks. Returns a value each, a tuple of K where the parameter is per model.
+    Raises RecipeError if the values do not go together.
+    """
+    preset = method.preset({p.name: given[p.name][0] for p in method.parameters if not p.per_model})
+    values: dict[str, Any] = {}
+    for parameter in method.parameters:
+        row = given[parameter.name]
+        if parameter.required and parameter.name not in preset and None in row:
+            raise missing(parameter, row.index(None))
+        fallback = preset.get(parameter.name, parameter.default)
+        filled = tuple(fallback if value is None else value for value in row)
+        values[parameter.name] = filled if parameter.per_model else filled[0]
+    method.check_values(values, models, on_deltas=on_deltas)
+    return values
+
+
 class Resolver:
     """Values of all parameters of a recipe's method, tensor by tensor.
 
@@ -60,6 +87,7 @@ class Resolver:
             for p in recipe.method.parameters
         }
         constant = all(s.constant for rows in self._sources.values() for row in rows for s in row)
+        self._known: dict[tuple, Mapping[str, Any]] = {}  # by what was found: experts of a layer find the same
         self._shared = self._resolve("", 0.0) if constant else None
 
     def values(self, name: str) -> Mapping[str, Any]:
@@ -68,22 +96,22 @@ class Resolver:
 
     def _resolve(self, name: str, t: float) -> Mapping[str, Any]:
         method = self._recipe.method
-        found = {p.name: [_first(row, name, t) for row in self._sources[p.name]] for p in method.parameters}
-        preset = method.preset({p.name: found[p.name][0] for p in method.parameters if not p.per_model})
-        values: dict[str, Any] = {}
-        for parameter in method.parameters:
-            row = found[parameter.name]
-            if parameter.required and parameter.name not in preset and None in row:
-                raise self._missing(parameter, row.index(None), name)
-            fallback = preset.get(parameter.name, parameter.default)
-            filled = tuple(fallback if value is None else value for value in row)
-            values[parameter.name] = filled if parameter.per_model else filled[0]
-        on_deltas = self._recipe.reference is not None
-        try:
-            method.check_values(values, len(self._recipe.inputs), on_deltas=on_deltas)
-        except RecipeError as error:
-            raise RecipeError(f"tensor '{name}': {error}" if name else str(error)) from None
-        return values
+        found = {p.name: tuple(_first(row, name, t) for row in self._sources[p.name]) for p in method.parameters}
+        key = tuple(map(repr, found.values()))
+        if key not in self._known:
+            try:
+                self._known[key] = complete_values(
+                    method,
+                    found,
+                    len(self._recipe.inputs),
+                    on_deltas=self._recipe.reference is not None,
+                    missing=lambda parameter, index: _Missing(str(self._missing(parameter, index, name))),
+                )
+            except _Missing as error:
+                raise RecipeError(str(error)) from None
+            except RecipeError as error:
+                raise RecipeError(f"tensor '{name}': {error}" if name else str(error)) from None
+        return self._known[key]
 
     def _missing(self, parameter: Parameter, index: int, name: str) -> RecipeError:
         model = f" for the model '{self._recipe.inputs[index].ref}'" if parameter.per_model else ""
@@ -91,6 +119,10 @@ class Resolver:
         return RecipeError(
             f"method '{self._recipe.method.name}' needs the parameter '{parameter.name}'{model}{tensor}."
         )
+
+
+class _Missing(RecipeError):
+    """Says itself for which tensor."""
 
 
 def _first(row: list[Setting], name: str, t: float) -> Any:

@@ -266,7 +266,7 @@ class Running:
 class _Step:
     """Stands in for a method: one combination of all tensors."""
 
-    name = "running"
+    name, copies = "running", False
 
     def __init__(self, combine: Combine) -> None:
         self._combine = combine

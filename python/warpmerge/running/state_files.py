@@ -41,14 +41,14 @@ def file_targets(
     path: Path, specs: Sequence[Spec], metadata: Mapping[str, str] = {"format": "pt"}
 ) -> Iterator[dict[str, FileTarget]]:
     """Where the tensors of a new file go. It takes its name when the block ends, and is dropped if that raises."""
-    header, entries, size = layout(specs, metadata)
+    header, columns, size = layout(specs, metadata)
     hidden = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         fd = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         try:
             os.ftruncate(fd, size)
             os.pwrite(fd, header, 0)
-            yield {name: FileTarget(e.dtype, fd, e.offset) for name, e in entries.items()}
+            yield {name: FileTarget(e.dtype, fd, e.offset) for name, e in columns.by_name().items()}
             os.fsync(fd)
         finally:
             os.close(fd)
@@ -66,7 +66,7 @@ def file_targets(
 @contextlib.contextmanager
 def directory_targets(path: Path, specs: Sequence[Spec], like: Path | None) -> Iterator[dict[str, FileTarget]]:
     """Where the tensors of a new model directory go, which is published with the small files of the model `like`."""
-    header, entries, size = layout(specs, {"format": "pt"})
+    header, columns, size = layout(specs, {"format": "pt"})
     files: dict[str, bytes] = {}
     if like is not None:
         model = Checkpoint(str(like))
@@ -77,7 +77,7 @@ def directory_targets(path: Path, specs: Sequence[Spec], like: Path | None) -> I
     directory.open(KEY, size)
     try:
         fd = directory.shard(SINGLE, header, size)
-        yield {name: FileTarget(e.dtype, fd, e.offset) for name, e in entries.items()}
+        yield {name: FileTarget(e.dtype, fd, e.offset) for name, e in columns.by_name().items()}
         directory.finish_shard(SINGLE, {})
         directory.publish([SINGLE], None, files)
     except BaseException as error:

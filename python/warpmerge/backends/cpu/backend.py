@@ -25,6 +25,7 @@ from ...requests import (
     WeightedSum,
 )
 from ...threads import thread_count
+from ..protocol import Backend
 from .programs import native, native_keep
 
 POLICIES = {"error": 0, "propagate": 1, "base": 2}
@@ -109,7 +110,7 @@ class _InTorch:
         self.outcome = carry_out(self._task, self._request, threads=threads)
 
 
-class CpuBackend:
+class CpuBackend(Backend):
     name = "cpu"
 
     def __init__(self, threads: int | None = None, tile: int | None = None, isa: str | None = None) -> None:

@@ -17,6 +17,7 @@ from ...errors import DeviceError
 from ...requests import Copy, TensorFunction
 from ...threads import thread_count
 from ...units import show_size
+from ..protocol import Backend
 from .by_rank import answered, spelled
 from .execution import Group, grouped
 from .flight import InPlace, Staged, Workspace
@@ -33,7 +34,7 @@ SCRATCH_SHARE = 0.2  # of the device memory: tables, partial sums, counters and,
 HEADROOM = 512 << 20  # bytes left to others by default
 
 
-class DeviceBackend:
+class DeviceBackend(Backend):
     """`budget`: bytes of device memory to use, None: what is free less a margin. `slot_bytes`: of the pinned rings.
 
     `resident`: all work is on tensors of the device, so that nothing limits a batch.

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...engine.tasks import TensorTask, Work
+from ..protocol import Backend
 from .backend import DeviceBackend, Ticket
 
 
-class DeviceGroup:
+class DeviceGroup(Backend):
     def __init__(self, members: Sequence[DeviceBackend]) -> None:
         self.members = list(members)
         self.name = members[0].name

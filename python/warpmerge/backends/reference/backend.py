@@ -30,6 +30,7 @@ from ...requests import (
     TensorFunction,
     WeightedSum,
 )
+from ..protocol import Backend
 from .expressions import all_same, evaluate
 from .measures import (
     finite,
@@ -63,7 +64,7 @@ __all__ = [
 ]
 
 
-class TorchBackend:
+class TorchBackend(Backend):
     name = "torch"
 
     def launch(self, work: list[Work]) -> _Done:

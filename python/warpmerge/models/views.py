@@ -23,7 +23,7 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from .. import _core
@@ -46,20 +46,14 @@ class View(ABC):
     __slots__ = ()
     dtype: DType
     shape: tuple[int, ...]
+    count: int  # of elements
+    nbytes: int  # of the elements
+    read_bytes: int  # that one pass over the elements reads
 
-    @property
-    def count(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the elements."""
-        return self.count * self.dtype.itemsize
-
-    @property
-    def read_bytes(self) -> int:
-        """Bytes that one pass over the elements reads."""
-        return self.nbytes
+    def _measure(self) -> None:
+        """Sets the numbers that follow from dtype and shape: a plan asks for them a dozen times."""
+        self.count = math.prod(self.shape)
+        self.nbytes = self.read_bytes = self.count * self.dtype.itemsize
 
     @property
     @abstractmethod
@@ -91,7 +85,7 @@ class View(ABC):
         return self.count - start if count is None else count
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class FileRegion(View):
     """Elements from the byte `offset` of a file on."""
 
@@ -99,6 +93,12 @@ class FileRegion(View):
     shape: tuple[int, ...]
     file: OpenFile
     offset: int
+    count: int = field(init=False, repr=False)
+    nbytes: int = field(init=False, repr=False)
+    read_bytes: int = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._measure()
 
     @property
     def device(self) -> None:
@@ -132,7 +132,7 @@ class FileRegion(View):
         raise TypeError("a file is on no device")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Memory(View):
     """Elements from `address` on. `owner` keeps them alive; on a device it is a torch tensor there."""
 
@@ -141,6 +141,12 @@ class Memory(View):
     address: int
     owner: Any = None
     device: str | None = None
+    count: int = field(init=False, repr=False)
+    nbytes: int = field(init=False, repr=False)
+    read_bytes: int = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._measure()
 
     def read(self, start: int = 0, count: int | None = None) -> bytes | memoryview:
         size = self.dtype.itemsize
@@ -175,7 +181,7 @@ class GatheredRows(View):
     The shape is (n, ...). Raises CheckpointError for an index that cannot be used.
     """
 
-    __slots__ = ("_native", "dtype", "index", "row", "shape", "source")
+    __slots__ = ("_native", "count", "dtype", "index", "nbytes", "read_bytes", "row", "shape", "source")
 
     def __init__(self, source: View, index: Any, name: str) -> None:
         import numpy as np
@@ -198,6 +204,7 @@ class GatheredRows(View):
         self.index = np.ascontiguousarray(found, np.int64)
         self.shape = (len(found), *source.shape[1:])
         self.row = math.prod(source.shape[1:])  # elements
+        self._measure()
         self._native: Any = None
 
     @property
@@ -248,7 +255,7 @@ class JoinedParts(View):
     Raises CheckpointError for parts that do not join.
     """
 
-    __slots__ = ("_native", "axis", "dtype", "parts", "shape", "starts")
+    __slots__ = ("_native", "axis", "count", "dtype", "nbytes", "parts", "read_bytes", "shape", "starts")
 
     def __init__(self, parts: Sequence[View], axis: int, name: str) -> None:
         if not parts:
@@ -275,14 +282,12 @@ class JoinedParts(View):
         pieces = (math.prod(part.shape[self.axis :]) for part in parts)
         # A stripe is what lies under one index of the axes before `axis`: a piece of each part, from these places on.
         self.starts = (0, *itertools.accumulate(pieces))
+        self._measure()
+        self.read_bytes = sum(part.read_bytes for part in parts)
         self._native: Any = None
 
     def _others(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return (*shape[: self.axis], *shape[self.axis + 1 :])
-
-    @property
-    def read_bytes(self) -> int:
-        return sum(part.read_bytes for part in self.parts)
 
     @property
     def device(self) -> str | None:

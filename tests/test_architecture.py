@@ -15,7 +15,7 @@ PACKAGE = Path(warpmerge.__file__).parent
 # module beside the folders.
 ROOMS = [
     ["errors"],
-    ["units", "random", "dtypes", "callable_package", "threads"],
+    ["units", "random", "dtypes", "callable_package", "finite", "threads"],
     ["expr"],
     ["requests"],
     ["models"],

@@ -21,7 +21,7 @@ except ImportError:
     raise MergeError("a method that works on whole tensors needs torch: pip install torch.") from None
 
 from ..engine.tasks import DeviceSink, Outcome, TensorTask
-from ..methods.linalg import all_finite
+from ..finite import all_finite
 from ..models.views import View
 from ..requests import TensorFunction
 from .reference.backend import add_delta, digest, round_to

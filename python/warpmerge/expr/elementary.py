@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from .expression import Expr, expm1, expm1_near, literal, log, maximum, minimum, nearest, where
 from .operations import Op
@@ -85,7 +85,7 @@ def _divergence_near(s: Expr, fp64: bool) -> Expr:
     return square * ((s + 1) * s * rest + 1)
 
 
-EXPANSIONS = {
+EXPANSIONS: dict[int, Callable[[Expr, bool], Expr]] = {
     Op.EXP: _exp,
     Op.EXPM1: _expm1,
     Op.EXPM1_NEAR: _expm1_near,

@@ -87,9 +87,8 @@ def as_steps(function: Callable[..., Steps | Combine]) -> Callable[..., Steps]:
 
     @functools.wraps(function)
     def steps(tensor: TensorInfo, values: Mapping[str, Any]) -> Steps:
-        combine = function(tensor, values)
-        if inspect.isgenerator(combine):
-            combine = yield from combine
+        found = function(tensor, values)
+        combine: Combine = (yield from found) if isinstance(found, Generator) else found
         return combine
 
     return steps

@@ -105,8 +105,8 @@ def divided(k: int, rule: Mask) -> Expr:
 
 def _della(tensor: TensorInfo, p: Mapping[str, Any], *, elect: bool) -> Generator[Moments, Any, Map | ElectAndSum]:
     if not is_sparse(p) or not tensor.count:
-        keep = tuple(KEEP_ALL if density > 0 else KEEP_NONE for density in p["density"])
-        return merge_kept(p, keep, [1.0] * tensor.models, elect=elect)
+        whole = tuple(KEEP_ALL if density > 0 else KEEP_NONE for density in p["density"])
+        return merge_kept(p, whole, [1.0] * tensor.models, elect=elect)
     keep = drop_by_rank(tensor, p)
     if p["rescale"] == "inverse_probability":
         left = [divided(k, rule) for k, rule in enumerate(keep)]

@@ -15,9 +15,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..requests import TensorFunction, WeightedSum
+from ..requests import Combine, TensorFunction, WeightedSum
 from .auxiliary import AuxiliaryTensor
-from .base import Base, Steps, TensorInfo, check_sum, total
+from .base import Base, TensorInfo, check_sum, total
 from .parameters import choice, number
 from .registry import method
 from .task_vectors import LAMBDA, refuse_negative
@@ -71,7 +71,7 @@ def of_finite(function: Function, tensors: Sequence[torch.Tensor], models: int) 
     """The function of the finite elements; those that are not come back where they were."""
     import torch
 
-    from .linalg import all_finite
+    from ..finite import all_finite
 
     if all(map(all_finite, tensors)):
         return function(tensors)
@@ -102,7 +102,7 @@ def of_finite(function: Function, tensors: Sequence[torch.Tensor], models: int) 
         "take part in the polar factors; here only those above cutoff do.",
     },
 )
-def tsv(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+def tsv(tensor: TensorInfo, p: Mapping[str, Any]) -> Combine:
     """Task singular vectors: each model keeps its share of the largest ones, and all are made orthogonal."""
 
     def merged(deltas: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -129,7 +129,7 @@ def tsv(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
         "low rank; here only over those above cutoff.",
     },
 )
-def iso_c(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+def iso_c(tensor: TensorInfo, p: Mapping[str, Any]) -> Combine:
     """Sum of the deltas with all singular values made equal to their mean."""
 
     def merged(deltas: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -162,7 +162,7 @@ def iso_c(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     ],
     differences={"mergekit": NOT_THERE, "the paper": "It has no weights and no cutoff."},
 )
-def iso_cts(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+def iso_cts(tensor: TensorInfo, p: Mapping[str, Any]) -> Combine:
     """Like iso_c, with room for directions of single models beside the common ones."""
 
     def merged(deltas: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -218,7 +218,7 @@ def _check_knots(p: Mapping[str, Any], models: int) -> None:
         ],
     },
 )
-def knots(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+def knots(tensor: TensorInfo, p: Mapping[str, Any]) -> Combine:
     """TIES in the space that the singular vectors of all deltas side by side span."""
 
     def merged(deltas: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -247,7 +247,7 @@ def knots(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
         "the paper": "It takes 300 steps of Adam from the sum of the deltas on; this is the minimum itself.",
     },
 )
-def wudi(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+def wudi(tensor: TensorInfo, p: Mapping[str, Any]) -> Combine:
     """The matrix that interferes least with each delta on that delta's own rows, in closed form."""
 
     def merged(deltas: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -304,7 +304,7 @@ def _gram_shape(weight: tuple[int, ...]) -> tuple[int, ...] | None:
         "the paper": "It has neither weights nor a ridge; other programs have an alpha of 1 or 0.1.",
     },
 )
-def regmean(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+def regmean(tensor: TensorInfo, p: Mapping[str, Any]) -> Combine:
     """Each linear layer's weights whose outputs come closest to those of the models on their own inputs."""
     shares = tuple(w / total(p["weight"]) for w in p["weight"])
     if not tensor.auxiliary:

@@ -104,7 +104,8 @@ def threshold(first: float, median: float, third: float) -> float:
 
 def quartiles(count: int) -> tuple[int, int, int]:
     """Ranks of the quartiles of `count` values, the largest one being 1; those between two values are the lower one."""
-    return tuple(count - part * (count - 1) // 4 for part in (1, 2, 3))
+    first, second, third = (count - part * (count - 1) // 4 for part in (1, 2, 3))
+    return first, second, third
 
 
 @method(

@@ -8,10 +8,11 @@ lower rank, what it does not determine is left at zero: no arbitrary vectors of 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
+
+from ..finite import all_finite
 
 BLOCK = 1 << 23  # float64 elements of a block of rows
 PANEL = 384  # columns of a Gram matrix made at a time: 0.65 of the time of whole products, for they need no upper half
@@ -28,9 +29,11 @@ def blocks(rows: int, columns: int) -> Iterator[slice]:
         yield slice(start, min(rows, start + step))
 
 
-def all_finite(t: torch.Tensor) -> bool:
-    """By the extremes, which a NaN is one of: 0.16 ns an element, where torch.isfinite takes 5."""
-    return t.numel() == 0 or all(map(math.isfinite, torch.stack(torch.aminmax(t)).tolist()))
+def added(terms: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Their sum, the first two first; at least one."""
+    total = sum(terms)
+    assert isinstance(total, torch.Tensor)
+    return total
 
 
 def rows_of(a: torch.Tensor) -> Rows:

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import RecipeError
-from ..requests import Copy, WeightedSum
-from .base import Base, Steps, TensorInfo, check_sum, total
+from ..requests import Combine, Copy, WeightedSum
+from .base import Base, TensorInfo, check_sum, total
 from .parameters import boolean, integer, number
 from .registry import method
 
@@ -34,7 +34,7 @@ def _check_linear(p: Mapping[str, Any], models: int) -> None:
     differences={"the paper": "Its uniform soup has weights of 1. Its greedy soup needs evaluations between merges."},
     presets={"mergekit": {}, "paper": {"weight": 1.0}},
 )
-def linear(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+def linear(tensor: TensorInfo, p: Mapping[str, Any]) -> Combine:
     """Weighted mean of the models: sum w_i x_i / sum w_i."""
     by = total(p["weight"]) if p["normalize"] else 1.0
     return WeightedSum(tuple(w / by for w in p["weight"]), on_deltas=False, agree=p["normalize"])
@@ -54,7 +54,7 @@ def linear(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
         "mergekit": "mergekit does not implement this method; its linear with the weights of that sum is the same."
     },
 )
-def ema(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+def ema(tensor: TensorInfo, p: Mapping[str, Any]) -> Combine:
     """Exponential moving average of checkpoints, oldest first: e = decay e + (1 - decay) x."""
     decay, last = p["decay"], tensor.models - 1
     later = [(1 - decay) * decay ** (last - step) for step in range(1, last + 1)]
@@ -76,7 +76,7 @@ def _check_lawa(p: Mapping[str, Any], models: int) -> None:
     notes="List the checkpoints from the oldest to the newest.",
     differences={"mergekit": "mergekit does not implement this method; its linear of those k models is the same."},
 )
-def lawa(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+def lawa(tensor: TensorInfo, p: Mapping[str, Any]) -> Combine:
     """Mean of the last k checkpoints."""
     last = p["k"] or tensor.models
     return WeightedSum((0.0,) * (tensor.models - last) + (1 / last,) * last, on_deltas=False, agree=True)
@@ -94,7 +94,7 @@ def lawa(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
         "mergekit": "mergekit does not implement this method; its task_arithmetic with weight 1 + alpha is the same."
     },
 )
-def expo(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+def expo(tensor: TensorInfo, p: Mapping[str, Any]) -> Combine:
     """Extrapolation beyond a model, away from its base: x_1 + alpha (x_1 - x_0)."""
     return WeightedSum((1 + p["alpha"],), on_deltas=True)
 
@@ -108,7 +108,7 @@ def expo(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     formula="y = x_1,  scale x_1 with a scale",
     presets={"mergekit": {}},
 )
-def passthrough(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+def passthrough(tensor: TensorInfo, p: Mapping[str, Any]) -> Combine:
     """Copies one model, or scales it."""
     scale = p["scale"][0]
     return Copy() if scale is None else WeightedSum((scale,), on_deltas=False)

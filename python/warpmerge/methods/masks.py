@@ -17,7 +17,7 @@ from ..errors import RecipeError
 from ..expr.expression import Expr, add_up, delta, maximum, minimum, value, where
 from ..expr.formula import Formula
 from ..expr.library import deltas
-from ..requests import KEEP_ALL, Map, Moments, TopKMask
+from ..requests import KEEP_ALL, Combine, Map, Moments, TopKMask
 from .base import Base, Steps, TensorInfo
 from .parameters import choice, integer, number, scope
 from .registry import method
@@ -45,7 +45,7 @@ NOT_THERE = "mergekit does not implement this method."
     },
     presets={"mergekit": {}},
 )
-def nearswap(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+def nearswap(tensor: TensorInfo, p: Mapping[str, Any]) -> Combine:
     """The model where it is within t of the base, and a step of t towards it elsewhere."""
     t, minus_t = value(p["t"]), value(-p["t"])
     return Map(Formula((minimum(t, maximum(minus_t, delta(0))),)), on_deltas=True)
@@ -75,7 +75,7 @@ def largest(d: Sequence[Expr], *, first: bool) -> Expr:
     notes="List the models in the order in which they were trained.",
     differences={"mergekit": NOT_THERE},
 )
-def magmax(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+def magmax(tensor: TensorInfo, p: Mapping[str, Any]) -> Combine:
     """Base plus the delta of the largest magnitude, for each element by itself."""
     chosen = largest(deltas(tensor.models), first=p["ties"] == "first_model")
     return Map(Formula((chosen * p["lambda"],)), on_deltas=True)
@@ -123,7 +123,7 @@ RAM = "Yuan et al. 2026, Behavior knowledge merge in reinforced agentic models, 
     paper=RAM,
     presets={"mergekit": {}},
 )
-def ram(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+def ram(tensor: TensorInfo, p: Mapping[str, Any]) -> Combine:
     """Base plus, for each element, the mean delta of the models that changed it."""
     return Map(Formula((Changes(tensor.models, p["epsilon"]).mean(),)), on_deltas=True)
 
@@ -203,7 +203,7 @@ def _check_consensus(p: Mapping[str, Any], models: int) -> None:
         ],
     },
 )
-def consensus_ta(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+def consensus_ta(tensor: TensorInfo, p: Mapping[str, Any]) -> Combine:
     """Task arithmetic of those elements that enough tasks want (TALL masks)."""
     v = deltas(tensor.models)
     if any(w != 1 for w in p["weight"]):

@@ -15,8 +15,8 @@ from ..errors import RecipeError
 from ..expr.expression import Expr, add_up, equal, maximum, minimum, where
 from ..expr.formula import Formula
 from ..expr.library import deltas
-from ..requests import Map, WeightedSum
-from .base import Base, Steps, TensorInfo
+from ..requests import Combine, Map, WeightedSum
+from .base import Base, TensorInfo
 from .parameters import choice, number
 from .registry import method
 
@@ -94,7 +94,7 @@ def _of_middle(tensor: TensorInfo, low: int, high: int) -> Map | WeightedSum:
     notes="An element of a model may be anything, as long as most models are right.",
     differences={"mergekit": NOT_THERE},
 )
-def median(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+def median(tensor: TensorInfo, p: Mapping[str, Any]) -> Combine:
     """Median of the models, for each element by itself."""
     low, high = (tensor.models - 1) // 2, tensor.models // 2 + 1
     return _of_middle(tensor, low, low + 1 if p["even"] == "lower" else high)
@@ -126,7 +126,7 @@ def _check_trimmed(p: Mapping[str, Any], models: int) -> None:
     notes="A beta below 1 / K drops nothing: that is the mean.",
     differences={"mergekit": NOT_THERE},
 )
-def trimmed_mean(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+def trimmed_mean(tensor: TensorInfo, p: Mapping[str, Any]) -> Combine:
     """Mean of the models without the largest and the smallest, for each element by itself."""
     drop = dropped(p["beta"], tensor.models)
     return _of_middle(tensor, drop, tensor.models - drop)

@@ -44,16 +44,16 @@ def number(
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ValueError(f"expected a {kind}, got {shown(value)}")
         try:
-            value = float(value)
+            number = float(value)
         except OverflowError:
             raise ValueError("expected a finite number") from None
-        if not (math.isfinite(value) or value == most):
-            raise ValueError(f"expected a finite number, got {value!r}")
-        if not least <= value <= most:
-            bound = low if value < least else high
+        if not (math.isfinite(number) or number == most):
+            raise ValueError(f"expected a finite number, got {number!r}")
+        if not least <= number <= most:
+            bound = low if number < least else high
             size = f" of at most {LARGEST:g} in magnitude" if bound is None else ""
-            raise ValueError(f"expected a {kind}{size}, got {value!r}")
-        return value
+            raise ValueError(f"expected a {kind}{size}, got {number!r}")
+        return number
 
     return Parameter(name, convert, kind, interpolates=True, **more)
 
@@ -83,15 +83,15 @@ def boolean(name: str, **more: Any) -> Parameter:
     return Parameter(name, convert, "true or false", **more)
 
 
-def choice(name: str, values: list[str], *, aliases: Mapping[Any, str] | None = None, **more: Any) -> Parameter:
+def choice(name: str, values: list[str], *, aliases: Mapping[Any, Any] | None = None, **more: Any) -> Parameter:
     """One of `values`; `aliases` are other spellings, such as true and false."""
     aliases = dict(aliases or {})
 
-    def convert(value: Any) -> str:
+    def convert(value: Any) -> Any:
         for alias, meant in aliases.items():
             if type(value) is type(alias) and value == alias:
                 return meant
-        if value in values:
+        if isinstance(value, str) and value in values:
             return value
         raise ValueError(f"expected one of {', '.join(values)}, got {shown(value)}{close_matches(value, values)}")
 

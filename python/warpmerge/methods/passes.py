@@ -118,7 +118,7 @@ def _histogram(request: Histogram, tensor: TensorInfo) -> list[HistogramResult]:
     return [HistogramResult(0, 0, np.ones(2048, np.int64)) for _ in request.intervals]
 
 
-_ANSWERS = {
+_ANSWERS: dict[type, Callable[[Any, TensorInfo], Any]] = {
     KthLargest: _selections,
     Moments: _moments,
     Gram: _gram,

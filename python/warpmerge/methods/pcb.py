@@ -156,8 +156,8 @@ def pcb(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     models, count, fp64 = tensor.models, tensor.count, tensor.fp64
     if not count:
         return Copy()
-    sizes = Formula([d for d in deltas(models) for _ in range(3)])
-    found = yield KthLargest((*tails(count), 1) * models, keep_all_ties=True, of=sizes)
+    thrice = Formula([d for d in deltas(models) for _ in range(3)])
+    found = yield KthLargest((*tails(count), 1) * models, keep_all_ties=True, of=thrice)
     sizes = [s.magnitude(fp64) for s in found]
     bounds = list(zip(sizes[::3], sizes[1::3], strict=True))
     terms = 0 if p["nonfinite"] == "propagate" else terms_of(max(sizes[2::3]) * sum(sizes[2::3]), fp64)
@@ -167,8 +167,8 @@ def pcb(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     if 0.0 in ends:  # fewer scores than that are above zero: it is one from the bottom of those below
         below = yield from _ends(competition, -1, (count - at + 1, count), fp64)
         ends = [high if high > 0 else -low for high, low in zip(ends, below, strict=True)]
-    ends = list(zip(ends[::2], ends[1::2], strict=True))
-    return Map(Formula((competition.merged(ends, p["lambda"]),)), on_deltas=True)
+    ranges = list(zip(ends[::2], ends[1::2], strict=True))
+    return Map(Formula((competition.merged(ranges, p["lambda"]),)), on_deltas=True)
 
 
 def _ends(

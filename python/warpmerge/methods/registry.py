@@ -10,16 +10,16 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import RecipeError, close_matches
-from ..requests import Combine
 from .auxiliary import AuxiliaryTensor
-from .base import Base, Method, Steps, TensorInfo, as_steps
+from .base import Base, Method, as_steps
 from .checked import checked
 from .parameters import NONFINITE, Parameter, choice
 from .passes import Counted
 
+Function = TypeVar("Function", bound=Callable[..., Any])  # of a TensorInfo and the values of the parameters
 GROUP = "warpmerge.methods"
 # Words of merge_tensors, merge_state_dicts and Pool.merge, and parameters that every method gets by itself.
 RESERVED = {
@@ -44,7 +44,7 @@ def method(
     presets: Mapping[str, Mapping[str, Any]] | None = None,
     auxiliary: Sequence[AuxiliaryTensor] = (),
     **more: Any,
-) -> Callable:
+) -> Callable[[Function], Function]:
     """Registers a function of a TensorInfo and the parameters' values as a merge method.
 
     The function returns what combines the tensor's inputs. One that measures them first is a generator: it yields what
@@ -73,7 +73,7 @@ def method(
     if meant:
         parameters = (*parameters, _semantics(list(meant)))
 
-    def register(steps: Callable[[TensorInfo, Mapping[str, Any]], Steps | Combine]) -> Callable:
+    def register(steps: Function) -> Function:
         taken = as_steps(steps)
         made = Method(
             name,
@@ -96,10 +96,15 @@ def method(
     return register
 
 
-def _passes(declared: Callable[[Mapping[str, Any]], int] | int | None, counted: Counted) -> Callable:
+def _passes(
+    declared: Callable[[Mapping[str, Any]], int] | int | None, counted: Counted
+) -> Callable[[Mapping[str, Any]], int]:
     if declared is None:
         return counted
-    return declared if callable(declared) else lambda values: declared
+    if isinstance(declared, int):
+        number = declared
+        return lambda values: number
+    return declared
 
 
 def _listed(text: str | Sequence[str]) -> tuple[str, ...]:

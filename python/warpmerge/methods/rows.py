@@ -92,7 +92,7 @@ def vectors_of(tensor: TensorInfo, *, along_first: bool) -> Generator[Products, 
 
 def _columns(tensor: TensorInfo, along_first: bool) -> int:
     """The length of a row of the matrix whose rows, or columns, are the vectors."""
-    return tensor.count // tensor.shape[0] if along_first else tensor.columns
+    return tensor.count // tensor.shape[0] if along_first and tensor.shape else tensor.columns
 
 
 def arcs(vectors: Vectors, t: float) -> tuple[Any, Any, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from .linalg import Part, Rows, Times, blocks, gram, product, recombined, rows_of, singular
+from .linalg import Part, Rows, Times, added, blocks, gram, product, recombined, rows_of, singular
 from .task_vectors import kept_count
 
 CANCELLED = {torch.float32: 2.0**-20, torch.float64: 2.0**-40}  # sums up to this share of their magnitudes are rounding
@@ -24,7 +24,7 @@ def _tall(tensors: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], torch.Te
 
 
 def _sum(tensors: Sequence[torch.Tensor], weights: Sequence[float]) -> Rows:
-    return lambda part: sum(w * t[part].double() for w, t in zip(weights, tensors, strict=True))
+    return lambda part: added(w * t[part].double() for w, t in zip(weights, tensors, strict=True))
 
 
 def _times(t: torch.Tensor, right: torch.Tensor) -> Rows:
@@ -107,7 +107,7 @@ def aligned(
     """U m, where m is what `merge` makes of the models' parts (n, rank), the transposed S V_k^T."""
     m, n = deltas[0].shape
     if m <= len(deltas) * n:
-        squares = sum(gram(rows_of(d.T), n, m, d) for d in deltas)
+        squares = added(gram(rows_of(d.T), n, m, d) for d in deltas)
         values, left = singular(squares, cutoff)
         parts = [product(rows_of(d.T), left, d.new_empty(n, len(values))) for d in deltas]
         return product(rows_of(merge(parts)), left.T, deltas[0].new_empty(n, m)).T
@@ -128,13 +128,13 @@ def merged_parts(
     0 where votes cancel: the sign of a singular vector is arbitrary, so neither side is the one to take.
     """
     values = [w * trimmed(t, density) for t, w, density in zip(parts, weights, densities, strict=True)]
-    votes = sum(values)
+    votes = added(values)
     if not elect:
         return votes
-    decided = votes.abs() > CANCELLED[votes.dtype] * sum(v.abs() for v in values)
+    decided = votes.abs() > CANCELLED[votes.dtype] * added(v.abs() for v in values)
     agreeing = [(torch.where(votes < 0, v < 0, v > 0) & decided).to(v.dtype) for v in values]
-    merged = sum(v * a for v, a in zip(values, agreeing, strict=True))
-    divisor = sum(w * a for w, a in zip(weights, agreeing, strict=True))
+    merged = added(v * a for v, a in zip(values, agreeing, strict=True))
+    divisor = added(w * a for w, a in zip(weights, agreeing, strict=True))
     return merged / torch.where(divisor == 0, 1.0, divisor)
 
 

@@ -23,7 +23,7 @@ from ..errors import RecipeError
 from ..expr.expression import add_up, delta, masked
 from ..expr.formula import Formula
 from ..random import stream_key
-from ..requests import KEEP_ALL, KEEP_NONE, ElectAndSum, KthLargest, Mask, Moments, RandomMask, WeightedSum
+from ..requests import KEEP_ALL, KEEP_NONE, Combine, ElectAndSum, KthLargest, Mask, Moments, RandomMask, WeightedSum
 from .base import Base, Steps, TensorInfo, total
 from .parameters import Parameter, boolean, choice, number, scope
 from .registry import method
@@ -202,7 +202,7 @@ ONCE_PER_MODULE = "It merges the factors A and B of adapters, each by itself; he
     differences={"the paper": "It has one coefficient for all models, which is lambda."},
     presets={"mergekit": {}, "paper": {"weight": 1.0}},
 )
-def task_arithmetic(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+def task_arithmetic(tensor: TensorInfo, p: Mapping[str, Any]) -> Combine:
     """Base plus the weighted sum of the deltas: x_0 + lambda sum w_i (x_i - x_0)."""
     by = total(p["weight"]) if p["normalize"] else 1.0
     factor = p["lambda"] / (by if abs(by) >= ZERO_SUM else 1.0)

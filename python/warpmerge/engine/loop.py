@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from ..errors import CheckpointError, MergeError
-from ..requests import Copy, Map, TensorFunction, WeightedSum
+from ..requests import Copy, Map, TensorFunction, WeightedSum, WrittenFunction
 from .tasks import Outcome, TensorTask, Work, same_bytes
 
 # Input bytes per batch: enough to hide the host's work per batch (about 0.2 ms), little enough that a second pass
@@ -102,7 +102,7 @@ def _steps(task: TensorTask, frozen: bool = False) -> Iterator[Any]:
         if isinstance(combine, Copy):
             combine = as_copy(task, combine.index)
         elif isinstance(combine, TensorFunction):
-            combine = dataclasses.replace(combine, combines=True)
+            combine = WrittenFunction(combine.function, combine.on_deltas)
     if isinstance(combine, Map) and task.values["nonfinite"] == "propagate":
         combine = combine.propagating()
     outcome = yield combine

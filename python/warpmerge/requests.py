@@ -94,9 +94,9 @@ class Reduce:
     intervals: of a histogram, K pairs (low, high) of keys, both ends inside.
     per_element: sums are divided by the tensor's number of elements. Of a model it is the sum of its tensors' means.
 
-    Returns: over a tensor K floats, or integers of a count; over rows or columns (K, rows or columns) float64, a NaN the
-    canonical one; of a histogram K `HistogramResult`s. With pairs, K is their number. Of no elements everything is 0.
-    Over a model, sums of tensors are added up exactly (math.fsum).
+    Returns: over a tensor K floats, or integers of a count; over rows or columns (K, rows or columns) float64, where a
+    NaN is the canonical one; of a histogram K `HistogramResult`s. With pairs, K is their number. Of no elements
+    everything is 0. Over a model, sums of tensors are added up exactly (math.fsum).
     """
 
     kind: Kind

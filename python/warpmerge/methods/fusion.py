@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 from ..expr.expression import Expr, base, delta, divergence_near, exp, expm1_near, literal, log, row, where

@@ -115,10 +115,10 @@ def reduced(values: list[torch.Tensor], request: Reduce, task: TensorTask, colum
     """The result of `request` for (n,) finite values; rows have `columns` elements."""
     if request.kind == "histogram":
         return [histogram(v, *interval) for v, interval in zip(values, request.intervals, strict=True)]
+    in_compute_type = request.kind == "sum" and request.accumulator == "compute"
+    terms = values if in_compute_type else [v.double() for v in values]
     if request.pairs:
-        terms = [values[i].double() * values[k].double() for i, k in request.pairs]
-    else:
-        terms = values if request.accumulator == "compute" and request.over == "tensor" else [v.double() for v in values]
+        terms = [terms[i] * terms[k] for i, k in request.pairs]
     if request.kind == "count":
         terms = [(v != 0).double() for v in values]
     if request.over == "tensor":

@@ -13,6 +13,7 @@ A count is the sum of an indicator, which is exact. A minimum is minus the maxim
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -121,8 +122,9 @@ def result(task: TensorTask, request: Reduce, found: Any) -> Any:
         if request.kind == "count":
             return tuple(map(int, numbers))
         if request.per_element:
-            return tuple(n / max(1, task.info.count) for n in numbers)
-        return tuple(0.0 - n for n in numbers) if request.kind == "min" else tuple(numbers)
+            numbers = [n / max(1, task.info.count) for n in numbers]
+        sign = -1.0 if request.kind == "min" else 1.0
+        return tuple(sign * n + 0.0 if n == n else math.nan for n in numbers)
     if request.over == "column" and not task.info.count:
         found = found[:, : columns_of(task, request.of)]
     return 0.0 - found if request.kind == "min" else found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -139,8 +140,8 @@ def _of_tensor(term: torch.Tensor, request: Reduce, count: int) -> float | int:
         return int(term.sum())
     if request.kind in ("max", "min"):
         return float(term.max() if request.kind == "max" else term.min()) + 0.0 if count else 0.0
-    total = fixed_sum(term)
-    return total / max(1, count) if request.per_element else total
+    total = fixed_sum(term) / (max(1, count) if request.per_element else 1)
+    return total if total == total else math.nan
 
 
 def gram(x: list[torch.Tensor]) -> GramResult:

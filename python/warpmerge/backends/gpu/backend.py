@@ -12,15 +12,15 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any
 
 from ... import _core
-from ...engine.tasks import DeviceSink, Outcome, Request, TensorTask, Work
+from ...engine.tasks import DeviceSink, Outcome, TensorTask, Work
 from ...errors import DeviceError
 from ...requests import Copy, TensorFunction
 from ...threads import thread_count
 from ...units import show_size
-from .lowering import answered, lowered
 from .execution import Group, grouped
 from .flight import InPlace, Staged, Workspace
 from .loads import footprint
+from .lowering import answered, lowered
 from .requests import BINS, steps
 from .scratch import Scratch
 from .staging import IO_TILE, SLOT, SLOTS, Arrival, Cancelled, Inbound, Outbound, drop, wait_for

@@ -23,8 +23,8 @@ class Shapes:
     """Rows, their length and their blocks, of each slot; and the number of each slot's first row and block."""
 
     def __init__(self, group: Group) -> None:
-        self.columns = [r.columns if t.info.count else 0 for t, r in zip(group.tasks, group.requests, strict=True)]
-        self.rows = [t.info.count // c if c else 0 for t, c in zip(group.tasks, self.columns, strict=True)]
+        self.columns = [r.columns for r in group.requests]
+        self.rows = [t.info.count // c for t, c in zip(group.tasks, self.columns, strict=True)]
         self.blocks = [-(-c // BLOCK) for c in self.columns]
         self.first_rows = _starts(self.rows)
         self.first_blocks = _starts([r * b for r, b in zip(self.rows, self.blocks, strict=True)])

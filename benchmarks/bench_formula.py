@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from warpmerge.expr import expression as f
 from warpmerge.expr.formula import Formula
-from warpmerge.requests import KEEP_ALL, Histogram, KthLargest, Map, Moments, Rows
+from warpmerge.requests import KthLargest, Map, Reduce
 
 from .kernels import Case, cases, measure, reference, some_cases
 from .programs import chain, median
@@ -28,7 +28,7 @@ def test_spelled_functions(benchmark, case: Case) -> None:
 
 @some_cases(Case(what="moments"), reference(what="moments"))
 def test_moments(benchmark, case: Case) -> None:
-    measure(benchmark, "formula", case, lambda count: Moments((KEEP_ALL,), of=Formula((median(),))))
+    measure(benchmark, "formula", case, lambda count: Reduce("sum", (median(),)))
 
 
 @some_cases(Case(what="selection"), reference(what="selection"))
@@ -40,13 +40,13 @@ def test_selection(benchmark, case: Case) -> None:
 @some_cases(Case(what="histogram"), reference(what="histogram"))
 def test_histogram(benchmark, case: Case) -> None:
     octaves = (0x38000000, 0x3C000000)  # the eight below 2^-7
-    measure(benchmark, "formula", case, lambda count: Histogram((octaves,) * case.models))
+    measure(benchmark, "formula", case, lambda count: Reduce("histogram", intervals=(octaves,) * case.models))
 
 
 @some_cases(Case(what="rows"), reference(what="rows"))
 def test_rows(benchmark, case: Case) -> None:
     squares = (f.delta(0) * f.delta(0),)
-    measure(benchmark, "formula", case, lambda count: Rows(Formula(squares, columns(count))))
+    measure(benchmark, "formula", case, lambda count: Reduce("sum", Formula(squares, columns(count)), "row", "float64"))
 
 
 @some_cases(Case(what="ranks"), Case(what="ranks", threads=1), reference(what="ranks"))

@@ -6,15 +6,16 @@ import itertools
 
 from warpmerge.expr import expression as f
 from warpmerge.expr.formula import Formula
-from warpmerge.requests import Products
+from warpmerge.requests import Reduce
 
 from .bench_formula import columns
 from .kernels import Case, cases, measure, reference, some_cases
 
 
-def _each_other(count: int, per_column: bool) -> Products:
+def _each_other(count: int, per_column: bool) -> Reduce:
     values = Formula(tuple(f.delta(k) for k in range(3)), columns(count))
-    return Products(values, tuple(itertools.combinations_with_replacement(range(3), 2)), per_column)
+    pairs = tuple(itertools.combinations_with_replacement(range(3), 2))
+    return Reduce("sum", values, "column" if per_column else "row", "float64", pairs)
 
 
 @cases(what="rows")
@@ -31,4 +32,9 @@ def test_columns(benchmark, case: Case) -> None:
 def test_base(benchmark, case: Case) -> None:
     pairs = ((0, 0), *((0, k) for k in range(1, 4)), *((k, k) for k in range(1, 4)))
     values = (f.base(), *(f.delta(k) for k in range(3)))
-    measure(benchmark, "products", case, lambda count: Products(Formula(values, columns(count)), pairs, True))
+    measure(
+        benchmark,
+        "products",
+        case,
+        lambda count: Reduce("sum", Formula(values, columns(count)), "column", "float64", pairs),
+    )

@@ -11,7 +11,7 @@ import triton.language as tl
 from .deltas import load_delta
 from .elements import INTERPRETED, device, magnitude_key, pointer, segment_of
 from .geometry import kernel, run
-from .rows import first_from
+from .reduce_rows import first_from
 
 WIDEST = 4096  # columns that are sorted in one piece
 AT_ONCE = 64 if INTERPRETED else 2048  # elements of short rows that are sorted side by side

@@ -1,4 +1,4 @@
-"""The sums of blocks, pairwise in float64: csrc/ops/reduce.h. Extremes are taken over the same rows."""
+"""The sums of blocks, pairwise in float64: csrc/ops/reduce.h."""
 
 import triton.language as tl
 
@@ -9,10 +9,9 @@ RUN = tl.constexpr(1024)
 
 
 @kernel
-def _kernel(partials: tl.int64, ranges: tl.int64, width: tl.int64, result: tl.int64, MOMENTS: tl.constexpr):
+def _kernel(partials: tl.int64, ranges: tl.int64, width: tl.int64, result: tl.int64):
     slot, column = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     width = width.to(tl.int64)
-    kind = column % 7 if MOMENTS else column * 0
     first, count = tl.load(pointer(ranges, tl.int64) + 2 * slot), tl.load(pointer(ranges, tl.int64) + 2 * slot + 1)
     rows = pointer(partials, tl.float64) + first * width + column
     total = tl.load(rows, mask=count > 0, other=0.0)
@@ -26,10 +25,6 @@ def _kernel(partials: tl.int64, ranges: tl.int64, width: tl.int64, result: tl.in
             b = tl.load(rows + (2 * i + 1) * width, mask=paired, other=0.0)
             # A missing partner counts as +0, which changes nothing: partials are never -0.
             x = a + b
-            if kind == 3:
-                x = tl.where(paired, tl.minimum(a, b), a)
-            if kind == 4:
-                x = tl.where(paired, tl.maximum(a, b), a)
             tl.debug_barrier()  # every thread has read before one of them writes
             tl.store(rows + i * width, x, mask=i < half)
             start += RUN
@@ -39,5 +34,5 @@ def _kernel(partials: tl.int64, ranges: tl.int64, width: tl.int64, result: tl.in
     tl.store(pointer(result, tl.float64) + slot * width + column, total)
 
 
-def launch(partials, ranges, slots, width, moments, result):
-    run(_kernel, (slots, width), partials, ranges, width, result, MOMENTS=bool(moments), warps=8)
+def launch(partials, ranges, slots, width, result):
+    run(_kernel, (slots, width), partials, ranges, width, result, warps=8)

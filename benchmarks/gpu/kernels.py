@@ -11,15 +11,14 @@ from typing import Any
 import torch
 from warpmerge.backends.cpu.backend import CpuBackend
 from warpmerge.backends.gpu.tables import BLOCK, blocks_of
+from warpmerge.expr.patterns import KeptMagnitudes
 from warpmerge.requests import (
-    KEEP_ALL,
     ElectAndSum,
     Gram,
     KthLargest,
     Mask,
-    Moments,
-    MomentsResult,
     RandomMask,
+    Reduce,
     WeightedSum,
 )
 
@@ -95,8 +94,8 @@ def works(bench: Bench, operands: Operands, dtype: str, models: int) -> Iterator
     yield _elect_and_sum(bench, problem, "drawn", drawn, elect=False)
     yield from _select(bench, searched, Searched(problem(bench.sizes.checked, base=True)))
     del searched
-    yield from _moments(bench, problem, "only_l1", drawn, only_l1=True)
-    yield from _moments(bench, problem, "full", (KEEP_ALL,) * models, only_l1=False)
+    yield from _sums(bench, problem, "kept", drawn)
+    yield from _sums(bench, problem, "plain", ())
     yield _gram(bench, problem)
     yield from rows.works(bench, problem, dtype, models)
 
@@ -134,43 +133,42 @@ def _elect_and_sum(
 class Reduction:
     """Partial sums of the blocks of `count` elements, and their reduction."""
 
-    def __init__(self, p: Problem, partials: torch.Tensor, count: int, moments: bool) -> None:
-        self._p, self._partials, self._moments = p, partials, moments
+    def __init__(self, p: Problem, partials: torch.Tensor, count: int) -> None:
+        self._p, self._partials = p, partials
         self._ranges = torch.tensor([[0, blocks_of(count)]], device=p.device)
         self._result = torch.zeros(partials.shape[1], dtype=torch.float64, device=p.device)
         self.nbytes = blocks_of(count) * partials.shape[1] * 8
 
     def queue(self) -> None:
         width, addresses = self._partials.shape[1], (self._partials.data_ptr(), self._ranges.data_ptr())
-        self._p.kernels.reduce_blocks(self._p.stream, *addresses, 1, width, self._moments, self._result.data_ptr())
+        self._p.kernels.reduce_blocks(self._p.stream, *addresses, 1, width, self._result.data_ptr())
 
     def values(self) -> list[float]:
         self.queue()
         return self._result.tolist()
 
 
-def _moments(
-    bench: Bench, problem: Callable[..., Problem], what: str, keep: tuple[Mask, ...], *, only_l1: bool
-) -> Iterator[Work]:
-    p = problem(base=True, keep=keep)
-    columns = 2 if only_l1 else 7
-    partials = torch.zeros(blocks_of(p.count), p.models * columns, dtype=torch.float64, device=p.device)
+def _sums(bench: Bench, problem: Callable[..., Problem], what: str, keep: tuple[Mask, ...]) -> Iterator[Work]:
+    """Sums of deltas, or with masks of magnitudes and of those that are kept."""
+    p = problem(base=True, keep=keep) if keep else problem(base=True)
+    columns = p.models * (2 if keep else 1)
+    partials = torch.zeros(blocks_of(p.count), columns, dtype=torch.float64, device=p.device)
+    kernel = p.kernels.kept_sums if keep else p.kernels.tensor_sums
+    request = Reduce("sum", KeptMagnitudes(keep) if keep else None)
 
     def queue() -> None:
-        p.kernels.moments(p.stream, p.launch, only_l1, partials.data_ptr(), p.nonfinite.data_ptr())
+        kernel(p.stream, p.launch, partials.data_ptr(), p.nonfinite.data_ptr())
 
     def check() -> None:
         queue()
         count = _whole_blocks(p, bench)
-        flat = Reduction(p, partials, count, not only_l1).values()
-        wanted = on_cpu(CpuBackend(), p, Moments(keep, only_l1=only_l1), count)[0].value
-        rows = [flat[k * columns : (k + 1) * columns] for k in range(p.models)]
-        got = [MomentsResult(r[0], 0.0, r[1], 0.0, 0.0, 0, 0) if only_l1 else MomentsResult(*r) for r in rows]
-        assert got == wanted, f"{got}, not {wanted}"
+        got = Reduction(p, partials, count).values()
+        wanted = on_cpu(CpuBackend(), p, request, count)[0].value
+        assert tuple(got) == wanted, f"{got}, not {wanted}"
 
-    yield Work("moments", what, p.nbytes, queue, check)
+    yield Work("sums", what, p.nbytes, queue, check)
     # Its sums were compared above; repeated, it adds up what it has left.
-    reduction = Reduction(p, partials, p.count, not only_l1)
+    reduction = Reduction(p, partials, p.count)
     yield Work("reduce_blocks", what, reduction.nbytes, reduction.queue, lambda: None)
 
 
@@ -187,7 +185,7 @@ def _gram(bench: Bench, problem: Callable[..., Problem]) -> Work:
         count = _whole_blocks(p, bench)
         wanted = on_cpu(CpuBackend(), p, Gram(on_deltas=True), count)[0].value
         distances = [wanted.distances_sq[i][k] for i in range(p.models) for k in range(i + 1, p.models)]
-        assert Reduction(p, partials, count, False).values() == [*wanted.norms_sq, *distances]
+        assert Reduction(p, partials, count).values() == [*wanted.norms_sq, *distances]
 
     return Work("gram", "deltas", p.nbytes, queue, check)
 

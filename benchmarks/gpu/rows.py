@@ -13,8 +13,9 @@ from warpmerge.backends.gpu.code import Code, packed
 from warpmerge.backends.gpu.requests import BINS, SEARCHING
 from warpmerge.backends.gpu.rows import duos_of, rows_of_block
 from warpmerge.backends.gpu.tables import COLUMN_TILE
-from warpmerge.backends.reference.backend import products, row_ranks
-from warpmerge.backends.reference.backend import rows as row_sums
+from warpmerge.backends.primitives import Term
+from warpmerge.backends.reference.backend import row_ranks
+from warpmerge.backends.reference.measures import column_sums, row_sums
 from warpmerge.expr import expression as f
 from warpmerge.expr.expression import Expr
 from warpmerge.expr.formula import Formula
@@ -120,12 +121,12 @@ def _rows(bench: Bench, problem: Callable[..., Problem]) -> Work:
     sums = torch.zeros(count // columns, p.models, dtype=torch.float64, device=p.device)
 
     def queue() -> None:
-        p.kernels.rows(p.stream, p.launch, False, sums.data_ptr())
+        p.kernels.row_values(p.stream, p.launch, False, sums.data_ptr())
 
     def check() -> None:
         queue()
         values = _first(p, columns, bench)
-        _same(sums[: values[0].numel() // columns], row_sums(values, columns, False).T)
+        _same(sums[: values[0].numel() // columns], _sums(values, columns).T)
 
     return Work("rows", f"sums of {columns}", p.nbytes, queue, check)
 
@@ -145,12 +146,12 @@ def _products_by_row(bench: Bench, problem: Callable[..., Problem]) -> Work:
     sums = torch.zeros(count // columns, len(PAIRS), dtype=torch.float64, device=p.device)
 
     def queue() -> None:
-        p.kernels.products(p.stream, p.launch, *duos.arguments, False, sums.data_ptr())
+        p.kernels.row_products(p.stream, p.launch, *duos.arguments, sums.data_ptr())
 
     def check() -> None:
         queue()
         values = _first(p, columns, bench)
-        _same(sums[: values[0].numel() // columns], products(values, columns, PAIRS, False).T)
+        _same(sums[: values[0].numel() // columns], _sums(values, columns, PAIRS).T)
 
     return Work("products", f"3 pairs, rows of {columns}", p.nbytes, queue, check)
 
@@ -171,11 +172,11 @@ class Columns:
 
     def products(self) -> None:
         p = self.p
-        p.kernels.products(p.stream, p.launch, *self.duos.arguments, True, self._partials.data_ptr())
+        p.kernels.column_terms(p.stream, p.launch, *self.duos.arguments, Term.PRODUCT, self._partials.data_ptr())
 
     def totals(self) -> None:
         addresses = self._partials.data_ptr(), self._spans.data_ptr()
-        self.p.kernels.column_totals(self.p.stream, *addresses, 1, self.sums, self.result.data_ptr())
+        self.p.kernels.column_totals(self.p.stream, *addresses, 1, self.sums, False, self.result.data_ptr())
 
 
 def _products_by_column(bench: Bench, problem: Callable[..., Problem]) -> Iterator[Work]:
@@ -186,12 +187,24 @@ def _products_by_column(bench: Bench, problem: Callable[..., Problem]) -> Iterat
     def check() -> None:
         part.products()
         part.totals()
-        _same(part.result, products([t.cpu() for t in part.p.inputs], columns, PAIRS, True))
+        _same(part.result, _sums([t.cpu() for t in part.p.inputs], columns, PAIRS, column_sums))
 
     what = f"3 pairs, columns, rows of {columns}"
     yield Work("products", what, whole.p.nbytes, whole.products, check)
     # Its sums were compared above; repeated, it adds up what it has left.
     yield Work("column_totals", what, whole.blocks * whole.sums * 8, whole.totals, lambda: None)
+
+
+def _sums(
+    values: list[torch.Tensor],
+    columns: int,
+    pairs: tuple[tuple[int, int], ...] = (),
+    sums: Callable[[torch.Tensor], torch.Tensor] = row_sums,
+) -> np.ndarray:
+    """The reference's sums of the values, or of products of them."""
+    matrices = [v.double().view(-1, columns) for v in values]
+    terms = [matrices[i] * matrices[k] for i, k in pairs] or matrices
+    return torch.stack([sums(term) for term in terms]).numpy()
 
 
 def _first(p: Problem, columns: int, bench: Bench) -> list[torch.Tensor]:

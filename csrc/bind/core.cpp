@@ -11,9 +11,9 @@
 #include "../cpu/formula_item.h"
 #include "../cpu/gram.h"
 #include "../cpu/histogram.h"
-#include "../cpu/moments.h"
-#include "../cpu/products.h"
-#include "../cpu/rows.h"
+#include "../cpu/reduce_columns.h"
+#include "../cpu/reduce_rows.h"
+#include "../cpu/reduce_tensor.h"
 #include "../cpu/select.h"
 #include "../cpu/weighted_sum.h"
 #include "../ops/digest.h"
@@ -78,9 +78,11 @@ py::buffer_info matrix_of(double* data, int64_t rows, int64_t columns) {
   return py::buffer_info(data, {rows, columns}, {columns * kCell, kCell}, true);
 }
 
-void require_rows(const Tensors& tensors) {
-  if (!tensors.formula || tensors.formula->program().columns < 1)
-    throw py::value_error("rows and columns are measured of a formula that knows the length of a row");
+TermList terms_of(const Tensors& tensors, int64_t columns, int kind, const std::vector<std::pair<int, int>>& pairs) {
+  if (!tensors.formula || columns < 1)
+    throw py::value_error("rows and columns are measured of a formula, and rows have a length");
+  if (kind < int(Term::product) || kind > int(Term::largest)) throw py::value_error("there is no such term");
+  return TermList(Term(kind), pairs, tensors.values());
 }
 
 std::shared_ptr<Tensors> make_tensors(int64_t count, std::vector<View> inputs, std::optional<View> base, bool fp64,
@@ -222,23 +224,17 @@ PYBIND11_MODULE(_core, m) {
   py::class_<CopyItem, Item, std::shared_ptr<CopyItem>>(m, "Copy")
       .def_property_readonly("digest", &CopyItem::digest)
       .def_property_readonly("partial_digest", &CopyItem::partial_digest);
-  py::class_<MomentsItem, TensorItem, std::shared_ptr<MomentsItem>>(m, "Moments")
-      .def_property_readonly("result", [](const MomentsItem& item) {
-        py::list rows;
-        for (const Moments& r : item.result())
-          rows.append(py::make_tuple(r.sum_abs, r.sum_sq, r.kept_abs, r.min, r.max, r.nonzero, r.kept));
-        return rows;
-      });
+  py::class_<TensorSumsItem, TensorItem, std::shared_ptr<TensorSumsItem>>(m, "TensorSums")
+      .def_property_readonly("result", &TensorSumsItem::result);
+  py::class_<KeptSumsItem, TensorSumsItem, std::shared_ptr<KeptSumsItem>>(m, "KeptSums");
   py::class_<GramItem, TensorItem, std::shared_ptr<GramItem>>(m, "Gram").def_property_readonly("result",
                                                                                                &GramItem::result);
-  py::class_<RowItem, TensorItem, std::shared_ptr<RowItem>>(m, "RowItem", py::buffer_protocol(),
-                                                            "As a buffer: float64, values or pairs x rows.")
-      .def_buffer([](RowItem& item) { return matrix_of(item.result(), item.numbers(), item.rows()); });
-  py::class_<RowsItem, RowItem, std::shared_ptr<RowsItem>>(m, "Rows");
-  py::class_<RowProductsItem, RowItem, std::shared_ptr<RowProductsItem>>(m, "RowProducts");
-  py::class_<ColumnProductsItem, TensorItem, std::shared_ptr<ColumnProductsItem>>(
-      m, "ColumnProducts", py::buffer_protocol(), "As a buffer: float64, pairs x columns.")
-      .def_buffer([](ColumnProductsItem& item) { return matrix_of(item.result(), item.pairs(), item.columns()); });
+  py::class_<RowsItem, TensorItem, std::shared_ptr<RowsItem>>(m, "Rows", py::buffer_protocol(),
+                                                              "As a buffer: float64, terms x rows.")
+      .def_buffer([](RowsItem& item) { return matrix_of(item.result(), item.terms(), item.rows()); });
+  py::class_<ColumnsItem, TensorItem, std::shared_ptr<ColumnsItem>>(m, "Columns", py::buffer_protocol(),
+                                                                    "As a buffer: float64, terms x columns.")
+      .def_buffer([](ColumnsItem& item) { return matrix_of(item.result(), item.terms(), item.columns()); });
   py::class_<HistogramItem, TensorItem, std::shared_ptr<HistogramItem>>(
       m, "Histogram", py::buffer_protocol(), "As a buffer: int64, a row of bins per delta or value.")
       .def_property_readonly("above", &HistogramItem::above)
@@ -307,23 +303,35 @@ PYBIND11_MODULE(_core, m) {
           },
           py::arg("tensors"), py::arg("tile"), py::arg("agree"), py::arg("outputs"))
       .def(
-          "rows",
-          [](const Pool& pool, TensorsPtr tensors, int64_t tile, bool largest) {
-            require_rows(*tensors);
-            return std::make_shared<RowsItem>(pool.kernels(), tensors, tile, largest);
+          "tensor_sums",
+          [](const Pool& pool, TensorsPtr tensors, int64_t tile) {
+            return std::make_shared<TensorSumsItem>(pool.kernels(), tensors, tile);
           },
-          py::arg("tensors"), py::arg("tile"), py::arg("largest"))
+          py::arg("tensors"), py::arg("tile"))
       .def(
-          "products",
-          [](const Pool& pool, TensorsPtr tensors, int64_t tile, const std::vector<std::pair<int, int>>& pairs,
-             bool per_column) -> std::shared_ptr<TensorItem> {
-            require_rows(*tensors);
-            Pairs checked(pairs, tensors->values());
-            if (per_column)
-              return std::make_shared<ColumnProductsItem>(pool.kernels(), tensors, tile, std::move(checked));
-            return std::make_shared<RowProductsItem>(pool.kernels(), tensors, tile, std::move(checked));
+          "kept_sums",
+          [](const Pool& pool, TensorsPtr tensors, int64_t tile, std::vector<Mask> keep) {
+            if (tensors->formula || int(keep.size()) != tensors->models())
+              throw py::value_error("one mask for each delta");
+            return std::make_shared<KeptSumsItem>(pool.kernels(), tensors, tile, MaskRules(*tensors, std::move(keep)));
           },
-          py::arg("tensors"), py::arg("tile"), py::arg("pairs"), py::arg("per_column"))
+          py::arg("tensors"), py::arg("tile"), py::arg("keep"))
+      .def(
+          "reduce_rows",
+          [](const Pool& pool, TensorsPtr tensors, int64_t tile, int64_t columns, int kind,
+             const std::vector<std::pair<int, int>>& pairs) {
+            return std::make_shared<RowsItem>(pool.kernels(), tensors, tile, columns,
+                                              terms_of(*tensors, columns, kind, pairs));
+          },
+          py::arg("tensors"), py::arg("tile"), py::arg("columns"), py::arg("kind"), py::arg("pairs"))
+      .def(
+          "reduce_columns",
+          [](const Pool& pool, TensorsPtr tensors, int64_t tile, int64_t columns, int kind,
+             const std::vector<std::pair<int, int>>& pairs) {
+            return std::make_shared<ColumnsItem>(pool.kernels(), tensors, tile, columns,
+                                                 terms_of(*tensors, columns, kind, pairs));
+          },
+          py::arg("tensors"), py::arg("tile"), py::arg("columns"), py::arg("kind"), py::arg("pairs"))
       .def(
           "histogram",
           [](const Pool& pool, TensorsPtr tensors, int64_t tile, std::vector<std::pair<uint64_t, uint64_t>> intervals) {
@@ -340,13 +348,6 @@ PYBIND11_MODULE(_core, m) {
           },
           py::arg("source"), py::arg("bytes"), py::arg("tile_bytes"), py::arg("output"), py::arg("position") = 0,
           py::arg("digested") = true)
-      .def(
-          "moments",
-          [](const Pool& pool, TensorsPtr tensors, int64_t tile, std::vector<Mask> keep, bool only_l1) {
-            return std::make_shared<MomentsItem>(pool.kernels(), tensors, tile, MaskRules(*tensors, std::move(keep)),
-                                                 only_l1);
-          },
-          py::arg("tensors"), py::arg("tile"), py::arg("keep"), py::arg("only_l1") = false)
       .def(
           "gram",
           [](const Pool& pool, TensorsPtr tensors, int64_t tile) {

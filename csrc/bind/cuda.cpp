@@ -158,9 +158,9 @@ void bind_kernels(py::class_<Device, std::shared_ptr<Device>>& device) {
           },
           stream, launch, code, py::arg("input"), py::arg("ordinal"), py::arg("longest"))
       .def(
-          "rows",
+          "row_values",
           [](Device& d, const Stream& s, const Launch& launch, bool largest, uintptr_t partials) {
-            launch_on(d, s, [&](cudaStream_t t) { rows(t, launch, largest, at<double>(partials)); });
+            launch_on(d, s, [&](cudaStream_t t) { row_values(t, launch, largest, at<double>(partials)); });
           },
           stream, launch, py::arg("largest"), partials)
       .def(
@@ -175,31 +175,47 @@ void bind_kernels(py::class_<Device, std::shared_ptr<Device>>& device) {
           stream, partials, py::arg("spans"), py::arg("slots"), py::arg("rows"), py::arg("models"), py::arg("largest"),
           py::arg("result"))
       .def(
-          "products",
-          [](Device& d, const Stream& s, const Launch& launch, uintptr_t duos, int number, int sums, bool per_column,
+          "row_products",
+          [](Device& d, const Stream& s, const Launch& launch, uintptr_t duos, int number, int sums,
              uintptr_t partials) {
             launch_on(d, s, [&](cudaStream_t t) {
-              products(t, launch, at<const int64_t>(duos), number, sums, per_column, at<double>(partials));
+              row_products(t, launch, at<const int64_t>(duos), number, sums, at<double>(partials));
             });
           },
-          stream, launch, py::arg("duos"), py::arg("number"), py::arg("sums"), py::arg("per_column"), partials)
+          stream, launch, py::arg("duos"), py::arg("number"), py::arg("sums"), partials)
+      .def(
+          "column_terms",
+          [](Device& d, const Stream& s, const Launch& launch, uintptr_t duos, int number, int sums, int term,
+             uintptr_t partials) {
+            launch_on(d, s, [&](cudaStream_t t) {
+              column_terms(t, launch, at<const int64_t>(duos), number, sums, term, at<double>(partials));
+            });
+          },
+          stream, launch, py::arg("duos"), py::arg("number"), py::arg("sums"), py::arg("term"), partials)
       .def(
           "column_totals",
-          [](Device& d, const Stream& s, uintptr_t partials, uintptr_t spans, int64_t slots, int64_t sums,
+          [](Device& d, const Stream& s, uintptr_t partials, uintptr_t spans, int64_t slots, int64_t sums, bool largest,
              uintptr_t result) {
             launch_on(d, s, [&](cudaStream_t t) {
-              column_totals(t, at<double>(partials), at<const int64_t>(spans), slots, sums, at<double>(result));
+              column_totals(t, at<double>(partials), at<const int64_t>(spans), slots, sums, largest,
+                            at<double>(result));
             });
           },
-          stream, partials, py::arg("spans"), py::arg("slots"), py::arg("sums"), py::arg("result"))
+          stream, partials, py::arg("spans"), py::arg("slots"), py::arg("sums"), py::arg("largest"), py::arg("result"))
       .def(
-          "moments",
-          [](Device& d, const Stream& s, const Launch& launch, bool only_l1, uintptr_t partials, uintptr_t nonfinite) {
-            launch_on(d, s, [&](cudaStream_t t) {
-              moments(t, launch, only_l1, at<double>(partials), at<int64_t>(nonfinite));
-            });
+          "tensor_sums",
+          [](Device& d, const Stream& s, const Launch& launch, uintptr_t partials, uintptr_t nonfinite) {
+            launch_on(d, s,
+                      [&](cudaStream_t t) { tensor_sums(t, launch, at<double>(partials), at<int64_t>(nonfinite)); });
           },
-          stream, launch, py::arg("only_l1"), partials, nonfinite)
+          stream, launch, partials, nonfinite)
+      .def(
+          "kept_sums",
+          [](Device& d, const Stream& s, const Launch& launch, uintptr_t partials, uintptr_t nonfinite) {
+            launch_on(d, s,
+                      [&](cudaStream_t t) { kept_sums(t, launch, at<double>(partials), at<int64_t>(nonfinite)); });
+          },
+          stream, launch, partials, nonfinite)
       .def(
           "gram",
           [](Device& d, const Stream& s, const Launch& launch, uintptr_t partials, uintptr_t nonfinite) {
@@ -208,15 +224,13 @@ void bind_kernels(py::class_<Device, std::shared_ptr<Device>>& device) {
           stream, launch, partials, nonfinite)
       .def(
           "reduce_blocks",
-          [](Device& d, const Stream& s, uintptr_t partials, uintptr_t ranges, int64_t slots, int width, bool moments,
+          [](Device& d, const Stream& s, uintptr_t partials, uintptr_t ranges, int64_t slots, int width,
              uintptr_t result) {
             launch_on(d, s, [&](cudaStream_t t) {
-              reduce_blocks(t, at<double>(partials), at<const int64_t>(ranges), slots, width, moments,
-                            at<double>(result));
+              reduce_blocks(t, at<double>(partials), at<const int64_t>(ranges), slots, width, at<double>(result));
             });
           },
-          stream, partials, py::arg("ranges"), py::arg("slots"), py::arg("width"), py::arg("moments"),
-          py::arg("result"))
+          stream, partials, py::arg("ranges"), py::arg("slots"), py::arg("width"), py::arg("result"))
       .def(
           "select_sample",
           [](Device& d, const Stream& s, const Launch& launch, uintptr_t state) {

@@ -10,10 +10,8 @@
 #include "../ops/formula.h"
 #include "../ops/gram.h"
 #include "../ops/masks.h"
-#include "../ops/moments.h"
-#include "../ops/products.h"
 #include "../ops/reduce.h"
-#include "../ops/rows.h"
+#include "../ops/select.h"
 
 namespace warpmerge {
 
@@ -112,10 +110,11 @@ struct HistogramInterval {
   uint64_t low, high;
   int shift;
 };
-// Places of two of a formula's values for each product.
-struct ProductPairs {
+// What is folded over rows and columns. A product is that of values first[i] and second[i]; else term i is value i.
+struct Terms {
   const int *first, *second;
   int count;
+  Term kind;
 };
 struct SelectCounts {
   int64_t above = 0, at_high = 0, at_low = 0, inside = 0;
@@ -131,10 +130,12 @@ struct KernelSet {
   // One output per value. `agree`: where so many first inputs are the same, bit for bit, the result is they.
   void (*formula)(const Operands&, int agree, int64_t begin, int64_t count, void* const* out, Dtype out_dtype,
                   void* scratch, int64_t* nonfinite);
-  // `blocks`: one Moments per model and block of kBlock elements, blocks outermost. `begin` is a multiple of kBlock.
-  // `only_l1`: just the sums of magnitudes.
-  void (*moments)(const Operands&, const Mask*, bool only_l1, int64_t begin, int64_t count, Moments* blocks,
-                  void* scratch, int64_t* nonfinite);
+  // Sums of values in the compute type: one per value and block of kBlock elements, blocks outermost. `begin` is a
+  // multiple of kBlock.
+  void (*tensor_sums)(const Operands&, int64_t begin, int64_t count, double* blocks, void* scratch, int64_t* nonfinite);
+  // The same of |delta| and of |what the mask leaves of it|: two per model and block.
+  void (*kept_sums)(const Operands&, const Mask*, int64_t begin, int64_t count, double* blocks, void* scratch,
+                    int64_t* nonfinite);
   // `blocks`: gram_size(models) doubles per block.
   void (*gram)(const Operands&, int64_t begin, int64_t count, double* blocks, void* scratch, int64_t* nonfinite);
   // Magnitude keys of the deltas for which `active` is set, at most kStage of each, to keys[k].
@@ -150,15 +151,12 @@ struct KernelSet {
   // unless null: what note_key keeps of each bin.
   void (*histogram)(const Operands&, const HistogramInterval* intervals, int64_t begin, int64_t count,
                     uint32_t* const* bins, uint64_t* const* only, int64_t* above, void* scratch, int64_t* nonfinite);
-  // Sums, or the largest, of the row blocks in a tile of whole ones; those of value m from blocks + m * stride on.
-  void (*rows)(const Operands&, bool largest, int64_t begin, int64_t count, double* blocks, int64_t stride,
-               void* scratch, int64_t* nonfinite);
-  // Sums of products of the row blocks in a tile of whole ones; those of pair p from blocks + p * stride on.
-  void (*row_products)(const Operands&, const ProductPairs&, int64_t begin, int64_t count, double* blocks,
-                       int64_t stride, void* scratch, int64_t* nonfinite);
-  // Adds the products of whole rows, or of a part of one, to sums: pairs x columns.
-  void (*column_products)(const Operands&, const ProductPairs&, int64_t begin, int64_t count, double* sums,
-                          void* scratch, int64_t* nonfinite);
+  // The row blocks in a tile of whole ones, of rows of `columns`; those of term t from blocks + t * stride on.
+  void (*reduce_rows)(const Operands&, const Terms&, int64_t columns, int64_t begin, int64_t count, double* blocks,
+                      int64_t stride, void* scratch, int64_t* nonfinite);
+  // Folds whole rows, or a part of one, into `found`: terms x columns.
+  void (*reduce_columns)(const Operands&, const Terms&, int64_t columns, int64_t begin, int64_t count, double* found,
+                         void* scratch, int64_t* nonfinite);
   // What a rule that keeps by rank decides of one model's elements [begin, begin + count), as bits, all 0 before.
   // `begin` is a multiple of kStage; the rows' other elements are loaded too. `work`: by_rank_work(columns) bytes.
   void (*decide_by_rank)(const Operands&, int model, const Mask&, int64_t begin, int64_t count, uint8_t* bits,
@@ -185,7 +183,7 @@ constexpr size_t scratch_bytes(int models) {
   const size_t stage = kStage * sizeof(double);
   const size_t lanes = kLanes * sizeof(double);
   const size_t combine = stage * (2 * size_t(models) + 8);
-  const size_t measure = combine + lanes * (3 * size_t(models) + size_t(models) * (models + 1) / 2);
+  const size_t measure = combine + lanes * (2 * size_t(models) + size_t(models) * (models + 1) / 2);
   return measure + 512 * (4 * size_t(models) + 16);
 }
 
@@ -195,9 +193,9 @@ constexpr int kStrip = 64;
 // Bytes of scratch for a formula, on top of those for the models.
 inline size_t scratch_bytes(const Program& program) {
   const size_t array = kStage * sizeof(double) + 512, strip = kStrip * sizeof(double) + 512;
-  const size_t measured = kLanes * 3 * sizeof(double);
+  const size_t lanes = kLanes * sizeof(double);
   return array * (size_t(program.registers) + 8) + strip * size_t(program.constant_count) +
-         (array + measured) * size_t(program.values) + sizeof(void (*)()) * size_t(program.steps) + 64;
+         (array + lanes) * size_t(program.values) + sizeof(void (*)()) * size_t(program.steps) + 64;
 }
 
 // Rows and columns of a panel whose values are kept in float64 at a time: 32 KiB of them for four values. Of 4864
@@ -205,9 +203,10 @@ inline size_t scratch_bytes(const Program& program) {
 // 8 1.07.
 constexpr int kPanelRows = 4, kPanel = 256;
 
-// Bytes of scratch for products, on top of those for their formula.
-inline size_t scratch_bytes(const Program& program, const ProductPairs& pairs) {
-  return sizeof(double) * (size_t(program.values) * kPanelRows * kPanel + size_t(pairs.count + 2) * kLanes) + 512;
+// Bytes of scratch to fold terms over rows or columns, on top of those for the models and their formula.
+inline size_t scratch_bytes(int values, const Terms& terms) {
+  const size_t lanes = size_t(terms.count + 2) + size_t(values);
+  return sizeof(double) * (size_t(values) * kPanelRows * kPanel + lanes * kLanes) + 1024;
 }
 
 // Bytes that ranking a row needs.

@@ -25,20 +25,19 @@ namespace {
 #include "formula.inl"
 #include "elect_and_sum.inl"
 #include "digest.inl"
-#include "moments.inl"
+#include "reduce_tensor.inl"
 #include "gram.inl"
 #include "select.inl"
 #include "histogram.inl"
-#include "rows.inl"
-#include "products.inl"
+#include "reduce_rows.inl"
+#include "reduce_columns.inl"
 #include "weighted_sum.inl"
 // clang-format on
 
 template <class T>
 constexpr KernelSet<T> kernel_set() {
-  return {weighted_sum<T>, elect_and_sum<T>,   formula<T>,       moments<T>,   gram<T>,
-          keys<T>,         collect<T>,         select<T>,        histogram<T>, rows<T>,
-          row_products<T>, column_products<T>, decide_by_rank<T>};
+  return {weighted_sum<T>, elect_and_sum<T>, formula<T>,   tensor_sums<T>, kept_sums<T>,      gram<T>,          keys<T>,
+          collect<T>,      select<T>,        histogram<T>, reduce_rows<T>, reduce_columns<T>, decide_by_rank<T>};
 }
 
 }  // namespace

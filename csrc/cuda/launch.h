@@ -55,10 +55,11 @@ void weighted_sum(cudaStream_t stream, const Launch& launch, bool agree, int64_t
 // `numbers`: per segment value[models], vote[models], divisor[models], lambda.
 void elect_and_sum(cudaStream_t stream, const Launch& launch, bool elect, int64_t* nonfinite);
 
-// Quantities of a row of block partials: sum_abs, sum_sq, kept_abs, min, max, nonzero, kept; or sum_abs, kept_abs.
-constexpr int kMomentsColumns = 7, kL1Columns = 2;
-// `partials`: [blocks, models, kMomentsColumns or kL1Columns].
-void moments(cudaStream_t stream, const Launch& launch, bool only_l1, double* partials, int64_t* nonfinite);
+// Sums of each input (or delta) in the compute type: `partials` [blocks, models].
+void tensor_sums(cudaStream_t stream, const Launch& launch, double* partials, int64_t* nonfinite);
+
+// Sums of magnitudes, and of those of the elements that `keeps` keep: `partials` [blocks, models, 2].
+void kept_sums(cudaStream_t stream, const Launch& launch, double* partials, int64_t* nonfinite);
 
 // `partials`: [blocks, gram_size(models)].
 void gram(cudaStream_t stream, const Launch& launch, double* partials, int64_t* nonfinite);
@@ -103,33 +104,36 @@ void ranks(cudaStream_t stream, const Launch& launch, const Formula& formula, in
 
 // Sums (or the largest) of the blocks of rows of each input: `partials` [row blocks, models]. kPlaceBlock is the number
 // of the tensor's first one; a segment begins and ends with whole ones. `words` [segments, 1]: kWordColumns.
-void rows(cudaStream_t stream, const Launch& launch, bool largest, double* partials);
+void row_values(cudaStream_t stream, const Launch& launch, bool largest, double* partials);
 
 // From those `result` [rows, models]. `spans` [slots, 4]: first row, rows, first block, blocks of a row. Destroys
 // `partials`.
 void row_totals(cudaStream_t stream, double* partials, const int64_t* spans, int64_t slots, int64_t rows, int models,
                 bool largest, double* result);
 
-// Sums of products of two of the inputs, per row or per column: `sums` of each. `duos` [number, kDuoColumns] says
-// which: two inputs a and b, and the places among the sums of a a, a b and b b, -1 where one is not asked for.
-//
-// Per row as `rows`: `partials` [row blocks, sums]. Per column `partials` [column blocks of a tensor, sums, columns]
-// begins for each tensor at kPlaceBlock, and `chunks` counts tiles of kColumnTile columns of a block of rows: tile t of
-// a segment is of its block t / (tiles of a row). Segments are whole rows; what a block needs of an earlier segment is
-// in `partials`, so launches that share blocks have to be done in order.
-// `words` [segments, kColumnWords]: kWordColumns and rows_of_column_block.
+// Sums of products of two of the inputs, for each row: `sums` of each. `duos` [number, kDuoColumns] says which: two
+// inputs a and b, and the places among the sums of a a, a b and b b, -1 where one is not asked for. Otherwise as
+// `row_values`: `partials` [row blocks, sums].
 constexpr int kDuoColumns = 5, kColumnTile = 128, kColumnWords = 2;
-void products(cudaStream_t stream, const Launch& launch, const int64_t* duos, int number, int sums, bool per_column,
-              double* partials);
+void row_products(cudaStream_t stream, const Launch& launch, const int64_t* duos, int number, int sums,
+                  double* partials);
+
+// Folds of columns; `term`: of ops/reduce.h. Unless it is a product, the terms are the squares of `duos`, which stand
+// for their values. `partials` [column blocks of a tensor, sums, columns] begins for each tensor at kPlaceBlock, and
+// `chunks` counts tiles of kColumnTile columns of a block of rows: tile t of a segment is of its block t / (tiles of a
+// row). Segments are whole rows; what a block needs of an earlier segment is in `partials`, so launches that share
+// blocks have to be done in order. `words` [segments, kColumnWords]: kWordColumns and rows_of_column_block.
+void column_terms(cudaStream_t stream, const Launch& launch, const int64_t* duos, int number, int sums, int term,
+                  double* partials);
 
 // From those of columns `result` [sums]. `spans` [slots, 4]: first sum, sums, first partial, blocks. Destroys
 // `partials`.
 void column_totals(cudaStream_t stream, double* partials, const int64_t* spans, int64_t slots, int64_t sums,
-                   double* result);
+                   bool largest, double* result);
 
-// Reduces the rows of each slot, `ranges` [slots, 2] = (first row, number of rows), to `result` [slots, width]. With
-// `moments` the columns are those of kMomentsColumns, repeated; else all are sums. Destroys `partials`.
-void reduce_blocks(cudaStream_t stream, double* partials, const int64_t* ranges, int64_t slots, int width, bool moments,
+// Adds up the rows of each slot, `ranges` [slots, 2] = (first row, number of rows), to `result` [slots, width].
+// Destroys `partials`.
+void reduce_blocks(cudaStream_t stream, double* partials, const int64_t* ranges, int64_t slots, int width,
                    double* result);
 
 // Columns of `state` [slots, models, kSelectColumns], the progress of one selection.

@@ -1,3 +1,4 @@
+// The sums of blocks, pairwise in float64 (ops/reduce.h). Each round of a thread block adds up aligned subtrees.
 #include "../ops/reduce.h"
 
 #include <math.h>
@@ -11,25 +12,11 @@ constexpr int kReduceThreads = 256;
 constexpr int kPerThread = 8;
 constexpr int kRun = kReduceThreads * kPerThread;  // partials of one step: an aligned subtree
 
-enum class Fold { sum, min, max };
-
-WM_DEVICE double fold(Fold kind, double a, double b) {
-  if (kind == Fold::sum) return a + b;
-  const bool second = kind == Fold::min ? b < a : b > a;
-  return second ? b : a;
-}
-
-// What folds into any partial without a trace. No sum is -0.
-WM_DEVICE double neutral(Fold kind) {
-  return kind == Fold::sum ? 0.0 : kind == Fold::min ? double(INFINITY) : -double(INFINITY);
-}
-
-// The tree over the values of all threads, each of which has the fold of kPerThread neighbours. Thread 0 gets it.
-WM_DEVICE double fold_threads(Fold kind, double value, double* shared) {
+// The tree over the values of all threads, each of which has the sum of kPerThread neighbours. Thread 0 gets it.
+WM_DEVICE double sum_threads(double value, double* shared) {
   constexpr int kWarps = kReduceThreads / kWarp;
   WM_UNROLL
-  for (int distance = 1; distance < kWarp; distance *= 2)
-    value = fold(kind, value, __shfl_xor_sync(kWholeWarp, value, distance));
+  for (int distance = 1; distance < kWarp; distance *= 2) value = value + __shfl_xor_sync(kWholeWarp, value, distance);
   __syncthreads();
   if (threadIdx.x % kWarp == 0) shared[threadIdx.x / kWarp] = value;
   __syncthreads();
@@ -39,18 +26,17 @@ WM_DEVICE double fold_threads(Fold kind, double value, double* shared) {
   WM_UNROLL
   for (int width = kWarps / 2; width > 0; width /= 2) {
     WM_UNROLL
-    for (int w = 0; w < width; ++w) values[w] = fold(kind, values[2 * w], values[2 * w + 1]);
+    for (int w = 0; w < width; ++w) values[w] = values[2 * w] + values[2 * w + 1];
   }
   return values[0];
 }
 
 // A thread block per slot and column. Each round replaces the partials by those of their runs, at the front.
 __global__ void __launch_bounds__(kReduceThreads)
-    reduce_columns(double* partials, const int64_t* ranges, int width, bool moments, double* result) {
+    reduce_columns(double* partials, const int64_t* ranges, int width, double* result) {
   __shared__ double shared[kReduceThreads / kWarp];
   const int64_t slot = blockIdx.x / unsigned(width);
-  const int column = int(blockIdx.x % unsigned(width)), of_model = column % kMomentsColumns;
-  const Fold kind = !moments || (of_model != 3 && of_model != 4) ? Fold::sum : of_model == 3 ? Fold::min : Fold::max;
+  const int column = int(blockIdx.x % unsigned(width));
   double* rows = partials + ranges[2 * slot] * width + column;
   int64_t count = ranges[2 * slot + 1];
   double total = 0.0;
@@ -60,13 +46,13 @@ __global__ void __launch_bounds__(kReduceThreads)
       const int64_t first = run * kRun + int64_t(threadIdx.x) * kPerThread;
       double values[kPerThread];
       WM_UNROLL
-      for (int j = 0; j < kPerThread; ++j) values[j] = first + j < count ? rows[(first + j) * width] : neutral(kind);
+      for (int j = 0; j < kPerThread; ++j) values[j] = first + j < count ? rows[(first + j) * width] : 0.0;
       WM_UNROLL
       for (int half = kPerThread / 2; half > 0; half /= 2) {
         WM_UNROLL
-        for (int j = 0; j < half; ++j) values[j] = fold(kind, values[2 * j], values[2 * j + 1]);
+        for (int j = 0; j < half; ++j) values[j] = values[2 * j] + values[2 * j + 1];
       }
-      total = fold_threads(kind, values[0], shared);
+      total = sum_threads(values[0], shared);
       // Behind the barriers: all have read this run, and later ones lie further back.
       if (threadIdx.x == 0) rows[run * width] = total;
     }
@@ -78,10 +64,9 @@ __global__ void __launch_bounds__(kReduceThreads)
 
 }  // namespace
 
-void reduce_blocks(cudaStream_t stream, double* partials, const int64_t* ranges, int64_t slots, int width, bool moments,
+void reduce_blocks(cudaStream_t stream, double* partials, const int64_t* ranges, int64_t slots, int width,
                    double* result) {
-  launch("reduce_blocks", reduce_columns, slots * width, kReduceThreads, stream, partials, ranges, width, moments,
-         result);
+  launch("reduce_blocks", reduce_columns, slots * width, kReduceThreads, stream, partials, ranges, width, result);
 }
 
 }  // namespace warpmerge

@@ -1,7 +1,7 @@
-// Thread blocks at work on the blocks of rows that begin in one chunk, in the order of ops/rows.h.
+// Thread blocks at work on the blocks of rows that begin in one chunk, in the order of ops/reduce.h.
 #pragma once
 
-#include "../ops/rows.h"
+#include "../ops/reduce.h"
 #include "warps.h"
 
 namespace warpmerge {

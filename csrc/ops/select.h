@@ -12,6 +12,9 @@ namespace warpmerge {
 
 constexpr int kSelectBins = 2048;
 
+// Bins of the first pass of a ranking, at most.
+constexpr int kRankBins = 4096;
+
 // Bins of a histogram that is a result.
 constexpr int kHistogramBins = 1 << 16;
 

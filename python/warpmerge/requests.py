@@ -9,8 +9,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
+from .errors import MergeError
 from .expr import library
 from .expr.expression import Expr
 from .expr.formula import Formula
@@ -26,18 +27,14 @@ __all__ = [
     "Formula",
     "Gram",
     "GramResult",
-    "Histogram",
     "HistogramResult",
     "KthLargest",
     "Map",
     "Mask",
     "Measure",
-    "Moments",
-    "MomentsResult",
-    "Products",
     "RandomMask",
     "RankMask",
-    "Rows",
+    "Reduce",
     "Selection",
     "TensorFunction",
     "TopKMask",
@@ -77,29 +74,66 @@ class Selection:
         return struct.unpack("<d" if fp64 else "<f", key)[0]
 
 
-@dataclass(frozen=True, slots=True)
-class Moments:
-    """Sums, extremes and counts of each delta, and of what `keep` leaves of it -> list of K `MomentsResult`.
+Kind = Literal["sum", "max", "min", "count", "histogram"]
+Over = Literal["tensor", "row", "column"]
+Accumulator = Literal["compute", "float64"]
 
-    `only_l1`: just `sum_abs` and `kept_abs`, which costs half; the rest is 0. `of`: as in KthLargest.
+
+@dataclass(frozen=True, slots=True)
+class Reduce:
+    """Folds the values of expressions over a tensor, or over each of its rows or columns.
+
+    kind: `sum`; `max` or `min`; `count` of the elements whose value is not 0; `histogram` of magnitude keys.
+    of: K >= 1 values per element: a tuple of expressions, or a formula of them. None: the deltas.
+      Where rows matter, the formula's `columns` is their length; it is the tensor's last dimension by default.
+      A value that is not finite counts as 0.
+    over: with `row` and `column` the result has an entry for each of them.
+    accumulator: of sums. `compute`: lanes in the compute type, blocks in float64; only over a tensor. `float64`: all in
+      float64. Both orders are fixed (csrc/ops/reduce.h), so a sum has the same bits on every backend.
+    pairs: sums of products of two values instead, (i, i) is a square. In float64, where products of float32 are exact.
+    intervals: of a histogram, K pairs (low, high) of keys, both ends inside.
+    per_element: sums are divided by the tensor's number of elements. Of a model it is the sum of its tensors' means.
+
+    Returns: over a tensor K floats, or integers of a count; over rows or columns (K, rows or columns) float64, where a
+    NaN is the canonical one; of a histogram K `HistogramResult`s. With pairs, K is their number. Of no elements
+    everything is 0. Over a model, sums of tensors are added up exactly (math.fsum).
     """
 
-    keep: tuple[Mask, ...]
-    only_l1: bool = False
+    kind: Kind
+    of: Formula | tuple[Expr, ...] | None = None
+    over: Over = "tensor"
+    accumulator: Accumulator = "compute"
+    pairs: tuple[tuple[int, int], ...] = ()
+    intervals: tuple[tuple[int, int], ...] = ()
+    per_element: bool = False
     on_deltas: bool = True
-    of: Formula | None = None
 
+    def __post_init__(self) -> None:
+        if isinstance(self.of, tuple | list):
+            object.__setattr__(self, "of", Formula(self.of))
+        problem = self._problem()
+        if problem:
+            raise MergeError(f"Reduce({self.kind!r}, over={self.over!r}): {problem}.")
 
-@dataclass(frozen=True, slots=True)
-class MomentsResult:
-    sum_abs: float
-    sum_sq: float
-    kept_abs: float
-    min: float
-    max: float
-    nonzero: int
-    kept: int
-    sum_of_means: float = 0.0  # of a whole model: the mean magnitudes of its tensors, added up
+    def _problem(self) -> str:
+        """Why the fields do not go together; empty if they do."""
+        for value, known in ((self.kind, Kind), (self.over, Over), (self.accumulator, Accumulator)):
+            if value not in get_args(known):
+                return f"{value!r} is none of {', '.join(get_args(known))}"
+        if self.kind == "sum" and self.accumulator == "compute":
+            if self.over != "tensor":
+                return "sums of rows and columns are taken in float64: accumulator='float64'"
+            if self.pairs:
+                return "products are taken in float64: accumulator='float64'"
+        if self.pairs and self.kind != "sum":
+            return "only sums are taken of products"
+        if (self.kind == "histogram") != bool(self.intervals):
+            return "a histogram has intervals, nothing else has"
+        if self.kind == "histogram" and self.over != "tensor":
+            return "a histogram is of a tensor"
+        if self.per_element and (self.kind != "sum" or self.over != "tensor"):
+            return "a mean per element is of the sum of a tensor"
+        return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,45 +160,6 @@ class GramResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
-    """Per row of the tensor and value of the formula, the sum or the largest -> (values, rows) float64.
-
-    Sums are taken in float64, in the order of csrc/ops/rows.h. A value that is not finite counts as 0.
-    """
-
-    of: Formula
-    largest: bool = False
-    on_deltas: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Products:
-    """Sums of products of pairs of a formula's values, per row or per column -> (pairs, rows or columns) float64.
-
-    `of`: its `columns` is the length of a row. `pairs`: places of two of its values each; (i, i) is a square.
-    Values are taken to float64, where products of float32 are exact; one that is not finite counts as 0. Products and
-    sums are float64, in the order of csrc/ops/products.h. A sum that is NaN, where products overflow, is canonical.
-    """
-
-    of: Formula
-    pairs: tuple[tuple[int, int], ...]
-    per_column: bool = False
-    on_deltas: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Histogram:
-    """How many magnitude keys of each delta lie above an interval (low, high), and in bins of it -> `HistogramResult`s.
-
-    `of`: as in KthLargest.
-    """
-
-    intervals: tuple[tuple[int, int], ...]
-    on_deltas: bool = True
-    of: Formula | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class HistogramResult:
     """`bins`: (b,) int64, bin i counts the keys from low + (i << shift) on; the backend chooses b.
 
@@ -185,12 +180,17 @@ class TensorFunction:
     compute type and the tensor's shape, behind the K its auxiliary tensors in theirs. The function must not
     change the base.
     It runs where the tensors are; memory is bounded by the tensor, not by a tile, and what it computes need not have
-    the same bits on every device. `combines` is set by the engine.
+    the same bits on every device.
     """
 
     function: Callable[..., Any]
     on_deltas: bool = True
-    combines: bool = False
+
+
+class WrittenFunction(TensorFunction):
+    """A function that a method returned: what it gives is written. The engine makes it of a TensorFunction."""
+
+    __slots__ = ()
 
 
 INPUTS = "inputs"
@@ -271,5 +271,5 @@ class Copy:
     index: int = 0
 
 
-Measure = KthLargest | Moments | Gram | Rows | Products | Histogram | TensorFunction
+Measure = KthLargest | Reduce | Gram | TensorFunction
 Combine = WeightedSum | ElectAndSum | Map | TensorFunction | Copy

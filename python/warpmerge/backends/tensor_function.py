@@ -23,7 +23,7 @@ except ImportError:
 from ..engine.tasks import DeviceSink, Outcome, TensorTask
 from ..finite import all_finite
 from ..models.views import View
-from ..requests import TensorFunction
+from ..requests import TensorFunction, WrittenFunction
 from .reference.backend import add_delta, digest, round_to
 
 READ = 1 << 20  # bytes of a file that are held beside the tensor they go to, in a cache if they are so few
@@ -52,11 +52,11 @@ def _carried_out(task: TensorTask, request: TensorFunction, device: str | None) 
     if nonfinite and task.values["nonfinite"] == "error":
         return Outcome(None, nonfinite)
     like = x[0]
-    if request.combines and task.info.count == 0:
+    if isinstance(request, WrittenFunction) and task.info.count == 0:
         return Outcome(_write(task, like), nonfinite)
     found = _call(task, request, x, base)
     del x
-    if not request.combines:
+    if not isinstance(request, WrittenFunction):
         return Outcome(found, nonfinite)
     value = _checked(task, found, like)
     return Outcome(_write(task, value if base is None else add_delta(base, value)), nonfinite)

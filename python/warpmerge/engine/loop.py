@@ -14,7 +14,7 @@ from typing import Any
 
 from ..backends.protocol import Backend
 from ..errors import CheckpointError, MergeError
-from ..requests import Copy, Map, TensorFunction, WeightedSum
+from ..requests import Copy, Map, TensorFunction, WeightedSum, WrittenFunction
 from .tasks import Outcome, TensorTask, Work, same_bytes
 
 Progress = Callable[[int], None]  # bytes read since the last call
@@ -94,7 +94,7 @@ def _steps(task: TensorTask, frozen: bool = False) -> Generator[Work, Outcome, N
                 break
             answer = (yield task, request).value
         if isinstance(combine, TensorFunction):
-            combine = dataclasses.replace(combine, combines=True)
+            combine = WrittenFunction(combine.function, combine.on_deltas)
     if isinstance(combine, Map) and task.values["nonfinite"] == "propagate":
         combine = combine.propagating()
     outcome = yield as_copy(task, combine.index) if isinstance(combine, Copy) else (task, combine)

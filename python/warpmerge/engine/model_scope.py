@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import MergeError, RecipeError
 from ..methods import Method, TensorInfo
-from ..requests import Copy, ElectAndSum, Gram, GramResult, Histogram, KthLargest, Moments, MomentsResult
+from ..requests import Copy, ElectAndSum, Gram, GramResult, KthLargest, Reduce
 from . import loop as engine
 from .tasks import TensorTask
 
@@ -65,9 +65,13 @@ class ModelScope:
                 from .model_select import select  # needs numpy, which few merges do
 
                 return select(self, request)
-            case Moments():
-                counts = [t.info.count for t in self.tasks if t.info.count]
-                return [_total(parts, counts) for parts in zip(*self.each(request), strict=True)]
+            case Reduce(kind="histogram"):
+                from .model_select import histograms
+
+                return histograms(self, request)
+            case Reduce(over="tensor"):
+                total = {"sum": math.fsum, "count": sum, "max": max, "min": min}[request.kind]
+                return tuple(total(parts) for parts in zip(*self.each(request), strict=True))
             case Gram():
                 return _total_gram(list(self.each(request)))
         raise MergeError(f"{type(request).__name__} has no meaning for a whole model; that is an error in the method.")
@@ -77,7 +81,7 @@ class ModelScope:
         of = [t for t in (self.tasks if tasks is None else tasks) if t.info.count]
         work = ((t, placed(request, self.first[t.info.name])) for t in of)
         progress = self.progress if report else engine.silent
-        most = HISTOGRAMS if isinstance(request, Histogram) else None
+        most = HISTOGRAMS if isinstance(request, Reduce) and request.kind == "histogram" else None
         return engine.measure(work, self.backend, progress, most)
 
 
@@ -93,7 +97,7 @@ def solve_in_memory(tasks: Sequence[TensorTask], backend: Any) -> None:
 def placed(request: Any, first: int) -> Any:
     """A request on the model as one on its tensor that begins at element `first`."""
     changed: dict[str, Any] = {}
-    if isinstance(request, (ElectAndSum, Moments)):
+    if isinstance(request, ElectAndSum):
         changed["keep"] = tuple(rule.offset_by(first) for rule in request.keep)
     for name in ("of", "formula"):
         formula = getattr(request, name, None)
@@ -111,19 +115,6 @@ def _check_values(tasks: Sequence[TensorTask]) -> None:
                     f"'{tasks[0].info.name}' and {value} for '{task.info.name}'; give it one value, without gradients "
                     "and filters."
                 )
-
-
-def _total(parts: Sequence[MomentsResult], counts: Sequence[int]) -> MomentsResult:
-    return MomentsResult(
-        sum_abs=math.fsum(p.sum_abs for p in parts),
-        sum_sq=math.fsum(p.sum_sq for p in parts),
-        kept_abs=math.fsum(p.kept_abs for p in parts),
-        min=min(p.min for p in parts),
-        max=max(p.max for p in parts),
-        nonzero=sum(p.nonzero for p in parts),
-        kept=sum(p.kept for p in parts),
-        sum_of_means=math.fsum(p.sum_abs / n for p, n in zip(parts, counts, strict=True)),
-    )
 
 
 def _total_gram(parts: Sequence[GramResult]) -> GramResult:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..dtypes import BFLOAT16, FLOAT32, FLOAT64
 from ..models.views import Memory, View
-from ..requests import NO_TIE_END, Histogram, HistogramResult, KthLargest, Selection
+from ..requests import NO_TIE_END, HistogramResult, KthLargest, Reduce, Selection
 from .tasks import TensorTask
 
 if TYPE_CHECKING:
@@ -96,10 +96,22 @@ def _added(total: HistogramResult, new: HistogramResult, occupied: np.ndarray) -
     return HistogramResult(total.above + new.above, total.shift, total.bins, total.only)
 
 
+def histograms(model: ModelScope, request: Reduce) -> list[HistogramResult]:
+    """Of each value, that of the model."""
+    results = _Results(request.intervals)
+    for row in model.each(request):
+        results.add(row)
+    return results.totals
+
+
+def _histogram(request: KthLargest, intervals: tuple[tuple[int, int], ...]) -> Reduce:
+    return Reduce("histogram", request.of, intervals=intervals, on_deltas=request.on_deltas)
+
+
 def _sweep(model: ModelScope, request: KthLargest, searches: Sequence[_Search], report: bool) -> _Results:
     intervals = tuple((s.low, s.high) for s in searches)
     results = _Results(intervals)
-    for row in model.each(Histogram(intervals, request.on_deltas, request.of), report=report):
+    for row in model.each(_histogram(request, intervals), report=report):
         results.add(row)
     return results
 
@@ -139,7 +151,7 @@ def _with_tie_end(model: ModelScope, request: KthLargest, searches: Sequence[_Se
     at = search.at
     if not at:
         alone = tuple((found.threshold,) * 2 if i == k else (0, 0) for i in range(len(searches)))
-        rows = model.each(Histogram(alone, request.on_deltas, request.of), report=False)
+        rows = model.each(_histogram(request, alone), report=False)
         at = [(row[k].above, int(row[k].bins[0])) for row in rows]
     for task, (above, ties) in zip(here, at, strict=True):
         if missing > ties:

@@ -14,20 +14,17 @@ from ..requests import (
     Copy,
     ElectAndSum,
     Gram,
-    Histogram,
     KthLargest,
     Map,
     Mask,
-    Moments,
-    Products,
     RankMask,
-    Rows,
+    Reduce,
     TensorFunction,
     WeightedSum,
 )
 from .base import Base, Steps, TensorInfo
 
-MEASURES = (KthLargest, Moments, Gram, Rows, Products, Histogram, TensorFunction)
+MEASURES = (KthLargest, Reduce, Gram, TensorFunction)
 COMBINES = (WeightedSum, ElectAndSum, Map, TensorFunction, Copy)
 
 
@@ -82,10 +79,8 @@ def _problem(request: Any, tensor: TensorInfo, base: Base, kinds: tuple[type, ..
     match request:
         case KthLargest():
             return _counts(request.counts, tensor)
-        case Moments():
-            return _keep(request.keep, tensor)
-        case Products():
-            return _pairs(request.pairs, tensor)
+        case Reduce():
+            return _reduction(request, tensor)
         case WeightedSum():
             return _numbers("coefficients", request.coefficients, tensor)
         case ElectAndSum():
@@ -134,6 +129,15 @@ def _is_finite(value: Any) -> bool:
 def _counts(counts: Any, tensor: TensorInfo) -> str:
     fit = all(isinstance(c, int) and 0 <= c <= tensor.count for c in counts)
     return _length("counts", counts, tensor) or ("" if fit else f"counts are integers from 0 to {tensor.count}")
+
+
+def _reduction(request: Reduce, tensor: TensorInfo) -> str:
+    if request.intervals:
+        return _length("intervals", request.intervals, tensor)
+    columns = request.of.columns if isinstance(request.of, Formula) else 0
+    if request.over != "tensor" and tensor.count and columns and tensor.count % columns:
+        return f"it has rows of {columns} elements, which the tensor's {tensor.count} are no multiple of"
+    return _pairs(request.pairs, tensor) if request.pairs else ""
 
 
 def _pairs(pairs: Any, tensor: TensorInfo) -> str:

@@ -16,7 +16,7 @@ from ..errors import RecipeError
 from ..expr.expression import Expr, delta, draw, literal, rank_cut, where, wrap
 from ..expr.formula import Formula
 from ..random import stream_key
-from ..requests import KEEP_ALL, KEEP_NONE, ElectAndSum, Map, Mask, Moments, RankMask
+from ..requests import KEEP_ALL, KEEP_NONE, ElectAndSum, Map, Mask, RankMask, Reduce
 from .base import Base, Steps, TensorInfo
 from .parameters import choice, number
 from .registry import method
@@ -103,7 +103,7 @@ def divided(k: int, rule: Mask) -> Expr:
     return where(draw(rule.key) < cut, delta(k) / (cut * literal(1 / STEPS)), 0)
 
 
-def _della(tensor: TensorInfo, p: Mapping[str, Any], *, elect: bool) -> Generator[Moments, Any, Map | ElectAndSum]:
+def _della(tensor: TensorInfo, p: Mapping[str, Any], *, elect: bool) -> Generator[Reduce, Any, Map | ElectAndSum]:
     if not is_sparse(p) or not tensor.count:
         whole = tuple(KEEP_ALL if density > 0 else KEEP_NONE for density in p["density"])
         return merge_kept(p, whole, [1.0] * tensor.models, elect=elect)

@@ -11,12 +11,12 @@ exponentials and the divergence come from series where the operands are close.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 from ..expr.expression import Expr, base, delta, divergence_near, exp, expm1_near, literal, log, row, where
 from ..expr.formula import Formula
-from ..requests import Copy, KthLargest, Map, Rows
+from ..requests import Copy, KthLargest, Map, Reduce
 from .base import Base, Steps, TensorInfo
 from .registry import method
 from .rows import each
@@ -83,18 +83,22 @@ def _is_near(old: Any, difference: Any) -> Any:
     return abs(difference) < 0.5 * old
 
 
-def _divergences(tensor: TensorInfo) -> Generator[Rows, Any, Any]:
+def _row_sums(values: Sequence[Expr], columns: int) -> Reduce:
+    return Reduce("sum", Formula(values, columns), "row", "float64")
+
+
+def _divergences(tensor: TensorInfo) -> Generator[Reduce, Any, Any]:
     """Of each row. Reads the tensor twice, or four times if there is a row whose exponentials must be shifted."""
     columns, softmax = tensor.columns, _Softmax(None)
-    old, difference = sums = yield Rows(Formula(softmax.sums(), columns))
+    old, difference = sums = yield _row_sums(softmax.sums(), columns)
     plain = (old < LARGE) & (old > 1 / LARGE) & _is_near(old, difference)
     if plain.all():
         new = old + difference
     else:
-        largest_0, largest_1 = yield Rows(Formula((base(), base() + delta(0)), columns), largest=True)
+        largest_0, largest_1 = yield Reduce("max", Formula((base(), base() + delta(0)), columns), "row")
         softmax = _Softmax((largest_0, largest_1 - largest_0))
-        old, _, new = sums = yield Rows(Formula(softmax.sums(), columns))
-    (kl,) = yield Rows(Formula((softmax.divergence(constants(*sums), old, new),), columns))
+        old, _, new = sums = yield _row_sums(softmax.sums(), columns)
+    (kl,) = yield _row_sums((softmax.divergence(constants(*sums), old, new),), columns)
     return kl
 
 

@@ -17,7 +17,7 @@ from ..errors import RecipeError
 from ..expr.expression import Expr, add_up, delta, maximum, minimum, value, where
 from ..expr.formula import Formula
 from ..expr.library import deltas
-from ..requests import KEEP_ALL, Combine, Map, Moments, TopKMask
+from ..requests import Combine, Map, Reduce
 from .base import Base, Steps, TensorInfo
 from .parameters import choice, integer, number, scope
 from .registry import method
@@ -104,14 +104,12 @@ class Changes:
         alone = add_up([term * factor for term, factor in zip(terms, factors, strict=True)])
         return where(self.count > 1, mean, alone)
 
-    def unique_and_shared(self) -> list[Expr]:
-        """Per model, 1 where it alone changed an element, SHARED where others did too."""
-        size = where(self.count <= 1, 1, SHARED)
-        return [changed * size for changed in self.by]
+    def unique_and_shared(self) -> tuple[Expr, ...]:
+        """1 where a model alone changed an element, for each model; then 1 where others did too."""
+        alone, with_others = self.count <= 1, self.count > 1
+        return tuple(changed * which for which in (alone, with_others) for changed in self.by)
 
 
-SHARED = 0.5  # what counts for a shared element, so that one sum of magnitudes counts those and unique ones
-SHARED_KEYS = {False: 0x3F000000, True: 0x3FE0000000000000}  # its magnitude key in float32 and float64
 RAM = "Yuan et al. 2026, Behavior knowledge merge in reinforced agentic models, arXiv 2601.13572"
 
 
@@ -164,10 +162,8 @@ def ramplus_tl(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     """Like ram, with what one model alone changed amplified by how much it shares with others."""
     models = tensor.models
     changes = Changes(models, p["epsilon"])
-    unique_only = TopKMask(SHARED_KEYS[tensor.fp64], tie_end=0)
-    counted = Formula(changes.unique_and_shared())
-    sums = yield Moments((unique_only,) * models, only_l1=True, of=counted)
-    factors = amplified([m.kept_abs for m in sums], [(m.sum_abs - m.kept_abs) / SHARED for m in sums], p)
+    counts = yield Reduce("count", changes.unique_and_shared())
+    factors = amplified(counts[:models], counts[models:], p)
     return Map(Formula((changes.mean(factors if any(factor != 1 for factor in factors) else ()),)), on_deltas=True)
 
 
@@ -278,7 +274,7 @@ def emr(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     task, factor = p["task"], 1.0
     unified = _unified(tensor.models, task)
     if task is not None:
-        measured = yield Moments((KEEP_ALL,) * 2, only_l1=True, of=Formula((delta(task - 1), unified)))
         means = p["scope"] == "model" and p["rescaler"] == "means"
-        factor = rescaler(*(m.sum_of_means if means else m.sum_abs for m in measured))
+        sums = yield Reduce("sum", (abs(delta(task - 1)), abs(unified)), per_element=means)
+        factor = rescaler(*sums)
     return Map(Formula((unified * factor,)), on_deltas=True)

@@ -11,13 +11,9 @@ from typing import Any
 from ..requests import (
     Gram,
     GramResult,
-    Histogram,
     HistogramResult,
     KthLargest,
-    Moments,
-    MomentsResult,
-    Products,
-    Rows,
+    Reduce,
     Selection,
 )
 from .auxiliary import AuxiliaryTensor
@@ -86,9 +82,13 @@ def _selections(request: KthLargest, tensor: TensorInfo) -> list[Selection]:
     return [Selection(KEY + (tensor.count - count) * 64, above=max(0, count - 1), ties=1) for count in request.counts]
 
 
-def _moments(request: Moments, tensor: TensorInfo) -> list[MomentsResult]:
-    n = tensor.count
-    return [MomentsResult(float(n), float(n), n / 2, -3.0, 3.0, n, n // 2, 1.0) for _ in request.keep]
+def _reduction(request: Reduce, tensor: TensorInfo) -> Any:
+    if request.kind == "histogram":
+        return _histogram(request)
+    terms = len(request.pairs) or (request.of is None and tensor.models) or len(request.of.values)
+    if request.over != "tensor":
+        return _products(request) if request.pairs else _rows(terms)
+    return (tensor.count,) * terms if request.kind == "count" else (float(tensor.count),) * terms
 
 
 def _gram(request: Gram, tensor: TensorInfo) -> GramResult:
@@ -97,22 +97,22 @@ def _gram(request: Gram, tensor: TensorInfo) -> GramResult:
     return GramResult((1.0,) * len(inputs), distances)
 
 
-def _rows(request: Rows, tensor: TensorInfo) -> Any:
+def _rows(terms: int) -> Any:
     """A little more than the number of columns, and a quarter of it from value to value."""
     import numpy as np
 
-    share = 0.25 ** np.arange(len(request.of.values))[:, None]
+    share = 0.25 ** np.arange(terms)[:, None]
     return SIDE * share * np.linspace(1.0, 1.01, SIDE)[None]
 
 
-def _products(request: Products, tensor: TensorInfo) -> Any:
+def _products(request: Reduce) -> Any:
     """Vectors of length 1 at right angles to each other."""
     import numpy as np
 
     return np.array([[float(i == k)] * SIDE for i, k in request.pairs])
 
 
-def _histogram(request: Histogram, tensor: TensorInfo) -> list[HistogramResult]:
+def _histogram(request: Reduce) -> list[HistogramResult]:
     import numpy as np
 
     return [HistogramResult(0, 0, np.ones(2048, np.int64)) for _ in request.intervals]
@@ -120,9 +120,6 @@ def _histogram(request: Histogram, tensor: TensorInfo) -> list[HistogramResult]:
 
 _ANSWERS: dict[type, Callable[[Any, TensorInfo], Any]] = {
     KthLargest: _selections,
-    Moments: _moments,
+    Reduce: _reduction,
     Gram: _gram,
-    Rows: _rows,
-    Products: _products,
-    Histogram: _histogram,
 }

@@ -15,7 +15,7 @@ from typing import Any
 from ..expr.expression import add_up, column, equal, row, where
 from ..expr.formula import Formula
 from ..expr.library import deltas
-from ..requests import Map, Products
+from ..requests import Map, Reduce
 from .base import TensorInfo
 from .geometry import NO_DIRECTION, SHORTEST
 
@@ -67,7 +67,7 @@ class Vectors:
         return sum(self.cosines.values()) / len(self.cosines)
 
 
-def vectors_of(tensor: TensorInfo, *, along_first: bool) -> Generator[Products, Any, Vectors]:
+def vectors_of(tensor: TensorInfo, *, along_first: bool) -> Generator[Reduce, Any, Vectors]:
     """Of the rows of the deltas, or of the vectors along their first dimension.
 
     One read. Another one for inputs of float64 where squares leave its range, with those vectors scaled.
@@ -78,7 +78,8 @@ def vectors_of(tensor: TensorInfo, *, along_first: bool) -> Generator[Products, 
     d = deltas(models)
     pairs = tuple((i, k) for i in range(models) for k in range(i + 1, models))
     products = (*((k, k) for k in range(models)), *pairs)
-    sums = yield Products(Formula(d, columns), products, along_first)
+    over = "column" if along_first else "row"
+    sums = yield Reduce("sum", Formula(d, columns), over, "float64", products)
     exponents = np.zeros((models, sums.shape[1]), np.int64)
     if tensor.fp64:
         squares = sums[:models]
@@ -86,7 +87,7 @@ def vectors_of(tensor: TensorInfo, *, along_first: bool) -> Generator[Products, 
         if exponents.any():
             place = column if along_first else row
             scaled = [x * place(scale) for x, scale in zip(d, np.ldexp(1.0, exponents), strict=True)]
-            sums = yield Products(Formula(scaled, columns), products, along_first)
+            sums = yield Reduce("sum", Formula(scaled, columns), over, "float64", products)
     return Vectors.of(sums[:models], dict(zip(pairs, sums[models:], strict=True)), exponents)
 
 

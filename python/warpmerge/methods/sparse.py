@@ -18,7 +18,7 @@ from ..errors import CheckpointError
 from ..expr.expression import Expr, add_up, delta, masked, minimum, value, where
 from ..expr.formula import Formula
 from ..expr.library import deltas
-from ..requests import KEEP_ALL, KEEP_NONE, ElectAndSum, KthLargest, Map, Mask, Moments, TopKMask
+from ..requests import KEEP_ALL, KEEP_NONE, ElectAndSum, KthLargest, Map, Mask, Reduce, TopKMask
 from .base import Base, Steps, TensorInfo, total
 from .parameters import boolean, number
 from .registry import method
@@ -97,13 +97,12 @@ def find_crumbs(tensor: TensorInfo, p: Mapping[str, Any]) -> Generator[KthLarges
     )
 
 
-def _rescaling(p: Mapping[str, Any], left: Sequence[Expr]) -> Generator[Moments, Any, list[float]]:
+def _rescaling(p: Mapping[str, Any], left: Sequence[Expr]) -> Generator[Reduce, Any, list[float]]:
     """The factor that makes up for what was dropped, per model."""
     models = len(left)
     if p["rescale"] != "l1" or not is_sparse(p):
         return (yield from rescaling(p, (KEEP_ALL,) * models))
-    both = Formula((*deltas(models), *left))
-    sums = [m.sum_abs for m in (yield Moments((KEEP_ALL,) * 2 * models, only_l1=True, of=both))]
+    sums = yield Reduce("sum", tuple(map(abs, (*deltas(models), *left))))
     return [restored(*pair) for pair in zip(sums[:models], sums[models:], strict=True)]
 
 
@@ -254,8 +253,7 @@ def sce(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
         differing = spread(d)
         chosen = masked(differing, (yield from _select(tensor, differing, p["select_topk"])))
         selected = [where(chosen, x, 0) for x in d]
-    squares = Formula(_squares(selected, tensor.fp64, p["nonfinite"] == "propagate"))
-    energies = [m.sum_abs for m in (yield Moments(everything, only_l1=True, of=squares))]
+    energies = yield Reduce("sum", tuple(_squares(selected, tensor.fp64, p["nonfinite"] == "propagate")))
     if not max(energies) < _largest(tensor.fp64):
         raise CheckpointError(f"{tensor} has deltas whose squares overflow; a method that measures needs them.")
     weights = energy_shares(energies, tensor.count, p["uniform_below"])
@@ -268,9 +266,7 @@ def sce(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
 def _select(tensor: TensorInfo, by: Expr, share: float) -> Generator[Any, Any, Mask]:
     """The rule that keeps those spreads which are among the largest, or not finite."""
     if share > 0:
-        # 1 where the spread is a number above 0, else NaN, which is not counted.
-        (ones,) = yield Moments((KEEP_ALL,), only_l1=True, of=Formula((by / by,)))
-        differing = int(ones.sum_abs)
+        (differing,) = yield Reduce("count", (by,))
         if differing:
             (chosen,) = yield KthLargest((kept_count(share, differing),), of=Formula((by,)))
             return chosen.keep()

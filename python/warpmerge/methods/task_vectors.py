@@ -21,9 +21,19 @@ from typing import Any
 
 from ..errors import RecipeError
 from ..expr.expression import add_up, delta, masked
-from ..expr.formula import Formula
+from ..expr.patterns import KeptMagnitudes
 from ..random import stream_key
-from ..requests import KEEP_ALL, KEEP_NONE, Combine, ElectAndSum, KthLargest, Mask, Moments, RandomMask, WeightedSum
+from ..requests import (
+    KEEP_ALL,
+    KEEP_NONE,
+    Combine,
+    ElectAndSum,
+    KthLargest,
+    Mask,
+    RandomMask,
+    Reduce,
+    WeightedSum,
+)
 from .base import Base, Steps, TensorInfo, total
 from .parameters import Parameter, boolean, choice, number, scope
 from .registry import method
@@ -120,7 +130,7 @@ def drop_at_random(tensor: TensorInfo, p: Mapping[str, Any]) -> tuple[Mask, ...]
     return tuple(keep)
 
 
-def rescaling(p: Mapping[str, Any], keep: tuple[Mask, ...]) -> Generator[Moments, Any, list[float]]:
+def rescaling(p: Mapping[str, Any], keep: tuple[Mask, ...]) -> Generator[Reduce, Any, list[float]]:
     """The factor that makes up for what was dropped, per model."""
     if p["rescale"] == "false" or not is_sparse(p):
         return [1.0] * len(keep)
@@ -128,8 +138,8 @@ def rescaling(p: Mapping[str, Any], keep: tuple[Mask, ...]) -> Generator[Moments
         # A drawn element survives with the realised probability cut / 65536.
         kept = [k.cut / 65536 if isinstance(k, RandomMask) else d for k, d in zip(keep, p["density"], strict=True)]
         return [1.0 / d if d > 0 else 1.0 for d in kept]
-    moments = yield Moments(keep, only_l1=True)
-    return [restored(m.sum_abs, m.kept_abs) for m in moments]
+    sums = yield Reduce("sum", KeptMagnitudes(keep))
+    return [restored(*pair) for pair in zip(sums[::2], sums[1::2], strict=True)]
 
 
 def restored(whole: float, left: float) -> float:
@@ -150,12 +160,12 @@ def merge_kept(p: Mapping[str, Any], keep: tuple[Mask, ...], scale: list[float],
     return ElectAndSum(value, keep, vote, share, p["lambda"], elect=True)
 
 
-def majority(keep: tuple[Mask, ...], vote: tuple[float, ...]) -> Generator[Moments, Any, int]:
+def majority(keep: tuple[Mask, ...], vote: tuple[float, ...]) -> Generator[Reduce, Any, int]:
     """How many more elements have votes above zero than below."""
     d = [delta(k) if rule == KEEP_ALL else masked(delta(k), rule) for k, rule in enumerate(keep)]
     votes = add_up([x * v for x, v in zip(d, vote, strict=True)])
-    more, fewer = yield Moments((KEEP_ALL,) * 2, only_l1=True, of=Formula((votes > 0, votes < 0)))
-    return int(more.sum_abs - fewer.sum_abs)
+    more, fewer = yield Reduce("count", (votes > 0, votes < 0))
+    return more - fewer
 
 
 def refuse_negative(weights: Sequence[float], instead: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from ..expr.expression import Expr, add_up, base, column, exp, maximum, row, value, where
 from ..expr.formula import Formula
 from ..expr.library import deltas
-from ..requests import Copy, Map, Products, Rows
+from ..requests import Copy, Map, Reduce
 from .base import Base, Steps, TensorInfo
 from .parameters import number
 from .registry import method
@@ -136,13 +136,14 @@ def widen(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
         return Copy()
     d, columns = deltas(tensor.models), tensor.columns
     if not is_matrix(tensor):
-        found = yield Rows(Formula([abs(x) for x in d], columns))
+        found = yield Reduce("sum", Formula([abs(x) for x in d], columns), "row", "float64")
         bounds = [ratio * (float(s) / tensor.count) * SLACK for (s,) in found]
         return Map(Formula((of_elements(d, calibration, bounds),)), on_deltas=True, nan_of=None)
     by_row = any(name in tensor.name for name in EMBEDDINGS)
     values = range(1, tensor.models + 1)
     pairs = ((0, 0), *((0, k) for k in values), *((k, k) for k in values))
-    sums = yield Products(Formula((base(), *d), columns), pairs, per_column=not by_row)
+    over = "row" if by_row else "column"
+    sums = yield Reduce("sum", Formula((base(), *d), columns), over, "float64", pairs)
     changed = changes(sums[0], sums[1 : tensor.models + 1], sums[tensor.models + 1 :])
     longer, turned = (scored(change, ratio, calibration) for change in changed)
     place = row if by_row else column

@@ -17,14 +17,16 @@ from kernel_helpers import (
     output,
     pool,
     reference,
+    task,
     work,
 )
 from test_equality_adversarial import DELTAS
 from warpmerge import _core
-from warpmerge.backends.gpu.by_rank import answered, spelled
+from warpmerge.backends.gpu.lowering import answered, lowered
 from warpmerge.errors import MergeError
 from warpmerge.expr.expression import delta, masked
-from warpmerge.requests import KEEP_ALL, KEEP_NONE, ElectAndSum, Moments, RandomMask, RankMask, TopKMask
+from warpmerge.expr.patterns import KeptMagnitudes
+from warpmerge.requests import KEEP_ALL, KEEP_NONE, ElectAndSum, RandomMask, RankMask, Reduce, TopKMask
 
 SMALL_TILES = [(isa, 2, 512) for isa in ISAS]
 # Low cut and the last one: a usual window, none, all ranks, beyond both ends, so narrow that many ranks share a cut.
@@ -50,8 +52,7 @@ def compare(tensors, base, rules, configurations=SMALL_TILES, **options):
     """The reference's sums and its result, which those of the CPU are compared with."""
     models = len(tensors)
     requests = [
-        Moments(rules),
-        Moments(rules, only_l1=True),
+        Reduce("sum", KeptMagnitudes(rules)),
         ElectAndSum((0.5,) * models, rules),
         ElectAndSum((0.5,) * models, rules, (0.5,) * models, (0.5,) * models, elect=True),
     ]
@@ -59,7 +60,7 @@ def compare(tensors, base, rules, configurations=SMALL_TILES, **options):
         wanted = carry_out(reference(), request, tensors, base, **options)
         for configuration in configurations:
             got = carry_out(cpu(*configuration), request, tensors, base, **options)
-            if isinstance(request, Moments):
+            if isinstance(request, Reduce):
                 assert got[:2] == wanted[:2], configuration
             else:
                 assert_same_tensors(got[2], wanted[2], configuration)
@@ -89,9 +90,8 @@ def test_against_a_sort(dtype, columns):
         wanted = np.where(mask(d, rule), d, 0)
         for isa in ISAS:
             zeros = torch.zeros(4000, dtype=torch.float64 if d.itemsize == 8 else torch.float32)
-            got, *_ = carry_out(cpu(isa), Moments((rule,)), [torch.from_numpy(d)], zeros)
-            assert got[0].kept == np.count_nonzero(wanted)
-            assert got[0].kept_abs == bit_oracles.fixed_sum(np.abs(wanted))
+            got, *_ = carry_out(cpu(isa), Reduce("sum", KeptMagnitudes((rule,))), [torch.from_numpy(d)], zeros)
+            assert got[1] == bit_oracles.fixed_sum(np.abs(wanted))
             result = carry_out(cpu(isa), ElectAndSum((1.0,), (rule,)), [torch.from_numpy(d)], zeros)[2][0]
             assert np.array_equal(result.numpy(), wanted)
 
@@ -129,7 +129,7 @@ def test_decisions_serve_the_next_pass(tile):
         return result
 
     shared = operands(tensors, base)
-    work(pool("", 2), pool("", 2).moments(shared, tile, first))
+    work(pool("", 2), pool("", 2).kept_sums(shared, tile, first))
     for keep in (first, other):
         assert_same_bits(merged(shared, keep), merged(operands(tensors, base), keep))
     assert not torch.equal(merged(shared, first), merged(shared, other))
@@ -142,23 +142,20 @@ def test_spelled_in_formulas(dtype):
     rules = (ranked(896, 0.35, 0.65), KEEP_NONE, TopKMask(0x3A000000, 1000), ranked(896, 0.0, 0.9, 3))
     value = (0.4, 0.1, 0.2, 0.3)
     for request in [
-        Moments(rules),
-        Moments(rules, only_l1=True),
         ElectAndSum(value, rules, lambda_=0.7),
         ElectAndSum(value, rules, value, value, elect=True),
         ElectAndSum(value, rules, (1.0,) * 4, (0.0,) * 4, elect=True),
     ]:
-        other = spelled(request, len(tensors))
-        assert type(other) is not type(request) or other.of is not None
+        other = lowered(task("task_arithmetic", tensors, base, weight=1.0)[0], request)
+        assert type(other) is not type(request)
         wanted, got = (carry_out(cpu(), r, tensors, base) for r in (request, other))
-        assert answered(request, got[0]) == wanted[0]
         assert_same_tensors(got[2], wanted[2], request)
 
 
 def test_other_requests_are_left_alone():
-    request = Moments((KEEP_ALL, RandomMask(KEY, 5)))
-    assert spelled(request, 2) is request
-    assert answered(request, "an answer") == "an answer"
+    request = ElectAndSum((1.0, 1.0), (KEEP_ALL, RandomMask(KEY, 5)))
+    assert lowered(None, request) is request
+    assert answered(None, request, "an answer") == "an answer"
 
 
 def test_refused():

@@ -10,30 +10,23 @@ from warpmerge.backends.gpu import flight
 from warpmerge.backends.gpu.loads import CHUNKS, Cut
 from warpmerge.backends.gpu.tables import BLOCK
 from warpmerge.expr import expression as f
-from warpmerge.requests import KEEP_ALL, Histogram, KthLargest, Moments, RandomMask, TopKMask
+from warpmerge.requests import KthLargest, Reduce
 
 (emulation,) = FIXTURES
 
 
-def keeps(values, fp64):
-    rules = [KEEP_ALL, RandomMask(KEY, 20000), TopKMask(0x3FF << 52 if fp64 else 127 << 23, 3000)]
-    return tuple(rules[m % 3] for m in range(values))
-
-
 @pytest.mark.parametrize("mode", [*PLACES, "small batches", IN_PLACE])
 def test_measured_values(mode):
-    """Moments, selections and histograms; what is not finite is counted in the inputs, once."""
+    """Sums and selections; what is not finite is counted in the inputs, once."""
     cases = []
     for seed, dtype in enumerate(ALL_DTYPES):
         models, count = (1, 3)[seed % 2], (TILED, 9001)[seed // 2 % 2]
         base, tensors = (adversarial if seed % 2 else family)(dtype, models, count, seed=seed)
         values = formula([*random_values(seed, models, outputs=2), f.delta(0) * 0.5])
         policy = ("error", "base")[seed % 2]
-        fp64 = is_wide(dtype)
         counts = (count // 2, max(1, count // 50), 0)
         for request in [
-            Moments(keeps(3, fp64), of=values),
-            Moments(keeps(3, fp64), only_l1=True, of=values),
+            Reduce("sum", values),
             KthLargest(counts, of=values),
             KthLargest(counts, keep_all_ties=True, of=values),
         ]:
@@ -51,7 +44,7 @@ def test_temporaries_are_bounded(monkeypatch, budget, pieces):
     for count in sizes:
         base, tensors = family("bf16", 2, count)
         selected.append(Case(KthLargest((90, 7), of=values), tensors, base))
-        reduced.append(Case(Moments((KEEP_ALL, RandomMask(KEY, 999)), of=values), tensors, base))
+        reduced.append(Case(Reduce("sum", values), tensors, base))
     compare(selected + reduced, ["resident", IN_PLACE])
     with place("resident", selected) as backend:
         evaluated, swept = [], []
@@ -96,8 +89,8 @@ def test_histograms(mode):
         fp64 = is_wide(dtype)
         values = [f.delta(0), f.delta(1) * 0.5, f.delta(0) + f.delta(1), f.base()]
         cases = [
-            Case(Histogram(intervals(fp64)[:2]), tensors, base),
-            Case(Histogram(intervals(fp64), of=formula(values)), tensors, base),
+            Case(Reduce("histogram", intervals=intervals(fp64)[:2]), tensors, base),
+            Case(Reduce("histogram", formula(values), intervals=intervals(fp64)), tensors, base),
         ]
         with place(mode, cases) as backend:
             got, _ = carry_out(backend, cases, mode == IN_PLACE)

@@ -13,7 +13,7 @@ from warpmerge.backends.gpu import flight
 from warpmerge.engine.tasks import FileSink
 from warpmerge.errors import DeviceError
 from warpmerge.expr import expression as f
-from warpmerge.requests import KEEP_ALL, KthLargest, Map, Moments, RandomMask, Rows
+from warpmerge.requests import KthLargest, Map, RandomMask, Reduce
 
 (emulation,) = FIXTURES
 
@@ -28,15 +28,15 @@ def test_rows(mode):
         rows = min(500, max(2, 9000 // columns))
         base, tensors = (adversarial if number % 2 else family)(ALL_DTYPES[number % 6], 2, columns * rows)
         values = formula([f.delta(0) * f.delta(1), f.delta(1), -abs(f.delta(0)) * f.draw(KEY)], columns)
-        for largest in (False, True):
-            cases.append(Case(Rows(values, largest), tensors, base))
-        cases.append(Case(Rows(values, on_deltas=False), tensors))
+        for kind in ("sum", "max"):
+            cases.append(Case(Reduce(kind, values, "row", "float64"), tensors, base))
+        cases.append(Case(Reduce("sum", values, "row", "float64", on_deltas=False), tensors))
     compare(cases, [mode])
 
 
 @pytest.mark.parametrize("shape", [(0,), (3, 0), (0, 3)])
 def test_rows_of_nothing(shape):
-    request = Rows(formula([f.delta(0), f.base()], shape[-1]))
+    request = Reduce("sum", formula([f.delta(0), f.base()], shape[-1]), "row", "float64")
     for mode in (*PLACES, IN_PLACE):
         cases = [Case(request, [torch.empty(shape)], torch.empty(shape))]
         with place(mode, cases) as backend:
@@ -88,9 +88,9 @@ def test_ranks_are_measured(columns):
     cases = [
         Case(request, tensors, base)
         for request in [
-            Rows(values),
+            Reduce("sum", values, "row", "float64"),
             KthLargest((columns * rows // 3, 10), of=values),
-            Moments((KEEP_ALL, RandomMask(KEY, 999)), of=values),
+            Reduce("sum", values),
         ]
     ]
     compare(cases, ["resident", IN_PLACE])
@@ -104,10 +104,10 @@ def test_ranks_in_tiles(columns, monkeypatch):
     values = formula([f.rank(0) * f.delta(1) + f.masked(f.delta(0), RandomMask(KEY, 30_000))], columns)
     cases = [
         Case(Map(values, True), tensors, base),
-        Case(Rows(values), tensors, base),
-        Case(Moments((KEEP_ALL,), of=values), tensors, base),
+        Case(Reduce("sum", values, "row", "float64"), tensors, base),
+        Case(Reduce("sum", values), tensors, base),
     ]
-    # Moments need whole blocks of the reduction order too: for the others a tile would have to be larger.
+    # Sums over the tensor need whole blocks of the reduction order too: for the others a tile would have to be larger.
     compare(cases[: {3: 1, 260: 2, 4096: 3}[columns]], ["tiled, late"])
 
 

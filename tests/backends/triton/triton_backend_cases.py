@@ -30,7 +30,7 @@ from warpmerge.backends.gpu.backend import IN_FLIGHT, SCRATCH_SHARE
 from warpmerge.backends.gpu.flight import footprint
 from warpmerge.backends.gpu.tables import ALIGN, CHUNK
 from warpmerge.expr import expression as f
-from warpmerge.requests import KEEP_ALL, Histogram, KthLargest, Map, Moments, Products, RandomMask, Rows, TopKMask
+from warpmerge.requests import KthLargest, Map, RandomMask, Reduce, TopKMask
 
 TILED = 2 * CHUNK + 4097
 
@@ -56,13 +56,13 @@ def compare(request, tensors, base=None, **options):
         if isinstance(request, Map):
             continue
         assert counted == nonfinite, f"counted {counted}, not {nonfinite}"
-        if isinstance(request, Histogram):
+        if isinstance(request, Reduce) and request.kind == "histogram":
             for (low, _), one, other in zip(request.intervals, value, wanted, strict=True):
                 coarse = other.bins.reshape(-1, 1 << (one.shift - other.shift)).sum(1)
                 both = min(len(coarse), len(one.bins))
                 assert one.above == other.above and np.array_equal(coarse[:both], one.bins[:both]), low
                 assert not coarse[both:].any() and not one.bins[both:].any(), low
-        elif isinstance(request, Rows | Products):
+        elif isinstance(wanted, np.ndarray):
             assert np.array_equal(value.view(np.int64), wanted.view(np.int64))
         else:
             assert value == wanted, f"{value}, not {wanted}"
@@ -99,12 +99,11 @@ def _(dtype):
     base, tensors = adversarial(dtype, 2, count)
     one = 0x3FF << 52 if fp64 else 127 << 23
     values = formula([*random_values(3, 2, outputs=1), f.delta(0) * 0.5])
-    compare(Moments((RandomMask(KEY, 20_000), TopKMask(one, 3000)), of=values), tensors, base, nonfinite="base")
-    compare(Histogram(((0, 2 * one), (one - 100, one + 100)), of=values), tensors, base)
+    compare(Reduce("sum", values), tensors, base, nonfinite="base")
+    compare(Reduce("histogram", values, intervals=((0, 2 * one), (one - 100, one + 100))), tensors, base)
     if fp64:
         compare(KthLargest((count // 2, 100), of=values), tensors, base)
-        compare(Moments((KEEP_ALL, KEEP_ALL), only_l1=True, of=values), tensors, base)
-        compare(Histogram(((0, 2 * one), (5, 5))), tensors, base)
+        compare(Reduce("histogram", intervals=((0, 2 * one), (5, 5))), tensors, base)
 
 
 @case
@@ -117,16 +116,17 @@ def selection_in_tiles():
 def _(columns):
     base, tensors = adversarial("bf16", 2, columns * max(1, 3000 // columns))
     values = formula([f.delta(0) * f.delta(1), f.delta(1), -abs(f.delta(0)) * f.draw(KEY)], columns)
-    for largest in (False, True):
-        compare(Rows(values, largest), tensors, base)
+    for kind in ("sum", "max"):
+        compare(Reduce(kind, values, "row", "float64"), tensors, base)
 
 
 @cases("products", dtype=["bf16", "fp64"], columns=[7, 600, TILED])
 def _(dtype, columns):
     base, tensors = adversarial(dtype, 2, columns * max(1, 3000 // columns))
     values = formula([f.delta(0), f.delta(1) * f.draw(KEY)], columns)
-    for per_column in (False, True)[: 1 + (columns < TILED)]:  # per column, whole rows have to fit into a tile
-        compare(Products(values, ((0, 1), (1, 1), (1, 0)), per_column), tensors, base)
+    for over in ("row", "column")[: 1 + (columns < TILED)]:  # of columns, whole rows have to fit into a tile
+        compare(Reduce("sum", values, over, "float64", ((0, 1), (1, 1), (1, 0))), tensors, base)
+        compare(Reduce("min", values, over), tensors, base)
 
 
 @cases("vectors and draws in rows", columns=[7, 5000])

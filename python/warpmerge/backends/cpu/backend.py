@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 from ... import _core
@@ -12,19 +13,16 @@ from ...requests import (
     ElectAndSum,
     Gram,
     GramResult,
-    Histogram,
     HistogramResult,
     KthLargest,
     Map,
-    Moments,
-    MomentsResult,
-    Products,
-    Rows,
+    Reduce,
     Selection,
     TensorFunction,
     WeightedSum,
 )
 from ...threads import thread_count
+from ..primitives import Bins, ColumnFolds, KeptSums, RowFolds, TensorSums, primitive, result
 from ..protocol import Backend
 from .programs import native, native_keep
 
@@ -74,9 +72,10 @@ class Ticket:
     def __init__(self, backend: CpuBackend, work: list[Work]) -> None:
         self._backend = backend
         self._work = work
+        self._requests = [(task, _primitive(task, request)) for task, request in work]
         self._items = [
             _InTorch(task, request) if isinstance(request, TensorFunction) else backend.item(task, request)
-            for task, request in work
+            for task, request in self._requests
         ]
         self._in_torch = [item for item in self._items if isinstance(item, _InTorch)]
         self._launch = backend.submit([item for item in self._items if not isinstance(item, _InTorch)])
@@ -93,7 +92,12 @@ class Ticket:
             if not again:
                 break
             self._launch = self._backend.submit(again)
-        return [_outcome(request, item) for (_, request), item in zip(self._work, self._items, strict=True)]
+        return list(map(self._outcome, self._work, self._requests, self._items))
+
+    def _outcome(self, asked: Work, carried_out: Any, item: Any) -> Outcome:
+        task, request = asked
+        outcome = _outcome(carried_out[1], item)
+        return replace(outcome, value=result(task, request, outcome.value)) if isinstance(request, Reduce) else outcome
 
 
 class _InTorch:
@@ -175,16 +179,23 @@ class CpuBackend(Backend):
             )
         if isinstance(request, KthLargest):
             return pool.select(tensors, tile, request.counts, request.keep_all_ties, capacity=capacity(task.info.count))
-        if isinstance(request, Moments):
-            return pool.moments(tensors, tile, [native_keep(k) for k in request.keep], request.only_l1)
-        if isinstance(request, Rows):
-            return pool.rows(tensors, tile, request.largest)
-        if isinstance(request, Products):
-            return pool.products(tensors, tile, request.pairs, request.per_column)
-        if isinstance(request, Histogram):
+        if isinstance(request, TensorSums):
+            return pool.tensor_sums(tensors, tile)
+        if isinstance(request, KeptSums):
+            return pool.kept_sums(tensors, tile, [native_keep(k) for k in request.keep])
+        if isinstance(request, RowFolds):
+            return pool.reduce_rows(tensors, tile, request.columns, request.term, request.pairs)
+        if isinstance(request, ColumnFolds):
+            return pool.reduce_columns(tensors, tile, request.columns, request.term, request.pairs)
+        if isinstance(request, Bins):
             return pool.histogram(tensors, tile, request.intervals)
         assert isinstance(request, Gram)
         return pool.gram(tensors, tile)
+
+
+def _primitive(task: TensorTask, request: Request) -> Any:
+    """What a reduction comes down to; any other request as it is."""
+    return primitive(task, request, lambda pattern: True) if isinstance(request, Reduce) else request
 
 
 def _tensors(task: TensorTask, request: Any) -> Any:
@@ -198,7 +209,7 @@ def _tensors(task: TensorTask, request: Any) -> Any:
             task.base.native() if on_deltas and task.base else None,
             task.fp64,
             POLICIES[task.values["nonfinite"]],
-            formula and native(task, formula, isinstance(request, Rows | Products)),
+            formula and native(task, formula),
         )
     return found
 
@@ -219,15 +230,13 @@ def _outcome(request: Request, item: Any) -> Outcome:
     nonfinite = nonfinite if any(nonfinite) else ()
     if isinstance(request, KthLargest):
         return Outcome([Selection(*row) for row in item.result], nonfinite)
-    if isinstance(request, Moments):
-        return Outcome([MomentsResult(*row) for row in item.result], nonfinite)
-    if isinstance(request, Rows | Products):
+    if isinstance(request, TensorSums | KeptSums):
+        return Outcome(item.result, nonfinite)
+    if isinstance(request, RowFolds | ColumnFolds):
         import numpy as np
 
-        found = np.asarray(item)
-        empty = isinstance(request, Products) and request.per_column and not request.of.columns
-        return Outcome(found[:, :0] if empty else found, nonfinite)
-    if isinstance(request, Histogram):
+        return Outcome(np.asarray(item), nonfinite)
+    if isinstance(request, Bins):
         import numpy as np
 
         found = zip(item.above, item.shifts, np.asarray(item), strict=True)

@@ -12,13 +12,10 @@ from ...expr.program import Program
 from ...requests import NO_TIE_END, Mask, RandomMask, RankMask
 
 
-def native(task: TensorTask, formula: Formula, rows: bool = False) -> Any:
-    """The formula's program as the native module has it, made once. Raises MergeError if it does not fit the tensor.
-
-    `rows`: rows are asked for, even if no instruction does.
-    """
+def native(task: TensorTask, formula: Formula) -> Any:
+    """The formula's program as the native module has it, made once. Raises MergeError if it does not fit the tensor."""
     program = formula.program(len(task.inputs), task.fp64, functions=True)
-    check_rows(task, program, rows)
+    check_rows(task, program)
     if program.native is None:
         program.native = native_of(program)
     return program.native
@@ -57,13 +54,13 @@ def _float64(vectors: tuple[Any, ...]) -> list[Any]:
     return [np.ascontiguousarray(v, np.float64) for v in vectors]
 
 
-def check_rows(task: TensorTask, program: Program, asked: bool) -> None:
+def check_rows(task: TensorTask, program: Program) -> None:
     """The kernels read vectors, and whole rows for ranks, without looking whether they are there."""
     count, columns = task.info.count, program.columns
     if count == 0:
         return
     if not columns:
-        if asked or program.vectors or program.ranked:
+        if program.vectors or program.ranked:
             raise MergeError(
                 f"{task.info}: a formula that is about rows needs their length: Formula(values, columns=...)."
             )

@@ -12,16 +12,16 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any
 
 from ... import _core
-from ...engine.tasks import DeviceSink, Outcome, Request, TensorTask, Work
+from ...engine.tasks import DeviceSink, Outcome, TensorTask, Work
 from ...errors import DeviceError
 from ...requests import Copy, TensorFunction
 from ...threads import thread_count
 from ...units import show_size
 from ..protocol import Backend
-from .by_rank import answered, spelled
 from .execution import Group, grouped
 from .flight import InPlace, Staged, Workspace
 from .loads import footprint
+from .lowering import answered, lowered
 from .requests import BINS, steps
 from .scratch import Scratch
 from .staging import IO_TILE, SLOT, SLOTS, Arrival, Cancelled, Inbound, Outbound, drop, wait_for
@@ -74,8 +74,8 @@ class DeviceBackend(Backend):
         self._idle: list[Workspace] = []
 
     def launch(self, work: Sequence[Work]) -> Ticket:
-        asked = [request for _, request in work]
-        work = [(task, spelled(request, len(task.inputs))) for task, request in work]
+        asked = work
+        work = [(task, lowered(task, request)) for task, request in work]
         if all(_in_place(task) for task, _ in work):
             try:
                 return Ticket(asked, self._start_in_place(work))
@@ -297,7 +297,7 @@ class Pending:
 
 
 class Ticket:
-    def __init__(self, asked: list[Request], pending: Pending | Future) -> None:
+    def __init__(self, asked: Sequence[Work], pending: Pending | Future) -> None:
         self._asked, self._pending = asked, pending
 
     def wait(self) -> list[Outcome]:
@@ -312,7 +312,7 @@ class Ticket:
                 wait_for(pending.copying, lambda: False)
                 pending.backend.copied(pending.copying)
             found = zip(self._asked, pending.outcomes(), strict=True)
-            return [Outcome(answered(request, outcome.value), outcome.nonfinite) for request, outcome in found]
+            return [Outcome(answered(*work, outcome.value), outcome.nonfinite) for work, outcome in found]
         except (Cancelled, CancelledError):
             raise RuntimeError("waited for a batch that was cancelled") from None
 

@@ -10,8 +10,9 @@ import numpy as np
 
 from ...engine.tasks import Outcome, Request, TensorTask, Work
 from ...expr.program import Program
-from ...requests import ElectAndSum, Gram, Histogram, KthLargest, Map, Moments, Products, Rows, WeightedSum
+from ...requests import ElectAndSum, Gram, KthLargest, Map, WeightedSum
 from ..cpu.programs import check_rows
+from ..primitives import Bins, ColumnFolds, KeptSums, RowFolds, TensorSums
 from .loads import Load
 from .scratch import Scratch, Span
 from .tables import Kind, Launch, Table, blocks_of, is_aligned
@@ -84,7 +85,7 @@ def program_of(task: TensorTask, request: Request) -> Program | None:
     if formula is None:
         return None
     program = formula.program(len(task.inputs), fp64=task.fp64)
-    check_rows(task, program, isinstance(request, Rows | Products))
+    check_rows(task, program)
     return program
 
 
@@ -101,11 +102,12 @@ def _key(task: TensorTask, request: Request) -> tuple:
         ElectAndSum: lambda r: (r.elect,),
         Map: lambda r: (r.agree,),
         KthLargest: lambda r: (r.keep_all_ties,),
-        Moments: lambda r: (r.only_l1,),
         Gram: lambda r: (),
-        Rows: lambda r: (r.largest,),
-        Products: lambda r: (r.pairs, r.per_column),
-        Histogram: lambda r: (),
+        TensorSums: lambda r: (),
+        KeptSums: lambda r: (),
+        RowFolds: lambda r: (r.term, r.pairs),
+        ColumnFolds: lambda r: (r.term, r.pairs),
+        Bins: lambda r: (),
     }[type(request)](request)
     dtypes = tuple(b.dtype.code for b in task.inputs), task.base.dtype.code if task.base else -1, task.out_dtype.code
     program = program_of(task, request)

@@ -15,7 +15,8 @@ import numpy as np
 
 from ...engine.tasks import TensorTask
 from ...expr.program import Program
-from ...requests import Histogram, Map, Products, Rows
+from ...requests import Map
+from ..primitives import Bins, ColumnFolds, RowFolds
 from .code import Code, file_bytes, packed
 from .execution import POLICIES, Execution, Group
 from .flight import Temporary
@@ -58,13 +59,14 @@ class Piece:
 def cut_of(request: Any, program: Program) -> Cut | None:
     """Where a tensor may be cut for this request; None: where any may be."""
     columns = program.columns
-    if isinstance(request, Rows | Products):
-        per_column = isinstance(request, Products) and request.per_column
-        return Cut(max(1, columns), within=not program.ranked and not per_column)
+    if isinstance(request, RowFolds) and not program.ranked:
+        return Cut(request.columns, within=True)
+    if isinstance(request, ColumnFolds) or (isinstance(request, RowFolds) and request.columns == columns):
+        return Cut(request.columns, within=False)
     if not program.ranked:
         return None
     # Whole rows, but also whole blocks of the reduction order, or what one call of Philox decides.
-    return Cut(math.lcm(columns, PHILOX_LANES if isinstance(request, Map | Histogram) else BLOCK))
+    return Cut(math.lcm(columns, PHILOX_LANES if isinstance(request, Map | Bins) else BLOCK))
 
 
 class FormulaExecution(Execution):

@@ -15,21 +15,17 @@ from ...requests import (
     ElectAndSum,
     Gram,
     GramResult,
-    Histogram,
     HistogramResult,
     KthLargest,
     Map,
     Mask,
-    Moments,
-    MomentsResult,
-    Products,
-    Rows,
     Selection,
     WeightedSum,
 )
+from ..primitives import Bins, ColumnFolds, KeptSums, RowFolds, TensorSums
 from .execution import Execution, Group, Steps
 from .formulas import FormulaExecution
-from .rows import products, rows
+from .rows import columns, rows
 from .scratch import Scratch
 from .tables import keep_rows
 
@@ -87,29 +83,32 @@ def _measuring(group: Group, *arguments: Any, **options: Any) -> Execution:
     return (Execution if group.programs[0] is None else FormulaExecution)(group, *arguments, **options)
 
 
-def _reduced(run: Execution, partials: int, width: int, moments: bool) -> Any:
+def _reduced(run: Execution, partials: int, width: int) -> Any:
     run.kernels.reduce_blocks(
-        run.stream, partials, run.upload(run.group.ranges), run.group.slots, width, moments, run.address(0)
+        run.stream, partials, run.upload(run.group.ranges), run.group.slots, width, run.address(0)
     )
     return run.fetch()
 
 
-def _moments(group: Group, flight: Any, kernels: Any, scratch: Scratch) -> Steps:
-    only_l1, models = group.request.only_l1, group.models
-    columns = 2 if only_l1 else 7
-    begin = [np.zeros((group.slots, models, columns))]
-    run = _measuring(group, flight, kernels, scratch, results=begin, keeps=_keeps(group))
-    partials = run.zeros(group.blocks, models, columns)
-    run.sweep(kernels.moments, only_l1, partials, run.nonfinite)
-    yield _reduced(run, partials, models * columns, not only_l1)
+def _tensor_sums(group: Group, flight: Any, kernels: Any, scratch: Scratch) -> Steps:
+    run = _measuring(group, flight, kernels, scratch, results=[np.zeros((group.slots, group.models))])
+    return (yield from _summed(run, kernels.tensor_sums, group.models))
 
-    def result(row: np.ndarray) -> MomentsResult:
-        if only_l1:
-            return MomentsResult(float(row[0]), 0.0, float(row[1]), 0.0, 0.0, 0, 0)
-        sum_abs, sum_sq, kept_abs, low, high, nonzero, kept = map(float, row)
-        return MomentsResult(sum_abs, sum_sq, kept_abs, low, high, int(nonzero), int(kept))
 
-    return [Outcome([result(r) for r in run.results[1][s]], run.nonfinite_of(s)) for s in range(group.slots)]
+def _kept_sums(group: Group, flight: Any, kernels: Any, scratch: Scratch) -> Steps:
+    width = 2 * group.models
+    begin = [np.zeros((group.slots, width))]
+    run = Execution(group, flight, kernels, scratch, results=begin, keeps=_keeps(group))
+    return (yield from _summed(run, kernels.kept_sums, width))
+
+
+def _summed(run: Execution, kernel: Callable[..., None], width: int) -> Steps:
+    """`width` sums of each tensor, of which `kernel` makes those of its blocks."""
+    group = run.group
+    partials = run.zeros(group.blocks, width)
+    run.sweep(kernel, partials, run.nonfinite)
+    yield _reduced(run, partials, width)
+    return [Outcome(run.results[1][s].tolist(), run.nonfinite_of(s)) for s in range(group.slots)]
 
 
 def _gram(group: Group, flight: Any, kernels: Any, scratch: Scratch) -> Steps:
@@ -117,7 +116,7 @@ def _gram(group: Group, flight: Any, kernels: Any, scratch: Scratch) -> Steps:
     run = Execution(group, flight, kernels, scratch, results=[np.zeros((group.slots, size))])
     partials = run.zeros(group.blocks, size)
     run.sweep(kernels.gram, partials, run.nonfinite)
-    yield _reduced(run, partials, size, False)
+    yield _reduced(run, partials, size)
     return [
         Outcome(GramResult.unpack(run.results[1][s].tolist(), group.models), run.nonfinite_of(s))
         for s in range(group.slots)
@@ -186,12 +185,13 @@ def _histogram(group: Group, flight: Any, kernels: Any, scratch: Scratch) -> Ste
 
 _STEPS = {
     Map: _apply,
-    Rows: rows,
-    Products: products,
-    Histogram: _histogram,
+    RowFolds: rows,
+    ColumnFolds: columns,
+    Bins: _histogram,
     WeightedSum: _weighted_sum,
     ElectAndSum: _elect_and_sum,
     KthLargest: _select,
-    Moments: _moments,
+    TensorSums: _tensor_sums,
+    KeptSums: _kept_sums,
     Gram: _gram,
 }

@@ -10,20 +10,21 @@ from typing import Any
 import numpy as np
 
 from ...engine.tasks import Outcome
+from ..primitives import Term
 from .execution import Group, Steps
 from .formulas import FormulaExecution, Piece, Slice
 from .scratch import Scratch
 from .tables import BLOCK, COLUMN_TILE, Segment, Table
 
-COLUMN_BLOCKS, COLUMN_SUMS = 64, 1 << 19  # csrc/ops/products.h
+COLUMN_BLOCKS, COLUMN_SUMS = 64, 1 << 19  # csrc/ops/reduce.h
 
 
 class Shapes:
     """Rows, their length and their blocks, of each slot; and the number of each slot's first row and block."""
 
     def __init__(self, group: Group) -> None:
-        self.columns = [p.columns for p in group.programs]
-        self.rows = [t.info.count // c if c else 0 for t, c in zip(group.tasks, self.columns, strict=True)]
+        self.columns = [r.columns for r in group.requests]
+        self.rows = [t.info.count // c for t, c in zip(group.tasks, self.columns, strict=True)]
         self.blocks = [-(-c // BLOCK) for c in self.columns]
         self.first_rows = _starts(self.rows)
         self.first_blocks = _starts([r * b for r, b in zip(self.rows, self.blocks, strict=True)])
@@ -47,7 +48,7 @@ class RowsExecution(FormulaExecution):
         return Table(self._measured_kind(), segments, keeps=keeps, words=words, programs=self._programs(piece.slices))
 
     def _words(self, one: Slice) -> list[int]:
-        return [self.group.programs[one.slot].columns]
+        return [self.group.requests[one.slot].columns]
 
     def _programs(self, slices: Sequence[Slice]) -> list[int] | None:
         return None
@@ -85,28 +86,48 @@ class ColumnsExecution(RowsExecution):
 
 
 def rows(group: Group, flight: Any, kernels: Any, scratch: Scratch) -> Steps:
-    largest = group.request.largest
+    """Folds of rows."""
+    largest = group.request.term == Term.LARGEST
+    if group.request.term == Term.PRODUCT:
+        terms = Products(group.request.pairs)
 
-    def sweep(run: RowsExecution, partials: int) -> None:
-        run.sweep(kernels.rows, largest, partials)
+        def multiply(run: RowsExecution, partials: int) -> None:
+            run.sweep(kernels.row_products, run.upload(terms.duos), len(terms.duos), terms.count, partials)
 
-    return (yield from _by_row(group, flight, kernels, scratch, group.models, largest, sweep))
+        return terms.ordered((yield from _by_row(group, flight, kernels, scratch, terms.count, False, multiply)))
+
+    def fold(run: RowsExecution, partials: int) -> None:
+        run.sweep(kernels.row_values, largest, partials)
+
+    return (yield from _by_row(group, flight, kernels, scratch, group.models, largest, fold))
 
 
-def products(group: Group, flight: Any, kernels: Any, scratch: Scratch) -> Steps:
-    asked = [(min(pair), max(pair)) for pair in group.request.pairs]
-    pairs = list(dict.fromkeys(asked))
-    duos = duos_of(pairs)
+def columns(group: Group, flight: Any, kernels: Any, scratch: Scratch) -> Steps:
+    """Folds of columns. A value as it is stands as its own square."""
+    request = group.request
+    terms = Products(request.pairs or [(m, m) for m in range(group.models)])
 
-    def sweep(run: RowsExecution, partials: int) -> None:
-        run.sweep(kernels.products, run.upload(duos), len(duos), len(pairs), group.request.per_column, partials)
+    def fold(run: RowsExecution, partials: int) -> None:
+        run.sweep(
+            kernels.column_terms, run.upload(terms.duos), len(terms.duos), terms.count, int(request.term), partials
+        )
 
-    if group.request.per_column:
-        outcomes = yield from _by_column(group, flight, kernels, scratch, len(pairs), sweep)
-    else:
-        outcomes = yield from _by_row(group, flight, kernels, scratch, len(pairs), False, sweep)
-    order = [pairs.index(pair) for pair in asked]
-    return [replace(o, value=_canonical(o.value[order])) for o in outcomes]
+    largest = request.term == Term.LARGEST
+    return terms.ordered((yield from _by_column(group, flight, kernels, scratch, terms.count, largest, fold)))
+
+
+class Products:
+    """Pairs of values as kernels take them: each once, in duos."""
+
+    def __init__(self, pairs: Sequence[tuple[int, int]]) -> None:
+        self._asked = [(min(pair), max(pair)) for pair in pairs]
+        self._pairs = list(dict.fromkeys(self._asked))
+        self.duos, self.count = duos_of(self._pairs), len(self._pairs)
+
+    def ordered(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
+        """With the terms as they were asked for."""
+        order = [self._pairs.index(pair) for pair in self._asked]
+        return [replace(o, value=o.value[order]) for o in outcomes]
 
 
 def duos_of(pairs: Sequence[tuple[int, int]]) -> np.ndarray:
@@ -147,7 +168,7 @@ def _by_row(
         kernels.row_totals(run.stream, partials, spans, group.slots, count, width, largest, total)
     yield run.fetch()
     return [
-        Outcome(run.results[1][first : first + n].T.copy(), run.nonfinite_of(s))
+        Outcome(_canonical(run.results[1][first : first + n].T.copy()), run.nonfinite_of(s))
         for s, (first, n) in enumerate(zip(shapes.first_rows, shapes.rows, strict=False))
     ]
 
@@ -158,6 +179,7 @@ def _by_column(
     kernels: Any,
     scratch: Scratch,
     width: int,
+    largest: bool,
     sweep: Callable[[RowsExecution, int], None],
 ) -> Steps:
     """`width` numbers of each column: `sweep` makes those of its blocks."""
@@ -173,10 +195,10 @@ def _by_column(
     sweep(run, partials)
     if not single:
         spans = run.upload(np.array(list(zip(firsts, sums, partials_at, blocks, strict=False)), np.int64))
-        kernels.column_totals(run.stream, partials, spans, group.slots, firsts[-1], total)
+        kernels.column_totals(run.stream, partials, spans, group.slots, firsts[-1], largest, total)
     yield run.fetch()
     return [
-        Outcome(run.results[1][first : first + n].reshape(width, -1).copy(), run.nonfinite_of(s))
+        Outcome(_canonical(run.results[1][first : first + n].reshape(width, -1) + 0.0), run.nonfinite_of(s))
         for s, (first, n) in enumerate(zip(firsts, sums, strict=False))
     ]
 

@@ -20,28 +20,23 @@ from ...requests import (
     Copy,
     ElectAndSum,
     Gram,
-    Histogram,
     KthLargest,
     Map,
-    Moments,
-    Products,
-    Rows,
+    Reduce,
     Selection,
     TensorFunction,
     WeightedSum,
 )
+from ..primitives import columns_of
 from ..protocol import Backend
 from .expressions import all_same, evaluate
 from .measures import (
     finite,
     gram,
-    histogram,
     magnitude_keys,
-    moments,
     philox_lanes,
-    products,
+    reduced,
     row_ranks,
-    rows,
     select,
 )
 
@@ -52,14 +47,11 @@ __all__ = [
     "digest",
     "evaluate",
     "gram",
-    "histogram",
     "magnitude_keys",
-    "moments",
     "philox_lanes",
-    "products",
+    "reduced",
     "round_to",
     "row_ranks",
-    "rows",
     "select",
 ]
 
@@ -104,19 +96,13 @@ def _carry_out(task: TensorTask, request: Any) -> Outcome:
     if formula is not None:
         x = evaluate(formula.program(len(x), task.fp64), x, base)
         x = [finite(v) for v in x]
-    if isinstance(request, Rows):
-        return Outcome(rows(x, formula.columns, request.largest), nonfinite)
-    if isinstance(request, Products):
-        return Outcome(products(x, formula.columns, request.pairs, request.per_column), nonfinite)
-    if isinstance(request, Histogram):
-        return Outcome([histogram(d, *i) for d, i in zip(x, request.intervals, strict=True)], nonfinite)
+    if isinstance(request, Reduce):
+        return Outcome(reduced([finite(v) for v in x], request, task, columns_of(task, formula)), nonfinite)
     if isinstance(request, KthLargest):
         chosen = [
             select(d, k, request.keep_all_ties) if k else Selection() for d, k in zip(x, request.counts, strict=True)
         ]
         return Outcome(chosen, nonfinite)
-    if isinstance(request, Moments):
-        return Outcome([moments(d, k, request.only_l1) for d, k in zip(x, request.keep, strict=True)], nonfinite)
     assert isinstance(request, Gram) and count >= 0
     return Outcome(gram(x), nonfinite)
 

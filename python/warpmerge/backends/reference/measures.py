@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import torch
 
-from ...requests import GramResult, HistogramResult, MomentsResult, RandomMask, RankMask, Selection
+from ...engine.tasks import TensorTask
+from ...requests import GramResult, HistogramResult, RandomMask, RankMask, Reduce, Selection
 
 LANES, ROWS = 256, 16
 BLOCK = LANES * ROWS
@@ -110,22 +112,36 @@ def fixed_sum(terms: torch.Tensor) -> float:
     return float(partial[0])
 
 
-def moments(d: torch.Tensor, keep: Any, only_l1: bool = False) -> MomentsResult:
-    """Sums are taken over the finite elements; rules see all."""
-    mask = keep_mask(d, keep)
-    d = finite(d)
-    kept = torch.where(mask, d, torch.zeros_like(d))
-    if only_l1:
-        return MomentsResult(fixed_sum(d.abs()), 0.0, fixed_sum(kept.abs()), 0.0, 0.0, 0, 0)
-    return MomentsResult(
-        sum_abs=fixed_sum(d.abs()),
-        sum_sq=fixed_sum(d * d),
-        kept_abs=fixed_sum(kept.abs()),
-        min=float(d.min()) + 0.0 if d.numel() else 0.0,
-        max=float(d.max()) + 0.0 if d.numel() else 0.0,
-        nonzero=int((d != 0).sum()),
-        kept=int((kept != 0).sum()),
-    )
+def reduced(values: list[torch.Tensor], request: Reduce, task: TensorTask, columns: int) -> Any:
+    """The result of `request` for (n,) finite values; rows have `columns` elements."""
+    if request.kind == "histogram":
+        return [histogram(v, *interval) for v, interval in zip(values, request.intervals, strict=True)]
+    in_compute_type = request.kind == "sum" and request.accumulator == "compute"
+    terms = values if in_compute_type else [v.double() for v in values]
+    if request.pairs:
+        terms = [terms[i] * terms[k] for i, k in request.pairs]
+    if request.kind == "count":
+        terms = [(v != 0).double() for v in values]
+    if request.over == "tensor":
+        return tuple(_of_tensor(term, request, task.info.count) for term in terms)
+    if task.info.count == 0:
+        return np.zeros((len(terms), columns if request.over == "column" else 0))
+    matrices = [term.view(-1, columns) for term in terms]
+    if request.kind in ("max", "min"):
+        dim = 1 if request.over == "row" else 0
+        found = [(m.amax(dim) if request.kind == "max" else m.amin(dim)) + 0.0 for m in matrices]
+    else:
+        found = [row_sums(m) if request.over == "row" else column_sums(m) for m in matrices]
+    return canonical(torch.stack(found)).numpy()
+
+
+def _of_tensor(term: torch.Tensor, request: Reduce, count: int) -> float | int:
+    if request.kind == "count":
+        return int(term.sum())
+    if request.kind in ("max", "min"):
+        return float(term.max() if request.kind == "max" else term.min()) + 0.0 if count else 0.0
+    total = fixed_sum(term) / (max(1, count) if request.per_element else 1)
+    return total if total == total else math.nan
 
 
 def gram(x: list[torch.Tensor]) -> GramResult:
@@ -148,31 +164,12 @@ def histogram(d: torch.Tensor, low: int, high: int) -> HistogramResult:
     return HistogramResult(int((keys > high).sum()), shift, bins.numpy(), only)
 
 
-def rows(values: list[torch.Tensor], columns: int, largest: bool) -> np.ndarray:
-    """(values, rows) float64: a row's blocks of 4096 columns as in `fixed_sum`, but in float64 throughout."""
-    result = []
-    for v in values:
-        matrix = v.double().view(-1, columns)
-        result.append([float(row.max()) + 0.0 if largest else fixed_sum(row) for row in matrix])
-    return np.array(result, np.float64).reshape(len(values), -1)
-
-
-def products(values: list[torch.Tensor], columns: int, pairs: Any, per_column: bool) -> np.ndarray:
-    """(pairs, rows or columns) float64: a row's sums in the order of `rows`, a column's in that of `column_sums`."""
-    if values[0].numel() == 0:
-        return np.zeros((len(pairs), columns if per_column else 0))
-    matrices = [v.double().view(-1, columns) for v in values]
-    terms = [matrices[i] * matrices[k] for i, k in pairs]
-    sums = torch.stack([column_sums(t) if per_column else row_sums(t) for t in terms])
-    return canonical(sums).numpy()
-
-
 def row_sums(terms: torch.Tensor) -> torch.Tensor:
     return torch.tensor([fixed_sum(row) for row in terms], dtype=torch.float64)
 
 
 def column_sums(terms: torch.Tensor) -> torch.Tensor:
-    """(columns,) sums of (rows, columns) float64 in the order of csrc/ops/products.h."""
+    """(columns,) sums of (rows, columns) float64 in the order of csrc/ops/reduce.h."""
     rows, columns = terms.shape
     most = min(max(COLUMN_SUMS // columns, 1), COLUMN_BLOCKS)
     partials = []

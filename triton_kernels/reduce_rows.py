@@ -1,7 +1,12 @@
-"""Sums of rows in float64, or the largest value of each: csrc/ops/rows.h. One program per chunk and input."""
+"""Folds of rows in float64, in the order of csrc/ops/reduce.h.
+
+A program has a chunk, and one value or one duo of it. It works on as many blocks of rows side by side as its lanes
+hold, so that short rows leave few idle.
+"""
 
 import triton.language as tl
 
+from .duos import add_products, load_duo
 from .elements import BLOCK, F32, F64, INTERPRETED, LANES, device, load, pointer, segment_of
 from .geometry import kernel, run
 from .sums import sum_pairs
@@ -70,7 +75,7 @@ def _blocks(row, source, columns, block, end, rows, at, MODELS: tl.constexpr, WI
 
 
 @kernel
-def _rows(places: tl.int64, chunk_map: tl.int64, words: tl.int64, partials: tl.int64, MODELS: tl.constexpr,
+def _values(places: tl.int64, chunk_map: tl.int64, words: tl.int64, partials: tl.int64, MODELS: tl.constexpr,
           WIDE: tl.constexpr, LARGEST: tl.constexpr):  # fmt: skip
     chunk, k = tl.program_id(0) // MODELS, tl.program_id(0) % MODELS
     segment, row, begin, length = segment_of(chunk, places, chunk_map, 7 + MODELS)
@@ -87,10 +92,59 @@ def _rows(places: tl.int64, chunk_map: tl.int64, words: tl.int64, partials: tl.i
         _blocks(row, source, columns, block, end, rows, at, MODELS, WIDE, LARGEST, 256, 8)
 
 
-def launch(launch, largest, partials):
+def values(launch, largest, partials):
     """Of each block of 4096 columns of each row."""
-    run(_rows, (launch.chunks * launch.models,), launch.places, launch.chunk_map, launch.words, partials,
+    run(_values, (launch.chunks * launch.models,), launch.places, launch.chunk_map, launch.words, partials,
         MODELS=launch.models, WIDE=bool(launch.fp64), LARGEST=bool(largest), warps=8)  # fmt: skip
+
+
+@device
+def _product_blocks(row, duo, columns, block, end, rows, at, sums, WIDE: tl.constexpr, WIDTH: tl.constexpr,
+            LEVELS: tl.constexpr):  # fmt: skip
+    """Writes the partials of the row blocks from `block` to `end`, several at once, WIDTH = 2^LEVELS lanes of each."""
+    at_once: tl.constexpr = ROOM // WIDTH
+    a, b, place_aa, place_ab, place_bb = duo
+    length, first, second = tl.load(row), tl.load(row + 7 + a), tl.load(row + 7 + b)
+    while block < end:
+        start, size = row_lanes(row, block, end, columns, WIDTH)
+        zeros = tl.zeros((ROOM,), tl.float64)
+        aa, ab, bb = zeros, zeros, zeros
+        r = 0
+        while r < rows:
+            x, _inside = load_lanes(first, start, size, r, length, WIDE, WIDTH)
+            y, _inside = load_lanes(second, start, size, r, length, WIDE, WIDTH)
+            aa, ab, bb = add_products((aa, ab, bb), x, y, duo, WIDE)
+            r += 1
+        own = block + tl.arange(0, at_once)
+        for i in range(3):  # one after the other: a tree takes more registers than the sums
+            place = tl.where(i == 0, place_aa, tl.where(i == 1, place_ab, place_bb))
+            if place >= 0:
+                total = tl.where(i == 0, aa, tl.where(i == 1, ab, bb))
+                tl.store(at + own * sums + place, sum_pairs(total, LEVELS), mask=own < end)
+        block += at_once
+
+
+@kernel
+def _products(places: tl.int64, chunk_map: tl.int64, words: tl.int64, duos: tl.int64, number: tl.int64, sums: tl.int64,
+          partials: tl.int64, MODELS: tl.constexpr, WIDE: tl.constexpr):  # fmt: skip
+    segment, row, begin, length = segment_of(tl.program_id(0) // number, places, chunk_map, 7 + MODELS)
+    duo = load_duo(duos, tl.program_id(0) % number)
+    columns = tl.load(pointer(words, tl.int64) + segment)
+    block, end, rows = row_blocks(row, begin, length, columns)
+    at = pointer(partials, tl.float64) + tl.load(row + 4) * sums
+    # Lanes that no row fills would add nothing but zeros.
+    if columns <= 4:
+        _product_blocks(row, duo, columns, block, end, rows, at, sums, WIDE, 4, 2)
+    elif columns <= 32:
+        _product_blocks(row, duo, columns, block, end, rows, at, sums, WIDE, 32, 5)
+    else:
+        _product_blocks(row, duo, columns, block, end, rows, at, sums, WIDE, 256, 8)
+
+
+def products(launch, duos, number, sums, partials):
+    """Of each block of 4096 columns of each row."""
+    run(_products, (launch.chunks * number,), launch.places, launch.chunk_map, launch.words, duos, number, sums,
+        partials, MODELS=launch.models, WIDE=bool(launch.fp64), warps=8)  # fmt: skip
 
 
 @device

@@ -1,12 +1,16 @@
-// Sums and largest values of rows, in the order of ops/rows.h: blocks of rows first, then the blocks of each row.
+// Folds of rows, in the order of ops/reduce.h: the blocks of rows first, then the blocks of each row.
+//
+// As many threads work on a block as its lanes ask for, so that short rows leave none idle. Products are cut into duos:
+// two values are read once for up to three products.
 #include <math.h>
 
-#include "row_blocks.h"
+#include "duos.h"
 
 namespace warpmerge {
 namespace {
 
 constexpr int kRowThreads = 256;
+constexpr int kProductThreads = 128;  // four warps: a chunk is four blocks of long rows
 
 struct RowFold {
   bool largest;
@@ -41,6 +45,37 @@ __global__ void __launch_bounds__(kRowThreads) fold_row_blocks(WM_PARAM Table ta
   });
 }
 
+// The same of products.
+template <class T>
+__global__ void __launch_bounds__(kProductThreads)
+    multiply_rows(WM_PARAM Table table, const int64_t* duos, int number, int sums, double* partials) {
+  const Chunk chunk = chunk_of(table, blockIdx.x / unsigned(number));
+  const Duo duo = duo_of(duos, int(blockIdx.x % unsigned(number)));
+  walk_row_blocks<kProductThreads>(chunk, table.words[chunk.segment], [&](const RowBlock& block) {
+    const T* a = values_of<T>(chunk, duo.a) + block.begin;
+    const T* b = values_of<T>(chunk, duo.b) + block.begin;
+    double found[3][kPerThread] = {};
+    WM_ROLLED
+    for (int at = block.lane; at < block.length; at += kLanes) {
+      double x[kPerThread], y[kPerThread];
+      load_lanes(a, at, block.length, 0.0, x);
+      load_lanes(b, at, block.length, 0.0, y);
+      WM_UNROLL
+      for (int e = 0; e < kPerThread; ++e) {
+        if (duo.place[0] >= 0) found[0][e] = add_product<T>(found[0][e], x[e], x[e]);
+        if (duo.place[1] >= 0) found[1][e] = add_product<T>(found[1][e], x[e], y[e]);
+        if (duo.place[2] >= 0) found[2][e] = add_product<T>(found[2][e], y[e], y[e]);
+      }
+    }
+    WM_UNROLL
+    for (int p = 0; p < 3; ++p) {
+      const double total = fold_lanes(found[p], block.threads, RowFold{false});
+      if (duo.place[p] >= 0 && block.lane == 0 && block.exists)
+        partials[(chunk.place[kPlaceBlock] + block.number) * sums + duo.place[p]] = total;
+    }
+  });
+}
+
 // A thread for each row and value.
 __global__ void __launch_bounds__(kRowThreads) fold_rows(double* partials, const int64_t* spans, int64_t slots,
                                                          int64_t rows, int models, bool largest, double* result) {
@@ -61,10 +96,17 @@ __global__ void __launch_bounds__(kRowThreads) fold_rows(double* partials, const
 
 }  // namespace
 
-void rows(cudaStream_t stream, const Launch& work, bool largest, double* partials) {
+void row_values(cudaStream_t stream, const Launch& work, bool largest, double* partials) {
   const Table table = make_table(work, 0, nullptr);
-  launch("rows", work.fp64 ? fold_row_blocks<double> : fold_row_blocks<float>, work.chunks, kRowThreads, stream, table,
-         largest, partials);
+  launch("row_values", work.fp64 ? fold_row_blocks<double> : fold_row_blocks<float>, work.chunks, kRowThreads, stream,
+         table, largest, partials);
+}
+
+void row_products(cudaStream_t stream, const Launch& work, const int64_t* duos, int number, int sums,
+                  double* partials) {
+  const Table table = make_table(work, 0, nullptr);
+  launch("row_products", work.fp64 ? multiply_rows<double> : multiply_rows<float>, work.chunks * number,
+         kProductThreads, stream, table, duos, number, sums, partials);
 }
 
 void row_totals(cudaStream_t stream, double* partials, const int64_t* spans, int64_t slots, int64_t rows, int models,

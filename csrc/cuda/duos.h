@@ -1,0 +1,32 @@
+// Terms of two values that are read once: a duo, and the places of its three products.
+#pragma once
+
+#include "row_blocks.h"
+
+namespace warpmerge {
+
+// A product of two float32 is exact in float64: its sum is rounded once, fused or not.
+template <class T>
+WM_DEVICE double add_product(double sum, double a, double b) {
+  if constexpr (sizeof(T) == 4)
+    return fma(a, b, sum);
+  else
+    return sum + a * b;
+}
+
+struct Duo {
+  int64_t a, b;
+  int64_t place[3];  // of the sums of a a, a b and b b; below 0: not asked for
+};
+
+WM_DEVICE Duo duo_of(const int64_t* duos, int number) {
+  const int64_t* row = duos + int64_t(number) * kDuoColumns;
+  return {row[0], row[1], {row[2], row[3], row[4]}};
+}
+
+template <class T>
+WM_DEVICE const T* values_of(const Chunk& chunk, int64_t value) {
+  return reinterpret_cast<const T*>(address(chunk.place, kPlaceInputs + int(value)));
+}
+
+}  // namespace warpmerge

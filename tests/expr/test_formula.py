@@ -32,7 +32,7 @@ from kernel_helpers import (
 from warpmerge.errors import MergeError
 from warpmerge.expr import expression as f
 from warpmerge.models.views import FileRegion
-from warpmerge.requests import KEEP_ALL, KthLargest, Map, Moments, RandomMask, TopKMask
+from warpmerge.requests import KEEP_ALL, KthLargest, Map, RandomMask, Reduce, TopKMask
 
 COUNT = 1283  # two stages and a rest, of whole strips too
 SMALL_TILES = [(isa, 2, 512) for isa in ISAS]
@@ -214,12 +214,13 @@ def keeps(values, fp64):
 @pytest.mark.parametrize("nonfinite", ["propagate", "base"])
 @pytest.mark.parametrize("dtype", ALL_DTYPES)
 @pytest.mark.parametrize(("models", "outputs"), [(1, 3), (3, 1), (2, 2)])
-def test_moments_of_values(dtype, models, outputs, nonfinite):
+def test_reductions_of_values(dtype, models, outputs, nonfinite):
     base, tensors = adversarial(dtype, models, 9001)
     values = random_values(models, models, outputs=outputs)
-    for only_l1 in (False, True):
-        request = Moments(keeps(outputs, is_wide(dtype)), only_l1, of=formula(values))
-        compare(request, tensors, base, nonfinite=nonfinite)
+    rules = keeps(outputs, is_wide(dtype))
+    values += [f.masked(v, rule) for v, rule in zip(values, rules, strict=True)]
+    for kind in ("sum", "max", "count"):
+        compare(Reduce(kind, of=formula(values)), tensors, base, nonfinite=nonfinite)
 
 
 @pytest.mark.parametrize("dtype", ALL_DTYPES)
@@ -229,7 +230,7 @@ def test_every_nan_has_one_magnitude(dtype):
     between, canonical = (0x7FF1 << 48, 0x7FF8 << 48) if is_wide(dtype) else (0x7F81 << 16, 0x7FC0 << 16)
     rules = [TopKMask(between), TopKMask(canonical, 0), TopKMask(canonical, 5000)]
     values = [f.equal(f.masked(f.base(), rule), 0.0) for rule in rules]
-    compare(Moments((KEEP_ALL,) * 3, of=formula(values)), tensors, base)
+    compare(Reduce("sum", of=formula(values)), tensors, base)
 
 
 @pytest.mark.parametrize("dtype", ALL_DTYPES)
@@ -250,7 +251,7 @@ def test_ranks_are_measured(columns):
     values = formula([f.rank(0) * f.delta(1), f.rank(1)], columns)
     configurations = [(ISAS[0], 2, 512), (ISAS[0], 2, None)]
     compare(KthLargest((count // 3, count // 10), of=values), tensors, base, configurations)
-    compare(Moments((KEEP_ALL, KEEP_ALL), of=values), tensors, base, configurations)
+    compare(Reduce("sum", of=values), tensors, base, configurations)
 
 
 def test_a_formula_goes_from_tensor_to_tensor():

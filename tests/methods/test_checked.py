@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import warpmerge as wm
+from warpmerge.expr import delta, masked
+from warpmerge.expr.patterns import KeptMagnitudes
 from warpmerge.methods import REGISTRY
-from warpmerge.requests import KEEP_ALL, Copy, ElectAndSum, Gram, KthLargest, Moments, WeightedSum
+from warpmerge.requests import KEEP_ALL, Copy, ElectAndSum, Gram, KthLargest, Reduce, WeightedSum
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +30,7 @@ REFERENCE, METADATA = wm.Base.REFERENCE, wm.Base.METADATA
             None,
             "returned NoneType for the tensor, but it must be one of WeightedSum, ElectAndSum, Map",
         ),
-        (METADATA, Copy(), None, "yielded Copy for the tensor, but it must be one of KthLargest, Moments, Gram, Rows"),
+        (METADATA, Copy(), None, "yielded Copy for the tensor, but it must be one of KthLargest, Reduce, Gram"),
         (
             METADATA,
             None,
@@ -56,8 +58,6 @@ REFERENCE, METADATA = wm.Base.REFERENCE, wm.Base.METADATA
         ),
         (REFERENCE, KthLargest((8, 0)), None, "counts are integers from 0 to 7"),
         (REFERENCE, KthLargest((1,)), None, "'counts' has 1 entries and not"),
-        (REFERENCE, Moments((KEEP_ALL,)), None, "'keep' has 1 entries and not"),
-        (REFERENCE, Moments((KEEP_ALL, 1)), None, "keep consists of TopKMask, RandomMask and RankMask"),
         (REFERENCE, None, ElectAndSum((1.0, 1.0), (KEEP_ALL,) * 2, elect=True), "'ballot' has 0 entries and not"),
         (REFERENCE, None, ElectAndSum((1.0, 1.0), (KEEP_ALL,) * 2, (1.0, 1.0)), "neither ballot nor divisor"),
         (REFERENCE, None, ElectAndSum((1.0, 1.0), (KEEP_ALL,) * 2, lambda_=None), "lambda_ is not a finite number"),
@@ -76,18 +76,36 @@ def test_requests_that_do_not_fit_are_errors_of_the_method(base, measure, combin
     assert part in str(error.value) and "method 'wrong'" in str(error.value)
 
 
+def test_what_is_no_mask_is_refused_where_it_is_used():
+    with pytest.raises(wm.MergeError, match="a mask is a TopKMask, a RandomMask or a RankMask, not 1"):
+        KeptMagnitudes((KEEP_ALL, 1))
+
+
+def test_masks_of_some_models_are_measured_as_any_expression():
+    @wm.method("some", base=REFERENCE)
+    def some(tensor, p):
+        whole, kept = yield Reduce("sum", of=KeptMagnitudes((KEEP_ALL,)))
+        assert (whole, kept) == (6, 6)
+        return Copy()
+
+    base = np.zeros(3, np.float32)
+    first = np.array([1, -2, 3], np.float32)
+    assert wm.merge_tensors([first, base], "some", base=base).tolist() == [1, -2, 3]
+
+
 def test_answers_reach_the_method():
     """Each kind of measurement and combination, through the checks."""
     seen = []
 
-    @wm.method("all", base=REFERENCE, passes=4)
+    @wm.method("all", base=REFERENCE, passes=5)
     def everything(tensor, p):
         seen.append((yield Gram(on_deltas=True)).norms_sq)
         selected = yield KthLargest((2, 1))
         keep = tuple(s.keep() for s in selected)
-        seen.append([(m.kept, m.kept_abs, m.sum_abs) for m in (yield Moments(keep))])
+        seen.append((yield Reduce("sum", of=KeptMagnitudes(keep))))
+        seen.append((yield Reduce("count", of=tuple(masked(delta(k), rule) for k, rule in enumerate(keep)))))
         return ElectAndSum((1.0, 1.0), keep, (1.0, 1.0), (1.0, 1.0), 2.0, elect=True)
 
     x0, x1, x2 = np.zeros(3), np.array([1.0, -2, 3]), np.array([0.0, 4, 1])
     assert wm.merge_tensors([x1, x2], "all", base=x0).tolist() == [0, 8, 6]
-    assert seen == [(14, 17), [(2, 5, 6), (1, 4, 5)]]
+    assert [list(found) for found in seen] == [[14, 17], [6, 5, 5, 4], [2, 1]]

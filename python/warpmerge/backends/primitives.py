@@ -90,7 +90,8 @@ def primitive(task: TensorTask, request: Reduce, accelerates: Callable[[KeptMagn
     Raises MergeError for rows whose length does not fit the tensor.
     """
     of = request.of
-    if isinstance(of, KeptMagnitudes) and _in_compute_type(request) and accelerates(of):
+    masks_all = isinstance(of, KeptMagnitudes) and len(of.keep) == len(task.inputs)
+    if masks_all and _in_compute_type(request) and accelerates(of):
         return KeptSums(of.keep, request.on_deltas)
     if request.kind == "histogram":
         return Bins(of, request.intervals, request.on_deltas)

@@ -165,8 +165,10 @@ def sqrt(a: Expr) -> Expr:
 def masked(a: Expr, mask: Mask) -> Expr:
     """`a` where the mask keeps it, by its own magnitude and position, else 0.
 
-    Raises MergeError for a RankMask of anything but a delta: ranks are those of the inputs.
+    Raises MergeError for what is no mask, and for a RankMask of anything but a delta: ranks are those of the inputs.
     """
+    if not isinstance(mask, Mask):
+        raise MergeError(f"a mask is a TopKMask, a RandomMask or a RankMask, not {mask!r}.")
     if isinstance(mask, RankMask):
         return where(draw(mask.key) < rank_cut(a, mask), a, 0)
     return Expr(_KEEP, (a,), mask)

@@ -22,8 +22,8 @@ import torch
 from warpmerge import _core
 from warpmerge.backends.cpu.backend import CpuBackend
 from warpmerge.backends.reference.backend import TorchBackend
-from warpmerge.engine.tasks import Request, TensorTask
 from warpmerge.requests import Combine, HistogramResult
+from warpmerge.tasks import Request, TensorTask
 from warpmerge.threads import thread_count
 
 from . import operands

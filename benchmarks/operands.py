@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from warpmerge.dtypes import BY_NAME
-from warpmerge.engine.tasks import MemorySink, TensorTask
 from warpmerge.methods import TensorInfo
 from warpmerge.models.views import Memory
+from warpmerge.tasks import MemorySink, TensorTask
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 WEIGHTS = (0.51, 0.33, 0.237, 0.118, 0.291, 0.173, 0.419, 0.067)

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from kernel_helpers import DTYPES, INTEGERS, MIXED, assert_same_bits, buffer, cpu, family, reference, task
-from warpmerge.engine.tasks import MemorySink
 from warpmerge.expr import expression as f
 from warpmerge.expr.expression import Expr, Op
 from warpmerge.expr.formula import Formula
 from warpmerge.requests import KEEP_ALL, KEEP_NONE, RandomMask, TopKMask
+from warpmerge.tasks import MemorySink
 
 SPECIAL = [0.0, -0.0, 1.0, -1.0, 1e-45, -1e-45, 1.1754942e-38, 3.4e38, -3.4e38, 0.1, float("inf"), -float("inf")]
 KEY = 0x0123456789ABCDEF

@@ -15,11 +15,11 @@ from warpmerge.backends.cpu.programs import native_of
 from warpmerge.backends.reference.backend import TorchBackend
 from warpmerge.dtypes import BY_NAME
 from warpmerge.engine import loop as engine
-from warpmerge.engine.tasks import MemorySink, TensorTask
 from warpmerge.expr.expression import Expr
 from warpmerge.expr.formula import Formula
 from warpmerge.methods import TensorInfo, find
 from warpmerge.models.views import Memory
+from warpmerge.tasks import MemorySink, TensorTask
 
 ISAS = _core.isas()
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}

@@ -20,6 +20,7 @@ ROOMS = [
     ["requests"],
     ["models"],
     ["methods"],
+    ["tasks"],
     ["recipe"],
     ["plan"],
     ["backends"],

@@ -12,8 +12,8 @@ from warpmerge.backends.cpu.backend import CpuBackend
 from warpmerge.backends.gpu.kernels import CudaKernels, TritonKernels
 from warpmerge.backends.gpu.tables import Kind, Segment, Table, is_aligned, keep_rows
 from warpmerge.backends.gpu.torch_runtime import TorchRuntime
-from warpmerge.engine.tasks import Outcome
 from warpmerge.requests import Mask
+from warpmerge.tasks import Outcome
 
 from ..operands import DTYPES, carry_out, dtype_of, make_task, random_model, same_bits
 from .harness import Bench

@@ -11,9 +11,9 @@ from helpers import SINGLE, contents, run_cli, run_process, write_recipe, write_
 from kernel_helpers import ALL_DTYPES, assert_same_bits, cpu, family, reference, run, task
 from warpmerge.backends import tensor_function as whole
 from warpmerge.dtypes import BY_NAME
-from warpmerge.engine.tasks import DeviceSink
 from warpmerge.methods import REGISTRY
-from warpmerge.requests import TensorFunction
+from warpmerge.requests import TensorFunction, WrittenFunction
+from warpmerge.tasks import DeviceSink
 
 REFERENCE, METADATA, OPTIONAL = wm.Base.REFERENCE, wm.Base.METADATA, wm.Base.OPTIONAL
 
@@ -178,7 +178,7 @@ def test_tensors_of_a_device_stay_there():
         object.__setattr__(buffer, "device", "cpu")
         assert buffer.owner is tensor
     made.sinks = [DeviceSink(result.data_ptr(), result)]
-    outcome = whole.carry_out(made, TensorFunction(lambda x, given: x[0] + x[1], combines=True))
+    outcome = whole.carry_out(made, WrittenFunction(lambda x, given: x[0] + x[1]))
     assert outcome.value is None
     assert_same_bits(result, wm.merge_tensors([a, b], "mine", base=base))
     assert BY_NAME["bfloat16"] == made.out_dtype
@@ -187,7 +187,7 @@ def test_tensors_of_a_device_stay_there():
 PLUGIN = """
 import sys
 import warpmerge as wm
-from warpmerge.requests import TensorFunction
+from warpmerge.requests import TensorFunction, WrittenFunction
 @wm.method("mine", base=wm.Base.REFERENCE)
 def mine(tensor, p):
     return TensorFunction(lambda x, base: (x[0] + x[1]) / 2)

@@ -30,7 +30,7 @@ from kernel_helpers import (
     work,
 )
 from warpmerge import _core
-from warpmerge.engine.tasks import FileSink
+from warpmerge.tasks import FileSink
 
 HALVES = [torch.bfloat16, torch.float16]
 PATTERNS = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)  # all of 16 bits

@@ -67,8 +67,8 @@ def test_backends_agree(case):
 def companion_task(method, tensors, auxiliary, **parameters):
     from kernel_helpers import buffer
     from warpmerge.engine.memory_merge import resolve_values
-    from warpmerge.engine.tasks import MemorySink, TensorTask
     from warpmerge.methods import TensorInfo
+    from warpmerge.tasks import MemorySink, TensorTask
 
     result = torch.full_like(tensors[0], 123.0)
     values = resolve_values(find(method), len(tensors), {"fisher": [{}] * len(tensors), **parameters}, on_deltas=False)

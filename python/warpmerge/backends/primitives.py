@@ -18,12 +18,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..engine.tasks import TensorTask
 from ..errors import MergeError
 from ..expr.expression import Expr, Op, delta, equal, where
 from ..expr.formula import Formula
 from ..expr.patterns import KeptMagnitudes
 from ..requests import Mask, Reduce
+from ..tasks import TensorTask
 
 
 class Term(enum.IntEnum):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from ..engine.tasks import Outcome, TensorTask, Work
+    from ..tasks import Outcome, TensorTask, Work
 
 
 class Ticket(Protocol):

@@ -20,11 +20,11 @@ try:
 except ImportError:
     raise MergeError("a method that works on whole tensors needs torch: pip install torch.") from None
 
-from ..engine.tasks import DeviceSink, Outcome, TensorTask
 from ..finite import all_finite
 from ..models.views import View
 from ..requests import TensorFunction, WrittenFunction
-from .reference.backend import add_delta, digest, round_to
+from ..tasks import DeviceSink, Outcome, TensorTask
+from .reference.output import add_delta, digest, round_to
 
 READ = 1 << 20  # bytes of a file that are held beside the tensor they go to, in a cache if they are so few
 

@@ -14,9 +14,9 @@ from .. import backends
 from ..dtypes import BY_NAME, DType
 from ..errors import DeviceError, RecipeError
 from ..models.views import FileRegion, Memory
+from ..tasks import DeviceSink, MemorySink, Sink, TensorTask
 from . import loop as engine
 from . import model_scope
-from .tasks import DeviceSink, MemorySink, Sink, TensorTask
 
 _shared: dict[tuple, Any] = {}
 _locks: dict[int, threading.Lock] = {}

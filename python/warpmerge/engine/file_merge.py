@@ -14,10 +14,10 @@ from ..models import OutputDirectory
 from ..models.sidecars import CARD, MANIFEST, card, manifest, sidecars
 from ..models.views import View
 from ..plan.file_plan import Job, Plan, index_document
+from ..tasks import FileSink, TensorTask, same_bytes
 from . import loop as engine
 from . import model_scope
 from .read_ahead import ReadAhead
-from .tasks import FileSink, TensorTask, same_bytes
 
 Progress = Callable[[int, int], None]  # bytes read so far, bytes to read in all
 

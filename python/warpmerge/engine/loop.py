@@ -15,7 +15,7 @@ from typing import Any
 from ..backends.protocol import Backend
 from ..errors import CheckpointError, MergeError
 from ..requests import Copy, Map, TensorFunction, WeightedSum, WrittenFunction
-from .tasks import Outcome, TensorTask, Work, same_bytes
+from ..tasks import Outcome, TensorTask, Work, same_bytes
 
 Progress = Callable[[int], None]  # bytes read since the last call
 

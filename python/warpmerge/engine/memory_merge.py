@@ -13,9 +13,9 @@ from ..methods import Base, Method, Parameter, TensorInfo, find
 from ..methods.parameters import checked_seed
 from ..models.views import View
 from ..recipe.resolve import complete_values
+from ..tasks import TensorTask, same_bytes
 from .arrays import Array, Place, Result
 from .auxiliary import AuxiliaryTensors
-from .tasks import TensorTask, same_bytes
 
 
 def merge_tensors(

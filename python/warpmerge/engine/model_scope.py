@@ -15,8 +15,8 @@ from typing import Any
 from ..errors import MergeError, RecipeError
 from ..methods import Method, TensorInfo
 from ..requests import Copy, ElectAndSum, Gram, GramResult, KthLargest, Reduce
+from ..tasks import TensorTask
 from . import loop as engine
-from .tasks import TensorTask
 
 HISTOGRAMS = 24  # of a batch: half a megabyte each
 

@@ -15,7 +15,7 @@ import numpy as np
 from ..dtypes import BFLOAT16, FLOAT32, FLOAT64
 from ..models.views import Memory, View
 from ..requests import NO_TIE_END, HistogramResult, KthLargest, Reduce, Selection
-from .tasks import TensorTask
+from ..tasks import TensorTask
 
 if TYPE_CHECKING:
     from .model_scope import ModelScope

@@ -13,12 +13,12 @@ import numpy as np
 from ..dtypes import FLOAT32, FLOAT64, DType
 from ..engine.arrays import Array, FileArray, Place, Result, numpy_dtype
 from ..engine.memory_merge import Operands, wanted_dtype
-from ..engine.tasks import same_bytes
 from ..errors import CheckpointError, RecipeError
 from ..methods import TensorInfo
 from ..methods.base import Steps
 from ..models import Checkpoint, Shard
 from ..requests import Combine, WeightedSum
+from ..tasks import same_bytes
 from .state_files import described, directory_targets, file_targets, in_memory, key, open_state, write_state
 
 Source = str | Path | Mapping[str, Any]

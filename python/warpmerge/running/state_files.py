@@ -14,10 +14,10 @@ import numpy as np
 
 from ..dtypes import FLOAT32, FLOAT64, DType
 from ..engine.arrays import FileArray
-from ..engine.tasks import FileSink
 from ..errors import CheckpointError, OutputError
 from ..models import SINGLE, Checkpoint, OutputDirectory, Shard, layout
 from ..models.sidecars import sidecars
+from ..tasks import FileSink
 
 KEY = "warpmerge.running"  # of the metadata that say what a state is
 CHUNK = 16 << 20  # bytes that are copied at a time

@@ -12,8 +12,8 @@ from warpmerge.backends.gpu.backend import DeviceBackend
 from warpmerge.backends.gpu.kernels import CudaKernels
 from warpmerge.backends.gpu.tables import CHUNK
 from warpmerge.backends.gpu.torch_runtime import TorchRuntime
-from warpmerge.engine.tasks import DeviceSink, MemorySink
 from warpmerge.requests import Map
+from warpmerge.tasks import DeviceSink, MemorySink
 
 TILED = 3 * CHUNK + 4097
 PLACES = ("resident", "tiled, late")

@@ -198,8 +198,8 @@ def test_frozen_tensors_that_are_not_finite(mode):
 @pytest.mark.parametrize("on_deltas", [False, True])
 def test_several_outputs(on_deltas, mode):
     """A sweep: M outputs from one read, and among them a tensor of NaN that no model changes."""
-    from warpmerge.engine.tasks import MemorySink
     from warpmerge.pool import _Sweep
+    from warpmerge.tasks import MemorySink
 
     rows = [(1.0, 0.0, 0.0), (0.2, 0.3, 0.5), (-0.7, 1.9, 0.1), (0.0, 0.0, 0.0)]
 

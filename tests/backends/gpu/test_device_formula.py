@@ -20,7 +20,7 @@ from warpmerge.backends.gpu.code import LAST, NONE, file_bytes, packed
 from warpmerge.backends.gpu.tables import BLOCK, CHUNK
 from warpmerge.errors import MergeError
 from warpmerge.expr import expression as f
-from warpmerge.requests import Gram, Map, RandomMask, TensorFunction, TopKMask
+from warpmerge.requests import Gram, Map, RandomMask, TensorFunction, TopKMask, WrittenFunction
 
 (emulation,) = FIXTURES
 
@@ -178,7 +178,7 @@ def test_vectors_that_do_not_fit_are_refused():
 def test_whole_tensors(mode):
     """Among requests of other kinds, as a measurement and as what combines."""
     base, tensors = family("bf16", 2, (64, 300))
-    mean = TensorFunction(lambda x, b: (x[0] + x[1]) / 2 + 0 * b, combines=True)
+    mean = WrittenFunction(lambda x, b: (x[0] + x[1]) / 2 + 0 * b)
     applied = Map(formula([(f.delta(0) + f.delta(1)) / 2]), True)
     cases = [
         Case(applied, tensors, base),

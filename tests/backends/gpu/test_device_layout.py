@@ -14,11 +14,11 @@ from warpmerge.backends.gpu.scratch import Scratch
 from warpmerge.backends.gpu.staging import Move, fill_slots
 from warpmerge.backends.gpu.tables import ALIGN, BLOCK, CHUNK, Kind, Segment, Table, chunks_of, is_aligned, keep_rows
 from warpmerge.dtypes import BFLOAT16, FLOAT32
-from warpmerge.engine.tasks import MemorySink, TensorTask
 from warpmerge.errors import DeviceError
 from warpmerge.methods import TensorInfo
 from warpmerge.models.views import Memory
 from warpmerge.requests import KEEP_ALL, KEEP_NONE, RandomMask, TopKMask
+from warpmerge.tasks import MemorySink, TensorTask
 
 counts = st.lists(st.integers(0, 5 * CHUNK), min_size=1, max_size=12)
 

@@ -10,10 +10,10 @@ from device_modes import FIXTURES
 from formula_helpers import KEY, adversarial, formula, is_wide
 from kernel_helpers import ALL_DTYPES, family, reference
 from warpmerge.backends.gpu import flight
-from warpmerge.engine.tasks import FileSink
 from warpmerge.errors import DeviceError
 from warpmerge.expr import expression as f
 from warpmerge.requests import KthLargest, Map, RandomMask, Reduce
+from warpmerge.tasks import FileSink
 
 (emulation,) = FIXTURES
 

@@ -8,8 +8,8 @@ from device_modes import BOTH, FIXTURES, compare, device
 from kernel_helpers import DTYPES, run, task, weights
 from test_equality_adversarial import DELTAS, alternating, clustered, one_apart
 from warpmerge.backends.gpu.tables import CHUNK
-from warpmerge.engine.tasks import TensorTask
 from warpmerge.requests import NO_TIE_END, KthLargest
+from warpmerge.tasks import TensorTask
 
 (emulation,) = FIXTURES
 

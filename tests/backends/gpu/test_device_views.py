@@ -11,7 +11,7 @@ from view_helpers import Views, shape_of
 from warpmerge.backends.gpu.backend import DeviceBackend
 from warpmerge.backends.gpu.kernels import CudaKernels
 from warpmerge.backends.gpu.torch_runtime import TorchRuntime
-from warpmerge.engine.tasks import DeviceSink
+from warpmerge.tasks import DeviceSink
 
 (emulation,) = FIXTURES
 METHODS = {

@@ -5,7 +5,7 @@ from kernel_helpers import family, task
 from warpmerge.backends.gpu import torch_runtime
 from warpmerge.backends.gpu.backend import DeviceBackend
 from warpmerge.engine import loop as engine
-from warpmerge.engine.tasks import DeviceSink
+from warpmerge.tasks import DeviceSink
 
 
 class Kernels:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 from ... import _core
-from ...engine.tasks import FileSink, Outcome, Request, Sink, TensorTask, Work
 from ...requests import (
     Copy,
     ElectAndSum,
@@ -21,6 +20,7 @@ from ...requests import (
     TensorFunction,
     WeightedSum,
 )
+from ...tasks import FileSink, Outcome, Request, Sink, TensorTask, Work
 from ...threads import thread_count
 from ..primitives import Bins, ColumnFolds, KeptSums, RowFolds, TensorSums, primitive, result
 from ..protocol import Backend

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from ... import _core
-from ...engine.tasks import TensorTask
 from ...errors import MergeError
 from ...expr.formula import Formula
 from ...expr.program import Program
 from ...requests import NO_TIE_END, Mask, RandomMask, RankMask
+from ...tasks import TensorTask
 
 
 def native(task: TensorTask, formula: Formula) -> Any:

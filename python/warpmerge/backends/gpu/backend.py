@@ -12,9 +12,9 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any
 
 from ... import _core
-from ...engine.tasks import DeviceSink, Outcome, TensorTask, Work
 from ...errors import DeviceError
 from ...requests import Copy, TensorFunction
+from ...tasks import DeviceSink, Outcome, TensorTask, Work
 from ...threads import thread_count
 from ...units import show_size
 from ..protocol import Backend

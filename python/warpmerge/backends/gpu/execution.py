@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ...engine.tasks import Outcome, Request, TensorTask, Work
 from ...expr.program import Program
 from ...requests import ElectAndSum, Gram, KthLargest, Map, WeightedSum
+from ...tasks import Outcome, Request, TensorTask, Work
 from ..cpu.programs import check_rows
 from ..primitives import Bins, ColumnFolds, KeptSums, RowFolds, TensorSums
 from .loads import Load

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from ...engine.tasks import TensorTask
 from ...models.views import Memory, View
+from ...tasks import TensorTask
 from .loads import Cuts, Load, Part, anywhere, footprint, lay_out, pack
 from .scratch import Scratch
 from .staging import Arrival, Inbound, Move, Outbound

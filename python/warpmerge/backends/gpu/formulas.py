@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...engine.tasks import TensorTask
 from ...expr.program import Program
 from ...requests import Map
+from ...tasks import TensorTask
 from ..primitives import Bins, ColumnFolds, RowFolds
 from .code import Code, file_bytes, packed
 from .execution import POLICIES, Execution, Group

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...engine.tasks import TensorTask, Work
+from ...tasks import TensorTask, Work
 from ..protocol import Backend
 from .backend import DeviceBackend, Ticket
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ...engine.tasks import TensorTask
 from ...errors import DeviceError
+from ...tasks import TensorTask
 from ...units import show_size
 from .staging import Move
 from .tables import ALIGN, BLOCK, CHUNK, Segment

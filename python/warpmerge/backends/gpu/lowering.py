@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...engine.tasks import TensorTask
 from ...expr.patterns import KeptMagnitudes
 from ...requests import ElectAndSum, RankMask, Reduce
+from ...tasks import TensorTask
 from ..primitives import primitive, result
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from ...engine.tasks import Outcome
 from ...requests import (
     NO_TIE_END,
     ElectAndSum,
@@ -22,6 +21,7 @@ from ...requests import (
     Selection,
     WeightedSum,
 )
+from ...tasks import Outcome
 from ..primitives import Bins, ColumnFolds, KeptSums, RowFolds, TensorSums
 from .execution import Execution, Group, Steps
 from .formulas import FormulaExecution

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ...engine.tasks import Outcome
+from ...tasks import Outcome
 from ..primitives import Term
 from .execution import Group, Steps
 from .formulas import FormulaExecution, Piece, Slice

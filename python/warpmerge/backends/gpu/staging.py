@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from ... import _core
-from ...engine.tasks import FileSink, Sink
+from ...tasks import FileSink, Sink
 
 # Bytes of one slot: some milliseconds of a PCIe link, so that the host's work per slot does not show.
 SLOT = 64 << 20

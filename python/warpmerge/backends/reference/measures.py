@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...engine.tasks import TensorTask
 from ...requests import GramResult, HistogramResult, RandomMask, RankMask, Reduce, Selection
+from ...tasks import TensorTask
 
 LANES, ROWS = 256, 16
 BLOCK = LANES * ROWS

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..dtypes import DType
-from ..methods import Method, TensorInfo
-from ..models.views import View
-from ..requests import Combine, Measure
+from .dtypes import DType
+from .methods import Method, TensorInfo
+from .models.views import View
+from .requests import Combine, Measure
 
 
 @dataclass(frozen=True, slots=True)

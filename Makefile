@@ -22,9 +22,11 @@ demo: $(VENV)/demo.done
 test: $(VENV)/test.done
 	$(BIN)/python -m pytest
 
-lint: $(VENV)/lint.done
+# mypy reads the annotations of numpy and torch, so it runs where the tests do.
+lint: $(VENV)/test.done $(VENV)/lint.done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
 
 format: $(VENV)/lint.done
@@ -91,5 +93,5 @@ build/triton-$(NEWER_TRITON)/triton/__init__.py: | $(VENV)/venv.done
 	env -u PIP_CONSTRAINT $(BIN)/python -m pip install -q --no-deps --target build/triton-$(NEWER_TRITON) triton==$(NEWER_TRITON)
 
 $(VENV)/lint.done: $(VENV)/venv.done constraints.txt
-	$(BIN)/python -m pip install -q ruff clang-format
+	$(BIN)/python -m pip install -q ruff clang-format mypy types-PyYAML
 	touch $@

@@ -177,7 +177,9 @@ def _cpu_memory(plan: Plan, threads: int, limit: int | str | None) -> tuple[int,
     except ValueError as error:
         least = show_size(error.args[0] + whole)
         why = f", as method '{plan.recipe.method.name}' holds more of a tensor than tiles" if whole else ""
-        raise RecipeError(f"memory: {show_size(budget)} is too little; {threads} threads need {least}{why}.") from None
+        raise RecipeError(
+            f"memory: {show_size(budget or 0)} is too little; {threads} threads need {least}{why}."
+        ) from None
     return tile, cpu.memory(threads, tile, models, itemsize, largest) + whole
 
 

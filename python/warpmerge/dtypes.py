@@ -21,6 +21,12 @@ class DType:
         return self.code is not None
 
     @property
+    def kernel_code(self) -> int:
+        """Of a type that kernels compute with."""
+        assert self.code is not None, f"{self} is copied, never computed with"
+        return self.code
+
+    @property
     def is_quantized(self) -> bool:
         """An 8-bit float: its values mean nothing without scales kept elsewhere, so it cannot be averaged."""
         return self.name.startswith("float8")

@@ -182,7 +182,7 @@ class _Sweep:
 
 def _place(device: str, backend: str, sources: Sequence[Source]) -> Place:
     """Where the pool is: on the device that was asked for, else on that of the first tensor."""
-    first = next((t for s in sources if isinstance(s, Mapping) for t in s.values()), None)
+    first: Any = next((t for s in sources if isinstance(s, Mapping) for t in s.values()), None)
     if device == "auto" and getattr(first, "is_cuda", False):
         device = str(first.device)
     info = backends.choose(backend, device)
@@ -204,7 +204,7 @@ class _Loader:
         self._place, self._threads, self._opened = place, threads, opened
         self._inbound: Any = None
 
-    def __call__(self, source: Source) -> dict[str, Array]:
+    def __call__(self, source: Source) -> dict[str, Any]:
         if isinstance(source, Mapping):
             odd = next((name for name, t in source.items() if not hasattr(t, "data_ptr")), None)
             if odd is not None:
@@ -214,7 +214,8 @@ class _Loader:
         checkpoint = Checkpoint(str(source))
         self._opened.append(checkpoint)
         arrays = {name: FileArray(shard, entry) for name, (shard, entry) in checkpoint.entries.items()}
-        return self._to_device(arrays) if self._place.in_place else arrays
+        found: dict[str, Any] = self._to_device(arrays) if self._place.in_place else arrays
+        return found
 
     def _to_device(self, arrays: dict[str, FileArray]) -> dict[str, Array]:
         import torch

@@ -71,7 +71,7 @@ class Selection:
     def magnitude(self, fp64: bool) -> float:
         """The threshold as a number. `fp64`: of keys of float64, else of float32."""
         key = self.threshold.to_bytes(8 if fp64 else 4, "little")
-        return struct.unpack("<d" if fp64 else "<f", key)[0]
+        return float(struct.unpack("<d" if fp64 else "<f", key)[0])
 
 
 Kind = Literal["sum", "max", "min", "count", "histogram"]
@@ -114,6 +114,11 @@ class Reduce:
         problem = self._problem()
         if problem:
             raise MergeError(f"Reduce({self.kind!r}, over={self.over!r}): {problem}.")
+
+    @property
+    def terms(self) -> Formula | None:
+        """`of` as a formula; None: the deltas."""
+        return self.of if isinstance(self.of, Formula) else None
 
     def _problem(self) -> str:
         """Why the fields do not go together; empty if they do."""

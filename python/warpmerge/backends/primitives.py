@@ -89,9 +89,13 @@ def primitive(task: TensorTask, request: Reduce, accelerates: Callable[[KeptMagn
 
     Raises MergeError for rows whose length does not fit the tensor.
     """
-    of = request.of
-    masks_all = isinstance(of, KeptMagnitudes) and len(of.keep) == len(task.inputs)
-    if masks_all and _in_compute_type(request) and accelerates(of):
+    of = request.terms
+    if (
+        isinstance(of, KeptMagnitudes)
+        and len(of.keep) == len(task.inputs)
+        and _in_compute_type(request)
+        and accelerates(of)
+    ):
         return KeptSums(of.keep, request.on_deltas)
     if request.kind == "histogram":
         return Bins(of, request.intervals, request.on_deltas)
@@ -129,7 +133,7 @@ def result(task: TensorTask, request: Reduce, found: Any) -> Any:
     if request.over == "column" and not task.info.count:
         import numpy as np
 
-        return np.zeros((len(found), columns_of(task, request.of)))
+        return np.zeros((len(found), columns_of(task, request.terms)))
     return 0.0 - found if request.kind == "min" else found
 
 

@@ -146,7 +146,7 @@ def _write(task: TensorTask, value: torch.Tensor) -> int | None:
         sink.owner.reshape(-1).copy_(result.reshape(-1))
         return None
     flat = result.cpu().contiguous().reshape(-1)
-    data = flat.view(torch.uint8).numpy() if math.prod(flat.shape) else np.empty(0, np.uint8)
+    data: Any = flat.view(torch.uint8).numpy() if math.prod(flat.shape) else np.empty(0, np.uint8)
     sink.write(memoryview(data).cast("B"))
     return digest(data)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from ..errors import RecipeError
 from ..methods import Method
 from ..methods.auxiliary import check_auxiliary
-from .arrays import Array, Place
+from .arrays import Array
 
 
 class AuxiliaryTensors:
@@ -17,10 +18,10 @@ class AuxiliaryTensors:
     def __init__(
         self,
         method: Method | None = None,
-        values: Mapping[str, Any] | None = None,
+        values: Mapping[str, Any] = MappingProxyType({}),
         models: Sequence[str] = (),
         names: Iterable[str] = (),
-        place: Place | None = None,
+        place: Any = None,
     ) -> None:
         """models: their labels. names: of the weights. Raises RecipeError or CheckpointError for what does not fit."""
         self._kinds = method.auxiliary if method is not None else ()

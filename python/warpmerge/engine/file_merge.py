@@ -140,7 +140,7 @@ def run_plan(plan: Plan, directory: OutputDirectory, backend: Any, progress: Pro
             raise directory.error(error) from None
         background.drain()
         dtypes = plan.dtypes
-        main = max((d for d in dtypes if d.is_float), key=dtypes.get, default=None)
+        main = max((d for d in dtypes if d.is_float), key=lambda d: dtypes[d], default=None)
         files = {
             **sidecars(plan.metadata_source.path, plan.metadata_source.config(), main),
             CARD: card(plan),

@@ -79,6 +79,7 @@ class _Flight:
 
 def _steps(task: TensorTask, frozen: bool = False) -> Generator[Work, Outcome, None]:
     """Requests of one task, the combination last, each with the task that it is on; it is sent outcomes."""
+    combine: Any
     if task.method is None or frozen:
         combine = Copy()
     elif task.solved is not None:

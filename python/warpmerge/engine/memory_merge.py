@@ -160,7 +160,7 @@ class Operands:
 
     def tasks(
         self,
-        method: Method,
+        method: Any,
         values: Mapping[str, Any],
         results: Mapping[str, list[Result]],
         labels: list[str],
@@ -201,7 +201,7 @@ class Operands:
             if array.dtype.is_float != owner.dtype.is_float:
                 raise CheckpointError(f"{what} is {owner.dtype} but {array.dtype} in {label}.")
         count = math.prod(owner.shape)
-        views = [a.view() for a in arrays]
+        views: list[View] = [a.view() for a in arrays]
         auxiliary, shapes = self.auxiliary.of(name, owner)
         if owner.dtype.is_float:
             base = views.pop() if self.reference is not None else None
@@ -224,7 +224,7 @@ class _Entry(NamedTuple):
 
     name: str
     shape: tuple[int, ...]
-    count: int
+    count: int  # type: ignore[assignment]
     merged: bool
     inputs: list[View]
     base: View | None

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ..errors import MergeError, RecipeError
-from ..methods import Method, TensorInfo
+from ..methods import TensorInfo
 from ..requests import Copy, ElectAndSum, Gram, GramResult, KthLargest, Reduce
 from ..tasks import TensorTask
 from . import loop as engine
@@ -43,7 +43,7 @@ class ModelScope:
         self.first = {t.info.name: first for t, first in zip(found, ends, strict=False)}
         self.count = ends[-1]
 
-    def solve(self, method: Method) -> Callable[[str], Any]:
+    def solve(self, method: Any) -> Callable[[str], Any]:
         """Takes the method's steps; returns the combination for a tensor by its name."""
         if not self.count:
             return lambda name: Copy()  # of nothing: there is nothing to measure either
@@ -70,7 +70,7 @@ class ModelScope:
 
                 return histograms(self, request)
             case Reduce(over="tensor"):
-                total = {"sum": math.fsum, "count": sum, "max": max, "min": min}[request.kind]
+                total: Any = {"sum": math.fsum, "count": sum, "max": max, "min": min}[request.kind]
                 return tuple(total(parts) for parts in zip(*self.each(request), strict=True))
             case Gram():
                 return _total_gram(list(self.each(request)))

@@ -6,9 +6,10 @@ should it miss, or the bin that counts hold several keys, further reads narrow t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -198,15 +199,19 @@ def _bracket(model: ModelScope, searches: Sequence[_Search], request: KthLargest
                     setattr(search, end, selection.threshold)
 
 
+def _input(k: int, task: TensorTask) -> View:
+    return task.inputs[k]
+
+
 def _sample(runs: Sequence[tuple[TensorTask, int]], size: int, fp64: bool) -> TensorTask:
     """The runs as one tensor in memory, in the compute type; what is not finite is no reason to stop here."""
     dtype = FLOAT64 if fp64 else FLOAT32
     first = runs[0][0]
 
-    def gathered(which: Callable[[TensorTask], View]) -> View:
+    def gathered(which: Callable[[TensorTask], View | None]) -> View:
         data = np.empty((len(runs), RUN), dtype.name)
         for row, (task, at) in zip(data, runs, strict=True):
-            row[:] = np.resize(_elements(which(task), at, min(RUN, task.info.count)), RUN)
+            row[:] = np.resize(_elements(cast(View, which(task)), at, min(RUN, task.info.count)), RUN)
         return Memory(dtype, (data.size,), data.ctypes.data, data)
 
     return replace(
@@ -214,7 +219,7 @@ def _sample(runs: Sequence[tuple[TensorTask, int]], size: int, fp64: bool) -> Te
         info=replace(first.info, count=size, shape=(size,), fp64=fp64),
         values={**first.values, "nonfinite": "propagate"},
         fp64=fp64,
-        inputs=[gathered(lambda task, k=k: task.inputs[k]) for k in range(len(first.inputs))],
+        inputs=[gathered(functools.partial(_input, k)) for k in range(len(first.inputs))],
         base=gathered(lambda task: task.base) if first.base is not None else None,
         cache={},
         flight=None,

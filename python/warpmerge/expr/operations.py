@@ -60,6 +60,9 @@ class Op(enum.IntEnum):
     NEAREST = 27, 1, "the whole number nearest to a, of two the even one, for |a| < 2^22"
 
 
+OPS = tuple(Op)  # by number
+
+
 def header() -> str:
     """csrc/ops/operations.h."""
     rows = [f"  // {op.meaning}\n  {op.name.lower()} = {op.value}," for op in Op]
@@ -73,7 +76,7 @@ def header() -> str:
             "enum class FormulaOp : int {",
             *rows,
             "};",
-            f"constexpr FormulaOp kLastOperation = FormulaOp::{list(Op)[-1].name.lower()};",
+            f"constexpr FormulaOp kLastOperation = FormulaOp::{OPS[-1].name.lower()};",
             "",
             "}  // namespace warpmerge",
             "",

@@ -85,7 +85,8 @@ def _selections(request: KthLargest, tensor: TensorInfo) -> list[Selection]:
 def _reduction(request: Reduce, tensor: TensorInfo) -> Any:
     if request.kind == "histogram":
         return _histogram(request)
-    terms = len(request.pairs) or (request.of is None and tensor.models) or len(request.of.values)
+    values = tensor.models if request.terms is None else len(request.terms.values)
+    terms = len(request.pairs) or values
     if request.over != "tensor":
         return _products(request) if request.pairs else _rows(terms)
     return (tensor.count,) * terms if request.kind == "count" else (float(tensor.count),) * terms

@@ -15,7 +15,7 @@ from typing import Any
 from ..expr.expression import add_up, column, equal, row, where
 from ..expr.formula import Formula
 from ..expr.library import deltas
-from ..requests import Map, Reduce
+from ..requests import Map, Over, Reduce
 from .base import TensorInfo
 from .geometry import NO_DIRECTION, SHORTEST
 
@@ -78,7 +78,7 @@ def vectors_of(tensor: TensorInfo, *, along_first: bool) -> Generator[Reduce, An
     d = deltas(models)
     pairs = tuple((i, k) for i in range(models) for k in range(i + 1, models))
     products = (*((k, k) for k in range(models)), *pairs)
-    over = "column" if along_first else "row"
+    over: Over = "column" if along_first else "row"
     sums = yield Reduce("sum", Formula(d, columns), over, "float64", products)
     exponents = np.zeros((models, sums.shape[1]), np.int64)
     if tensor.fp64:

@@ -16,7 +16,7 @@ from typing import Any
 from ..expr.expression import Expr, add_up, base, column, exp, maximum, row, value, where
 from ..expr.formula import Formula
 from ..expr.library import deltas
-from ..requests import Copy, Map, Reduce
+from ..requests import Copy, Map, Over, Reduce
 from .base import Base, Steps, TensorInfo
 from .parameters import number
 from .registry import method
@@ -142,7 +142,7 @@ def widen(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     by_row = any(name in tensor.name for name in EMBEDDINGS)
     values = range(1, tensor.models + 1)
     pairs = ((0, 0), *((0, k) for k in values), *((k, k) for k in values))
-    over = "row" if by_row else "column"
+    over: Over = "row" if by_row else "column"
     sums = yield Reduce("sum", Formula((base(), *d), columns), over, "float64", pairs)
     changed = changes(sums[0], sums[1 : tensor.models + 1], sums[tensor.models + 1 :])
     longer, turned = (scored(change, ratio, calibration) for change in changed)

@@ -33,7 +33,7 @@ class OutputDirectory:
         self.path = Path(path)
         self.staging = self.path / STAGING
         self._overwrite, self._resume, self.sync = overwrite, resume, sync
-        self._lock: int | None = None
+        self._lock: Any = None
         self._created = False
         self._fds: dict[str, int] = {}
         self._done: dict[str, Any] = {}  # the journal's records of the finished shards

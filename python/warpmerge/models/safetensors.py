@@ -33,7 +33,7 @@ class TensorEntry(NamedTuple):
     nbytes: int
 
     @property
-    def count(self) -> int:
+    def count(self) -> int:  # type: ignore[override]
         return math.prod(self.shape)
 
 

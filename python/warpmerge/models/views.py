@@ -50,11 +50,6 @@ class View(ABC):
     nbytes: int  # of the elements
     read_bytes: int  # that one pass over the elements reads
 
-    def _measure(self) -> None:
-        """Sets the numbers that follow from dtype and shape: a plan asks for them a dozen times."""
-        self.count = math.prod(self.shape)
-        self.nbytes = self.read_bytes = self.count * self.dtype.itemsize
-
     @property
     @abstractmethod
     def device(self) -> str | None:
@@ -98,7 +93,8 @@ class FileRegion(View):
     read_bytes: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._measure()
+        self.count = math.prod(self.shape)  # kept: a plan asks for sizes a dozen times
+        self.nbytes = self.read_bytes = self.count * self.dtype.itemsize
 
     @property
     def device(self) -> None:
@@ -146,7 +142,8 @@ class Memory(View):
     read_bytes: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._measure()
+        self.count = math.prod(self.shape)  # kept: a plan asks for sizes a dozen times
+        self.nbytes = self.read_bytes = self.count * self.dtype.itemsize
 
     def read(self, start: int = 0, count: int | None = None) -> bytes | memoryview:
         size = self.dtype.itemsize
@@ -204,7 +201,8 @@ class GatheredRows(View):
         self.index = np.ascontiguousarray(found, np.int64)
         self.shape = (len(found), *source.shape[1:])
         self.row = math.prod(source.shape[1:])  # elements
-        self._measure()
+        self.count = math.prod(self.shape)  # kept: a plan asks for sizes a dozen times
+        self.nbytes = self.read_bytes = self.count * self.dtype.itemsize
         self._native: Any = None
 
     @property
@@ -282,7 +280,8 @@ class JoinedParts(View):
         pieces = (math.prod(part.shape[self.axis :]) for part in parts)
         # A stripe is what lies under one index of the axes before `axis`: a piece of each part, from these places on.
         self.starts = (0, *itertools.accumulate(pieces))
-        self._measure()
+        self.count = math.prod(self.shape)  # kept: a plan asks for sizes a dozen times
+        self.nbytes = self.read_bytes = self.count * self.dtype.itemsize
         self.read_bytes = sum(part.read_bytes for part in parts)
         self._native: Any = None
 

@@ -13,7 +13,7 @@ from ..dtypes import FLOAT64, DType
 from ..errors import CheckpointError, close_matches
 from ..methods.auxiliary import check_auxiliary
 from ..methods.parameters import checked_seed
-from ..models import INDEX, SINGLE, Checkpoint, TensorEntry, allow_open_files, layout
+from ..models import INDEX, SINGLE, Checkpoint, allow_open_files, layout
 from ..models.sidecars import sidecars
 from ..models.views import View
 from ..recipe import Layers, ModelRef, Recipe, Resolver
@@ -26,13 +26,13 @@ class Job:
     name: str
     shape: tuple[int, ...]
     dtype: DType
-    inputs: list[View]
+    inputs: list[Any]  # views
     base: View | None
     values: Mapping[str, Any] | None
     fp64: bool
     auxiliary: tuple[tuple[int, ...], ...] = ()  # shapes of the last inputs, which are no model's own
     shard: int = 0
-    entry: TensorEntry | None = None
+    entry: Any = None  # a TensorEntry, once the output is laid out
 
     @property
     def views(self) -> list[View]:

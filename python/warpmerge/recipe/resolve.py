@@ -87,7 +87,7 @@ class Resolver:
             for p in recipe.method.parameters
         }
         constant = all(s.constant for rows in self._sources.values() for row in rows for s in row)
-        self._known: dict[tuple, Mapping[str, Any]] = {}  # by what was found: experts of a layer find the same
+        self._known: dict[tuple[Any, ...], Mapping[str, Any]] = {}  # by what was found: a layer's experts find the same
         self._shared = self._resolve("", 0.0) if constant else None
 
     def values(self, name: str) -> Mapping[str, Any]:

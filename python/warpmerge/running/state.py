@@ -6,7 +6,7 @@ import contextlib
 import errno
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -128,7 +128,7 @@ class Running:
     def _operands(self, found: dict, state: list[dict], label: str) -> tuple[Operands, Combine, list[str]]:
         """The first checkpoint becomes the mean, and 0 the other parts."""
         if not state:
-            combine = WeightedSum((1.0,) + (0.0,) * (len(self.parts) - 1), on_deltas=False)
+            combine: Any = WeightedSum((1.0,) + (0.0,) * (len(self.parts) - 1), on_deltas=False)
             return Operands([found], None, found, must_agree=False), combine, [label]
         combine = self.step()
         if combine.on_deltas:
@@ -301,7 +301,7 @@ def _result(like: Array | FileArray, dtype: DType, torch: bool) -> Result:
     """A new tensor of torch where `like` is, or else an array of numpy: files need no torch."""
     if not torch:
         return Result(np.empty(like.shape, numpy_dtype(dtype)), dtype, None, False)
-    return like.empty(dtype) if _is_torch(like) else FileArray.empty(like, dtype)
+    return like.empty(dtype) if _is_torch(like) else FileArray.empty(cast(Any, like), dtype)
 
 
 def _moved(tensor: Any, device: Any) -> Any:

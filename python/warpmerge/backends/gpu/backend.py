@@ -13,7 +13,7 @@ from typing import Any
 
 from ... import _core
 from ...errors import DeviceError
-from ...requests import Copy, TensorFunction
+from ...requests import Copy, TensorFunction, WrittenFunction
 from ...tasks import DeviceSink, Outcome, TensorTask, Work
 from ...threads import thread_count
 from ...units import show_size
@@ -65,9 +65,9 @@ class DeviceBackend(Backend):
         self._cancelled = threading.Event()
         self._copying: list[Any] = []  # launches of copies that bypass the device
         self._halved = False
-        self._rings: tuple[Inbound, Outbound] | None = None
+        self._rings: Any = None  # Inbound and Outbound
         self._pools: list[Any] = []
-        self._thread: ThreadPoolExecutor | None = None
+        self._thread: Any = None  # a ThreadPoolExecutor
         self._limit = 0
         self._workspaces: list[Workspace] = []
         self._latest: Any = None  # the workspace that was taken last
@@ -118,7 +118,7 @@ class DeviceBackend(Backend):
         for position, (task, request) in enumerate(work):
             if isinstance(request, Copy):
                 with flight.stream.context():
-                    task.sinks[0].owner.reshape(-1).copy_(task.inputs[request.index].tensor().reshape(-1))
+                    _on_device(task).reshape(-1).copy_(task.inputs[request.index].tensor().reshape(-1))
                 pending.answer(position, Outcome(None))
             elif isinstance(request, TensorFunction):
                 with flight.stream.context():
@@ -149,12 +149,11 @@ class DeviceBackend(Backend):
             self._limit = int(budget * (1 - SCRATCH_SHARE)) // self.flights
 
     def _start_staged(self, work: Sequence[Work]) -> Pending:
-        copies = [i for i, (_, request) in enumerate(work) if isinstance(request, Copy)]
-        items = {i: self._copy(*work[i]) for i in copies}
+        items = {i: self._copy(task, request) for i, (task, request) in enumerate(work) if isinstance(request, Copy)}
         launch = self._pools[1].submit(list(items.values())) if items else None
         if launch is not None:
             self._copying.append(launch)
-        for i in copies:  # measured before, and found to need no merging
+        for i in items:  # measured before, and found to need no merging
             if work[i][0].flight is not None:
                 self.finished(work[i][0].flight, 1)
         rest = [i for i, (_, request) in enumerate(work) if not isinstance(request, Copy | TensorFunction)]
@@ -174,7 +173,7 @@ class DeviceBackend(Backend):
         for position, (task, request) in enumerate(work):
             if isinstance(request, TensorFunction):
                 pending.answer(position, _whole(task, request, device=self.runtime.name, threads=self._threads))
-                if request.combines and task.flight is not None:
+                if isinstance(request, WrittenFunction) and task.flight is not None:
                     self.finished(task.flight, 1)
         return pending
 
@@ -227,7 +226,8 @@ class DeviceBackend(Backend):
         if self._idle:
             workspace = self._idle.pop()
         else:
-            workspace = Workspace(self.runtime, *self._rings, self._limit, self.flights / (1 - SCRATCH_SHARE))
+            inbound, outbound = self._rings
+            workspace = Workspace(self.runtime, inbound, outbound, self._limit, self.flights / (1 - SCRATCH_SHARE))
             self._workspaces.append(workspace)
         workspace.limit = limit or self._limit
         self._latest = workspace
@@ -267,7 +267,7 @@ class Pending:
 
     def __init__(self, backend: DeviceBackend, count: int) -> None:
         self.backend = backend
-        self._outcomes: list[Outcome | None] = [None] * count
+        self._outcomes: list[Any] = [None] * count  # Outcomes
         self.waiting: list[tuple[Group, Any, Any, Any]] = []  # group, flight, generator, the event it waits for
         self.copying: Any = None
         self.copied: dict[int, Any] = {}
@@ -321,6 +321,13 @@ def _whole(task: TensorTask, request: TensorFunction, **options: Any) -> Outcome
     from .. import tensor_function as whole  # needs torch
 
     return whole.carry_out(task, request, **options)
+
+
+def _on_device(task: TensorTask) -> Any:
+    """The torch tensor that the result goes to."""
+    sink = task.sinks[0]
+    assert isinstance(sink, DeviceSink)
+    return sink.owner
 
 
 def _in_place(task: TensorTask) -> bool:

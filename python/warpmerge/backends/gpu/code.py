@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...expr.operations import Op
+from ...expr.operations import OPS, Op
 from ...expr.program import Program, Structure
 
 FIELDS = 8
@@ -46,7 +46,7 @@ def _packed(structure: Structure) -> np.ndarray:
     code, outputs, ranked = structure.code, structure.outputs, structure.ranked
     rows = np.zeros((len(code), FIELDS), np.uint16)
     for number, (op, target, *operands, payload) in enumerate(code):
-        arity = 0 if op == Op.RANK else Op(op).arity  # ranks are made before
+        arity = 0 if op == Op.RANK else OPS[op].arity  # ranks are made before
         previous = code[number - 1][1] if number else -1
         fields = [LAST if o == previous else o for o in operands[:arity]] + [NONE] * (3 - arity)
         if op == Op.RANK:

@@ -33,7 +33,7 @@ class Group:
         self.positions = list(positions)
         self.tasks: list[TensorTask] = [work[i][0] for i in positions]
         self.requests: list[Any] = [work[i][1] for i in positions]
-        self.programs = [program_of(t, r) for t, r in zip(self.tasks, self.requests, strict=True)]
+        self.programs: list[Any] = [program_of(t, r) for t, r in zip(self.tasks, self.requests, strict=True)]
         task, request = self.tasks[0], self.requests[0]
         self.request = request
         self.inputs = len(task.inputs)
@@ -41,11 +41,10 @@ class Group:
         program = self.programs[0]
         self.models = self.inputs if program is None or self.combines else len(program.outputs)
         self.policy = task.values["nonfinite"]
-        with_base = request.on_deltas and task.base is not None
         self.kind = Kind(
-            inputs=tuple(b.dtype.code for b in task.inputs),
-            base=task.base.dtype.code if with_base else -1,
-            out=task.out_dtype.code,
+            inputs=tuple(b.dtype.kernel_code for b in task.inputs),
+            base=task.base.dtype.kernel_code if task.base is not None and request.on_deltas else -1,
+            out=task.out_dtype.kernel_code,
             outputs=len(task.sinks) if self.combines else 0,
             fp64=task.fp64,
             policy=POLICIES[self.policy],
@@ -96,7 +95,7 @@ def grouped(work: Sequence[Work]) -> list[Group]:
     return [Group(work, positions) for positions in found.values()]
 
 
-def _key(task: TensorTask, request: Request) -> tuple:
+def _key(task: TensorTask, request: Any) -> tuple:
     flags = {
         WeightedSum: lambda r: (r.agree,),
         ElectAndSum: lambda r: (r.elect,),

@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from ...models.views import Memory, View
-from ...tasks import TensorTask
+from ...tasks import DeviceSink, TensorTask
 from .loads import Cuts, Load, Part, anywhere, footprint, lay_out, pack
 from .scratch import Scratch
 from .staging import Arrival, Inbound, Move, Outbound
@@ -74,7 +74,7 @@ class InPlace:
             part = Part(task, 0, task.info.count)
             part.inputs = [self._address(view) for view in task.inputs]
             part.base = self._address(task.base) if task.base else 0
-            part.outputs = [sink.address for sink in task.sinks]
+            part.outputs = [sink.address for sink in task.sinks if isinstance(sink, DeviceSink)]
             load.parts.append(part)
         return [load]
 
@@ -166,7 +166,7 @@ class Staged:
     waits = True
 
     def __init__(self, workspace: Workspace, tasks: Sequence[TensorTask]) -> None:
-        self.workspace = workspace
+        self.workspace: Any = workspace
         self.remaining = len(tasks)
         self.stream = workspace.streams[0]
         total = sum(footprint(t, t.info.count) for t in tasks)

@@ -35,7 +35,7 @@ class Slice(NamedTuple):
     part: Part
     slot: int
     first: int
-    count: int
+    count: int  # type: ignore[assignment]
     memory: int
 
 
@@ -83,7 +83,7 @@ class FormulaExecution(Execution):
         keeps: Callable[[int], Any] | None = None,
     ) -> None:
         """`keeps`: rules of what measures the values. `results`: see Execution."""
-        self.program = group.programs[0]
+        self.program: Any = group.programs[0]
         self._ranked = len(self.program.ranked)
         self._values = 0 if group.combines else len(self.program.outputs)
         self._width = 8 if group.kind.fp64 else 4
@@ -194,7 +194,7 @@ class FormulaExecution(Execution):
         skipped = one.first - part.first
         inputs = tuple(a + skipped * b.dtype.itemsize for a, b in zip(part.inputs, task.inputs, strict=True))
         outputs = tuple(values) or tuple(a + skipped * task.out_dtype.itemsize for a in part.outputs)
-        base = part.base + skipped * task.base.dtype.itemsize if self.group.kind.base >= 0 else 0
+        base = part.base + skipped * task.base.dtype.itemsize if self.group.kind.base >= 0 and task.base else 0
         return Segment(one.count, one.first, one.slot, 0, task.info.count, base, inputs, outputs)
 
     def _measured(self, one: Slice, values: list[int]) -> Segment:
@@ -216,7 +216,8 @@ class FormulaExecution(Execution):
         if not nbytes:
             return [[0] * len(found) for found in arrays]
         span = self.scratch.take(nbytes, mirrored=True)
-        at, addresses = 0, []
+        at = 0
+        addresses: list[list[int]] = []
         for found in arrays:
             addresses.append([])
             for array in found:

@@ -43,12 +43,12 @@ class CudaKernels:
 
         def queue(stream: Any, *arguments: Any) -> None:
             native = getattr(stream, "native", None)
-            arguments = [self._native_form(a) for a in arguments]
+            found = [self._native_form(a) for a in arguments]
             if native is not None:
-                kernel(native, *arguments)
+                kernel(native, *found)
                 return
             with stream.context():  # the native module changes the thread's current device, torch puts it back
-                kernel(self.device.external_stream(stream.handle), *arguments)
+                kernel(self.device.external_stream(stream.handle), *found)
 
         return queue
 

@@ -163,8 +163,8 @@ def _by_row(
     partials = total if single else run.zeros(blocks, width)
     sweep(run, partials)
     if not single:
-        spans = zip(shapes.first_rows, shapes.rows, shapes.first_blocks, shapes.blocks, strict=False)
-        spans = run.upload(np.array(list(spans), np.int64))
+        numbers = zip(shapes.first_rows, shapes.rows, shapes.first_blocks, shapes.blocks, strict=False)
+        spans = run.upload(np.array(list(numbers), np.int64))
         kernels.row_totals(run.stream, partials, spans, group.slots, count, width, largest, total)
     yield run.fetch()
     return [

@@ -25,6 +25,7 @@ class Span:
 
     @property
     def host(self) -> np.ndarray:
+        assert self._block.bytes is not None, "there is a mirror only where one was asked for"
         return self._block.bytes[self._at : self._at + self.nbytes]
 
     def view(self, start: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:

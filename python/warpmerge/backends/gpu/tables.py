@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...requests import NO_TIE_END, Mask, RandomMask
+from ...requests import NO_TIE_END, Mask, RandomMask, TopKMask
 
 CHUNK = 16384
 BLOCK = 4096  # of the reduction order; a chunk holds whole ones
@@ -51,7 +51,7 @@ class Kind(NamedTuple):
 
 
 class Segment(NamedTuple):
-    count: int
+    count: int  # type: ignore[assignment]
     first: int
     slot: int
     block: int
@@ -141,7 +141,7 @@ class Table:
         ).reshape(len(segments), 7 + kind.models + kind.outputs)
         places[:, 2] = np.cumsum(chunks) - chunks
         chunk_map = np.repeat(np.arange(len(segments), dtype=np.int32), chunks)
-        self._sections = [places, chunk_map, numbers, keeps, words]
+        self._sections: list[np.ndarray | None] = [places, chunk_map, numbers, keeps, words]
 
     @property
     def nbytes(self) -> int:
@@ -167,9 +167,11 @@ def _padded(nbytes: int) -> int:
 
 def keep_rows(keep: Sequence[Mask]) -> list[tuple[int, int, int, int]]:
     """The `keeps` section of one segment. Keys are unsigned 64-bit numbers stored in int64."""
-    return [
-        (k.cut, 0, 0, k.key - 2**64 if k.key >= 2**63 else k.key)
-        if isinstance(k, RandomMask)
-        else (-1, min(k.threshold, 2**63 - 1), min(k.tie_end, NO_TIE_END), 0)
-        for k in keep
-    ]
+    return [_keep_row(mask) for mask in keep]
+
+
+def _keep_row(mask: Mask) -> tuple[int, int, int, int]:
+    if isinstance(mask, RandomMask):
+        return mask.cut, 0, 0, mask.key - 2**64 if mask.key >= 2**63 else mask.key
+    assert isinstance(mask, TopKMask), "masks by rank are expanded before"
+    return -1, min(mask.threshold, 2**63 - 1), min(mask.tie_end, NO_TIE_END), 0

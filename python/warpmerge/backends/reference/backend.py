@@ -24,7 +24,7 @@ from ...requests import (
     TensorFunction,
     WeightedSum,
 )
-from ...tasks import Outcome, TensorTask, Work
+from ...tasks import DeviceSink, Outcome, TensorTask, Work
 from ..primitives import columns_of
 from ..protocol import Backend
 from .expressions import all_same, evaluate
@@ -131,7 +131,9 @@ def _load(view: View) -> torch.Tensor:
 def _write(task: TensorTask, data: Any, output: int = 0) -> int:
     if isinstance(data, torch.Tensor):
         data = data.contiguous().view(torch.uint8).numpy() if data.numel() else np.empty(0, np.uint8)
-    task.sinks[output].write(memoryview(data).cast("B"))
+    sink = task.sinks[output]
+    assert not isinstance(sink, DeviceSink)
+    sink.write(memoryview(data).cast("B"))
     return digest(data)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...expr.operations import Op
+from ...expr.operations import OPS, Op
 from ...expr.program import Program
 from .measures import canonical, keep_mask, philox_lanes, row_ranks
 
@@ -27,7 +27,7 @@ def evaluate(program: Program, x: list[torch.Tensor], base: torch.Tensor | None)
     index = torch.arange(len(zero))
     for op, target, *abc, payload in program.code:
         a, b, c = (operands.get(number, zero) for number in abc)
-        match Op(op):
+        match OPS[op]:
             case Op.ADD:
                 y = a + b
             case Op.SUB:

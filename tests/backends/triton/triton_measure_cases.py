@@ -129,10 +129,8 @@ def _(rows):
             odd = level[len(level) // 2 * 2 :]
             level = np.concatenate([level[0 : len(level) - len(odd) : 2] + level[1::2], odd])
         wanted[slot] = level[0] if len(level) else 0.0
-        if len(block):
-            wanted[slot, 3], wanted[slot, 4] = block[:, 3].min(), block[:, 4].max()
     ranges, result = np.array([[0, 3], [3, rows]]), np.full((2, 7), np.nan)
-    reduce.launch(at(partials), at(ranges), 2, 7, 1, at(result))
+    reduce.launch(at(partials), at(ranges), 2, 7, at(result))
     same(result.reshape(-1), wanted.reshape(-1))
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from formula_helpers import KEY, carry_out, formula
 from kernel_helpers import reference
+from warpmerge.backends.reference.measures import reduced
 from warpmerge.expr import expression as f
 from warpmerge.expr.expression import Expr
 from warpmerge.requests import Reduce
@@ -84,3 +85,11 @@ def compare(
         assert nonfinite == counts, configuration
         same(got, wanted, configuration)
     return wanted
+
+
+def folds(
+    values: Sequence[torch.Tensor], over: str, kind: str = "sum", pairs: Sequence[tuple[int, int]] = ()
+) -> np.ndarray:
+    """(terms, rows or columns) float64: the reference's folds of (rows, columns) values."""
+    request = Reduce(kind, None, over, "float64", tuple(pairs))
+    return reduced([v.reshape(-1) for v in values], request, values[0].shape[1])

@@ -35,3 +35,9 @@ def sum_pairs(x, LEVELS: tl.constexpr):
 def sum_lanes(x):
     """(BLOCKS * 256,) to (BLOCKS,) float64."""
     return sum_pairs(x, 8).to(tl.float64)
+
+
+@device
+def sum_counts(x, BLOCKS: tl.constexpr):
+    """(BLOCKS * 256,) counts to (BLOCKS,)."""
+    return tl.sum(tl.reshape(x, (BLOCKS, LANES)), axis=1)

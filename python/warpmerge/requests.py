@@ -86,7 +86,8 @@ class Reduce:
     kind: `sum`; `max` or `min`; `count` of the elements whose value is not 0; `histogram` of magnitude keys.
     of: K >= 1 values per element: a tuple of expressions, or a formula of them. None: the deltas.
       Where rows matter, the formula's `columns` is their length; it is the tensor's last dimension by default.
-      A value that is not finite counts as 0.
+      A value that is not finite counts as 0; but in a histogram of the deltas themselves it is among the largest
+      keys, as for KthLargest.
     over: with `row` and `column` the result has an entry for each of them.
     accumulator: of sums. `compute`: lanes in the compute type, blocks in float64; only over a tensor. `float64`: all in
       float64. Both orders are fixed (csrc/ops/reduce.h), so a sum has the same bits on every backend.

@@ -167,4 +167,4 @@ def test_refused():
     base, tensors = family("fp32", 1, 1000)
     for columns in (7, -10, 2000):
         with pytest.raises(ValueError, match="whole rows"):
-            pool("").moments(operands(tensors, base), 512, [_core.Mask.ranked(1, 10.0, 1.0, columns)])
+            pool("").kept_sums(operands(tensors, base), 512, [_core.Mask.ranked(1, 10.0, 1.0, columns)])

@@ -2,17 +2,19 @@
 
 import itertools
 import math
+import os
 
 import numpy as np
 import pytest
 import torch
 from formula_helpers import KEY, adversarial, carry_out, formula, random_values
-from kernel_helpers import ALL_DTYPES, CONFIGURATIONS, cpu, family, reference
+from kernel_helpers import ALL_DTYPES, CONFIGURATIONS, ISAS, buffer, cpu, family, opened, reference
 from reduce_cases import CASES, INTERVALS, SHAPES, compare, measured, request_of
 from warpmerge.errors import MergeError
 from warpmerge.expr import expression as f
 from warpmerge.expr.formula import Formula
 from warpmerge.expr.patterns import KeptMagnitudes
+from warpmerge.models.views import FileRegion
 from warpmerge.requests import KEEP_ALL, KEEP_NONE, RandomMask, RankMask, Reduce, TopKMask
 
 
@@ -86,6 +88,43 @@ def test_deltas_are_the_default():
         request = Reduce(kind, accumulator=accumulator)
         written = Reduce(kind, tuple(map(f.delta, range(3))), accumulator=accumulator)
         assert measured(cpu(), request, tensors, base) == measured(reference(), written, tensors, base)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp64"])
+def test_histograms_of_deltas(dtype):
+    """Keys of what is not finite are among the largest, as for KthLargest."""
+    base, tensors = adversarial(dtype, 4, 9001)
+    for nonfinite in ("propagate", "base"):
+        compare(cpu, Reduce("histogram", intervals=INTERVALS), tensors, base, CONFIGURATIONS[::3], nonfinite=nonfinite)
+
+
+def test_counters_of_a_bin_are_added_up_over_threads():
+    tensor, key = torch.full((300_000,), 0.5), 0x3F000000
+    for interval, number in [((key, key), 0), ((key - 10, key + 10), 10), ((0, key), key >> 14)]:
+        request = Reduce("histogram", intervals=(interval,), on_deltas=False)
+        [found] = measured(cpu("", 2, 512), request, [tensor])
+        assert found.above == 0 and np.flatnonzero(found.bins).tolist() == [number]
+        assert found.bins[number] == 300_000
+        assert found.only is None if found.shift == 0 else found.only[number] == key
+
+
+@pytest.mark.parametrize("over", ["row", "column"])
+def test_files(tmp_path, over):
+    """At an odd place in the file, with ranks, whatever the tile."""
+    _, [tensor] = family("bf16", 1, 700 * 131)
+    (tmp_path / "a").write_bytes(b"1" + tensor.view(torch.uint8).numpy().tobytes())
+    file = opened(tmp_path / "a")
+    region = FileRegion(buffer(tensor).dtype, tuple(tensor.shape), file, 1)
+    of = formula([f.rank(0), f.delta(0)], 700)
+    for request in (
+        Reduce("sum", of, over, "float64", ((0, 1), (1, 1)), on_deltas=False),
+        Reduce("max", of, over, on_deltas=False),
+    ):
+        wanted = measured(reference(), request, [tensor])
+        for isa, tile in itertools.product(ISAS, (512, 4096, None)):
+            found = measured(cpu(isa, 2, tile), request, [tensor], place=lambda t: region)
+            assert np.array_equal(found, wanted), (isa, tile)
+    os.close(file.fd)
 
 
 def test_a_mean_per_element():

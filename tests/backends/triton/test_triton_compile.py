@@ -5,7 +5,7 @@ import json
 import pytest
 from triton_versions import VERSIONS, run
 
-COMMON = ["weighted_sum bf16", "elect_and_sum bf16", "moments bf16", "gram bf16", "sweep bf16", "shrink", "reduce",
+COMMON = ["weighted_sum bf16", "elect_and_sum bf16", "sums bf16", "gram bf16", "sweep bf16", "shrink", "reduce",
           "formula median of 3, bf16", "formula softmax of 3, bf16", "formula drawn of 3, bf16"]  # fmt: skip
 
 

@@ -12,7 +12,7 @@ CASES = {
     "triton_combine_cases.py": 119,
     "triton_formula_cases.py": 99,
     "triton_measure_cases.py": 40,
-    "triton_product_cases.py": 24,
+    "triton_product_cases.py": 30,
     "triton_row_cases.py": 31,
     "triton_select_cases.py": 24,
 }

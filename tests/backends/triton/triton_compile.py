@@ -15,15 +15,16 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton_formulas import example
+from warpmerge.backends.primitives import Term
 from warpmerge.triton_kernels import (
     elect_and_sum,
     formula,
     gram,
-    moments,
-    products,
     ranks,
     reduce,
-    rows,
+    reduce_columns,
+    reduce_rows,
+    reduce_tensor,
     select,
     weighted_sum,
 )
@@ -51,12 +52,12 @@ def launches():
             continue
         yield f"weighted_sum, agreeing, {name}", lambda t=without: weighted_sum.launch(t, True, ADDRESS), 3, 1
         yield f"elect_and_sum, no election, {name}", lambda t=table: elect_and_sum.launch(t, False, ADDRESS), 4, 1
-        yield f"moments {name}", lambda t=table: moments.launch(t, False, ADDRESS, ADDRESS), 2, 0
+        yield f"sums {name}", lambda t=table: reduce_tensor.sums(t, ADDRESS, ADDRESS), 2, 0
         yield f"sweep {name}", lambda t=table: select.sweep(t, ADDRESS, ADDRESS, ADDRESS), 2, 0
         pair = launch((code,) * 2, -1, code)
         yield f"gram {name}", lambda t=pair: gram.launch(t, ADDRESS, ADDRESS), 2, 0
     table = launch((BF16,) * 3, BF16, BF16)
-    yield "moments, only l1", lambda t=table: moments.launch(t, True, ADDRESS, 0), 2, 0
+    yield "kept sums", lambda t=table: reduce_tensor.kept_sums(t, ADDRESS, 0), 2, 0
     yield "sample", lambda t=table: select.sample(t, ADDRESS), 0, 0
     yield "ties", lambda t=table: select.ties(t, ADDRESS, ADDRESS), 0, 0
     yield "position", lambda t=table: select.position(t, ADDRESS), 0, 0
@@ -76,28 +77,31 @@ def launches():
     yield "wide weighted_sum", lambda t=table: weighted_sum.launch(t, False, ADDRESS), 0, 0
     yield "wide elect_and_sum", lambda t=table: elect_and_sum.launch(t, True, ADDRESS), 0, 0
     table = launch((F64,) * 2, F64, F64, fp64=True)
-    yield "wide moments", lambda t=table: moments.launch(t, False, ADDRESS, ADDRESS), 2, 0
+    yield "wide kept sums", lambda t=table: reduce_tensor.kept_sums(t, ADDRESS, ADDRESS), 2, 0
     yield "wide gram", lambda t=table: gram.launch(t, ADDRESS, ADDRESS), 3, 0
     yield "wide sweep", lambda t=table: select.sweep(t, ADDRESS, ADDRESS, ADDRESS), 2, 0
     table = launch((BF16,) * 3, BF16, BF16, aligned=False)
     yield "misaligned elect_and_sum", lambda t=table: elect_and_sum.launch(t, True, ADDRESS), 0, 0
     yield "shrink", lambda: select.shrink_interval(ADDRESS, ADDRESS, 1, False, False), 0, 0
     yield "locate", lambda: select.locate(ADDRESS, ADDRESS, ADDRESS, 1, 3), 0, 0
-    yield "reduce", lambda: reduce.launch(ADDRESS, ADDRESS, 1, 7, 1, ADDRESS), 0, 0
+    yield "reduce", lambda: reduce.launch(ADDRESS, ADDRESS, 1, 7, ADDRESS), 0, 0
     plain, plain64 = launch((F32,) * 2, -1, F32, outputs=0), launch((F64,), -1, F64, fp64=True, outputs=0)
     for largest, kind in ((False, "sums"), (True, "largest")):
-        yield f"rows, {kind}", lambda w=largest: rows.launch(plain, w, ADDRESS), 0, 0
-        yield f"wide rows, {kind}", lambda w=largest: rows.launch(plain64, w, ADDRESS), 0, 0
-        yield f"row totals, {kind}", lambda w=largest: rows.totals(ADDRESS, ADDRESS, 1, 1, 2, w, ADDRESS), 0, 0
-    for per_column, kind in ((False, "row"), (True, "column")):
-        for name, table in (("products", plain), ("wide products", plain64)):
-            yield (
-                f"{name} per {kind}",
-                lambda t=table, c=per_column: products.launch(t, ADDRESS, 1, 3, c, ADDRESS),
-                0,
-                0,
-            )
-    yield "column totals", lambda: products.totals(ADDRESS, ADDRESS, 1, 1, ADDRESS), 0, 0
+        yield f"rows, {kind}", lambda w=largest: reduce_rows.values(plain, w, ADDRESS), 0, 0
+        yield f"wide rows, {kind}", lambda w=largest: reduce_rows.values(plain64, w, ADDRESS), 0, 0
+        yield f"row totals, {kind}", lambda w=largest: reduce_rows.totals(ADDRESS, ADDRESS, 1, 1, 2, w, ADDRESS), 0, 0
+    for name, table in (("", plain), ("wide ", plain64)):
+        yield f"{name}products per row", lambda t=table: reduce_rows.products(t, ADDRESS, 1, 3, ADDRESS), 0, 0
+        for term in Term:
+            kind = "products per column" if term == Term.PRODUCT else f"column folds, {term.name.lower()}"
+            yield f"{name}{kind}", lambda t=table, k=term: reduce_columns.terms(t, ADDRESS, 1, 3, k, ADDRESS), 0, 0
+    for largest in (False, True):
+        yield (
+            f"column totals, {largest}",
+            lambda w=largest: reduce_columns.totals(ADDRESS, ADDRESS, 1, 1, w, ADDRESS),
+            0,
+            0,
+        )
     places = example("places", 2)
     for name, longest in (("side by side", 128), ("of 4096", 4096), ("of long rows", 5000)):
         table = launch((BF16,) * 2, BF16, BF16)

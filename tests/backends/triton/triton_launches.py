@@ -81,9 +81,9 @@ class Request:
         self.ranges = np.array(ranges, np.int64)
         self.nonfinite = np.zeros((self.slots, self.models + 1), np.int64)
 
-    def reduce(self, partials, columns, are_moments):
+    def reduce(self, partials, columns):
         result = np.zeros((self.slots, columns), np.float64)
-        reduce.launch(at(partials), at(self.ranges), self.slots, columns, are_moments, at(result))
+        reduce.launch(at(partials), at(self.ranges), self.slots, columns, at(result))
         return result
 
     def check_nonfinite(self, items):

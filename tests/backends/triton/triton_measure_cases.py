@@ -17,61 +17,71 @@ from triton_helpers import at, case, cases, poisoned, run_cases, same
 from triton_launches import CPU, Problem, Request, expect, native, rules, ties
 from warpmerge.backends.gpu.tables import CHUNK
 from warpmerge.requests import KEEP_ALL, KEEP_NONE, RandomMask, TopKMask
-from warpmerge.triton_kernels import gram, moments, reduce
+from warpmerge.triton_kernels import gram, reduce, reduce_tensor
 
 
-def check_moments(*problems, only_l1=False, split=None):
+def check_sums(*problems, split=None):
+    """Sums of the deltas, and where there are masks those of their magnitudes."""
     request = Request(*problems, split=split)
-    columns = request.models * (2 if only_l1 else 7)
-    partials = np.full((request.blocks, columns), np.nan)
-    moments.launch(request.launch, only_l1, at(partials), at(request.nonfinite))
-    got = request.reduce(partials, columns, not only_l1)
-    items = expect(lambda p: pool(CPU).moments(p.operands, 65536, native(p.keep), only_l1), problems)
-    for slot, item in enumerate(items):
-        wanted = [[r[0], r[2]] if only_l1 else r for r in item.result]
-        same(got[slot], np.array(wanted, np.float64).reshape(-1))
+    masked = problems[0].keep is not None
+    width = request.models * (2 if masked else 1)
+    partials = np.full((request.blocks, width), np.nan)
+    kernel = reduce_tensor.kept_sums if masked else reduce_tensor.sums
+    kernel(request.launch, at(partials), at(request.nonfinite))
+    got = request.reduce(partials, width)
+
+    def item(p):
+        if masked:
+            return pool(CPU).kept_sums(p.operands, 65536, native(p.keep))
+        return pool(CPU).tensor_sums(p.operands, 65536)
+
+    items = expect(item, problems)
+    for slot, one in enumerate(items):
+        same(got[slot], np.array(one.result, np.float64))
     request.check_nonfinite(items)
 
 
-@cases("moments", dtype=ALL_DTYPES, only_l1=[False])
-@cases("moments", dtype=["bf16", "mixed64"], only_l1=[True])
-def _(dtype, only_l1):
+@cases("sums", dtype=ALL_DTYPES, masked=[True])
+@cases("sums", dtype=["bf16", "mixed64"], masked=[False])
+def _(dtype, masked):
     problems = []
     for seed, count in enumerate((16384, 4099) if dtype != "bf16" else (1, 16385, 7)):
         base, tensors = family(dtype, 3, count, seed=seed)
-        problems.append(Problem(tensors, base, keep=rules(3, dtype in ("fp64", "mixed64"))))
-    check_moments(*problems, only_l1=only_l1)
+        problems.append(Problem(tensors, base, keep=rules(3, dtype in ("fp64", "mixed64")) if masked else None))
+    check_sums(*problems)
 
 
-@cases("moments", models=[1, 9])
+@cases("sums", models=[1, 9])
 def _(models):
     base, tensors = family("mixed", models, 4096)
-    check_moments(Problem(tensors, base, keep=rules(models)))
-    check_moments(Problem(tensors, keep=[KEEP_ALL] * models))
+    check_sums(Problem(tensors, base, keep=rules(models)))
+    check_sums(Problem(tensors, keep=[KEEP_ALL] * models))
 
 
 @case
-def moments_over_two_segments():
+def sums_over_two_segments():
     base, tensors = family("bf16", 2, 40_000)
-    check_moments(Problem(tensors, base, keep=[RandomMask(5, 30_000), TopKMask(0x3B03126F, 20_000)]), split=CHUNK)
+    check_sums(Problem(tensors, base, keep=[RandomMask(5, 30_000), TopKMask(0x3B03126F, 20_000)]), split=CHUNK)
 
 
 @case
-def moments_where_ties_end():
+def sums_where_ties_end():
     tensors, base, keep = ties()
-    check_moments(Problem(tensors, base, keep=keep), split=CHUNK)
+    check_sums(Problem(tensors, base, keep=keep), split=CHUNK)
 
 
-@cases("moments, not finite", dtype=["bf16", "fp64"])
+@cases("sums, not finite", dtype=["bf16", "fp64"])
 def _(dtype):
     base, tensors = poisoned(dtype, 2, 18_000)
-    check_moments(Problem(tensors, base, keep=rules(2, dtype == "fp64")))
+    check_sums(Problem(tensors, base, keep=rules(2, dtype == "fp64")))
+    check_sums(Problem(tensors, base))
 
 
 @case
-def moments_of_zeros():
+def sums_of_zeros():
     zero = torch.zeros(5000)
-    check_moments(Problem([zero, -zero], keep=[KEEP_ALL, KEEP_NONE]))
+    check_sums(Problem([zero, -zero], keep=[KEEP_ALL, KEEP_NONE]))
+    check_sums(Problem([zero, -zero]))
 
 
 def check_gram(*problems, split=None):
@@ -79,7 +89,7 @@ def check_gram(*problems, split=None):
     columns = request.models * (request.models + 1) // 2
     partials = np.full((request.blocks, columns), np.nan)
     gram.launch(request.launch, at(partials), at(request.nonfinite))
-    got = request.reduce(partials, columns, False)
+    got = request.reduce(partials, columns)
     items = expect(lambda p: pool(CPU).gram(p.operands, 65536), problems)
     for slot, item in enumerate(items):
         same(got[slot], np.array(item.result))
@@ -119,10 +129,8 @@ def _(rows):
             odd = level[len(level) // 2 * 2 :]
             level = np.concatenate([level[0 : len(level) - len(odd) : 2] + level[1::2], odd])
         wanted[slot] = level[0] if len(level) else 0.0
-        if len(block):
-            wanted[slot, 3], wanted[slot, 4] = block[:, 3].min(), block[:, 4].max()
     ranges, result = np.array([[0, 3], [3, rows]]), np.full((2, 7), np.nan)
-    reduce.launch(at(partials), at(ranges), 2, 7, 1, at(result))
+    reduce.launch(at(partials), at(ranges), 2, 7, at(result))
     same(result.reshape(-1), wanted.reshape(-1))
 
 

@@ -12,20 +12,25 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from reduce_cases import folds
 from triton_helpers import at, case, cases, code, run_cases, same, spread
 from warpmerge.backends.gpu.rows import duos_of, rows_of_block
 from warpmerge.backends.gpu.tables import BLOCK, COLUMN_TILE, Kind, Segment, Table
-from warpmerge.backends.reference import backend as reference
-from warpmerge.triton_kernels import products, rows
+from warpmerge.backends.primitives import Term
+from warpmerge.triton_kernels import reduce_columns, reduce_rows
 
 PAIRS = ((0, 0), (0, 1), (1, 2), (2, 2))
+SQUARES = ((0, 0), (1, 1), (2, 2))  # values as they are
 
 
 def up(count, size):
     return -(-count // size)
 
 
-def check_products(*problems, pairs=PAIRS, per_column, cuts=()):
+KINDS = {Term.PRODUCT: "sum", Term.VALUE: "sum", Term.LARGEST: "max"}
+
+
+def check_products(*problems, pairs=PAIRS, per_column, cuts=(), term=Term.PRODUCT):
     """`problems`: values of a tensor, (rows, columns) each; `cuts`: rows at which tensors are cut, a launch to each."""
     models, dtype = len(problems[0]), problems[0][0].dtype
     launches = [([], [], []) for _ in range(len(cuts) + 1)]
@@ -48,8 +53,8 @@ def check_products(*problems, pairs=PAIRS, per_column, cuts=()):
             spans.append([results, count, place, up(columns, BLOCK)])
             partials += count * len(pairs) * up(columns, BLOCK)
         results += spans[-1][1]
-        flat = [v.reshape(-1) for v in values]
-        wanted.append(reference.products(flat, columns, pairs, per_column))
+        asked = () if term != Term.PRODUCT else pairs
+        wanted.append(folds(values, "column" if per_column else "row", KINDS[term], asked))
     partials, duos = np.full(partials, np.nan), duos_of(pairs)
     kind = Kind((code(problems[0][0]),) * models, -1, 0, 0, dtype == torch.float64, 1, True)
     for segments, words, programs in launches:
@@ -57,16 +62,19 @@ def check_products(*problems, pairs=PAIRS, per_column, cuts=()):
         table = Table(kind, segments, words=words, programs=programs if per_column else None)
         memory = np.zeros(table.nbytes, np.uint8)
         launch = table.write(memory, memory.ctypes.data)
-        products.launch(launch, at(duos), len(duos), len(pairs), per_column, at(partials))
+        if per_column:
+            reduce_columns.terms(launch, at(duos), len(duos), len(pairs), term, at(partials))
+        else:
+            reduce_rows.products(launch, at(duos), len(duos), len(pairs), at(partials))
     assert not np.isnan(partials).any(), "blocks were left out"
     spans = np.array(spans, np.int64)
     if per_column:
         found = np.full(results, np.nan)
-        products.totals(at(partials), at(spans), len(problems), results, at(found))
+        reduce_columns.totals(at(partials), at(spans), len(problems), results, term == Term.LARGEST, at(found))
         same(found, np.concatenate([w.reshape(-1) for w in wanted]))
     else:
         found = np.full((results, len(pairs)), np.nan)
-        rows.totals(at(partials), at(spans), len(problems), results, len(pairs), False, at(found))
+        reduce_rows.totals(at(partials), at(spans), len(problems), results, len(pairs), False, at(found))
         same(found, np.concatenate([w.T for w in wanted]))
 
 
@@ -92,6 +100,14 @@ def _(dtype):
     check_products(problem((200, 130), dtype), per_column=True, cuts=(1, 6, 101))
 
 
+@cases("values of columns", term=[Term.VALUE, Term.LARGEST], columns=[1, 33, 257])
+def _(term, columns):
+    for dtype in (torch.float32, torch.float64):
+        values = problem((70, columns), dtype)
+        check_products(values, pairs=SQUARES, per_column=True, term=term)
+        check_products(values, problem((3, 130), dtype), pairs=SQUARES, per_column=True, cuts=(1, 2), term=term)
+
+
 @cases("totals", blocks=[1, 2, 3, 63, 64])
 def _(blocks):
     partials = np.exp(np.random.default_rng(blocks).normal(size=(blocks, 5)))
@@ -100,7 +116,7 @@ def _(blocks):
         odd = wanted[len(wanted) & ~1 :]
         wanted = np.concatenate([wanted[0 : len(wanted) - len(odd) : 2] + wanted[1::2], odd])
     spans, found = np.array([[0, 5, 0, blocks]]), np.full(5, np.nan)
-    products.totals(at(partials), at(spans), 1, 5, at(found))
+    reduce_columns.totals(at(partials), at(spans), 1, 5, False, at(found))
     same(found, wanted[0])
 
 

@@ -12,10 +12,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from reduce_cases import folds
 from triton_helpers import at, case, cases, code, run_cases, same, spread
 from warpmerge.backends.gpu.tables import BLOCK, Kind, Segment, Table
-from warpmerge.backends.reference import backend as reference
-from warpmerge.triton_kernels import rows
+from warpmerge.triton_kernels import reduce_rows
 
 
 def check_rows(*problems, largest, cuts=()):
@@ -39,11 +39,11 @@ def check_rows(*problems, largest, cuts=()):
     memory = np.zeros(table.nbytes, np.uint8)
     launch = table.write(memory, memory.ctypes.data)
     partials, result = np.full((blocks, models), np.nan), np.full((made, models), np.nan)
-    rows.launch(launch, largest, at(partials))
+    reduce_rows.values(launch, largest, at(partials))
     assert not np.isnan(partials).any(), "blocks were left out"
     spans = np.array(spans, np.int64)
-    rows.totals(at(partials), at(spans), len(problems), made, models, largest, at(result))
-    wanted = [reference.rows([v.reshape(-1) for v in values], values[0].shape[1], largest).T for values in problems]
+    reduce_rows.totals(at(partials), at(spans), len(problems), made, models, largest, at(result))
+    wanted = [folds(values, "row", "max" if largest else "sum").T for values in problems]
     same(result, np.concatenate(wanted))
 
 

@@ -96,7 +96,8 @@ def _carry_out(task: TensorTask, request: Any) -> Outcome:
         x = evaluate(formula.program(len(x), task.fp64), x, base)
         x = [finite(v) for v in x]
     if isinstance(request, Reduce):
-        return Outcome(reduced([finite(v) for v in x], request, task, columns_of(task, formula)), nonfinite)
+        x = x if request.kind == "histogram" else [finite(v) for v in x]
+        return Outcome(reduced(x, request, columns_of(task, formula)), nonfinite)
     if isinstance(request, KthLargest):
         chosen = [
             select(d, k, request.keep_all_ties) if k else Selection() for d, k in zip(x, request.counts, strict=True)

@@ -112,8 +112,9 @@ def fixed_sum(terms: torch.Tensor) -> float:
     return float(partial[0])
 
 
-def reduced(values: list[torch.Tensor], request: Reduce, task: TensorTask, columns: int) -> Any:
+def reduced(values: list[torch.Tensor], request: Reduce, columns: int) -> Any:
     """The result of `request` for (n,) finite values; rows have `columns` elements."""
+    count = values[0].numel()
     if request.kind == "histogram":
         return [histogram(v, *interval) for v, interval in zip(values, request.intervals, strict=True)]
     in_compute_type = request.kind == "sum" and request.accumulator == "compute"
@@ -123,8 +124,8 @@ def reduced(values: list[torch.Tensor], request: Reduce, task: TensorTask, colum
     if request.kind == "count":
         terms = [(v != 0).double() for v in values]
     if request.over == "tensor":
-        return tuple(_of_tensor(term, request, task.info.count) for term in terms)
-    if task.info.count == 0:
+        return tuple(_of_tensor(term, request, count) for term in terms)
+    if count == 0:
         return np.zeros((len(terms), columns if request.over == "column" else 0))
     matrices = [term.view(-1, columns) for term in terms]
     if request.kind in ("max", "min"):

@@ -67,6 +67,7 @@ class TensorTask:
     solved: Any = None  # the combination, where the method has taken its steps for the whole model
     cache: dict = field(default_factory=dict)  # for the backend: its own form of the operands
     flight: Any = None  # for a device backend: what holds the operands in device memory
+    replaces: TensorTask | None = None  # the task with all inputs, which may be in device memory under its identity
     done: Any = None  # called by the engine with the digest when the result is complete
 
     @property

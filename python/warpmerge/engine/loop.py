@@ -108,7 +108,9 @@ def as_copy(task: TensorTask, index: int) -> Work:
     if task.inputs[index].dtype == task.out_dtype:
         return task, Copy(index)
     if len(task.inputs) > 1:  # the others are not to be read
-        task = dataclasses.replace(task, inputs=[task.inputs[index]], labels=[task.labels[index]], cache={})
+        task = dataclasses.replace(
+            task, inputs=[task.inputs[index]], labels=[task.labels[index]], cache={}, replaces=task
+        )
     return task, WeightedSum((1.0,), on_deltas=False, agree=True)
 
 

@@ -216,8 +216,9 @@ class Staged:
         for task in tasks:
             if task.info.count == 0:
                 continue
-            part = self._parts[id(task)]
-            # A task that turned into a copy has fewer inputs than were brought.
+            part = self._parts.get(id(task)) or self._parts[id(task.replaces)]
+            # A task that turned into a copy is another one, with fewer inputs than were brought.
+            part.task = task
             part.inputs = [self._places[id(b)] for b in task.inputs]
             part.base = self._places[id(task.base)] if task.base else 0
             load.parts.append(part)

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from ...requests import GramResult, HistogramResult, RandomMask, RankMask, Reduce, Selection
-from ...tasks import TensorTask
 
 LANES, ROWS = 256, 16
 BLOCK = LANES * ROWS

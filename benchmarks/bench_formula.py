@@ -26,8 +26,8 @@ def test_spelled_functions(benchmark, case: Case) -> None:
     measure(benchmark, "formula", case, lambda count: Map(Formula((value,)), on_deltas=True))
 
 
-@some_cases(Case(what="moments"), reference(what="moments"))
-def test_moments(benchmark, case: Case) -> None:
+@some_cases(Case(what="sum"), reference(what="sum"))
+def test_sum(benchmark, case: Case) -> None:
     measure(benchmark, "formula", case, lambda count: Reduce("sum", (median(),)))
 
 

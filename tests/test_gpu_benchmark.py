@@ -60,7 +60,7 @@ def test_rows_have_times_or_say_why_not(smoke):
 
 def test_every_kernel_and_method_is_there(smoke):
     result, _ = smoke
-    kernels = {"weighted_sum", "elect_and_sum", "select", "moments", "gram", "reduce_blocks"}
+    kernels = {"weighted_sum", "elect_and_sum", "select", "sums", "gram", "reduce_blocks"}
     kernels |= {"formula", "ranks", "histogram", "rows", "products", "column_totals"}
     methods = {"linear", "task_arithmetic", "ties", "dare_linear", "dare_ties", "slerp"}
     for backend, there in (("cuda", EMULATED), ("triton", TRITON)):

@@ -1,4 +1,4 @@
-"""Ranks of magnitudes within rows: csrc/ops/rows.h. One program per chunk, for the rows that begin in it.
+"""Ranks of magnitudes within rows: csrc/ops/select.h. One program per chunk, for the rows that begin in it.
 
 Short rows are sorted, several side by side. Of a longer row each piece is looked up in all its pieces, sorted; a
 program takes the pieces that begin in its chunk. Keys of float64 leave no room for a column beside them and are

@@ -12,6 +12,7 @@ namespace warpmerge {
 
 constexpr int kSelectBins = 2048;
 
+// A rank orders the elements of a row by magnitude key (every NaN the canonical one), equal ones by column.
 // Bins of the first pass of a ranking, at most.
 constexpr int kRankBins = 4096;
 

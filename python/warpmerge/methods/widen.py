@@ -93,7 +93,7 @@ def of_elements(d: Sequence[Expr], calibration: float, bounds: Sequence[float]) 
 
 
 def sums(shape: tuple[int, ...], models: int) -> int:
-    """Bytes of the products' sums (csrc/ops/products.h), and of a few arrays of them."""
+    """Bytes of the products' sums (csrc/ops/reduce.h), and of a few arrays of them."""
     if len(shape) < 2:
         return 0
     columns = shape[-1]

@@ -16,12 +16,12 @@ import pytest
 
 # What merges spend their time in.
 COMBINING = ("weighted_sum_packed", "elect_and_sum_packed")
-MEASURING = ("moments_blocks", "gram_whole", "sweep_keys", "count_ties")
-EVALUATING = ("formula_values", "rank_rows", "fold_row_blocks", "multiply_rows", "multiply_columns")
+MEASURING = ("sum_blocks_of", "gram_whole", "sweep_keys", "count_ties")
+EVALUATING = ("formula_values", "rank_rows", "fold_row_blocks", "multiply_rows", "fold_columns")
 # An IEEE division or root is a sequence that contains fused multiply-adds; everything else must have none.
 DIVIDING = ("elect_and_sum_packed", "elect_and_sum_any", "sample_keys", "formula_values")
 # Products of float32 are exact in float64, and fused to the sum on purpose.
-FUSING = ("multiply_rows", "multiply_columns")
+FUSING = ("multiply_rows", "fold_columns")
 
 
 @dataclass
@@ -138,7 +138,7 @@ def test_combining_kernels_load_and_store_16_bytes(combining):
         assert kernel.count(r"STG\..*128.*") >= 1, kernel
 
 
-@pytest.mark.parametrize("name", ["moments_blocks", "sweep_keys", "count_ties"])
+@pytest.mark.parametrize("name", ["sum_blocks_of", "sweep_keys", "count_ties"])
 def test_measuring_kernels_load_16_bytes(kernels, name):
     """An input and the base. `gram` loads 8: with eight lanes a thread its float64 sums would not fit the registers."""
     packed = [kernel for kernel in kernels if kernel.name == name and "Packed" in kernel.arguments]

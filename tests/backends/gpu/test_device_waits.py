@@ -56,7 +56,7 @@ def test_dropping_without_measuring_does_not_wait(monkeypatch):
 
 def test_each_measurement_is_one_wait(monkeypatch):
     waits, launched = run(monkeypatch, "dare_linear", density=0.5, nonfinite="propagate")
-    assert (waits, launched) == (1, ["moments", "reduce_blocks", "elect_and_sum"])
+    assert (waits, launched) == (1, ["kept_sums", "reduce_blocks", "elect_and_sum"])
     assert run(monkeypatch, "dare_linear", density=0.5)[0] == 2
 
 

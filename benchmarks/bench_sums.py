@@ -10,10 +10,10 @@ from .kernels import Case, cases, measure, reference, some_cases
 
 @cases(what="all")
 def test_all(benchmark, case: Case) -> None:
-    measure(benchmark, "moments", case, lambda count: Reduce("sum"))
+    measure(benchmark, "sums", case, lambda count: Reduce("sum"))
 
 
-@some_cases(Case(what="only_l1"), reference(what="only_l1"))
-def test_only_l1(benchmark, case: Case) -> None:
+@some_cases(Case(what="kept"), reference(what="kept"))
+def test_kept(benchmark, case: Case) -> None:
     keep = tuple(RandomMask(key=0x9E3779B97F4A7C15 + k, cut=32768) for k in range(case.models))
-    measure(benchmark, "moments", case, lambda count: Reduce("sum", KeptMagnitudes(keep)))
+    measure(benchmark, "sums", case, lambda count: Reduce("sum", KeptMagnitudes(keep)))

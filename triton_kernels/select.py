@@ -1,4 +1,4 @@
-"""Exact selection by magnitude: sweeps count keys in bins over an interval, `shrink_interval` picks the bin with the rank.
+"""Exact selection by magnitude: sweeps count keys in bins, `shrink_interval` picks the bin with the rank.
 
 One program per chunk and model, as in reduce_tensor.py. Per slot and model `state` holds: target rank, low, high, keys
 above high, keys inside, end of the ties, status, and for ties the block and the rank within. See csrc/ops/select.h.

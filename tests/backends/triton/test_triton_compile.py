@@ -9,16 +9,19 @@ COMMON = ["weighted_sum bf16", "elect_and_sum bf16", "sums bf16", "gram bf16", "
           "formula median of 3, bf16", "formula softmax of 3, bf16", "formula drawn of 3, bf16"]  # fmt: skip
 
 
-def check(lines):
+# Bytes of stack where a version of Triton needs some; everything else has none.
+STACK = {("3.9.0", "formula places of 2, bf16, sm_90"): 8}
+
+
+def check(lines, version):
     found = [json.loads(line) for line in lines]
     for kernel in found:
         # Products of float32 are exact in float64, and fused to the sum on purpose.
         fuses = kernel["name"].startswith("products")
         assert (kernel["fused"] > 0) == fuses, f"contraction to fused multiply-adds changes results: {kernel}"
         assert kernel["approximate"] == 0, f"approximate division or flushed subnormals: {kernel}"
-        # Triton 3.9 keeps two registers of this one on the stack for Hopper; nothing else may.
-        allowed = 8 if kernel["name"].startswith("formula places of 2") else 0
-        assert kernel["local"] == 0 and kernel["stack"] <= allowed, f"registers are spilled: {kernel}"
+        assert kernel["local"] == 0, f"registers are spilled: {kernel}"
+        assert kernel["stack"] == STACK.get((version, kernel["name"]), 0), f"registers are spilled: {kernel}"
         assert kernel["divisions"] > 0 or not divides(kernel["name"]), kernel
         assert kernel["extremes"] == 0 or "formula" not in kernel["name"], f"another result for NaN and -0: {kernel}"
         for vectors, arrays in zip(kernel["vectors"], kernel["arrays"], strict=True):
@@ -33,11 +36,11 @@ def divides(name):
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_kernel_for_hopper(version):
-    names = check(run(version, "triton_compile.py", "90", interpret=False))
-    assert len(names) >= 50
+    names = check(run(version, "triton_compile.py", "90", interpret=False), version)
+    assert len(names) >= 60
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_common_kernels_for_ampere_and_blackwell(version):
-    names = check(run(version, "triton_compile.py", "80,100", *COMMON, interpret=False))
+    names = check(run(version, "triton_compile.py", "80,100", *COMMON, interpret=False), version)
     assert len(names) == 2 * len(COMMON)

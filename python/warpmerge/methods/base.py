@@ -30,7 +30,7 @@ class Base(enum.Enum):
     """What a recipe's `base_model` is to a method."""
 
     REFERENCE = "required; deltas are taken from it"
-    OPTIONAL = "optional; deltas are taken from it, without one the models themselves are merged"
+    OPTIONAL = "optional; with a base, deltas are taken from it; without one, the models themselves are merged"
     ENDPOINT = "required; one of the two models, the one at t = 0"
     METADATA = "optional; gives the config and tokenizer only"
 

@@ -1,4 +1,4 @@
-"""Parameters of merge methods: what values they take, and what they are where nothing is said."""
+"""Parameters of merge methods: the values that each one takes, and its default."""
 
 from __future__ import annotations
 
@@ -99,23 +99,23 @@ def choice(name: str, values: list[str], *, aliases: Mapping[Any, Any] | None = 
 
 
 SCOPES = {
-    "tensor": "each tensor by itself",
-    "row": "each row by itself",
-    "model": "the whole model at once, which reads the inputs once more",
+    "tensor": "each tensor",
+    "row": "each row",
+    "model": "the whole model, which costs one more read of the inputs",
 }
 
 
 def scope(*values: str) -> Parameter:
     """Over what a method measures: some of `SCOPES`, the first of them by default."""
     about = "; ".join(f"{value}: {SCOPES[value]}" for value in values)
-    return choice("scope", list(values), default=values[0], help=f"what is measured together ({about})")
+    return choice("scope", list(values), default=values[0], help=f"over what statistics are taken ({about})")
 
 
 NONFINITE = choice(
     "nonfinite",
     ["error", "propagate", "base"],
     default="error",
-    help="what a NaN or infinity in a weight does: stop the merge, pass through, or count as unchanged",
+    help="what a NaN or infinity in a model does: stop the merge, pass through, or count as the base's element",
 )
 
 

@@ -88,7 +88,7 @@ REFUSED = [
     ("lawa", 2, {"k": 3}, "k is 3, but there are only 2 models"),
     ("lawa", 2, {"k": 0}, "integer >= 1"),
     ("krum", 2, {}, "at least 3 models, got 2"),
-    ("krum", 4, {"f": 1}, r"f: 1 needs at least 5 models \(2 f \+ 3\), got 4; list more or lower f"),
+    ("krum", 4, {"f": 1}, r"f: 1 needs at least 5 models \(2 f \+ 3\), got 4; list more models or lower f"),
     ("krum", 5, {"f": True}, "integer >= 0"),
     ("multi_krum", 6, {"f": 1, "m": 6}, "m is at most K - f = 5"),
     ("multi_krum", 6, {"f": 2}, "needs at least 7 models"),

@@ -222,7 +222,7 @@ def test_into_a_module_that_ties_what_files_repeat(directories, base, models):
     [
         ({"norm": torch.zeros(131)}, r"tensor 'norm' of the target has the shape \[131\], not \[130\]"),
         ({"norm": None}, "the target has no tensor 'norm'"),
-        ({"other": torch.zeros(3)}, "the target has the tensor 'other', which the models lack"),
+        ({"other": torch.zeros(3)}, "the target has the tensor 'other', but the models lack it"),
         ({"norm": torch.zeros(130, device="meta")}, "tensor 'norm' of the target is on meta, not on cpu"),
         ({"norm": torch.zeros(260)[::2]}, "tensor 'norm' of the target is not contiguous"),
         ({"norm": torch.zeros(130, dtype=torch.int32)}, "is torch.int32, which cannot hold float16"),
@@ -269,13 +269,18 @@ def test_wrong_calls(pool, act, error, message):
     ("arguments", "options", "error", "message"),
     [
         ((None, []), {}, RecipeError, "at least one model"),
-        ((None, "model/"), {}, RecipeError, "takes a list"),
+        ((None, "model/"), {}, RecipeError, "must be a list"),
         ((None, [{}]), {"device": "gpu"}, RecipeError, "unknown device 'gpu'"),
         ((None, [{}]), {"backend": "cppu"}, RecipeError, "did you mean 'cpu'"),
         ((None, [{}]), {"device": "cpu", "backend": "cuda"}, RecipeError, "computes on cuda, not on cpu"),
         (("nowhere/", [{}]), {"device": "cpu"}, MergeError, "nowhere"),
         ((None, [{"a": torch.ones(1)}, {"b": torch.ones(1)}]), {"device": "cpu"}, CheckpointError, "'a' is in only"),
-        (({"a": torch.ones(1)}, [{}]), {"device": "cpu"}, CheckpointError, "model 0 and the base differ"),
+        (
+            ({"a": torch.ones(1)}, [{}]),
+            {"device": "cpu"},
+            CheckpointError,
+            "model 0 and the base do not have the same tensors",
+        ),
         ((None, [{"a": torch.ones(1).to(torch.complex128)}]), {"device": "cpu"}, RecipeError, "'a' has the dtype"),
     ],
 )

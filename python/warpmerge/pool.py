@@ -48,7 +48,7 @@ class Pool:
         Raises RecipeError, CheckpointError or DeviceError (all MergeError).
         """
         if isinstance(models, (str, Path, Mapping)) or not models:
-            raise RecipeError("a pool takes a list of at least one model.")
+            raise RecipeError("models must be a list of at least one model.")
         self._place = _place(device, backend, [*models, *([base] if base is not None else [])])
         self._checkpoints: list[Checkpoint] = []
         self._finite: bool | None = None
@@ -95,12 +95,12 @@ class Pool:
         chosen, seed = find(method), checked_seed(seed)
         if chosen.auxiliary:
             raise RecipeError(
-                f"a pool holds models only, and method '{chosen.name}' needs each one's {chosen.auxiliary[0].name}: "
+                f"method '{chosen.name}' needs each model's {chosen.auxiliary[0].name}, but a pool holds models only; "
                 "use merge_state_dicts or a recipe."
             )
         models, reference = self._models, None
         if chosen.base is Base.REFERENCE and self._base is None:
-            raise RecipeError(f"method '{chosen.name}' needs a base, and this pool has none.")
+            raise RecipeError(f"method '{chosen.name}' needs a base, and this pool has none; give Pool a base.")
         if chosen.base.is_reference:
             reference = self._base
         elif chosen.base is Base.ENDPOINT and self._base is not None:
@@ -114,7 +114,7 @@ class Pool:
             results = operands.results(wanted_dtype(out_dtype))
         else:
             if out_dtype is not None:
-                raise RecipeError("out_dtype and into exclude each other: the tensors of into have their dtypes.")
+                raise RecipeError("out_dtype and into exclude each other: the tensors of into keep their dtypes.")
             results = _results_in(into, operands, self._place)
         labels = ["base"] if len(models) > len(self) else []
         labels += [f"model {i}" for i in range(len(self))] + (["base"] if reference is not None else [])
@@ -130,9 +130,11 @@ class Pool:
         rows = [tuple(float(c) for c in row) for row in coefficients]
         for row in rows:
             if len(row) != len(self._models):
-                raise RecipeError(f"a row of coefficients has one number per model ({len(self)}), not {len(row)}.")
+                raise RecipeError(
+                    f"a row of coefficients must have one number per model ({len(self)}), not {len(row)}."
+                )
             if not all(abs(c) <= LARGEST for c in row):
-                raise RecipeError(f"coefficients are numbers of at most {LARGEST:g} in magnitude, got {list(row)}.")
+                raise RecipeError(f"coefficients must be numbers of at most {LARGEST:g} in magnitude, got {list(row)}.")
         if not rows:
             return []
         operands = self._operands(self._models, self._base)
@@ -191,7 +193,7 @@ def _place(device: str, backend: str, sources: Sequence[Source]) -> Place:
     if "cuda" not in info.devices:
         return Place(info, "cpu", False)
     if "," in device or device.endswith(":all"):
-        raise RecipeError(f"a pool lies on one device, not on {device!r}.")
+        raise RecipeError(f"a pool is on one device, not on {device!r}; choose one, such as cuda:0.")
     try:
         import torch
     except ImportError:
@@ -208,7 +210,7 @@ class _Loader:
         if isinstance(source, Mapping):
             odd = next((name for name, t in source.items() if not hasattr(t, "data_ptr")), None)
             if odd is not None:
-                raise RecipeError(f"tensor '{odd}' is a {type(source[odd]).__name__}; a pool takes torch tensors.")
+                raise RecipeError(f"tensor '{odd}' is a {type(source[odd]).__name__}; a pool needs torch tensors.")
             tensors = {name: t.to(self._place.device) for name, t in source.items()}
             return {name: Array.of(t, name, self._place) for name, t in tensors.items()}
         checkpoint = Checkpoint(str(source))
@@ -238,7 +240,7 @@ class _Loader:
             self._inbound.bring([m for m in moves if m.nbytes], arena, stream)
             stream.record().synchronize()
         except MemoryError as error:
-            raise DeviceError(f"{error}. The pool's models have to fit into the device's memory.") from None
+            raise DeviceError(f"{error}. The pool's models must fit into the device's memory.") from None
         loaded = {}
         for (name, array), move in zip(arrays.items(), moves, strict=True):
             flat = arena.tensor[move.offset : move.offset + move.nbytes]
@@ -252,7 +254,9 @@ def _check_names(models: list[dict[str, Array]], base: dict[str, Array] | None) 
         odd = sorted(model.keys() ^ (base if base is not None else models[0]).keys())
         if odd:
             other = "the base" if base is not None else "model 0"
-            raise CheckpointError(f"model {number} and {other} differ in their tensors: '{odd[0]}' is in only one.")
+            raise CheckpointError(
+                f"model {number} and {other} do not have the same tensors: '{odd[0]}' is in only one of them."
+            )
 
 
 def _results_in(into: Any, operands: Operands, place: Place) -> dict[str, Result]:
@@ -285,7 +289,10 @@ def _results_in(into: Any, operands: Operands, place: Place) -> dict[str, Result
         identity = tuple(a.identity for a in operands.arrays(name))
         other, known = filled.setdefault(target.data_ptr(), (name, identity)) if target.numel() else (name, identity)
         if known != identity:
-            raise CheckpointError(f"'{other}' and '{name}' are one tensor in the target, but differ in the models.")
+            raise CheckpointError(
+                f"'{other}' and '{name}' are one tensor in the target, but differ in the models; untie them in the "
+                "target."
+            )
         results[name] = (
             results[other]
             if other != name
@@ -294,5 +301,5 @@ def _results_in(into: Any, operands: Operands, place: Place) -> dict[str, Result
     filled_there = set(filled)
     for name, tensor in found.items():
         if name not in operands.metadata_source and tensor.numel() and tensor.data_ptr() not in filled_there:
-            raise CheckpointError(f"the target has the tensor '{name}', which the models lack.")
+            raise CheckpointError(f"the target has the tensor '{name}', but the models lack it.")
     return results

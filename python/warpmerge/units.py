@@ -1,4 +1,4 @@
-"""Sizes of memory and files, as people write and read them."""
+"""Sizes and durations as text: parsed from options, shown in messages."""
 
 from __future__ import annotations
 

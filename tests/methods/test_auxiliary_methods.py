@@ -288,9 +288,9 @@ def test_weights_without_grams_become_the_mean():
         (
             [torch.eye(4), torch.eye(5)],
             wm.CheckpointError,
-            "is [5, 5] in gram of model 1, but belongs to a weight [3, 4]",
+            "has the shape [5, 5] in gram of model 1; for a weight of shape [3, 4]",
         ),
-        ([torch.eye(4), None], wm.CheckpointError, "gram of model 1 lacks tensor 'w', which gram of model 0 has"),
+        ([torch.eye(4), None], wm.CheckpointError, "gram of model 1 lacks tensor 'w', but gram of model 0 has it"),
         ([-torch.eye(4)] * 2, wm.MergeError, "ValueError: one of its grams has elements below 0 on the diagonal"),
         ([torch.eye(4), torch.eye(4) * float("inf")], wm.CheckpointError, "in 'gram of model 1'"),
     ],

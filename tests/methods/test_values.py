@@ -62,7 +62,7 @@ def test_lambda():
     ("arguments", "message"),
     [
         ({"method": "tise", "weight": 1}, r"unknown merge method 'tise'.*did you mean 'ties'"),
-        ({"method": "nothing like it", "weight": 1}, r"Known: .*dare_linear, dare_ties, "),
+        ({"method": "nothing like it", "weight": 1}, r"lists all methods"),
         (
             {"weight": 1, "densty": 0.5},
             r"'ties' has no parameter 'densty'.*did you mean 'density'.*It takes: cancelled,",
@@ -95,9 +95,9 @@ def test_lambda():
         ),
         ({"method": "fisher", "fisher": torch.ones(2, 8)}, r"'fisher' is a list of one tensor.* got a Tensor"),
         ({"method": "fisher", "fisher": None}, r"'fisher' needs the parameter 'fisher'"),
-        ({"weight": 1, "seed": 1.0}, r"seed is an integer, got 1.0"),
-        ({"weight": 1, "seed": True}, r"seed is an integer, got True"),
-        ({"weight": 1, "seed": None}, r"seed is an integer, got None"),
+        ({"weight": 1, "seed": 1.0}, r"seed must be an integer, got 1.0"),
+        ({"weight": 1, "seed": True}, r"seed must be an integer, got True"),
+        ({"weight": 1, "seed": None}, r"seed must be an integer, got None"),
         ({"weight": 1, "name": None}, r"name is .* a string, got None"),
         ({"weight": 1, "name": 3}, r"name is .* a string, got 3"),
         ({"weight": 1, "density": 1.5}, r"'density': expected a number in \[0, 1\], got 1.5"),
@@ -154,7 +154,7 @@ def test_weights_of_any_size_are_normalized(weight):
             {"weight": [1, 1e20], "lambda_": 1e20},
             "'weight' (1e+20) times 'lambda' (1e+20)",
         ),
-        ("task_arithmetic", {"weight": 1e30, "lambda_": -1e30}, "is 1e+60, which may overflow; write numbers whose"),
+        ("task_arithmetic", {"weight": 1e30, "lambda_": -1e30}, "is 1e+60, and may overflow; choose numbers whose"),
         ("tsv", {"lambda_": 2, "weight": 1e30}, "product is at most 1e+30"),
         ("ramplus_tl", {"r": -1e16, "alpha": 1e16}, "method 'ramplus_tl': 'r' (1e+16) times 'alpha' (1e+16)"),
     ],
@@ -189,7 +189,7 @@ def test_seeds_of_numpy():
 
 def test_state_dicts_check_the_same():
     model = {"w": ONE}
-    with pytest.raises(wm.RecipeError, match="seed is an integer, got '1'"):
+    with pytest.raises(wm.RecipeError, match="seed must be an integer, got '1'"):
         wm.merge_state_dicts([model] * 2, "linear", weight=1, seed="1")
     with pytest.raises(
         wm.RecipeError, match=r"'fisher': expected a model reference, got an array of the shape \[2, 8\]"
@@ -198,7 +198,7 @@ def test_state_dicts_check_the_same():
     with pytest.raises(wm.RecipeError, match="'fisher': expected a model reference, got None"):
         wm.merge_state_dicts([model] * 2, "fisher", fisher=[None, model])
     with wm.Pool(None, [model] * 2, device="cpu") as pool:
-        with pytest.raises(wm.RecipeError, match=r"seed is an integer, got 1\.5"):
+        with pytest.raises(wm.RecipeError, match=r"seed must be an integer, got 1\.5"):
             pool.merge("linear", weight=1, seed=1.5)
         with pytest.raises(wm.RecipeError, match=r"at most 1e\+30 in magnitude, got \[1.0, 1e\+300\]"):
             pool.sweep([[1, 1e300]])
@@ -215,5 +215,5 @@ def test_a_clip_of_infinity_clips_nothing():
 
 
 def test_the_seed_of_a_merge_of_files():
-    with pytest.raises(wm.RecipeError, match=r"seed is an integer, got 1\.5"):
+    with pytest.raises(wm.RecipeError, match=r"seed must be an integer, got 1\.5"):
         wm.merge({"merge_method": "linear", "models": ["a"], "parameters": {"weight": 1}}, "out", seed=1.5)

@@ -247,9 +247,9 @@ def test_a_view_needs_the_memory_of_tiles():
 @pytest.mark.parametrize(
     ("index", "message"),
     [
-        ([0, 3], "tensor 'embed': row 3 is asked for at place 1; there are 3 rows"),
-        ([-1], "tensor 'embed': row -1 is asked for at place 0"),
-        (np.array([2**64 - 1], np.uint64), "tensor 'embed': row 18446744073709551615"),
+        ([0, 3], "tensor 'embed': index 1 asks for row 3, but there are 3 rows"),
+        ([-1], "tensor 'embed': index 0 asks for row -1"),
+        (np.array([2**64 - 1], np.uint64), "tensor 'embed': index 0 asks for row 18446744073709551615"),
         ([[0]], "not by int64 of the shape [1, 1]"),
         ([0.0], "not by float64"),
     ],

@@ -74,7 +74,7 @@ BAD = {
     "number as parameter": (f"{TIES}parameters: {{1: 1}}\n", ["no parameter '1'"]),
     "global under a model": (
         "merge_method: linear\nmodels: [{model: /m/a, parameters: {normalize: true}}]\n",
-        ["models[0] (/m/a)", "'normalize'", "top-level"],
+        ["models[0] (/m/a)", "'normalize'", "top level"],
     ),
     "weight is a word": (f"{TIES}parameters: {{weight: heavy}}\n", ["'weight'", "number", "'heavy'"]),
     "weight is quoted": (f"{TIES}parameters: {{weight: '0.5'}}\n", ["'weight'", "number", "'0.5'"]),
@@ -152,7 +152,7 @@ def test_recipe_that_cannot_be_read(tmp_path, content, reason):
 
 @pytest.mark.parametrize("source", [tuple(), 7, None])
 def test_recipe_of_a_wrong_type(source):
-    with pytest.raises(RecipeError, match="a recipe is a path, a dictionary or a Recipe"):
+    with pytest.raises(RecipeError, match="a recipe must be a path, a dictionary or a Recipe"):
         Recipe.load(source)
     with pytest.raises(RecipeError, match="Is a directory"):
         Recipe.load("/")

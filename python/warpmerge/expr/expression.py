@@ -100,7 +100,9 @@ class Expr:
         return Expr(_LE, (wrap(other), self))
 
     def __bool__(self) -> bool:
-        raise MergeError("an expression has a value for each element: use where(condition, a, b) instead of an if.")
+        raise MergeError(
+            "an expression has a value for each element, so an if cannot test it: use where(condition, a, b)."
+        )
 
 
 def literal(number: float) -> Expr:
@@ -168,7 +170,7 @@ def masked(a: Expr, mask: Mask) -> Expr:
     Raises MergeError for what is no mask, and for a RankMask of anything but a delta: ranks are those of the inputs.
     """
     if not isinstance(mask, Mask):
-        raise MergeError(f"a mask is a TopKMask, a RandomMask or a RankMask, not {mask!r}.")
+        raise MergeError(f"a mask must be a TopKMask, a RandomMask or a RankMask, not {mask!r}.")
     if isinstance(mask, RankMask):
         return where(draw(mask.key) < rank_cut(a, mask), a, 0)
     return Expr(_KEEP, (a,), mask)
@@ -177,7 +179,9 @@ def masked(a: Expr, mask: Mask) -> Expr:
 def rank_cut(a: Expr, mask: RankMask) -> Expr:
     """The number below which a draw keeps an element of this rank: low + step * rank, from 1 to MOST_BITS."""
     if a.op != DELTA:
-        raise MergeError("a RankMask is for deltas: an expression has no rank in its row; mask its deltas instead.")
+        raise MergeError(
+            "a RankMask is for deltas, because only a delta has a rank in its row; mask the deltas instead."
+        )
     share = value(mask.low) + rank(a.payload, mask.columns) * float(mask.step)
     return minimum(maximum(nearest(share), 1), MOST_BITS)
 

@@ -54,7 +54,7 @@ class RankMask:
 
     def __post_init__(self) -> None:
         if self.step < 0 or self.columns < 1:
-            raise MergeError("a rule that keeps by rank needs a step of at least 0 and the length of a row.")
+            raise MergeError("a RankMask needs a step of at least 0, and columns, the length of a row.")
 
     def offset_by(self, first: int) -> RankMask:
         """The same: draws and rows are those of the tensor, wherever it begins."""

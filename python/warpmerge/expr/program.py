@@ -193,7 +193,9 @@ class _Compiler:
         literals = [n for n, (op, *_) in enumerate(self.nodes) if op == LITERAL]
         steps = [n for n, (op, *_) in enumerate(self.nodes) if op >= 0]
         if len(steps) > LONGEST:
-            raise MergeError(f"a formula of {len(steps)} operations is longer than the {LONGEST} that are supported.")
+            raise MergeError(
+                f"a formula of {len(steps)} operations is longer than {LONGEST}, the most that are supported."
+            )
         where_is, used = self._registers(steps, results)
         first = self.inputs + 1
         literal_at = {n: first + used + self.slots + number for number, n in enumerate(literals)}
@@ -203,7 +205,9 @@ class _Compiler:
             if op >= 0:
                 return first + where_is[n]
             if op == DELTA and not 0 <= payload < self.inputs:
-                raise MergeError(f"a formula names input {payload} of {self.inputs}.")
+                raise MergeError(
+                    f"a formula names input {payload}, but there are {self.inputs} inputs, counted from 0."
+                )
             if op == SLOT:
                 return first + used + payload
             return payload if op == DELTA else self.inputs if op == BASE else literal_at[n]

@@ -163,8 +163,8 @@ class Method:
         """
         if values["nonfinite"] == "base" and not on_deltas:
             raise RecipeError(
-                f"method '{self.name}' has no base to take the place of values that are not finite; "
-                "set nonfinite to 'error' or 'propagate'."
+                f"method '{self.name}' has no base to take elements from in place of NaN and infinities; set nonfinite "
+                "to 'error' or 'propagate'."
             )
         check_products(self.name, values)
         self.check(values, models)
@@ -206,7 +206,7 @@ MULTIPLIED = (("weight", "lambda"), ("r", "alpha"))
 
 
 def check_products(method: str, values: Mapping[str, Any]) -> None:
-    """Raises RecipeError if parameters that are multiplied with each other have a product beyond what one may be."""
+    """Raises RecipeError if the product of parameters that are multiplied with each other may overflow."""
     for names in MULTIPLIED:
         if not all(name in values for name in names):
             continue
@@ -218,8 +218,8 @@ def check_products(method: str, values: Mapping[str, Any]) -> None:
         if product > LARGEST:
             first, second = names
             raise RecipeError(
-                f"method '{method}': '{first}' ({largest[0]:g}) times '{second}' ({largest[1]:g}) is {product:g}, "
-                f"which may overflow; write numbers whose product is at most {LARGEST:g}."
+                f"method '{method}': '{first}' ({largest[0]:g}) times '{second}' ({largest[1]:g}) is {product:g} and "
+                f"may overflow; choose numbers whose product is at most {LARGEST:g}."
             )
 
 

@@ -68,7 +68,9 @@ def ema(tensor: TensorInfo, p: Mapping[str, Any]) -> Combine:
 
 def _check_lawa(p: Mapping[str, Any], models: int) -> None:
     if p["k"] is not None and p["k"] > models:
-        raise RecipeError(f"method 'lawa': k is {p['k']}, but there are only {models} models; list more or lower k.")
+        raise RecipeError(
+            f"method 'lawa': k is {p['k']}, but there are only {models} models; list more models or lower k."
+        )
 
 
 @method(

@@ -108,8 +108,8 @@ def dropped(beta: float, models: int) -> int:
 def _check_trimmed(p: Mapping[str, Any], models: int) -> None:
     if p["beta"] >= 0.5:
         raise RecipeError(
-            f"method 'trimmed_mean': beta: {p['beta']:g} drops half of the models at each end; give one below 0.5, or "
-            "use median."
+            f"method 'trimmed_mean': beta: {p['beta']:g} drops half of the models at each end; choose a beta below "
+            "0.5, or use median."
         )
 
 

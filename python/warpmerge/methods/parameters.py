@@ -121,5 +121,5 @@ NONFINITE = choice(
 
 def checked_seed(seed: Any) -> int:
     if isinstance(seed, bool) or not isinstance(seed, Integral):
-        raise RecipeError(f"seed is an integer, got {shown(seed)}.")
+        raise RecipeError(f"seed must be an integer, got {shown(seed)}.")
     return int(seed)

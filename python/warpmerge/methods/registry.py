@@ -66,7 +66,7 @@ def method(
     parameters = (*(c.parameter() for c in auxiliary), *parameters)
     if auxiliary and base is not Base.METADATA:
         raise RecipeError(
-            f"merge method '{name}' has auxiliary tensors, so its base must be Base.METADATA: it takes no deltas."
+            f"merge method '{name}' has auxiliary tensors, so it takes no deltas: set base=Base.METADATA."
         )
     _check_parameters(name, parameters)
     meant = _converted(name, parameters, presets or {})
@@ -146,7 +146,7 @@ def _check_new(made: Method) -> None:
     if old is not None and (old.module, old.steps.__qualname__) != (made.module, made.steps.__qualname__):
         raise RecipeError(
             f"merge method '{made.name}' is already registered by {old.steps.__qualname__} of the module {old.module}; "
-            f"give the one of {made.module} another name."
+            f"give the method of {made.module} another name."
         )
 
 
@@ -159,8 +159,7 @@ def find(name: object) -> Method:
     if name not in REGISTRY:
         failed = "".join(f" The plug-in {plugin} could not be loaded: {why}." for plugin, why in _failures.items())
         near = close_matches(name, REGISTRY)
-        listed = " `warpmerge methods` lists them all." if near else f". Known: {', '.join(sorted(REGISTRY))}."
-        raise RecipeError(f"unknown merge method {name!r}{near}{listed}{failed}")
+        raise RecipeError(f"unknown merge method {name!r}{near or '.'} `warpmerge methods` lists all methods.{failed}")
     return REGISTRY[name]
 
 

@@ -266,7 +266,7 @@ def sce(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
         selected = [where(chosen, x, 0) for x in d]
     energies = yield Reduce("sum", tuple(_squares(selected, tensor.fp64, p["nonfinite"] == "propagate")))
     if not max(energies) < _largest(tensor.fp64):
-        raise CheckpointError(f"{tensor} has deltas whose squares overflow; a method that measures needs them.")
+        raise CheckpointError(f"{tensor} has deltas whose squares overflow, so method 'sce' cannot weigh the models.")
     weights = energy_shares(energies, tensor.count, p["uniform_below"])
     record = ElectAndSum(weights, everything, (1.0,) * models, weights, elect=True)
     if selected is d or not p["sce_mask_merge"]:

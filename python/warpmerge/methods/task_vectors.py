@@ -172,8 +172,8 @@ def refuse_negative(weights: Sequence[float], instead: str) -> None:
     """Raises RecipeError if a weight is negative: w d / w is d, so the sign of w would be lost."""
     if min(weights, default=0) < 0:
         raise RecipeError(
-            "negative weights do not work with a division by the agreeing weights: the sign cancels, and the task "
-            f"vector is added instead of subtracted; set {instead}."
+            f"'weight' is {min(weights):g}: with a negative weight and a division by the weights, the sign cancels and "
+            f"the delta is added instead of subtracted; set {instead}."
         )
 
 

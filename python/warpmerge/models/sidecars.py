@@ -1,4 +1,4 @@
-"""The small files beside the weights: config, tokenizer, model card, manifest."""
+"""The small files of the output: sidecar files of the metadata source, model card, manifest."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _dtypes(config: dict[str, Any]) -> list[str]:
 
 
 def card(plan: Plan) -> bytes:
-    """A model card that says what was merged and how."""
+    """The model card: the models and the recipe."""
     recipe = plan.recipe
     base = [recipe.base] if recipe.base else []
     models = list(dict.fromkeys([*base, *(m.ref for m in recipe.models)]))
@@ -95,7 +95,7 @@ Seed {plan.seed}. `warpmerge verify` checks the weights against `{MANIFEST}`.
 
 
 def manifest(plan: Plan, version: str, digests: dict[str, str]) -> bytes:
-    """What was merged from what, and each tensor's digest (docs/numerics.md says how it is taken)."""
+    """The manifest: recipe, inputs, and the digest of each tensor (docs/numerics.md defines it)."""
     roles = {id(c): {"auxiliary tensor": label} for label, c in plan.auxiliary.items()}
     document = {
         "warpmerge": version,
@@ -119,7 +119,7 @@ def manifest(plan: Plan, version: str, digests: dict[str, str]) -> bytes:
 
 
 def _tensors(plan: Plan, digests: dict[str, str]) -> str:
-    """As json.dumps indents them, which takes ten times as long: what tensors have in common is written once."""
+    """The text that json.dumps makes with an indent of 1, ten times as fast: common parts are formatted once."""
     common: dict[tuple, str] = {}
     written = []
     for job in plan.jobs:

@@ -81,7 +81,7 @@ class Recipe:
             except RecursionError:
                 raise RecipeError("recipe: it contains itself or is nested too deeply.") from None
         if not isinstance(source, (str, os.PathLike)):
-            raise RecipeError(f"a recipe is a path, a dictionary or a Recipe, got {shown(source)}.")
+            raise RecipeError(f"a recipe must be a path, a dictionary or a Recipe, got {shown(source)}.")
         path = Path(source)
         return parse(_read(path), str(path))
 
@@ -112,8 +112,8 @@ class Recipe:
             setting = model.parameters.get(name) or self.parameters.get(name)
             if not isinstance(setting, Constant):
                 raise RecipeError(
-                    f"method '{self.method.name}' needs the parameter '{name}' for the model '{model.ref}': where its "
-                    f"{name} is."
+                    f"method '{self.method.name}' needs the parameter '{name}' for the model '{model.ref}': the path "
+                    f"of its checkpoint of {name} tensors."
                 )
             found.append(setting.value)
         return tuple(found)
@@ -171,7 +171,7 @@ _Loader.add_implicit_resolver(
 
 def parse(document: Any, where: str) -> Recipe:
     if not isinstance(document, Mapping):
-        raise RecipeError(f"{where}: a recipe is a mapping with the keys {', '.join(KEYS)}.")
+        raise RecipeError(f"{where}: a recipe must be a mapping with the keys {', '.join(KEYS)}.")
     for key in document:
         if key in LATER and document[key] is not None:
             raise RecipeError(f"{where}: '{key}' is not supported yet: {LATER[key]}.")
@@ -207,9 +207,9 @@ def parse(document: Any, where: str) -> Recipe:
 def _method(document: Mapping[str, Any], where: str) -> Method:
     name = document.get("merge_method")
     if name is None:
-        raise RecipeError(f"{where}: 'merge_method' is missing.")
+        raise RecipeError(f"{where}: 'merge_method' is missing; add a line such as `merge_method: ties`.")
     if not isinstance(name, str):
-        raise RecipeError(f"{where}: merge_method is the name of a method, got {shown(name)}.")
+        raise RecipeError(f"{where}: merge_method must be the name of a method, got {shown(name)}.")
     try:
         return find(name)
     except RecipeError as error:
@@ -221,7 +221,7 @@ def _dtype(document: Mapping[str, Any], key: str, where: str) -> DType | None:
     if name is None:
         return None
     if not isinstance(name, str):
-        raise RecipeError(f"{where}: {key} is the name of a floating-point type, got {shown(name)}.")
+        raise RecipeError(f"{where}: {key} must be the name of a floating-point type, got {shown(name)}.")
     return float_dtype(name, f"{where}: {key}")
 
 
@@ -231,14 +231,16 @@ def _check_models(method: Method, models: tuple[RecipeModel, ...], base: ModelRe
         if refs.count(ref) > 1:
             raise RecipeError(f"{where}: the model '{ref}' is listed twice; give it once, with the sum of the weights.")
     if base is None and method.base.required:
-        raise RecipeError(f"{where}: method '{method.name}' needs a 'base_model'.")
+        raise RecipeError(
+            f"{where}: method '{method.name}' needs a 'base_model'; add the model that the others come from."
+        )
 
 
 def _model(entry: Any, method: Method, where: str) -> RecipeModel:
     if isinstance(entry, str):
         return RecipeModel(_model_ref(entry, where))
     if not isinstance(entry, Mapping) or "model" not in entry:
-        raise RecipeError(f"{where}: each entry is a mapping with 'model' and, if needed, 'parameters'.")
+        raise RecipeError(f"{where}: an entry must be a path, or a mapping with 'model' and, if needed, 'parameters'.")
     for key in entry:
         if key not in ("model", "parameters"):
             raise RecipeError(f"{where}: unknown key {shown(key)}{close_matches(key, ['model', 'parameters']) or '.'}")
@@ -247,7 +249,9 @@ def _model(entry: Any, method: Method, where: str) -> RecipeModel:
     parameters = _parameters(entry.get("parameters"), method, where)
     for name in parameters:
         if not method.by_name[name].per_model:
-            raise RecipeError(f"{where}: '{name}' holds for all models; move it to the top-level 'parameters'.")
+            raise RecipeError(
+                f"{where}: '{name}' has one value for all models; move it to the 'parameters' at the top level."
+            )
     return RecipeModel(ref, parameters)
 
 
@@ -255,12 +259,12 @@ def _model_ref(value: Any, where: str) -> ModelRef:
     if isinstance(value, Mapping):
         return _mapped_ref(value, where)
     if not isinstance(value, str) or not value:
-        raise RecipeError(f"{where}: a model is a path or a Hugging Face id, got {shown(value)}.")
+        raise RecipeError(f"{where}: a model must be a path or a Hugging Face id, got {shown(value)}.")
     if not os.path.exists(os.path.expanduser(value)):
         if "+" in value:
             raise RecipeError(
-                f"{where}: '{value}' is not a directory. If a LoRA adapter follows the '+': that is not supported yet, "
-                "merge it into its model first."
+                f"{where}: '{value}' is not a directory. LoRA adapters after a '+' are not supported yet: merge the "
+                "adapter into its model first."
             )
         path, found, revision = value.partition("@")
         if found:
@@ -273,19 +277,22 @@ def _mapped_ref(value: Mapping[str, Any], where: str) -> ModelRef:
     if value.get("lora") is not None:
         raise RecipeError(f"{where}: 'lora' is not supported yet: merge the adapter into its model first.")
     if value.get("override_architecture") is not None:
-        raise RecipeError(f"{where}: 'override_architecture' is not supported: remove it; the tensors' names count.")
+        raise RecipeError(
+            f"{where}: 'override_architecture' is not supported: remove it. Models fit if their tensors have the same "
+            "names."
+        )
     inner = value.get("model", value)
     if not isinstance(inner, Mapping):
         inner = {"path": inner}
     known = {"path", "revision"} if inner is value else {"model", "lora", "override_architecture"}
     unknown = [*(k for k in value if k not in known), *(k for k in inner if k not in ("path", "revision"))]
     if unknown:
-        raise RecipeError(f"{where}: unknown key {shown(unknown[0])} of a model reference.")
+        raise RecipeError(f"{where}: unknown key {shown(unknown[0])}; a model has 'path' and 'revision'.")
     path, revision = inner.get("path"), inner.get("revision")
     if revision is None:
         return _model_ref(path if not isinstance(path, Mapping) else None, where)
     if not isinstance(path, str) or not isinstance(revision, str):
-        raise RecipeError(f"{where}: 'path' and 'revision' of a model are strings (quote them).")
+        raise RecipeError(f"{where}: 'path' and 'revision' of a model must be strings; put them in quotes.")
     return ModelRef(path, revision)
 
 
@@ -293,7 +300,7 @@ def _parameters(value: Any, method: Method, where: str) -> dict[str, Setting]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise RecipeError(f"{where}: parameters are a mapping of names to values, got {shown(value)}.")
+        raise RecipeError(f"{where}: parameters must be a mapping from names to values, got {shown(value)}.")
     references = {c.name for c in method.auxiliary}
     return {
         name: Constant(_model_ref(v, f"{where}: {name}"))

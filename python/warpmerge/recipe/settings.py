@@ -74,10 +74,10 @@ def _unfiltered(value: Any, parameter: Parameter, where: str) -> Constant | Grad
     if not isinstance(value, list):
         return Constant(_scalar(value, parameter, where))
     if not value:
-        raise RecipeError(f"{where}: '{parameter.name}' is an empty list.")
+        raise RecipeError(f"{where}: '{parameter.name}' is an empty list; write a value or a list of values.")
     values = tuple(_scalar(v, parameter, where) for v in value)
     if None in values:
-        raise RecipeError(f"{where}: '{parameter.name}': a gradient has a value at each of its points, not null.")
+        raise RecipeError(f"{where}: '{parameter.name}': a gradient needs a value at each of its points, got null.")
     return Gradient(values, parameter.interpolates)
 
 
@@ -92,7 +92,7 @@ def _entry(item: Any, parameter: Parameter, where: str) -> tuple[str | None, Con
         raise RecipeError(f"{here}: an entry with a filter needs a 'value'.")
     pattern = item.get("filter")
     if pattern is not None and not isinstance(pattern, str):
-        raise RecipeError(f"{here}: a filter is part of a tensor's name, got {shown(pattern)}.")
+        raise RecipeError(f"{here}: a filter must be a part of tensor names, got {shown(pattern)}.")
     return None if pattern in (None, "*") else pattern, _unfiltered(item["value"], parameter, where)
 
 

@@ -178,7 +178,7 @@ def _cpu_memory(plan: Plan, threads: int, limit: int | str | None) -> tuple[int,
         least = show_size(error.args[0] + whole)
         why = f", because method '{plan.recipe.method.name}' holds more of a tensor than tiles" if whole else ""
         raise RecipeError(
-            f"memory: {show_size(budget or 0)} is too little: with threads={threads} the merge needs {least}{why}; allow "
+            f"memory: {show_size(budget or 0)} is too little: with threads={threads} a merge needs {least}{why}; allow "
             "more, or use fewer threads."
         ) from None
     return tile, cpu.memory(threads, tile, models, itemsize, largest) + whole

@@ -1,4 +1,4 @@
-"""Models held where they are merged, to be merged again and again: for searches over merges."""
+"""Pools: models in one place, merged again and again, for searches over merges."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ Source = str | Path | Mapping[str, Any]
 
 
 class Pool:
-    """A base and K models in one place: a GPU's memory, or for a CPU the page cache of their files.
+    """A base and K models in one place: the memory of a GPU, or on a CPU the page cache of their files.
 
-        pool = wm.Pool("base/", ["math/", "code/"], device="cuda")
-        merged = pool.merge("ties", weight=[0.6, 0.4], density=0.5)           # a new state dict
-        pool.merge("ties", weight=[0.5, 0.5], density=0.5, into=model)        # a module's parameters, in place
-        variants = pool.sweep([[1.0, 0.0], [0.7, 0.3], [0.5, 0.5]])           # three state dicts from one read
+    A pool is a context manager; leaving the block closes its files. On a CPU each merge reads the files, so they must
+    not change while the pool is used.
 
-    Models are directories, hub ids or state dicts of torch tensors. Results are torch tensors on the pool's device.
-    The files of a pool on a CPU are read by each merge: they must not change as long as it is used.
+    Example:
+        >>> pool = wm.Pool("base/", ["math/", "code/"], device="cuda")
+        >>> merged = pool.merge("ties", weight=[0.6, 0.4], density=0.5)     # a new state dict
+        >>> pool.merge("ties", weight=[0.5, 0.5], density=0.5, into=model)  # the parameters of a module, in place
+        >>> variants = pool.sweep([[1.0, 0.0], [0.7, 0.3], [0.5, 0.5]])     # three state dicts from one read
     """
 
     def __init__(
@@ -43,9 +44,19 @@ class Pool:
         backend: str = "auto",
         threads: int | None = None,
     ) -> None:
-        """base: what deltas are taken from; None for methods that need none. device: auto, cpu, cuda or cuda:N.
+        """Loads the models.
 
-        Raises RecipeError, CheckpointError or DeviceError (all MergeError).
+        Args:
+            base: the base: a directory, a Hugging Face id, or a state dict of torch tensors. None: there is no base.
+            models: the models, of the same kinds. All have the same names and shapes.
+            device: `auto`, `cpu`, `cuda` or `cuda:N`. `auto`: the device of the first tensor, else the best one.
+            backend: `auto`, `cuda`, `triton`, `cpu` or `torch`.
+            threads: number of threads that load files. Default: the cores that this process may use.
+
+        Raises:
+            UsageError: an argument is wrong.
+            CheckpointError: files are missing or damaged, or the models do not have the same tensors.
+            DeviceError: the device cannot be used, or the models do not fit into its memory.
         """
         if isinstance(models, (str, Path, Mapping)) or not models:
             raise RecipeError("models must be a list of at least one model.")
@@ -69,28 +80,42 @@ class Pool:
         self.close()
 
     def close(self) -> None:
-        """Closes the files. What was merged stays valid."""
+        """Closes the files. Merged tensors stay valid."""
         for checkpoint in self._checkpoints:
             checkpoint.close()
 
     @property
     def device(self) -> str:
+        """The device of the models and of results: `cpu` or `cuda:N`."""
         return self._place.device
 
     @property
     def backend(self) -> str:
+        """Name of the backend."""
         return self._place.info.name
 
     def __len__(self) -> int:
-        """The number of models, the base not counted."""
+        """K, the number of models without the base."""
         return len(self._models)
 
     def merge(self, method: str, *, into: Any = None, out_dtype: Any = None, seed: int = 0, **parameters: Any) -> Any:
-        """Merges all models of the pool; the parameters are those of `merge_tensors`.
+        """Merges all models of the pool.
 
-        into: a torch module or a state dict with the pool's tensors, on its device; they are filled, each in its own
-        dtype, and `into` is returned. Otherwise a new state dict is, in the dtypes of the base (without one, of the
-        first model) or in `out_dtype`.
+        Args:
+            method: name of the method.
+            into: a torch module or a state dict with the pool's tensors, on the pool's device. The merged tensors are
+                written into it, each in the dtype that it has there. None: a new state dict is made.
+            out_dtype: floating-point dtype of a new state dict. Default: the dtypes of the base, without one those of
+                the first model.
+            seed: seed of methods that draw at random.
+            **parameters: parameters of the method, as in `merge_tensors`.
+
+        Returns:
+            `into`, or a dictionary from names to torch tensors on the pool's device.
+
+        Raises:
+            UsageError: the method, a parameter or an argument is wrong.
+            CheckpointError: tensors of `into` do not fit, or a model has NaN or infinities.
         """
         chosen, seed = find(method), checked_seed(seed)
         if chosen.auxiliary:
@@ -123,9 +148,19 @@ class Pool:
         return {name: result.finish() for name, result in results.items()} if into is None else into
 
     def sweep(self, coefficients: Sequence[Sequence[float]], *, out_dtype: Any = None) -> list[dict[str, Any]]:
-        """M merged models from one read: base + sum_k c[m][k] (x_k - base); without a base sum_k c[m][k] x_k.
+        """Makes M merged models from one read: base + sum_k c[m][k] (x_k - base); without a base sum_k c[m][k] x_k.
 
-        coefficients: M rows of one number per model. Returns M state dicts; integer tensors are shared by them.
+        Args:
+            coefficients: (M, K) numbers: one row per merged model.
+            out_dtype: floating-point dtype of the results. Default: the dtypes of the base, without one those of the
+                first model.
+
+        Returns:
+            A list of M dictionaries from names to torch tensors. They share integer tensors.
+
+        Raises:
+            UsageError: a row has another length than K, or a coefficient is not a finite number.
+            CheckpointError: a model has NaN or infinities.
         """
         rows = [tuple(float(c) for c in row) for row in coefficients]
         for row in rows:
@@ -157,7 +192,7 @@ class Pool:
         return self._prepared[key]
 
     def _known_finite(self) -> bool:
-        """Whether all elements are finite: looked at once, where counting them each time would mean waiting."""
+        """Whether all elements are finite. On a GPU each merge would have to wait to know, so the pool looks once."""
         if not self._place.in_place:
             return False
         if self._finite is None:
@@ -170,7 +205,7 @@ class Pool:
 
 
 class _Sweep:
-    """Stands in for a method: coefficients of several outputs, and nothing to measure."""
+    """Takes the place of a method: weighted sums for several outputs, and nothing to measure."""
 
     name, copies = "sweep", False
 
@@ -183,7 +218,7 @@ class _Sweep:
 
 
 def _place(device: str, backend: str, sources: Sequence[Source]) -> Place:
-    """Where the pool is: on the device that was asked for, else on that of the first tensor."""
+    """The place of the pool: the given device, else that of the first tensor."""
     first: Any = next((t for s in sources if isinstance(s, Mapping) for t in s.values()), None)
     if device == "auto" and getattr(first, "is_cuda", False):
         device = str(first.device)
@@ -260,7 +295,7 @@ def _check_names(models: list[dict[str, Array]], base: dict[str, Array] | None) 
 
 
 def _results_in(into: Any, operands: Operands, place: Place) -> dict[str, Result]:
-    """The tensors of a module or state dict as results. Those that share memory there must be one in the models too."""
+    """The tensors of a module or state dict as results. If two of them share memory, the models must share it too."""
     found = into.state_dict(keep_vars=True) if hasattr(into, "state_dict") else into
     results: dict[str, Result] = {}
     filled: dict[int, tuple[str, tuple]] = {}

@@ -100,10 +100,10 @@ def test_plan_and_reports(models, made, tmp_path):
     [
         (["--device", "gpu"], "unknown device 'gpu'"),
         (["--device", "cpu:1"], "unknown device 'cpu:1'"),
-        (["--device", "cpu", "--backend", "cuda"], "backend 'cuda' computes on cuda, not on cpu."),
-        (["--device", "cuda", "--backend", "cpu"], "backend 'cpu' computes on cpu, not on cuda."),
-        (["--memory", "1GB"], "memory bounds a merge on the CPU; on a GPU use device_memory."),
-        (["--device", "cpu", "--device-memory", "1GB"], "device_memory bounds the memory of a GPU, but backend 'cpu'"),
+        (["--device", "cpu", "--backend", "cuda"], "backend 'cuda' computes on cuda, not on cpu;"),
+        (["--device", "cuda", "--backend", "cpu"], "backend 'cpu' computes on cpu, not on cuda;"),
+        (["--memory", "1GB"], "memory is for merges on the CPU; on a GPU use device_memory."),
+        (["--device", "cpu", "--device-memory", "1GB"], "device_memory is for GPUs, but backend 'cpu'"),
         (["--device-memory", "much"], "device_memory: 'much' is not a size"),
     ],
 )

@@ -104,8 +104,10 @@ def _expected(manifest: Path) -> dict[str, dict[str, Any]]:
         tensors = json.loads(manifest.read_text(encoding="utf-8"))["tensors"]
         return {name: {key: record[key] for key in ("dtype", "shape", "digest")} for name, record in tensors.items()}
     except (FileNotFoundError, NotADirectoryError):
-        problem = "is not a finished merge of warpmerge" if manifest.parent.is_dir() else "is not a directory"
-        raise CheckpointError(f"{manifest.parent} has no {MANIFEST}: it {problem}.") from None
+        found = "" if manifest.parent.is_dir() else "is not a directory, so it "
+        raise CheckpointError(
+            f"{manifest.parent} {found}has no {MANIFEST}: it is not a finished merge of warpmerge."
+        ) from None
     except OSError as error:
         raise CheckpointError(f"cannot read {manifest}: {error.strerror}.") from None
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):

@@ -132,7 +132,7 @@ def choose(name: str | None = "auto", device: str = "auto") -> BackendInfo:
             return info
     where = "" if kind == "auto" else f" for device '{device}'"
     reasons = "; ".join(f"backend '{b.name}': {b.reason}" for b in able)
-    raise RecipeError(f"no backend is available{where} ({reasons}).")
+    raise RecipeError(f"no backend is available{where} ({reasons}); `warpmerge info` shows all backends.")
 
 
 def computes_on_host_tensors(info: BackendInfo) -> bool:

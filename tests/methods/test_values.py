@@ -154,7 +154,7 @@ def test_weights_of_any_size_are_normalized(weight):
             {"weight": [1, 1e20], "lambda_": 1e20},
             "'weight' (1e+20) times 'lambda' (1e+20)",
         ),
-        ("task_arithmetic", {"weight": 1e30, "lambda_": -1e30}, "is 1e+60, and may overflow; choose numbers whose"),
+        ("task_arithmetic", {"weight": 1e30, "lambda_": -1e30}, "is 1e+60 and may overflow; choose numbers whose"),
         ("tsv", {"lambda_": 2, "weight": 1e30}, "product is at most 1e+30"),
         ("ramplus_tl", {"r": -1e16, "alpha": 1e16}, "method 'ramplus_tl': 'r' (1e+16) times 'alpha' (1e+16)"),
     ],

@@ -1,4 +1,9 @@
-"""elect_and_sum over chunks: csrc/ops/elect_and_sum.h, as the general form of csrc/cpu/elect_and_sum.inl has it."""
+"""elect_and_sum over chunks: masks, an election and the sum of the agreeing terms (csrc/ops/elect_and_sum.h).
+
+An accelerator for an expression of expr/library.py. A program keeps the deltas of all models of a step in registers, so
+each input is read once. Masks are read anew in each step, because the masks of all models would take more registers
+than there are. Sums run in the order of the models, so the bits are those of the expression.
+"""
 
 import triton.language as tl
 

@@ -1,7 +1,8 @@
-"""formula over chunks: csrc/ops/formula.h, the instructions of a program unrolled into the kernel.
+"""Programs of expressions over chunks (csrc/ops/formula.h): the instructions are unrolled into the kernel.
 
-The program is a constant of the kernel; its constants, rules, keys and vectors are read from memory, so that a
-different coefficient compiles nothing anew.
+The structure of a program is a constant of the kernel, so Triton compiles each structure once: 1 to 3 s for 100
+instructions. Values stay in registers, and no instruction is decoded at run time. The numbers, masks, keys and vectors
+in the slots are read from memory, so other values need no compilation.
 """
 
 import functools

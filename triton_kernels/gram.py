@@ -1,4 +1,9 @@
-"""gram over chunks, in float64: csrc/ops/gram.h, as csrc/cpu/gram.inl has it."""
+"""gram over chunks: squared norms and mutual squared distances of the inputs, in float64 (csrc/ops/gram.h).
+
+Distances are sums of squared differences, never differences of dot products: these cancel for models that are alike. A
+program adds up a chunk's blocks for all pairs of its models. The sums of all pairs need many registers, so with many
+models a launch takes some rows of the triangle of pairs at a time, and reads the inputs again for the next rows.
+"""
 
 import triton.language as tl
 

@@ -1,4 +1,9 @@
-"""Which elements of a delta survive: the rules of csrc/ops/masks.h, and the random bits of csrc/ops/philox.h."""
+"""Masks: top-k masks of csrc/ops/masks.h, and random masks from the random numbers of csrc/ops/philox.h.
+
+A mask is three numbers and a key in the launch table, so one compiled kernel serves all masks. A negative cut means a
+top-k mask. Ties are counted in flat indices of the tensor, which keeps masks independent of chunks. One Philox call
+gives the draws of eight elements; a program computes the calls of its own elements.
+"""
 
 import triton.language as tl
 

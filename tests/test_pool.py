@@ -12,7 +12,7 @@ import torch
 import warpmerge as wm
 from helpers import bf16, write_model
 from kernel_helpers import assert_same_bits
-from warpmerge.errors import CheckpointError, MergeError, RecipeError
+from warpmerge.errors import CheckpointError, MergeError, UsageError
 
 WEIGHTS = [0.5, 0.3, 0.2]
 MERGES = [
@@ -130,7 +130,7 @@ def test_a_sweep_without_a_base(models):
         for row, got in zip(ROWS[:3], pool.sweep(ROWS[:3]), strict=True):
             assert_equal(got, wm.merge_state_dicts(models, "linear", weight=row, normalize=False), row)
         assert_equal(pool.merge("linear", weight=WEIGHTS), wm.merge_state_dicts(models, "linear", weight=WEIGHTS))
-        with pytest.raises(RecipeError, match="method 'ties' needs a base, and this pool has none"):
+        with pytest.raises(UsageError, match="method 'ties' needs a base, and this pool has none"):
             pool.merge("ties", weight=1, density=0.5)
 
 
@@ -139,7 +139,7 @@ def test_slerp_starts_at_the_base(base, models):
         assert_equal(pool.merge("slerp", t=0.3), wm.merge_state_dicts(models[:1], "slerp", base=base, t=0.3))
     with wm.Pool(None, models[:2], backend="cpu") as pool:
         assert_equal(pool.merge("slerp", t=0.3), wm.merge_state_dicts(models[:2], "slerp", t=0.3))
-    with wm.Pool(base, models, backend="cpu") as pool, pytest.raises(RecipeError, match="exactly 2"):
+    with wm.Pool(base, models, backend="cpu") as pool, pytest.raises(UsageError, match="exactly 2"):
         pool.merge("slerp", t=0.3)
 
 
@@ -240,7 +240,7 @@ def test_targets_that_do_not_fit(pool, base, change, message):
 
 
 def test_into_excludes_a_dtype(pool, base):
-    with pytest.raises(RecipeError, match="exclude each other"):
+    with pytest.raises(UsageError, match="exclude each other"):
         pool.merge("linear", weight=1, into=dict(base), out_dtype="float32")
 
 
@@ -250,13 +250,13 @@ def test_into_excludes_a_dtype(pool, base):
 @pytest.mark.parametrize(
     ("act", "error", "message"),
     [
-        (lambda p: p.merge("tise"), RecipeError, "did you mean 'ties'"),
-        (lambda p: p.merge("ties", weight=1, densty=1), RecipeError, "did you mean 'density'"),
-        (lambda p: p.merge("ties"), RecipeError, "needs the parameter 'weight'"),
-        (lambda p: p.merge("linear", weight=[1, 2]), RecipeError, "one value per model"),
-        (lambda p: p.merge("linear", weight=1, out_dtype="int8"), RecipeError, "out_dtype"),
-        (lambda p: p.sweep([[1, 2]]), RecipeError, r"one number per model \(3\), not 2"),
-        (lambda p: p.sweep([[1, 2, 3], []]), RecipeError, r"one number per model \(3\), not 0"),
+        (lambda p: p.merge("tise"), UsageError, "did you mean 'ties'"),
+        (lambda p: p.merge("ties", weight=1, densty=1), UsageError, "did you mean 'density'"),
+        (lambda p: p.merge("ties"), UsageError, "needs the parameter 'weight'"),
+        (lambda p: p.merge("linear", weight=[1, 2]), UsageError, "one value per model"),
+        (lambda p: p.merge("linear", weight=1, out_dtype="int8"), UsageError, "out_dtype"),
+        (lambda p: p.sweep([[1, 2]]), UsageError, r"one number per model \(3\), not 2"),
+        (lambda p: p.sweep([[1, 2, 3], []]), UsageError, r"one number per model \(3\), not 0"),
     ],
 )
 def test_wrong_calls(pool, act, error, message):
@@ -268,11 +268,11 @@ def test_wrong_calls(pool, act, error, message):
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "message"),
     [
-        ((None, []), {}, RecipeError, "at least one model"),
-        ((None, "model/"), {}, RecipeError, "must be a list"),
-        ((None, [{}]), {"device": "gpu"}, RecipeError, "unknown device 'gpu'"),
-        ((None, [{}]), {"backend": "cppu"}, RecipeError, "did you mean 'cpu'"),
-        ((None, [{}]), {"device": "cpu", "backend": "cuda"}, RecipeError, "computes on cuda, not on cpu"),
+        ((None, []), {}, UsageError, "at least one model"),
+        ((None, "model/"), {}, UsageError, "must be a list"),
+        ((None, [{}]), {"device": "gpu"}, UsageError, "unknown device 'gpu'"),
+        ((None, [{}]), {"backend": "cppu"}, UsageError, "did you mean 'cpu'"),
+        ((None, [{}]), {"device": "cpu", "backend": "cuda"}, UsageError, "computes on cuda, not on cpu"),
         (("nowhere/", [{}]), {"device": "cpu"}, MergeError, "nowhere"),
         ((None, [{"a": torch.ones(1)}, {"b": torch.ones(1)}]), {"device": "cpu"}, CheckpointError, "'a' is in only"),
         (
@@ -281,7 +281,7 @@ def test_wrong_calls(pool, act, error, message):
             CheckpointError,
             "model 0 and the base do not have the same tensors",
         ),
-        ((None, [{"a": torch.ones(1).to(torch.complex128)}]), {"device": "cpu"}, RecipeError, "'a' has the dtype"),
+        ((None, [{"a": torch.ones(1).to(torch.complex128)}]), {"device": "cpu"}, UsageError, "'a' has the dtype"),
     ],
 )
 def test_pools_that_cannot_be(arguments, options, error, message):

@@ -10,7 +10,7 @@ from typing import Any
 
 from . import backends
 from .engine.file_merge import Progress, run_plan
-from .errors import RecipeError
+from .errors import UsageError
 from .models import OutputDirectory
 from .plan.file_plan import Plan, make_plan
 from .recipe import Recipe
@@ -151,12 +151,12 @@ def _resources(
 ) -> tuple[dict[str, Any], int]:
     """Options of the backend, and an upper bound on the bytes that it allocates on the host."""
     if device_limit is not None and "cuda" not in info.devices:
-        raise RecipeError(f"device_memory is for GPUs, but backend '{info.name}' computes on the CPU; remove it.")
+        raise UsageError(f"device_memory is for GPUs, but backend '{info.name}' computes on the CPU; remove it.")
     if "cuda" in info.devices:
         from .backends.gpu.staging import host_memory
 
         if limit is not None:
-            raise RecipeError("memory is for merges on the CPU; on a GPU use device_memory.")
+            raise UsageError("memory is for merges on the CPU; on a GPU use device_memory.")
         budget = None if device_limit is None else parse_size(device_limit, "device_memory")
         return {"device": "cuda" if device == "auto" else device, "budget": budget}, host_memory(threads)
     tile, needed = _cpu_memory(plan, threads, limit)
@@ -177,7 +177,7 @@ def _cpu_memory(plan: Plan, threads: int, limit: int | str | None) -> tuple[int,
     except ValueError as error:
         least = show_size(error.args[0] + whole)
         why = f", because method '{plan.recipe.method.name}' holds more of a tensor than tiles" if whole else ""
-        raise RecipeError(
+        raise UsageError(
             f"memory: {show_size(budget or 0)} is too little: with threads={threads} a merge needs {least}{why}; allow "
             "more, or use fewer threads."
         ) from None

@@ -10,7 +10,7 @@ from . import backends
 from .dtypes import BY_NAME
 from .engine.arrays import Array, FileArray, Place, Result
 from .engine.memory_merge import Operands, resolve_values, wanted_dtype
-from .errors import CheckpointError, DeviceError, RecipeError
+from .errors import CheckpointError, DeviceError, UsageError
 from .methods import Base, TensorInfo, find
 from .methods.base import Steps
 from .methods.parameters import LARGEST, checked_seed
@@ -59,7 +59,7 @@ class Pool:
             DeviceError: the device cannot be used, or the models do not fit into its memory.
         """
         if isinstance(models, (str, Path, Mapping)) or not models:
-            raise RecipeError("models must be a list of at least one model.")
+            raise UsageError("models must be a list of at least one model.")
         self._place = _place(device, backend, [*models, *([base] if base is not None else [])])
         self._checkpoints: list[Checkpoint] = []
         self._finite: bool | None = None
@@ -119,13 +119,13 @@ class Pool:
         """
         chosen, seed = find(method), checked_seed(seed)
         if chosen.auxiliary:
-            raise RecipeError(
+            raise UsageError(
                 f"method '{chosen.name}' needs each model's {chosen.auxiliary[0].name}, but a pool holds models only; "
                 "use merge_state_dicts or a recipe."
             )
         models, reference = self._models, None
         if chosen.base is Base.REFERENCE and self._base is None:
-            raise RecipeError(f"method '{chosen.name}' needs a base, and this pool has none; give Pool a base.")
+            raise UsageError(f"method '{chosen.name}' needs a base, and this pool has none; give Pool a base.")
         if chosen.base.is_reference:
             reference = self._base
         elif chosen.base is Base.ENDPOINT and self._base is not None:
@@ -139,7 +139,7 @@ class Pool:
             results = operands.results(wanted_dtype(out_dtype))
         else:
             if out_dtype is not None:
-                raise RecipeError("out_dtype and into exclude each other: the tensors of into keep their dtypes.")
+                raise UsageError("out_dtype and into exclude each other: the tensors of into keep their dtypes.")
             results = _results_in(into, operands, self._place)
         labels = ["base"] if len(models) > len(self) else []
         labels += [f"model {i}" for i in range(len(self))] + (["base"] if reference is not None else [])
@@ -165,11 +165,9 @@ class Pool:
         rows = [tuple(float(c) for c in row) for row in coefficients]
         for row in rows:
             if len(row) != len(self._models):
-                raise RecipeError(
-                    f"a row of coefficients must have one number per model ({len(self)}), not {len(row)}."
-                )
+                raise UsageError(f"a row of coefficients must have one number per model ({len(self)}), not {len(row)}.")
             if not all(abs(c) <= LARGEST for c in row):
-                raise RecipeError(f"coefficients must be numbers of at most {LARGEST:g} in magnitude, got {list(row)}.")
+                raise UsageError(f"coefficients must be numbers of at most {LARGEST:g} in magnitude, got {list(row)}.")
         if not rows:
             return []
         operands = self._operands(self._models, self._base)
@@ -228,7 +226,7 @@ def _place(device: str, backend: str, sources: Sequence[Source]) -> Place:
     if "cuda" not in info.devices:
         return Place(info, "cpu", False)
     if "," in device or device.endswith(":all"):
-        raise RecipeError(f"a pool is on one device, not on {device!r}; choose one, such as cuda:0.")
+        raise UsageError(f"a pool is on one device, not on {device!r}; choose one, such as cuda:0.")
     try:
         import torch
     except ImportError:
@@ -245,7 +243,7 @@ class _Loader:
         if isinstance(source, Mapping):
             odd = next((name for name, t in source.items() if not hasattr(t, "data_ptr")), None)
             if odd is not None:
-                raise RecipeError(f"tensor '{odd}' is a {type(source[odd]).__name__}; a pool needs torch tensors.")
+                raise UsageError(f"tensor '{odd}' is a {type(source[odd]).__name__}; a pool needs torch tensors.")
             tensors = {name: t.to(self._place.device) for name, t in source.items()}
             return {name: Array.of(t, name, self._place) for name, t in tensors.items()}
         checkpoint = Checkpoint(str(source))

@@ -253,7 +253,7 @@ def test_a_pool_refuses_them():
     with (
         wm.Pool(None, [{"w": x} for x in X]) as pool,
         pytest.raises(
-            wm.RecipeError,
+            wm.UsageError,
             match=r"method 'fisher' needs each model's fisher, but a pool holds models only; use merge_state_dicts",
         ),
     ):
@@ -339,7 +339,7 @@ def test_only_whole_tensors_may_have_companions_of_another_shape():
 
 def test_companions_are_for_methods_without_deltas():
     with pytest.raises(
-        wm.RecipeError, match=r"'mine' has auxiliary tensors, so it takes no deltas: set base=Base.METADATA"
+        wm.UsageError, match=r"'mine' has auxiliary tensors, so it takes no deltas: set base=Base.METADATA"
     ):
         wm.method("mine", base=wm.Base.REFERENCE, auxiliary=[SCALE])
 

@@ -126,7 +126,7 @@ def test_fisher_of_bad_values():
         ({"floor": -1}, "'floor': expected a number >= 0"),
         ({"nonfinite": "base"}, "method 'fisher' has no base"),
     ):
-        with pytest.raises(wm.RecipeError, match=re.escape(part)):
+        with pytest.raises(wm.UsageError, match=re.escape(part)):
             wm.merge_tensors(tensors, "fisher", fisher=known, **options)
     known[1][0, 0] = float("nan")
     with pytest.raises(wm.CheckpointError, match="1 of 20 in 'fisher of model 1'"):

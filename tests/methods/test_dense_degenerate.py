@@ -141,7 +141,7 @@ def test_squares_that_overflow():
 )
 def test_bad_values(method, options, part):
     base, tensors = family("fp32", 2, (4, 4))
-    with pytest.raises(wm.RecipeError, match=re.escape(part)):
+    with pytest.raises(wm.UsageError, match=re.escape(part)):
         wm.merge_tensors(tensors, method, **({"base": base} | options))
 
 

@@ -9,7 +9,7 @@ from kernel_helpers import DTYPES, assert_same_bits, family
 from oracles import assert_accurate
 from test_elementwise_methods import EVERY, expected, merged
 from test_gram_degenerate import DEGENERATE
-from warpmerge.errors import CheckpointError, RecipeError
+from warpmerge.errors import CheckpointError, UsageError
 
 NAN, INF = float("nan"), float("inf")
 
@@ -121,7 +121,7 @@ def test_what_is_not_finite(case):
     assert bool(shown[3, 5].isnan()) != dropped
     assert shown[0, 0].isfinite() and int((~shown.isfinite()).sum()) <= 2
     if not given:
-        with pytest.raises(RecipeError, match="no base to take elements from"):
+        with pytest.raises(UsageError, match="no base to take elements from"):
             called(case, tensors, base, nonfinite="base")
         return
     clean[-1][3, 5], clean[0][7, 0] = base[3, 5], base[7, 0]
@@ -277,13 +277,13 @@ REFUSED = [
 
 @pytest.mark.parametrize(("method", "models", "parameters", "message"), REFUSED)
 def test_what_is_refused(method, models, parameters, message):
-    with pytest.raises(RecipeError, match=message):
+    with pytest.raises(UsageError, match=message):
         wm.merge_tensors([ONE] * models, method, base=ONE, **parameters)
 
 
 @pytest.mark.parametrize("method", ["breadcrumbs", "sce", "emr", "magmax", "ram", "ramplus_tl", "consensus_ta"])
 def test_a_base_is_needed(method):
-    with pytest.raises(RecipeError, match="needs a base"):
+    with pytest.raises(UsageError, match="needs a base"):
         wm.merge_tensors([ONE] * 2, method, **({"weight": 1} if method == "breadcrumbs" else {}))
 
 

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 from helpers import INDEX, SINGLE, bf16, file_bytes, llama, write_model, write_safetensors
-from warpmerge.errors import CheckpointError, MergeError, RecipeError
+from warpmerge.errors import CheckpointError, MergeError, UsageError
 from warpmerge.models import Checkpoint, allow_open_files
 from warpmerge.models.checkpoint import resolve
 from warpmerge.plan.file_plan import make_plan
@@ -51,17 +51,17 @@ def test_the_home_directory_and_links_are_followed(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("path", "error", "parts"),
     [
-        ("{}/modle", RecipeError, ["'{}/modle'", "not a directory", "did you mean 'model'"]),
-        ("{}/nowhere/model", RecipeError, ["not a directory"]),
-        ("{}/model/model.safetensors", RecipeError, ["is a file", "name the directory"]),
+        ("{}/modle", UsageError, ["'{}/modle'", "not a directory", "did you mean 'model'"]),
+        ("{}/nowhere/model", UsageError, ["not a directory"]),
+        ("{}/model/model.safetensors", UsageError, ["is a file", "name the directory"]),
         ("{}/empty", CheckpointError, ["{}/empty", INDEX, SINGLE]),
         ("{}/pickle", CheckpointError, ["{}/pickle", "pytorch_model", "convert it to safetensors"]),
-        ("{}/" + "x" * 300, RecipeError, ["not a directory"]),
-        ("a\0b", RecipeError, ["not a directory"]),
-        ("~nobody-of-this-name/m", RecipeError, ["not a directory"]),
-        ("org/model", RecipeError, ["'org/model'", "Hugging Face hub"]),
-        ("no such model!", RecipeError, ["Hugging Face hub", "not a valid id"]),
-        ("{}/model@main", RecipeError, ["no revisions"]),
+        ("{}/" + "x" * 300, UsageError, ["not a directory"]),
+        ("a\0b", UsageError, ["not a directory"]),
+        ("~nobody-of-this-name/m", UsageError, ["not a directory"]),
+        ("org/model", UsageError, ["'org/model'", "Hugging Face hub"]),
+        ("no such model!", UsageError, ["Hugging Face hub", "not a valid id"]),
+        ("{}/model@main", UsageError, ["no revisions"]),
     ],
 )
 def test_models_that_are_not_there(tmp_path, path, error, parts):

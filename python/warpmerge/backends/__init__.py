@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..callable_package import make_callable
-from ..errors import RecipeError, close_matches
+from ..errors import UsageError, close_matches
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def find(name: str) -> BackendInfo:
         if info.name == name:
             return info
     names = [b.name for b in BACKENDS]
-    raise RecipeError(f"unknown backend {name!r}{close_matches(name, names) or '.'} Choose one of {', '.join(names)}.")
+    raise UsageError(f"unknown backend {name!r}{close_matches(name, names) or '.'} Choose one of {', '.join(names)}.")
 
 
 def gpus() -> list[str]:
@@ -112,27 +112,27 @@ def choose(name: str | None = "auto", device: str = "auto") -> BackendInfo:
     """
     kind = device.partition(":")[0]
     if kind not in ("auto", "cpu", "cuda") or (kind != "cuda" and kind != device):
-        raise RecipeError(f"unknown device {device!r}. Choose one of auto, cpu, cuda, cuda:N, cuda:N,M or cuda:all.")
+        raise UsageError(f"unknown device {device!r}. Choose one of auto, cpu, cuda, cuda:N, cuda:N,M or cuda:all.")
     if name in (None, "auto"):
         name = os.environ.get("WARPMERGE_BACKEND") or "auto"
     if name != "auto":
         info = find(name)
         if kind != "auto" and kind not in info.devices and not _interprets(info):
-            raise RecipeError(
+            raise UsageError(
                 f"backend '{name}' computes on {info.devices[0]}, not on {device}; choose another backend or device."
             )
         if info.reason:
-            raise RecipeError(f"backend '{name}' is not available: {info.reason}.")
+            raise UsageError(f"backend '{name}' is not available: {info.reason}.")
         return info
     if os.environ.get("WARPMERGE_ISA") and find("cpu").reason:
-        raise RecipeError(f"backend 'cpu' is not available: {find('cpu').reason}.")
+        raise UsageError(f"backend 'cpu' is not available: {find('cpu').reason}.")
     able = [b for b in BACKENDS if kind == "auto" or kind in b.devices]
     for info in able:
         if info.available and not _interprets(info):
             return info
     where = "" if kind == "auto" else f" for device '{device}'"
     reasons = "; ".join(f"backend '{b.name}': {b.reason}" for b in able)
-    raise RecipeError(f"no backend is available{where} ({reasons}); `warpmerge info` shows all backends.")
+    raise UsageError(f"no backend is available{where} ({reasons}); `warpmerge info` shows all backends.")
 
 
 def computes_on_host_tensors(info: BackendInfo) -> bool:

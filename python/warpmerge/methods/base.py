@@ -20,7 +20,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import RecipeError, close_matches
+from ..errors import UsageError, close_matches
 from ..requests import Combine, Measure
 from .auxiliary import AuxiliaryTensor
 from .parameters import LARGEST, Parameter
@@ -192,7 +192,7 @@ class Method:
         try:
             options = self.presets[semantics.default if chosen is None else semantics.convert(chosen)]
         except ValueError as error:
-            raise RecipeError(f"method '{self.name}': 'semantics': {error}.") from None
+            raise UsageError(f"method '{self.name}': 'semantics': {error}.") from None
         short = {p.short_for for p in self.parameters if given.get(p.name) is not None}
         return {name: value for name, value in options.items() if name not in short}
 
@@ -205,7 +205,7 @@ class Method:
             on_deltas: whether deltas are taken from a base.
         """
         if values["nonfinite"] == "base" and not on_deltas:
-            raise RecipeError(
+            raise UsageError(
                 f"method '{self.name}' has no base to take elements from in place of NaN and infinities; set nonfinite "
                 "to 'error' or 'propagate'."
             )
@@ -217,7 +217,7 @@ class Method:
         where = where and f"{where}: "
         if name not in self.by_name:
             known = ", ".join(sorted(self.by_name))
-            raise RecipeError(
+            raise UsageError(
                 f"{where}method '{self.name}' has no parameter '{name}'"
                 f"{close_matches(name, self.by_name) or '.'} It takes: {known}."
             )
@@ -230,7 +230,7 @@ class Method:
             return
         wanted = f"exactly {least}" if least == most else f"at least {least}" if most is None else f"{least}-{most}"
         besides = {Base.REFERENCE: " besides the base", Base.OPTIONAL: " (a base not counted)"}.get(self.base, "")
-        raise RecipeError(
+        raise UsageError(
             f"method '{self.name}' merges {wanted} model{'s' if wanted[-2:] != ' 1' else ''}{besides}, got {count}."
         )
 
@@ -250,7 +250,7 @@ MULTIPLIED = (("weight", "lambda"), ("r", "alpha"))
 
 
 def check_products(method: str, values: Mapping[str, Any]) -> None:
-    """Raises RecipeError if the product of parameters that are multiplied with each other may overflow."""
+    """Raises UsageError if the product of parameters that are multiplied with each other may overflow."""
     for names in MULTIPLIED:
         if not all(name in values for name in names):
             continue
@@ -261,7 +261,7 @@ def check_products(method: str, values: Mapping[str, Any]) -> None:
         product = math.prod(largest)
         if product > LARGEST:
             first, second = names
-            raise RecipeError(
+            raise UsageError(
                 f"method '{method}': '{first}' ({largest[0]:g}) times '{second}' ({largest[1]:g}) is {product:g} and "
                 f"may overflow; choose numbers whose product is at most {LARGEST:g}."
             )
@@ -277,6 +277,6 @@ def check_sum(method: str, weights: Sequence[float], instead: str) -> None:
     """
     by = abs(total(weights))
     if not 0 < by < math.inf or by < ZERO_SHARE * total([abs(w) for w in weights]):
-        raise RecipeError(
+        raise UsageError(
             f"method '{method}': the weights sum to zero or overflow, so they cannot be normalized; {instead}."
         )

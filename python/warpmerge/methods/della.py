@@ -14,7 +14,7 @@ import math
 from collections.abc import Generator, Mapping
 from typing import Any
 
-from ..errors import RecipeError
+from ..errors import UsageError
 from ..expr.expression import Expr, delta, draw, literal, rank_cut, where, wrap
 from ..expr.formula import Formula
 from ..random import stream_key
@@ -63,7 +63,7 @@ def _check_density(p: Mapping[str, Any], models: int) -> None:
     for density, epsilon in zip(p["density"], p["epsilon"], strict=True):
         if 0 < density < 1 and not (density - epsilon > 0 and density + epsilon < 1):
             most = min(density, 1 - density)
-            raise RecipeError(
+            raise UsageError(
                 f"density {density:g} with epsilon {epsilon:g} gives probabilities from {density - epsilon:g} to "
                 f"{density + epsilon:g}, but a probability lies between 0 and 1; set epsilon below {most:g}."
             )

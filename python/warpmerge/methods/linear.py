@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import RecipeError
+from ..errors import UsageError
 from ..requests import Combine, Copy, WeightedSum
 from .base import Base, TensorInfo, check_sum, total
 from .parameters import boolean, integer, number
@@ -68,7 +68,7 @@ def ema(tensor: TensorInfo, p: Mapping[str, Any]) -> Combine:
 
 def _check_lawa(p: Mapping[str, Any], models: int) -> None:
     if p["k"] is not None and p["k"] > models:
-        raise RecipeError(
+        raise UsageError(
             f"method 'lawa': k is {p['k']}, but there are only {models} models; list more models or lower k."
         )
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..errors import RecipeError
+from ..errors import UsageError
 from ..expr.expression import Expr, add_up, delta, maximum, minimum, value, where
 from ..expr.formula import Formula
 from ..expr.library import deltas
@@ -180,7 +180,7 @@ def ramplus_tl(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
 
 def _check_consensus(p: Mapping[str, Any], models: int) -> None:
     if p["k"] > models:
-        raise RecipeError(
+        raise UsageError(
             f"method 'consensus_ta': k is {p['k']}, but there {'is' if models == 1 else 'are'} only {models} "
             f"model{'s' * (models != 1)}, so no element would be kept; list more models or lower k."
         )
@@ -229,7 +229,7 @@ def consensus_ta(tensor: TensorInfo, p: Mapping[str, Any]) -> Combine:
 
 def _check_emr(p: Mapping[str, Any], models: int) -> None:
     if p["task"] is not None and p["task"] > models:
-        raise RecipeError(
+        raise UsageError(
             f"method 'emr': task is {p['task']}, but there {'is' if models == 1 else 'are'} only {models} "
             f"model{'s' * (models != 1)}; models are counted from 1."
         )

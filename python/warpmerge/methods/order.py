@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ..errors import RecipeError
+from ..errors import UsageError
 from ..expr.expression import Expr, add_up, equal, maximum, minimum, where
 from ..expr.formula import Formula
 from ..expr.library import deltas
@@ -107,7 +107,7 @@ def dropped(beta: float, models: int) -> int:
 
 def _check_trimmed(p: Mapping[str, Any], models: int) -> None:
     if p["beta"] >= 0.5:
-        raise RecipeError(
+        raise UsageError(
             f"method 'trimmed_mean': beta: {p['beta']:g} drops half of the models at each end; choose a beta below "
             "0.5, or use median."
         )

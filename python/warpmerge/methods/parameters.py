@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
-from ..errors import RecipeError, close_matches, shown
+from ..errors import UsageError, close_matches, shown
 
 LARGEST = 1e30  # bound of numbers without bounds of their own: their products with weights must not overflow float32
 
@@ -163,5 +163,5 @@ NONFINITE = choice(
 def checked_seed(seed: Any) -> int:
     """The seed as an int. Raises UsageError if it is no integer."""
     if isinstance(seed, bool) or not isinstance(seed, Integral):
-        raise RecipeError(f"seed must be an integer, got {shown(seed)}.")
+        raise UsageError(f"seed must be an integer, got {shown(seed)}.")
     return int(seed)

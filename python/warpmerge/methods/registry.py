@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from ..errors import RecipeError, close_matches
+from ..errors import UsageError, close_matches
 from .auxiliary import AuxiliaryTensor
 from .base import Base, Method, as_steps
 from .checked import checked
@@ -81,9 +81,7 @@ def method(
     """
     parameters = (*(c.parameter() for c in auxiliary), *parameters)
     if auxiliary and base is not Base.METADATA:
-        raise RecipeError(
-            f"merge method '{name}' has auxiliary tensors, so it takes no deltas: set base=Base.METADATA."
-        )
+        raise UsageError(f"merge method '{name}' has auxiliary tensors, so it takes no deltas: set base=Base.METADATA.")
     _check_parameters(name, parameters)
     meant = _converted(name, parameters, presets or {})
     if meant:
@@ -129,12 +127,12 @@ def _listed(text: str | Sequence[str]) -> tuple[str, ...]:
 
 def _check_parameters(method_name: str, parameters: Sequence[Parameter]) -> None:
     if not isinstance(method_name, str) or not method_name:
-        raise RecipeError(f"the name of a merge method is a string, got {method_name!r}.")
+        raise UsageError(f"the name of a merge method is a string, got {method_name!r}.")
     names = [p.name for p in parameters]
     for name in names:
         if name in RESERVED or names.count(name) > 1:
             why = "is reserved" if name in RESERVED else "is given twice"
-            raise RecipeError(f"merge method '{method_name}': the parameter name '{name}' {why}; choose another.")
+            raise UsageError(f"merge method '{method_name}': the parameter name '{name}' {why}; choose another.")
 
 
 def _converted(
@@ -144,7 +142,7 @@ def _converted(
     try:
         return {preset: {k: by_name[k].convert(v) for k, v in sets.items()} for preset, sets in presets.items()}
     except (KeyError, ValueError) as error:
-        raise RecipeError(f"merge method '{method_name}': a preset is wrong: {error}.") from None
+        raise UsageError(f"merge method '{method_name}': a preset is wrong: {error}.") from None
 
 
 def _semantics(presets: list[str]) -> Parameter:
@@ -160,7 +158,7 @@ def _check_new(made: Method) -> None:
     """Raises UsageError if another function has the name. A definition that is run again replaces itself."""
     old = REGISTRY.get(made.name)
     if old is not None and (old.module, old.steps.__qualname__) != (made.module, made.steps.__qualname__):
-        raise RecipeError(
+        raise UsageError(
             f"merge method '{made.name}' is already registered by {old.steps.__qualname__} of the module {old.module}; "
             f"give the method of {made.module} another name."
         )
@@ -173,13 +171,13 @@ def find(name: object) -> Method:
         UsageError: there is none. The message has similar names, and the plug-ins that could not be loaded.
     """
     if not isinstance(name, str):
-        raise RecipeError(f"the name of a merge method is a string, got {name!r}.")
+        raise UsageError(f"the name of a merge method is a string, got {name!r}.")
     if name not in REGISTRY:
         load_plugins()
     if name not in REGISTRY:
         failed = "".join(f" The plug-in {plugin} could not be loaded: {why}." for plugin, why in _failures.items())
         near = close_matches(name, REGISTRY)
-        raise RecipeError(f"unknown merge method {name!r}{near or '.'} `warpmerge methods` lists all methods.{failed}")
+        raise UsageError(f"unknown merge method {name!r}{near or '.'} `warpmerge methods` lists all methods.{failed}")
     return REGISTRY[name]
 
 

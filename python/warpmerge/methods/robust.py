@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..errors import RecipeError
+from ..errors import UsageError
 from ..requests import Copy, GramResult, WeightedSum
 from .base import Base, Steps, TensorInfo, check_sum, total
 from .geometry import Table, distances_to, measure
@@ -33,7 +33,7 @@ def _bad(p: Mapping[str, Any], models: int) -> int:
 
 def _check_krum(name: str, p: Mapping[str, Any], models: int) -> None:
     if models < 2 * _bad(p, models) + 3:
-        raise RecipeError(
+        raise UsageError(
             f"method '{name}': f: {p['f']} needs at least {2 * p['f'] + 3} models (2 f + 3), got {models}; "
             "list more models or lower f."
         )
@@ -72,7 +72,7 @@ def _check_multi_krum(p: Mapping[str, Any], models: int) -> None:
     _check_krum("multi_krum", p, models)
     most = models - _bad(p, models)
     if p["m"] is not None and p["m"] > most:
-        raise RecipeError(f"method 'multi_krum': m is at most K - f = {most} of these {models} models, got {p['m']}.")
+        raise UsageError(f"method 'multi_krum': m is at most K - f = {most} of these {models} models, got {p['m']}.")
 
 
 @method(

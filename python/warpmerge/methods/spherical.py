@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from operator import mul
 from typing import Any
 
-from ..errors import RecipeError
+from ..errors import UsageError
 from ..requests import WeightedSum
 from .base import Base, Steps, TensorInfo, check_sum, total
 from .geometry import (
@@ -88,7 +88,7 @@ def slerp(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
 
 def _check_nuslerp(p: Mapping[str, Any], models: int) -> None:
     if not ZERO_SUM <= abs(total(p["weight"])) < float("inf"):
-        raise RecipeError(
+        raise UsageError(
             "method 'nuslerp': the weights sum to zero or overflow, so t, the second weight's share of the sum, is not "
             "defined; weights of 1 and 1 give the middle."
         )
@@ -254,7 +254,7 @@ MOST_FILTERS = 16  # models: every pair has a product for each row
 
 def _check_model_stock(p: Mapping[str, Any], models: int) -> None:
     if p["filter_wise"] and models > MOST_FILTERS:
-        raise RecipeError(
+        raise UsageError(
             f"method 'model_stock': filter_wise: true takes at most {MOST_FILTERS} models besides the base, got "
             f"{models}; list fewer models, or set filter_wise: false for one angle per tensor."
         )

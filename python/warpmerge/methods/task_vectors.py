@@ -19,7 +19,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..errors import RecipeError
+from ..errors import UsageError
 from ..expr.expression import add_up, delta, masked
 from ..expr.patterns import KeptMagnitudes
 from ..random import stream_key
@@ -169,9 +169,9 @@ def majority(keep: tuple[Mask, ...], vote: tuple[float, ...]) -> Generator[Reduc
 
 
 def refuse_negative(weights: Sequence[float], instead: str) -> None:
-    """Raises RecipeError if a weight is negative: w d / w is d, so the sign of w would be lost."""
+    """Raises UsageError if a weight is negative: w d / w is d, so the sign of w would be lost."""
     if min(weights, default=0) < 0:
-        raise RecipeError(
+        raise UsageError(
             f"'weight' is {min(weights):g}: with a negative weight and a division by the weights, the sign cancels and "
             f"the delta is added instead of subtracted; set {instead}."
         )

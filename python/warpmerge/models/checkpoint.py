@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError, RecipeError, close_matches, shown
+from ..errors import CheckpointError, UsageError, close_matches, shown
 from .reference import ModelRef
 from .safetensors import Columns, TensorEntry, read_columns
 from .views import FileRegion
@@ -181,16 +181,16 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def resolve(ref: ModelRef) -> Path:
-    """The directory of a model: a path, else the hub's cache, else a download. Raises RecipeError if there is none."""
+    """The directory of a model: a path, else the hub's cache, else a download. Raises UsageError if there is none."""
     path = Path(os.path.expanduser(ref.path))
     if os.path.isdir(path):
         if ref.revision is not None:
-            raise RecipeError(
+            raise UsageError(
                 f"model '{ref}': {ref.path} is a directory and has no revisions; remove the '@' and what follows it."
             )
         return _with_weights(path)
     if os.path.isfile(path):
-        raise RecipeError(f"model '{ref}' is a file; name the directory that holds it.")
+        raise UsageError(f"model '{ref}' is a file; name the directory that holds it.")
     reason = ""
     if not ref.path.startswith((".", "/", "~")) and ref.path.count("/") <= 1:
         found, why = _hub(ref)
@@ -201,7 +201,7 @@ def resolve(ref: ModelRef) -> Path:
         siblings = [p.name for p in path.parent.iterdir() if p.is_dir()]
     except (OSError, ValueError):
         siblings = []
-    raise RecipeError(f"model '{ref}' is not a directory{reason}{close_matches(path.name, siblings) or '.'}")
+    raise UsageError(f"model '{ref}' is not a directory{reason}{close_matches(path.name, siblings) or '.'}")
 
 
 def _has_weights(path: Path) -> bool:

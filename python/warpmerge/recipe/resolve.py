@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from ..errors import RecipeError
+from ..errors import UsageError
 from ..methods import Method, Parameter
 from .model import Recipe
 from .settings import Setting
@@ -44,7 +44,7 @@ def complete_values(
     models: int,
     *,
     on_deltas: bool,
-    missing: Callable[[Parameter, int], RecipeError],
+    missing: Callable[[Parameter, int], UsageError],
 ) -> dict[str, Any]:
     """The final value of each parameter: the given value, else the preset's, else the default.
 
@@ -117,20 +117,18 @@ class Resolver:
                     missing=lambda parameter, index: _Missing(str(self._missing(parameter, index, name))),
                 )
             except _Missing as error:
-                raise RecipeError(str(error)) from None
-            except RecipeError as error:
-                raise RecipeError(f"tensor '{name}': {error}" if name else str(error)) from None
+                raise UsageError(str(error)) from None
+            except UsageError as error:
+                raise UsageError(f"tensor '{name}': {error}" if name else str(error)) from None
         return self._known[key]
 
-    def _missing(self, parameter: Parameter, index: int, name: str) -> RecipeError:
+    def _missing(self, parameter: Parameter, index: int, name: str) -> UsageError:
         model = f" for the model '{self._recipe.inputs[index].ref}'" if parameter.per_model else ""
         tensor = f" (tensor '{name}')" if name else ""
-        return RecipeError(
-            f"method '{self._recipe.method.name}' needs the parameter '{parameter.name}'{model}{tensor}."
-        )
+        return UsageError(f"method '{self._recipe.method.name}' needs the parameter '{parameter.name}'{model}{tensor}.")
 
 
-class _Missing(RecipeError):
+class _Missing(UsageError):
     """An error whose message names the tensor already."""
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from .errors import MergeError
 from .expr import library
@@ -56,8 +56,7 @@ class KthLargest:
     of: Formula | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
+class Selection(NamedTuple):
     """`above` elements lie above the threshold key, `ties` on it; those before `tie_end` complete the count."""
 
     threshold: int = 0

@@ -11,12 +11,11 @@ from typing import Any, cast
 import numpy as np
 
 from ..dtypes import FLOAT32, FLOAT64, DType
-from ..engine.arrays import Array, FileArray, Place, Result, numpy_dtype
-from ..engine.memory_merge import Operands, wanted_dtype
+from ..engine.arrays import Array, ArrayModel, FileArray, Place, Result, numpy_dtype
+from ..engine.memory_merge import Fixed, Operands, wanted_dtype
 from ..errors import CheckpointError, RecipeError
-from ..methods import TensorInfo
-from ..methods.base import Steps
 from ..models import Checkpoint, Shard
+from ..plan.jobs import check_names, check_views
 from ..requests import Combine, WeightedSum
 from ..tasks import same_bytes
 from .state_files import described, directory_targets, file_targets, in_memory, key, open_state, write_state
@@ -84,10 +83,10 @@ class Running:
             first = next(iter(found.values()))
             state = [self._arrays(part, place, first) for part in self._state]
             self._check(found, state, label)
-            operands, combine, labels = self._operands(found, state, label)
+            operands, combine = self._operands(found, state, label)
             with self._following(found, state, number) as results:
                 try:
-                    place.run(operands.tasks(_Step(combine), {"nonfinite": "error"}, results, labels, 0))
+                    operands.merge(Fixed(combine), {"nonfinite": "error"}, results, place)
                 except OSError as error:
                     if error.errno != errno.EFAULT:  # that of what cannot be read; others come from writing
                         raise
@@ -125,17 +124,18 @@ class Running:
             if shard is not None:
                 shard.close()
 
-    def _operands(self, found: dict, state: list[dict], label: str) -> tuple[Operands, Combine, list[str]]:
+    def _operands(self, found: dict, state: list[dict], label: str) -> tuple[Operands, Combine]:
         """The first checkpoint becomes the mean, and 0 the other parts."""
+        taken = ArrayModel(label, found)
         if not state:
-            combine: Any = WeightedSum((1.0,) + (0.0,) * (len(self.parts) - 1), on_deltas=False)
-            return Operands([found], None, found, must_agree=False), combine, [label]
-        combine = self.step()
+            first: Any = WeightedSum((1.0,) + (0.0,) * (len(self.parts) - 1), on_deltas=False)
+            return Operands([taken], None, taken, take_from_source=True), first
+        combine: Any = self.step()
+        mean = ArrayModel(STATE, state[0])
         if combine.on_deltas:
-            return Operands([found], state[0], state[0], must_agree=False), combine, [label, STATE]
-        others = [{**state[0], **part} for part in state[1:]]  # with the integer tensors
-        models = [state[0], *others, found]
-        return Operands(models, None, state[0], must_agree=False), combine, [STATE] * len(state) + [label]
+            return Operands([taken], mean, mean, take_from_source=True), combine
+        others = [ArrayModel(STATE, {**state[0], **part}) for part in state[1:]]  # with the integer tensors
+        return Operands([mean, *others, taken], None, mean, take_from_source=True), combine
 
     @contextlib.contextmanager
     def _opened(self, checkpoint: Source, number: int) -> Iterator[tuple[dict, Place, str]]:
@@ -177,19 +177,11 @@ class Running:
                 raise CheckpointError(f"tensor '{name}' is quantized ({array.dtype}) in {label}; dequantize it first.")
         if not state:
             return
-        odd = sorted(found.keys() ^ state[0].keys())
-        if odd:
-            what = "lacks the" if odd[0] in state[0] else "has a"
-            raise CheckpointError(f"{label} {what} tensor '{odd[0]}', unlike the checkpoints before it.")
+        mean, taken = ArrayModel(STATE, state[0]), ArrayModel(label, found)
+        check_names(mean, taken)
+        check_views(mean.names, mean, mean.column(mean.names), taken, taken.column(mean.names))
         for name, array in found.items():
-            known = state[0][name]
-            kinds = (known.dtype.is_float, array.dtype.is_float)
-            if known.shape != array.shape or kinds[0] != kinds[1] or not (kinds[0] or known.dtype == array.dtype):
-                raise CheckpointError(
-                    f"tensor '{name}' is {array.dtype} {list(array.shape)} in {label}, "
-                    f"but {known.dtype} {list(known.shape)} in {STATE}."
-                )
-            if not kinds[0] and not same_bytes([array.view(), known.view()]):
+            if not array.dtype.is_float and not same_bytes([array.view(), state[0][name].view()]):
                 raise CheckpointError(
                     f"tensor '{name}' ({array.dtype}) differs in {label} and cannot be averaged; leave it out."
                 )
@@ -263,24 +255,11 @@ class Running:
                 _scale(arrays, factor, place, {name: [target] for name, target in targets.items()})
 
 
-class _Step:
-    """Stands in for a method: one combination of all tensors."""
-
-    name, copies = "running", False
-
-    def __init__(self, combine: Combine) -> None:
-        self._combine = combine
-
-    def steps(self, tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
-        return self._combine
-        yield
-
-
 def _scale(arrays: dict[str, Array], factor: float, place: Place, results: Mapping[str, list[Any]]) -> None:
     """factor x, rounded once more to the dtypes of the results."""
-    operands = Operands([arrays], None, arrays, must_agree=False)
-    step = _Step(WeightedSum((factor,), on_deltas=False))
-    place.run(operands.tasks(step, {"nonfinite": "propagate"}, results, [STATE], 0))
+    model = ArrayModel(STATE, arrays)
+    operands = Operands([model], None, model, take_from_source=True)
+    operands.merge(Fixed(WeightedSum((factor,), on_deltas=False)), {"nonfinite": "propagate"}, results, place)
 
 
 def _state_dtype(name: str, parts: Iterable[dict]) -> DType:

@@ -13,96 +13,12 @@
 #include "../cpu/reduce_rows.h"
 #include "../cpu/reduce_tensor.h"
 #include "../cpu/select.h"
-#include "../cpu/tensor_group.h"
 #include "../cpu/weighted_sum.h"
+#include "columns.h"
 
-namespace py = pybind11;
 
 namespace warpmerge {
 namespace {
-
-// A contiguous buffer of T.
-template <class T>
-class Column {
- public:
-  explicit Column(const py::buffer& buffer) : info_(buffer.request()) {
-    if (info_.ndim != 1 || info_.itemsize != sizeof(T) || (info_.size > 1 && info_.strides[0] != sizeof(T)))
-      throw py::value_error("a column is a contiguous buffer of entries of " + std::to_string(sizeof(T)) + " bytes");
-  }
-  size_t size() const { return size_t(info_.size); }
-  const T* begin() const { return static_cast<const T*>(info_.ptr); }
-  const T* end() const { return begin() + info_.size; }
-  const T& operator[](size_t index) const { return begin()[index]; }
-  // The entries of one tensor of so many.
-  std::vector<T> of(size_t tensor, size_t tensors) const {
-    const size_t each = size() / tensors;
-    return {begin() + tensor * each, begin() + (tensor + 1) * each};
-  }
-
- private:
-  const py::buffer_info info_;
-};
-
-template <class T>
-std::vector<T> copied(const py::buffer& buffer) {
-  const Column<T> column(buffer);
-  return {column.begin(), column.end()};
-}
-
-// The operands of some rows of a group.
-struct Rows {
-  std::shared_ptr<TensorGroup> group;
-  std::vector<int64_t> rows;
-  std::vector<std::shared_ptr<Tensors>> tensors;
-
-  size_t size() const { return tensors.size(); }
-  void check(size_t entries, const char* what) const {
-    if (size() == 0 ? entries != 0 : entries % size() != 0)
-      throw py::value_error(std::string(what) + ": not a number of entries for each tensor");
-  }
-  void check(size_t entries, size_t wanted, const char* what) const {
-    if (entries != wanted) throw py::value_error(std::string(what) + ": " + std::to_string(wanted) + " are needed");
-  }
-  size_t models() const {
-    size_t sum = 0;
-    for (const auto& one : tensors) sum += size_t(one->models());
-    return sum;
-  }
-  size_t values() const {
-    size_t sum = 0;
-    for (const auto& one : tensors) sum += size_t(one->values());
-    return sum;
-  }
-};
-
-Rows rows_of(std::shared_ptr<TensorGroup> group, const py::buffer& rows, bool with_base,
-             const std::vector<std::shared_ptr<Formula>>& formulas) {
-  Rows found{group, copied<int64_t>(rows), {}};
-  if (!formulas.empty() && formulas.size() != found.rows.size()) throw py::value_error("a formula for each row");
-  found.tensors.reserve(found.rows.size());
-  for (size_t i = 0; i < found.rows.size(); ++i)
-    found.tensors.push_back(group->tensors(found.rows[i], with_base, formulas.empty() ? nullptr : formulas[i]));
-  return found;
-}
-
-using Outputs = std::vector<Output>;
-
-Outputs outputs_in_files(int dtype, const py::buffer& descriptors, const py::buffer& offsets,
-                         const std::shared_ptr<Background>& background) {
-  const Column<int32_t> files(descriptors);
-  const Column<int64_t> at(offsets);
-  if (files.size() != at.size()) throw py::value_error("an offset for each file");
-  Outputs made;
-  for (size_t i = 0; i < files.size(); ++i) made.push_back({Dtype(dtype), nullptr, files[i], at[i], background});
-  return made;
-}
-
-Outputs outputs_in_memory(int dtype, const py::buffer& addresses) {
-  Outputs made;
-  for (const uint64_t address : Column<uint64_t>(addresses))
-    made.push_back({Dtype(dtype), reinterpret_cast<char*>(address), -1, 0, nullptr});
-  return made;
-}
 
 // One item for each tensor.
 struct Batch {
@@ -159,11 +75,11 @@ Batch weighted_sum(const Pool& pool, const Rows& rows, int64_t tile, const py::b
                    const Outputs& outputs) {
   const Column<double> numbers(coefficients);
   const size_t n = rows.size();
-  rows.check(outputs.size(), "outputs");
-  rows.check(numbers.size(), n ? rows.models() * (outputs.size() / n) : 0, "coefficients");
+  rows.check(outputs.places.size(), "outputs");
+  rows.check(numbers.size(), n ? rows.models() * (outputs.places.size() / n) : 0, "coefficients");
   return batch_of(rows, [&](size_t i, const auto& tensors) {
     return std::make_shared<WeightedSumItem>(pool.kernels(), tensors, tile, numbers.of(i, n), agree,
-                                             share(outputs, i, n));
+                                             share(outputs.places, i, n));
   });
 }
 
@@ -174,7 +90,7 @@ Batch elect_and_sum(const Pool& pool, const Rows& rows, int64_t tile, const py::
   const size_t n = rows.size();
   rows.check(all.size(), 3 * rows.models() + n, "numbers");
   rows.check(keep.size(), rows.models(), "masks");
-  rows.check(outputs.size(), n, "outputs");
+  rows.check(outputs.places.size(), n, "outputs");
   Batch batch = batch_of(rows, [&](size_t i, const auto& tensors) {
     const ptrdiff_t models = tensors->models();
     const double* own = all.begin() + i * size_t(3 * models + 1);
@@ -184,7 +100,7 @@ Batch elect_and_sum(const Pool& pool, const Rows& rows, int64_t tile, const py::
                                       own[3 * models],
                                       elect};
     return std::make_shared<ElectAndSumItem>(pool.kernels(), tensors, tile, std::move(lists),
-                                             MaskRules(*tensors, share(keep, i, n)), outputs[i]);
+                                             MaskRules(*tensors, share(keep, i, n)), outputs.places[i]);
   });
   for (const int64_t row : rows.rows) rows.group->drop(row);
   return batch;
@@ -192,11 +108,11 @@ Batch elect_and_sum(const Pool& pool, const Rows& rows, int64_t tile, const py::
 
 Batch map(const Pool& pool, const Rows& rows, int64_t tile, int agree, const Outputs& outputs) {
   const size_t n = rows.size();
-  rows.check(outputs.size(), rows.values(), "outputs");
+  rows.check(outputs.places.size(), rows.values(), "outputs");
   return batch_of(rows, [&](size_t i, const auto& tensors) {
     if (!tensors->formula || agree < 0 || agree > tensors->models())
       throw py::value_error("a formula, and no more inputs than there are");
-    return std::make_shared<FormulaItem>(pool.kernels(), tensors, tile, agree, share(outputs, i, n));
+    return std::make_shared<FormulaItem>(pool.kernels(), tensors, tile, agree, share(outputs.places, i, n));
   });
 }
 
@@ -290,21 +206,9 @@ void bind_batches(py::module_& m, PoolClass& pool) {
       .def("rows", &rows_of, "rows"_a, "with_base"_a, "formulas"_a = std::vector<std::shared_ptr<Formula>>())
       .def("drop", &TensorGroup::drop, "row"_a);
   py::class_<Rows>(m, "TensorRows", "The operands of some tensors of a group.");
-  struct OutputList {
-    Outputs outputs;
-  };
-  py::class_<OutputList>(m, "Outputs", "Where the results of a batch go.")
-      .def_static(
-          "in_files",
-          [](int dtype, const py::buffer& descriptors, const py::buffer& offsets,
-             const std::shared_ptr<Background>& background) {
-            return OutputList{outputs_in_files(dtype, descriptors, offsets, background)};
-          },
-          "dtype"_a, "descriptors"_a, "offsets"_a, "background"_a = nullptr)
-      .def_static(
-          "in_memory",
-          [](int dtype, const py::buffer& addresses) { return OutputList{outputs_in_memory(dtype, addresses)}; },
-          "dtype"_a, "addresses"_a);
+  py::class_<Outputs>(m, "Outputs", "Where the results of a batch go.")
+      .def_static("in_files", &Outputs::in_files, "dtype"_a, "descriptors"_a, "offsets"_a, "background"_a = nullptr)
+      .def_static("in_memory", &Outputs::in_memory, "dtype"_a, "addresses"_a);
 
   py::class_<Batch>(m, "Batch", "One item for each tensor.")
       .def("__len__", [](const Batch& batch) { return batch.items.size(); })
@@ -338,23 +242,9 @@ void bind_batches(py::module_& m, PoolClass& pool) {
             return pool.submit(std::move(items));
           },
           "batches"_a)
-      .def(
-          "weighted_sum",
-          [](const Pool& pool, const Rows& rows, int64_t tile, const py::buffer& coefficients, bool agree,
-             const OutputList& to) { return weighted_sum(pool, rows, tile, coefficients, agree, to.outputs); },
-          "rows"_a, "tile"_a, "coefficients"_a, "agree"_a, "outputs"_a)
-      .def(
-          "elect_and_sum",
-          [](const Pool& pool, const Rows& rows, int64_t tile, const py::buffer& numbers, bool elect,
-             const std::vector<Mask>& keep,
-             const OutputList& to) { return elect_and_sum(pool, rows, tile, numbers, elect, keep, to.outputs); },
-          "rows"_a, "tile"_a, "numbers"_a, "elect"_a, "keep"_a, "outputs"_a)
-      .def(
-          "map",
-          [](const Pool& pool, const Rows& rows, int64_t tile, int agree, const OutputList& to) {
-            return map(pool, rows, tile, agree, to.outputs);
-          },
-          "rows"_a, "tile"_a, "agree"_a, "outputs"_a)
+      .def("weighted_sum", &weighted_sum, "rows"_a, "tile"_a, "coefficients"_a, "agree"_a, "outputs"_a)
+      .def("elect_and_sum", &elect_and_sum, "rows"_a, "tile"_a, "numbers"_a, "elect"_a, "keep"_a, "outputs"_a)
+      .def("map", &map, "rows"_a, "tile"_a, "agree"_a, "outputs"_a)
       .def("select", &select, "rows"_a, "tile"_a, "counts"_a, "keep_all_ties"_a, "sample"_a, "capacities"_a)
       .def("tensor_sums", &plain<TensorSumsItem>, "rows"_a, "tile"_a)
       .def("kept_sums", &kept_sums, "rows"_a, "tile"_a, "keep"_a)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -10,6 +10,7 @@ from ..models.view_columns import ViewColumn
 from ..tasks import Jobs
 
 WINDOW = 256 << 20  # bytes: what a fast disk reads in the time that the merge takes for the batches in flight
+Range = tuple[int, int, int]  # descriptor, offset, bytes
 STEP = 8 << 20  # bytes of one request; a large tensor's inputs take turns
 
 
@@ -35,7 +36,7 @@ class ReadAhead:
             self._asked += nbytes
 
 
-def _ranges(jobs: Jobs, rows: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+def _ranges(jobs: Jobs, rows: Sequence[int]) -> Iterator[Range]:
     pending: dict[int, tuple[int, int]] = {}
     for row in rows:
         for fd, offset, nbytes in _in_turn(jobs.group(row).columns, row):
@@ -48,9 +49,20 @@ def _ranges(jobs: Jobs, rows: Sequence[int]) -> Iterator[tuple[int, int, int]]:
         yield fd, first, length
 
 
-def _in_turn(columns: Sequence[ViewColumn], row: int) -> Iterator[tuple[int, int, int]]:
+def _in_turn(columns: Sequence[ViewColumn], row: int) -> Iterable[Range]:
     """What a row's views read from files, STEP bytes of each at a time."""
     sizes = [column.nbytes(row) for column in columns]
+    if max(sizes, default=0) <= STEP:
+        return [
+            part
+            for column, nbytes in zip(columns, sizes, strict=True)
+            if nbytes
+            for part in column.ranges(row, 0, nbytes)
+        ]
+    return _steps(columns, sizes, row)
+
+
+def _steps(columns: Sequence[ViewColumn], sizes: Sequence[int], row: int) -> Iterator[Range]:
     for start in range(0, max(sizes, default=0), STEP):
         for column, nbytes in zip(columns, sizes, strict=True):
             if start < nbytes:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from . import backends
+from .dtypes import DTYPES
 from .engine.file_merge import Progress, run_plan
 from .errors import UsageError
 from .models import OutputDirectory
@@ -167,9 +168,11 @@ def _cpu_memory(plan: Plan, threads: int, limit: int | str | None) -> tuple[int,
     """Elements of a tile, and an upper bound on the bytes that are allocated."""
     from .backends.cpu import backend as cpu
 
-    models = max((len(job.inputs) for job in plan.jobs), default=1)
-    itemsize = max((view.dtype.itemsize for job in plan.jobs for view in job.views), default=2)
-    largest = max((job.entry.count for job in plan.jobs), default=0)
+    groups = plan.jobs.groups
+    models = max((len(group.inputs) for group in groups), default=1)
+    kinds = {kind for group in groups for column in group.columns for kind in column.kinds}
+    itemsize = max((DTYPES[kind].itemsize for kind in kinds), default=2)
+    largest = max(plan.jobs.counts, default=0)
     budget = None if limit is None else parse_size(limit, "memory")
     whole = plan.whole_bytes()
     try:
@@ -193,7 +196,7 @@ def describe(recipe: str | Path | Mapping[str, Any] | Recipe, **options: Any) ->
     try:
         count = thread_count(options.get("threads"))
         chosen, needed = _resources(plan, info, device, count, options.get("memory"), options.get("device_memory"))
-        merged = [job for job in plan.jobs if job.values is not None]
+        merged = len(plan.jobs.merged())
         auxiliary = {id(c): label for label, c in plan.auxiliary.items()}
         roles = {
             **auxiliary,
@@ -204,8 +207,8 @@ def describe(recipe: str | Path | Mapping[str, Any] | Recipe, **options: Any) ->
         dtypes = ", ".join(f"{d} ({show_size(n)})" for d, n in plan.dtypes.items())
         return {
             "method": plan.recipe.method.name,
-            "tensors": f"{len(plan.jobs)} ({len(merged)} merged, {len(plan.jobs) - len(merged)} copied)",
-            "passes": max((plan.passes(job) for job in plan.jobs), default=0),
+            "tensors": f"{len(plan.jobs)} ({merged} merged, {len(plan.jobs) - merged} copied)",
+            "passes": max(map(plan.passes, plan.jobs.groups), default=0),
             "bytes_read": plan.read_bytes,
             "bytes_written": plan.write_bytes,
             "output_dtypes": dtypes,
@@ -216,7 +219,7 @@ def describe(recipe: str | Path | Mapping[str, Any] | Recipe, **options: Any) ->
                 {
                     "model": str(c),
                     "role": roles[id(c)],
-                    "tensors": len(c.entries),
+                    "tensors": len(c.names),
                     "bytes": sum(s.size for s in c.shards),
                     "path": str(c.path),
                 }

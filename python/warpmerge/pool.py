@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from . import backends
 from .dtypes import BY_NAME
-from .engine.arrays import Array, FileArray, Place, Result
-from .engine.memory_merge import Operands, resolve_values, wanted_dtype
+from .engine.arrays import Array, ArrayModel, FileArray, Place, Result
+from .engine.memory_merge import Fixed, Operands, resolve_values, wanted_dtype
 from .errors import CheckpointError, DeviceError, UsageError
-from .methods import Base, TensorInfo, find
-from .methods.base import Steps
+from .methods import Base, find
 from .methods.parameters import LARGEST, checked_seed
 from .models import Checkpoint
 from .models.views import Memory
+from .plan.jobs import check_names
 from .requests import WeightedSum
 from .threads import thread_count
 
@@ -66,9 +66,10 @@ class Pool:
         self._prepared: dict[tuple[int, bool], Operands] = {}
         try:
             load = _Loader(self._place, thread_count(threads), self._checkpoints)
-            self._models = [load(m) for m in models]
-            self._base = None if base is None else load(base)
-            _check_names(self._models, self._base)
+            self._models = [ArrayModel(f"model {number}", load(m)) for number, m in enumerate(models)]
+            self._base = None if base is None else ArrayModel("the base", load(base))
+            for model in self._models:
+                check_names(self._source, model)
         except BaseException:
             self.close()
             raise
@@ -83,6 +84,11 @@ class Pool:
         """Closes the files. Merged tensors stay valid."""
         for checkpoint in self._checkpoints:
             checkpoint.close()
+
+    @property
+    def _source(self) -> ArrayModel:
+        """The model that has the results' names and dtypes."""
+        return self._models[0] if self._base is None else self._base
 
     @property
     def device(self) -> str:
@@ -141,10 +147,7 @@ class Pool:
             if out_dtype is not None:
                 raise UsageError("out_dtype and into exclude each other: the tensors of into keep their dtypes.")
             results = _results_in(into, operands, self._place)
-        labels = ["base"] if len(models) > len(self) else []
-        labels += [f"model {i}" for i in range(len(self))] + (["base"] if reference is not None else [])
-        outputs = {name: [result] for name, result in results.items()}
-        self._place.run(operands.tasks(chosen, values, outputs, labels, seed))
+        operands.merge(chosen, values, {name: [result] for name, result in results.items()}, self._place, seed)
         return {name: result.finish() for name, result in results.items()} if into is None else into
 
     def sweep(self, coefficients: Sequence[Sequence[float]], *, out_dtype: Any = None) -> list[dict[str, Any]]:
@@ -174,19 +177,18 @@ class Pool:
         made = [operands.results(wanted_dtype(out_dtype)) for _ in rows]
         outputs = {
             name: [results[name] for results in made] if array.dtype.is_float else [made[0][name]]
-            for name, array in operands.metadata_source.items()
+            for name, array in operands.source.arrays.items()
         }
         values = {"nonfinite": "propagate" if self._known_finite() else "error"}
-        labels = [f"model {i}" for i in range(len(self))] + (["base"] if self._base is not None else [])
-        method = _Sweep(sum(rows, ()), self._base is not None)
-        self._place.run(operands.tasks(method, values, outputs, labels, 0))
+        method = Fixed(WeightedSum(sum(rows, ()), on_deltas=self._base is not None))
+        operands.merge(method, values, outputs, self._place)
         return [{name: of[min(m, len(of) - 1)].finish() for name, of in outputs.items()} for m in range(len(rows))]
 
-    def _operands(self, models: list[dict[str, Array]], reference: dict[str, Array] | None) -> Operands:
+    def _operands(self, models: list[ArrayModel], reference: ArrayModel | None) -> Operands:
         key = (len(models), reference is not None)
         if key not in self._prepared:
-            metadata_source = self._base if self._base is not None else models[0]
-            self._prepared[key] = Operands(models, reference, metadata_source, must_agree=self._base is None)
+            taken = self._base is not None
+            self._prepared[key] = Operands(models, reference, self._source, take_from_source=taken)
         return self._prepared[key]
 
     def _known_finite(self) -> bool:
@@ -197,22 +199,10 @@ class Pool:
             import torch
 
             everything = [*self._models, *([self._base] if self._base is not None else [])]
-            floats = [a.data for arrays in everything for a in arrays.values() if a.dtype.is_float]
+            arrays = [cast(Array, a) for model in everything for a in model.arrays.values()]
+            floats = [a.data for a in arrays if a.dtype.is_float]
             self._finite = not floats or bool(torch.stack([torch.isfinite(t).all() for t in floats]).all())
         return self._finite
-
-
-class _Sweep:
-    """Takes the place of a method: weighted sums for several outputs, and nothing to measure."""
-
-    name, copies = "sweep", False
-
-    def __init__(self, coefficients: tuple[float, ...], on_deltas: bool) -> None:
-        self._coefficients, self._relative = coefficients, on_deltas
-
-    def steps(self, tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
-        return WeightedSum(self._coefficients, on_deltas=self._relative)
-        yield
 
 
 def _place(device: str, backend: str, sources: Sequence[Source]) -> Place:
@@ -282,24 +272,14 @@ class _Loader:
         return loaded
 
 
-def _check_names(models: list[dict[str, Array]], base: dict[str, Array] | None) -> None:
-    for number, model in enumerate(models):
-        odd = sorted(model.keys() ^ (base if base is not None else models[0]).keys())
-        if odd:
-            other = "the base" if base is not None else "model 0"
-            raise CheckpointError(
-                f"model {number} and {other} do not have the same tensors: '{odd[0]}' is in only one of them."
-            )
-
-
 def _results_in(into: Any, operands: Operands, place: Place) -> dict[str, Result]:
     """The tensors of a module or state dict as results. If two of them share memory, the models must share it too."""
     found = into.state_dict(keep_vars=True) if hasattr(into, "state_dict") else into
     results: dict[str, Result] = {}
     filled: dict[int, tuple[str, tuple]] = {}
-    views = (array.view() for name in operands.metadata_source for array in operands.arrays(name))
+    views = (array.view() for name in operands.source.names for array in operands.arrays(name))
     own = {view.address for view in views if isinstance(view, Memory)}
-    for name, array in operands.metadata_source.items():
+    for name, array in operands.source.arrays.items():
         if name not in found:
             raise CheckpointError(f"the target has no tensor '{name}'.")
         target = found[name].detach()
@@ -319,7 +299,7 @@ def _results_in(into: Any, operands: Operands, place: Place) -> dict[str, Result
         )
         if problem:
             raise CheckpointError(f"tensor '{name}' of the target {problem}.")
-        identity = tuple(a.identity for a in operands.arrays(name))
+        identity = operands.identity(name)
         other, known = filled.setdefault(target.data_ptr(), (name, identity)) if target.numel() else (name, identity)
         if known != identity:
             raise CheckpointError(
@@ -333,6 +313,6 @@ def _results_in(into: Any, operands: Operands, place: Place) -> dict[str, Result
         )
     filled_there = set(filled)
     for name, tensor in found.items():
-        if name not in operands.metadata_source and tensor.numel() and tensor.data_ptr() not in filled_there:
+        if name not in operands.source.arrays and tensor.numel() and tensor.data_ptr() not in filled_there:
             raise CheckpointError(f"the target has the tensor '{name}', but the models lack it.")
     return results

@@ -140,7 +140,7 @@ CASES = {
     "shapes": (
         lambda p: write_model(p / "b", spoil(model__norm__weight=np.zeros(9, np.float32))),
         1,
-        [f"'{NORM}' is [8] in '{{}}/base' but [9] in '{{}}/b'"],
+        [f"'{NORM}' is [8] in model '{{}}/base' but [9] in model '{{}}/b'"],
     ),
     "quantized": (
         lambda p: [write_model(p / m, spoil(q=("F8_E4M3", (1,), b"0"))) for m in ("base", "a", "b")],

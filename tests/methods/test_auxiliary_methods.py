@@ -77,7 +77,7 @@ def companion_task(method, tensors, auxiliary, **parameters):
     inputs = [buffer(t) for t in [*tensors, *auxiliary]]
     sinks = [MemorySink(result.data_ptr(), result)]
     labels = [f"input {i}" for i in range(len(inputs))]
-    return TensorTask(info, find(method), values, inputs, None, inputs[0].dtype, sinks, labels), result
+    return TensorTask.alone(info, find(method), values, inputs, None, inputs[0].dtype, sinks, labels), result
 
 
 def test_equal_elements_keep_their_bits():

@@ -219,17 +219,17 @@ B = {"b.weight": small()["b.weight"]}
 @pytest.mark.parametrize(
     ("a", "b", "parts"),
     [
-        (small(), B, ["'{}/b' lacks the tensor 'a.weight' of '{}/a'", "same architecture"]),
+        (small(), B, ["'{}/b' lacks the tensor 'a.weight' of model '{}/a'", "same architecture"]),
         (small(), {**B, "a.wieght": I64}, ["lacks the tensor 'a.weight'", "did you mean 'a.wieght'"]),
         (small(), {"c": I64}, ["lacks the tensor 'a.weight'", "(and 1 more)"]),
-        (small(), {**small(), "c": I64}, ["'{}/b' has the tensor 'c', which '{}/a' lacks", "tied"]),
+        (small(), {**small(), "c": I64}, ["'{}/b' has the tensor 'c', which model '{}/a' lacks", "tied"]),
         (small(), {**small(), "a.weight": np.zeros((3, 2), np.float32)}, ["'a.weight' is [2, 3] in", "but [3, 2] in"]),
         (small(), {**small(), "a.weight": np.zeros(6, np.float32)}, ["[2, 3]", "[6]", "'{}/a'", "'{}/b'"]),
         ({"embed.w": np.zeros((2, 2), np.half)}, {"embed.w": np.zeros((3, 2), np.half)}, ["vocabularies differ"]),
-        ({"i": I32}, {"i": I64}, ["'i' is int32 in '{}/a' but int64 in '{}/b'"]),
-        ({"i": I32}, {"i": I32.astype(np.float32)}, ["'i' is int32 in '{}/a' but float32 in '{}/b'"]),
+        ({"i": I32}, {"i": I64}, ["'i' is int32 in model '{}/a' but int64 in model '{}/b'"]),
+        ({"i": I32}, {"i": I32.astype(np.float32)}, ["'i' is int32 in model '{}/a' but float32 in model '{}/b'"]),
         ({"i": F8}, {"i": F8}, ["'i' is quantized (float8_e4m3fn)", "dequantize"]),
-        ({"i": bf16([1] * 4)}, {"i": F8}, ["'i' is bfloat16 in '{}/a' but float8_e4m3fn in '{}/b'"]),
+        ({"i": bf16([1] * 4)}, {"i": F8}, ["'i' is bfloat16 in model '{}/a' but float8_e4m3fn in model '{}/b'"]),
     ],
 )
 @pytest.mark.parametrize("method", ["linear", "task_arithmetic"])
@@ -253,16 +253,18 @@ def test_packed_integers_of_quantized_models_are_refused(tmp_path):
 def test_floats_of_different_dtypes_fit(tmp_path):
     """The base's dtype is the output's, unless the recipe says otherwise."""
     models = {"a": {"w": np.zeros(2, np.float16)}, "b": {"w": bf16([0, 0])}, "c": {"w": np.zeros(2, np.float64)}}
-    assert [j.dtype.name for j in plan(tmp_path, **models).jobs] == ["float16"]
-    assert [j.dtype.name for j in plan(tmp_path, base="b", **models).jobs] == ["bfloat16"]
-    assert [(j.dtype.name, j.fp64) for j in plan(tmp_path, dtype="float32", **models).jobs] == [("float32", True)]
+    assert [g.out_dtype.name for g in plan(tmp_path, **models).jobs.groups] == ["float16"]
+    assert [g.out_dtype.name for g in plan(tmp_path, base="b", **models).jobs.groups] == ["bfloat16"]
+    assert [(g.out_dtype.name, g.fp64) for g in plan(tmp_path, dtype="float32", **models).jobs.groups] == [
+        ("float32", True)
+    ]
 
 
 def test_jobs_follow_the_files(tmp_path):
     """Names and order are those of the metadata source's files, whatever the order of the other models."""
     write_model(tmp_path / "a", llama(0), shards=3)
     made = plan(tmp_path, a=None, b=dict(reversed(llama(1).items())))
-    assert [job.name for job in made.jobs] == list(llama(0))
+    assert list(made.jobs.names) == list(llama(0))
     assert len(made.shards) == 1
 
 
@@ -272,7 +274,9 @@ def test_shards_hold_as_many_tensors_as_fit(tmp_path, size):
     write_model(tmp_path / "a", llama(0))
     recipe = {"merge_method": "passthrough", "models": [str(tmp_path / "a")]}
     made = make_plan(Recipe.load(recipe), shard_size=size)
-    groups = [[job.entry.nbytes for job in made.jobs if job.shard == i] for i in range(len(made.shards))]
+    groups = [
+        [n for n, s in zip(made.layout.sizes, made.shard_of, strict=True) if s == i] for i in range(len(made.shards))
+    ]
     assert [nbytes for group in groups for nbytes in group] == [512, 256, 512, 32, 256, 512, 32, 32]
     assert all(sum(group) <= size or len(group) == 1 for group in groups)
     assert all(sum(group) + following[0] > size for group, following in itertools.pairwise(groups))

@@ -22,9 +22,12 @@ def nan(checkpoint):
 WRONG = {
     "nan": (nan, r"tensor 'weight' .*1 of 4,773 in 'checkpoint 4'\. Repair the model\.$"),
     "missing": (lambda c: {n: t for n, t in c.items() if n != "bias"}, "checkpoint 4 lacks the tensor 'bias'"),
-    "extra": (lambda c: c | {"odd": np.ones(2)}, "checkpoint 4 has a tensor 'odd'"),
-    "shape": (lambda c: c | {"bias": np.ones(6)}, r"tensor 'bias' is float64 \[6\] in checkpoint 4, but float32 \[5\]"),
-    "kind": (lambda c: c | {"bias": np.ones(5, int)}, r"tensor 'bias' is int64 \[5\]"),
+    "extra": (lambda c: c | {"odd": np.ones(2)}, "checkpoint 4 has the tensor 'odd', which the state lacks"),
+    "shape": (lambda c: c | {"bias": np.ones(6)}, r"tensor 'bias' is \[5\] in the state but \[6\] in checkpoint 4"),
+    "kind": (
+        lambda c: c | {"bias": np.ones(5, int)},
+        "tensor 'bias' is float32 in the state but int64 in checkpoint 4",
+    ),
     "integers": (lambda c: c | {"steps": np.array([7, 9])}, "tensor 'steps' .*differs in checkpoint 4"),
     "nothing": (lambda c: {}, "checkpoint 4 holds no tensors"),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,9 @@ import numpy as np
 from .. import backends
 from ..dtypes import BY_NAME, DType
 from ..errors import DeviceError, RecipeError
+from ..models.view_columns import ListColumn
 from ..models.views import FileRegion, Memory
-from ..tasks import DeviceSink, MemorySink, Sink, TensorTask
-from . import loop as engine
-from . import model_scope
+from ..tasks import DeviceSink, MemorySink, Sink
 
 _shared: dict[tuple, Any] = {}
 _locks: dict[int, threading.Lock] = {}
@@ -64,14 +63,14 @@ class Place:
                 )
             return _shared[key]
 
-    def run(self, tasks: Sequence[TensorTask]) -> None:
-        """Merges. Calls from several threads take turns: an error of one must not cancel the work of another, and each
-        uses all cores, or the whole device, as it is. In place there is nothing to share.
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[Any]:
+        """The backend, for the caller alone: calls from several threads take turns. An error of one must not cancel the
+        work of another, and each uses all cores, or the whole device, as it is. In place there is nothing to share.
         """
         backend = self.backend()
         with contextlib.nullcontext() if self.in_place else _lock_of(os.getpid()):
-            model_scope.solve_in_memory(tasks, backend)
-            engine.run(tasks, backend)
+            yield backend
 
 
 def _device_of(array: Any) -> str:
@@ -149,6 +148,33 @@ class FileArray:
         import torch
 
         return Result(torch.empty(self.shape, dtype=getattr(torch, dtype.name)), dtype, None, False)
+
+
+class ArrayModel:
+    """Named tensors of one place as a model (models.view_columns.Model). `title`: what messages call it."""
+
+    def __init__(self, title: str, arrays: Mapping[str, Array | FileArray]) -> None:
+        self.title, self.arrays = title, arrays
+        self.names = list(arrays)
+        self._listed: Sequence[str] = []
+        self._column = ListColumn([])
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Any], title: str, place: Place) -> ArrayModel:
+        """Tensors and arrays, each asked for once: a mapping may make them when asked. They are held as long as the
+        model is, as freed ones would lend their addresses to the next."""
+        return cls(title, {name: Array.of(tensors[name], name, place) for name in tensors})
+
+    def column(self, names: Sequence[str]) -> ListColumn:
+        """The views of these tensors, in this order; rows of names that the model lacks must not be used."""
+        if names != self._listed:  # kept: a pool merges the same tensors again and again
+            found = map(self.arrays.get, names)
+            self._column = ListColumn([None if array is None else array.view() for array in found])
+            self._listed = names
+        return self._column
+
+    def is_quantized(self) -> bool:
+        return False
 
 
 class Result:

@@ -104,16 +104,13 @@ def is_sparse(p: Mapping[str, Any]) -> bool:
 
 def trim(tensor: TensorInfo, p: Mapping[str, Any]) -> Generator[KthLargest, Any, tuple[Mask, ...]]:
     """A top-k mask for each delta."""
-    counts = [kept_count(d, tensor.count) for d in p["density"]]
-    partial = [0 < c < tensor.count for c in counts]
-    if any(partial):
-        asked = tuple(c if part else 0 for c, part in zip(counts, partial, strict=True))
-        selected = yield KthLargest(asked, keep_all_ties=p["ties"] == "keep_all")
-        return tuple(
-            s.keep() if part else (KEEP_ALL if d > 0 else KEEP_NONE)
-            for s, part, d in zip(selected, partial, p["density"], strict=True)
-        )
-    return tuple(KEEP_ALL if d > 0 else KEEP_NONE for d in p["density"])
+    whole = [KEEP_ALL if density > 0 else KEEP_NONE for density in p["density"]]
+    counts = [kept_count(density, tensor.count) for density in p["density"]]
+    asked = tuple([count if count < tensor.count else 0 for count in counts])
+    if not any(asked):
+        return tuple(whole)
+    selected = yield KthLargest(asked, keep_all_ties=p["ties"] == "keep_all")
+    return tuple([s.keep() if count else rule for s, count, rule in zip(selected, asked, whole, strict=True)])
 
 
 def drop_at_random(tensor: TensorInfo, p: Mapping[str, Any]) -> tuple[Mask, ...]:
@@ -155,7 +152,7 @@ def merge_kept(p: Mapping[str, Any], keep: tuple[Mask, ...], scale: list[float],
     if not elect:
         by = {"weights": total(weights), "count": float(len(weights)), "none": 1.0}[divisor]
         return ElectAndSum(value, keep, lambda_=p["lambda"] / (by if abs(by) >= ZERO_SUM else 1.0))
-    share = {"weights": tuple(weights), "count": (1.0,) * len(weights), "none": (0.0,) * len(weights)}[divisor]
+    share = tuple(weights) if divisor == "weights" else (1.0 if divisor == "count" else 0.0,) * len(weights)
     vote = value if p["elect"] == "weighted" else tuple(scale)
     return ElectAndSum(value, keep, vote, share, p["lambda"], elect=True)
 

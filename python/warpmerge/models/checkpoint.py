@@ -6,6 +6,7 @@ import json
 import os
 import resource
 from array import array
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from ..errors import CheckpointError, UsageError, close_matches, shown
 from .reference import ModelRef
 from .safetensors import Columns, TensorEntry, read_columns
+from .view_columns import ABSENT, FileColumn
 from .views import FileRegion
 
 INDEX = "model.safetensors.index.json"
@@ -88,6 +90,23 @@ class Checkpoint:
         self._check_index()
         if not self.columns.names:
             raise CheckpointError(f"{self.path} holds no tensors; is it the right directory?")
+
+    @property
+    def title(self) -> str:
+        return f"model '{self.ref}'"
+
+    @property
+    def names(self) -> Sequence[str]:
+        return self.columns.names
+
+    def column(self, names: Sequence[str]) -> FileColumn:
+        """The views of these tensors, in this order; rows of names that the checkpoint lacks must not be used."""
+        column = FileColumn(self.columns, self.shard_of, self.shards)
+        return column if names == self.names else column.take([self.rows.get(name, ABSENT) for name in names])
+
+    def is_quantized(self) -> bool:
+        """Whether the config says that the weights are codes."""
+        return bool(self.config().get("quantization_config"))
 
     @cached_property
     def rows(self) -> dict[str, int]:

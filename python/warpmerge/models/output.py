@@ -13,7 +13,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -66,9 +66,9 @@ class OutputDirectory:
         if self.path.is_dir() and not self._overwrite and any(p.name != STAGING for p in self.path.iterdir()):
             raise OutputError(f"the output {self.path} is not empty; choose another directory or pass --overwrite.")
 
-    def open(self, fingerprint: str, needed: int) -> dict[str, dict[str, str]]:
+    def open(self, fingerprint: str, needed: int) -> dict[str, list[int]]:
         """Makes and locks the staging directory. Returns the shards that an interrupted run of the same merge finished,
-        each with its tensors' digests. Raises OutputError if there is no room for `needed` bytes."""
+        each with its tensors' digests in order. Raises OutputError if there is no room for `needed` bytes."""
         try:
             self._created = not self.path.exists()
             self.staging.mkdir(parents=True, exist_ok=True)
@@ -98,7 +98,7 @@ class OutputDirectory:
         except BaseException as error:
             self.abort()
             raise self.error(error) if isinstance(error, OSError) else error from None
-        return {name: record["digests"] for name, record in done.items()}
+        return {name: _digests(record["digests"]) for name, record in done.items()}
 
     def _locked(self) -> bool:
         """Whether no other merge writes here. A file system without locks is trusted."""
@@ -121,7 +121,7 @@ class OutputDirectory:
             sizes = {path.name: path.stat().st_size for path in self.staging.iterdir()}
             first, *records = (self.staging / JOURNAL).read_text(encoding="utf-8").splitlines()
             for record in map(json.loads, records) if first == fingerprint else ():
-                if record["digests"] and sizes.get(record["name"]) == record["bytes"]:
+                if _digests(record["digests"]) and sizes.get(record["name"]) == record["bytes"]:
                     done[record["name"]] = record
         except (OSError, ValueError, LookupError, TypeError):
             pass  # no journal, or its last line was being written when the machine stopped
@@ -148,22 +148,22 @@ class OutputDirectory:
             )
         return OutputError(f"cannot write to {self.path}: {error.strerror or error}.")
 
-    def finish_shard(self, name: str, digests: Mapping[str, str]) -> None:
-        """All tensors of the shard are written."""
+    def finish_shard(self, name: str, digests: Sequence[int]) -> None:
+        """All tensors of the shard are written; these are their digests, in order."""
         fd = self._fds.pop(name)
         if self._syncer is None:
             self._close_shard(fd, name, digests)
         else:
             self._syncing.append(self._syncer.submit(self._close_shard, fd, name, digests))
 
-    def _close_shard(self, fd: int, name: str, digests: Mapping[str, str]) -> None:
+    def _close_shard(self, fd: int, name: str, digests: Sequence[int]) -> None:
         try:
             if self.sync:
                 os.fdatasync(fd)
             nbytes = os.fstat(fd).st_size
         finally:
             os.close(fd)
-        self._done[name] = {"name": name, "bytes": nbytes, "digests": dict(digests)}
+        self._done[name] = {"name": name, "bytes": nbytes, "digests": "".join(f"{d:016x}" for d in digests)}
         self._write_journal(json.dumps(self._done[name]))
 
     def _write_journal(self, *lines: str) -> None:
@@ -266,6 +266,11 @@ class OutputDirectory:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def _digests(text: str) -> list[int]:
+    """The journal's digests of a shard: 16 digits each, in the order of its tensors."""
+    return [int(text[at : at + 16], 16) for at in range(0, len(text), 16)]
 
 
 def _index_text(index: Mapping[str, Any]) -> str:

@@ -46,8 +46,8 @@ class Columns(NamedTuple):
     names: Sequence[str]
     kinds: bytes
     shapes: Sequence[tuple[int, ...]]
-    offsets: Sequence[int]
-    sizes: Sequence[int]
+    offsets: array[int]
+    sizes: array[int]
 
     @classmethod
     def of(cls, entries: Sequence[TensorEntry]) -> Columns:

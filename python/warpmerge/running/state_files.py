@@ -78,7 +78,7 @@ def directory_targets(path: Path, specs: Sequence[Spec], like: Path | None) -> I
     try:
         fd = directory.shard(SINGLE, header, size)
         yield {name: FileTarget(e.dtype, fd, e.offset) for name, e in columns.by_name().items()}
-        directory.finish_shard(SINGLE, {})
+        directory.finish_shard(SINGLE, ())
         directory.publish([SINGLE], None, files)
     except BaseException as error:
         directory.abort(keep=False)

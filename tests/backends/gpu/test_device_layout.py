@@ -63,7 +63,7 @@ def test_keep_rules_as_numbers():
 
 def task(count, models=2, dtype=BFLOAT16, base=True):
     buffers = [Memory(dtype, (count,), address=1) for _ in range(models + base)]
-    return TensorTask(
+    return TensorTask.alone(
         info=TensorInfo("t", count, models),
         method=None,
         values={"nonfinite": "error"},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -127,7 +126,7 @@ class Products:
     def ordered(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
         """With the terms as they were asked for."""
         order = [self._pairs.index(pair) for pair in self._asked]
-        return [replace(o, value=o.value[order]) for o in outcomes]
+        return [outcome._replace(value=outcome.value[order]) for outcome in outcomes]
 
 
 def duos_of(pairs: Sequence[tuple[int, int]]) -> np.ndarray:

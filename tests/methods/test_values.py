@@ -121,9 +121,9 @@ def test_wrong_calls(arguments, message):
 @pytest.mark.parametrize(
     ("models", "message"),
     [
-        ([torch.ones(2, 3), torch.ones(3, 2)], r"\[2, 3\] but \[3, 2\] in model 1"),
-        ([torch.ones(6), torch.ones(2, 3)], r"\[6\] but \[2, 3\] in model 1"),
-        ([torch.ones(2), torch.ones(2, dtype=torch.int32)], r"float32 but int32 in model 1"),
+        ([torch.ones(2, 3), torch.ones(3, 2)], r"\[2, 3\] in model 0 but \[3, 2\] in model 1"),
+        ([torch.ones(6), torch.ones(2, 3)], r"\[6\] in model 0 but \[2, 3\] in model 1"),
+        ([torch.ones(2), torch.ones(2, dtype=torch.int32)], r"float32 in model 0 but int32 in model 1"),
         ([torch.ones(2, dtype=torch.float8_e4m3fn)] * 2, r"quantized"),
         ([torch.ones(2), [1.0, 2.0]], r"is a list; give torch tensors or numpy arrays"),
         ([torch.ones(2, dtype=torch.complex128)] * 2, r"complex128, which cannot be merged"),

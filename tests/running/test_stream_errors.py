@@ -70,7 +70,7 @@ def test_what_is_no_checkpoint(tmp_path):
     with pytest.raises(wm.CheckpointError, match="cannot read"):
         running.update(tmp_path / "none.safetensors")
     for decay in (-0.1, 1.5, "0.9", True, math.nan):
-        with pytest.raises(wm.RecipeError, match="decay is a number from 0 to 1"):
+        with pytest.raises(wm.RecipeError, match="decay must be a number from 0 to 1"):
             wm.RunningEMA(decay)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import backends
 from ..dtypes import BY_NAME, DType
-from ..errors import DeviceError, RecipeError
+from ..errors import DeviceError, UsageError
 from ..models.view_columns import ListColumn
 from ..models.views import FileRegion, Memory
 from ..tasks import DeviceSink, MemorySink, Sink
@@ -37,14 +37,14 @@ class Place:
         """`array`: one of the tensors; the others must be where it is."""
         device = _device_of(array)
         if device == "meta":
-            raise RecipeError("the tensors are on the device meta, which holds no data.")
+            raise UsageError("the tensors are on the device meta and hold no data; load the models first.")
         automatic = backend in (None, "auto") and not os.environ.get("WARPMERGE_BACKEND")
         if device == "cpu":
             info = backends.choose(backend, "cpu" if automatic else "auto")
             return cls(info, device, hasattr(array, "data_ptr") and backends.computes_on_host_tensors(info))
         try:
             info = backends.choose(backend, device if automatic else "auto")
-        except RecipeError:
+        except UsageError:
             if not automatic:
                 raise
             info = backends.choose("auto", "cpu")  # by way of the host's memory
@@ -87,7 +87,7 @@ class Array:
     def of(cls, array: Any, name: str, place: Place) -> Array:
         what = f"tensor '{name}'" if name else "a tensor"
         if _device_of(array) != place.device:
-            raise RecipeError(
+            raise UsageError(
                 f"{what} is on {_device_of(array)} in one model, others are on {place.device}; move all to one device."
             )
         if isinstance(array, np.ndarray):
@@ -98,9 +98,9 @@ class Array:
             data = array.detach() if place.in_place else array.detach().cpu()
             data = data.contiguous()
         else:
-            raise RecipeError(f"{what} is a {type(array).__name__}; give torch tensors or numpy arrays.")
+            raise UsageError(f"{what} is a {type(array).__name__}; give torch tensors or numpy arrays.")
         if dtype is None:
-            raise RecipeError(f"{what} has the dtype {array.dtype}, which cannot be merged.")
+            raise UsageError(f"{what} has the dtype {array.dtype}, which cannot be merged.")
         return cls(array, data, dtype, tuple(array.shape), place.in_place)
 
     @property
@@ -197,4 +197,4 @@ def numpy_dtype(dtype: DType) -> Any:
     try:
         return np.dtype(dtype.name)
     except TypeError:
-        raise RecipeError(f"numpy has no {dtype}; import ml_dtypes, or choose another out_dtype.") from None
+        raise UsageError(f"numpy has no {dtype}; import ml_dtypes, or choose another out_dtype.") from None

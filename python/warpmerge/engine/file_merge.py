@@ -62,7 +62,7 @@ class _Run:
 def _unreadable(plan: Plan) -> CheckpointError:
     for shard in (s for c in plan.checkpoints for s in c.shards):
         if os.fstat(shard.fd).st_size != shard.size:
-            return CheckpointError(f"{shard.path} changed while it was being read.")
+            return CheckpointError(f"{shard.path} changed while it was being read; run the merge again.")
     return CheckpointError("an input file could not be read; is its disk failing?")
 
 

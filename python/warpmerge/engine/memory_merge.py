@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ..dtypes import DTYPES, DType, float_dtype
-from ..errors import RecipeError, shown
+from ..errors import UsageError, shown
 from ..methods import Base, Method, Parameter, TensorInfo, find
 from ..methods.base import Steps
 from ..methods.parameters import checked_seed
@@ -62,13 +62,13 @@ def merge_tensors(
         >>> y = wm.merge_tensors([a, b, c], "ties", base=x0, weight=[0.5, 0.3, 0.2], density=0.5)
     """
     if not isinstance(name, str):
-        raise RecipeError(f"name is the tensor's name in its model, a string, got {shown(name)}.")
+        raise UsageError(f"name must be a string, the tensor's name in its model, got {shown(name)}.")
     for kind in find(method).auxiliary:
         listed = parameters.get(kind.name)
         if isinstance(listed, (list, tuple)):
             parameters[kind.name] = [{} if t is None else {name: t} for t in listed]
         elif hasattr(listed, "ndim"):
-            raise RecipeError(
+            raise UsageError(
                 f"'{kind.name}' is a list of one tensor for each model, got a {type(listed).__name__}; split a stacked "
                 "one with list()."
             )
@@ -248,7 +248,7 @@ def _auxiliary(
     for kind in method.auxiliary:
         for model, given in zip(models, values[kind.name], strict=True):
             if not isinstance(given, Mapping):
-                raise RecipeError(f"'{kind.name}' is a list of one state dict for each model, got {given!r}.")
+                raise UsageError(f"'{kind.name}' is a list of one state dict for each model, got {given!r}.")
             label = kind.label(model.title)
             found[label] = ArrayModel.of(given, label, place)
     return found
@@ -257,9 +257,9 @@ def _auxiliary(
 def _inputs(method: Method, models: list, base: Any) -> tuple[list, Any]:
     """The merged models in order, and the reference."""
     if not models:
-        raise RecipeError("there is nothing to merge: give at least one model.")
+        raise UsageError("there is nothing to merge: give at least one model.")
     if method.base is Base.REFERENCE and base is None:
-        raise RecipeError(f"method '{method.name}' needs a base.")
+        raise UsageError(f"method '{method.name}' needs a base; pass base=.")
     if method.base.is_reference:
         return models, base
     if method.base is Base.ENDPOINT and base is not None:
@@ -291,7 +291,7 @@ def resolve_values(method: Method, models: int, given: Mapping[str, Any], *, on_
         rows,
         models,
         on_deltas=on_deltas,
-        missing=lambda parameter, _: RecipeError(f"method '{method.name}' needs the parameter '{parameter.name}'."),
+        missing=lambda parameter, _: UsageError(f"method '{method.name}' needs the parameter '{parameter.name}'."),
     )
 
 
@@ -322,7 +322,7 @@ def _plain(parameter: Parameter, value: Any) -> Any:
 def _naming(method: Method, parameter: str) -> Iterator[None]:
     try:
         yield
-    except RecipeError:
+    except UsageError:
         raise
     except ValueError as error:
-        raise RecipeError(f"method '{method.name}': '{parameter}': {error}.") from None
+        raise UsageError(f"method '{method.name}': '{parameter}': {error}.") from None

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from ..errors import MergeError, RecipeError
+from ..errors import MergeError, UsageError
 from ..methods import TensorInfo
 from ..requests import Copy, ElectAndSum, Gram, GramResult, KthLargest, Reduce
 from ..tasks import Jobs, TensorTask
@@ -86,7 +86,7 @@ class ModelScope:
                 return tuple(total(parts) for parts in zip(*self.each(request), strict=True))
             case Gram():
                 return _total_gram(list(self.each(request)))
-        raise MergeError(f"{type(request).__name__} has no meaning for a whole model; that is an error in the method.")
+        raise MergeError(f"{type(request).__name__} cannot be asked of a whole model; that is an error in the method.")
 
     def each(self, request: Any, tasks: Sequence[TensorTask] | None = None, report: bool = True) -> Iterable[Any]:
         """The request's result for each tensor, in order; those without elements are left out."""
@@ -116,7 +116,7 @@ def _check_values(tasks: Sequence[TensorTask]) -> None:
     for task in first.values():
         for name, value in task.values.items():
             if value != tasks[0].values[name]:
-                raise RecipeError(
+                raise UsageError(
                     f"scope: model decides once for all tensors, but '{name}' is {tasks[0].values[name]} for "
                     f"'{tasks[0].info.name}' and {value} for '{task.info.name}'; give it one value, without gradients "
                     "and filters."

@@ -117,7 +117,7 @@ class Plan:
 def make_plan(recipe: Recipe, *, seed: int = 0, shard_size: int = 5 * 10**9) -> Plan:
     """Opens the checkpoints' headers, checks that they fit and lays out the output.
 
-    Raises RecipeError for a model or parameter that is wrong, CheckpointError for files that are.
+    Raises UsageError for a model or parameter that is wrong, CheckpointError for files that are.
     """
     seed = checked_seed(seed)
     opened: dict[ModelRef, Checkpoint] = {}

@@ -136,7 +136,7 @@ def check_views(names: Sequence[str], source: Model, own: ViewColumn, other: Mod
                 codes = any(DTYPES[number].is_quantized for number in (kind, other_kind))
                 raise CheckpointError(
                     f"{_tensor(name)} is {DTYPES[kind]} in {source.title} but {DTYPES[other_kind]} in {other.title}"
-                    f"{', which is quantized; dequantize it first' if codes else ''}."
+                    f"{'; dequantize the quantized one first' if codes else ''}."
                 )
 
 

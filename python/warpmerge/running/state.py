@@ -13,7 +13,7 @@ import numpy as np
 from ..dtypes import FLOAT32, FLOAT64, DType
 from ..engine.arrays import Array, ArrayModel, FileArray, Place, Result, numpy_dtype
 from ..engine.memory_merge import Fixed, Operands, wanted_dtype
-from ..errors import CheckpointError, RecipeError
+from ..errors import CheckpointError, UsageError
 from ..models import Checkpoint, Shard
 from ..plan.jobs import check_names, check_views
 from ..requests import Combine, WeightedSum
@@ -48,7 +48,7 @@ class Running:
         if self._file is not None and self._file.exists():
             self._count, options, self._state, self._shard = open_state(self._file, type(self).__name__, self.parts)
             if options != self.options():
-                raise RecipeError(f"{self._file} was made with {options}, not with {self.options()}.")
+                raise UsageError(f"{self._file} was made with {options}, not with {self.options()}.")
 
     @property
     def count(self) -> int:
@@ -154,7 +154,7 @@ class Running:
             yield {n: Array.of(t, n, place) for n, t in checkpoint.items()}, place, f"checkpoint {number}"
             return
         if not isinstance(checkpoint, (str, Path)):
-            raise RecipeError(
+            raise UsageError(
                 f"a checkpoint is a path or a mapping from names to tensors, not a {type(checkpoint).__name__}."
             )
         path = Path(checkpoint)
@@ -255,8 +255,10 @@ class Running:
         try:
             made = cls(**options, backend=backend)
             made._state = {part: {name: in_memory(a) for name, a in of.items()} for part, of in state.items()}
-        except (TypeError, RecipeError):
-            raise CheckpointError(f"{path}: what it says of its state is damaged.") from None
+        except (TypeError, UsageError):
+            raise CheckpointError(
+                f"{path}: its header is damaged; use another copy."
+            ) from None
         finally:
             shard.close()
         made._count = count
@@ -264,7 +266,7 @@ class Running:
 
     def need(self, count: int) -> None:
         if self.count < count:
-            raise RecipeError(f"{self!r} needs at least {count}: call update first.")
+            raise UsageError(f"{self!r} needs at least {count}: call update first.")
 
     def export(self, part: str, factor: float, dtype: Any) -> Tensors:
         """A part times the factor as a state dict."""

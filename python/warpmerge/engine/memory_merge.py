@@ -220,8 +220,10 @@ class Operands:
             take_from_source=self._take_from_source,
             seed=seed,
         )
-        own = {id(results[name][0]): row for row, name in reversed([*enumerate(jobs.names)])}
-        rows = sorted(own.values())
+        first: dict[int, int] = {}
+        for row, name in enumerate(jobs.names):  # names that share a result are merged once
+            first.setdefault(id(results[name][0]), row)
+        rows = list(first.values())
         tasks = [TensorTask(jobs.group(r), r, [result.sink() for result in results[jobs.names[r]]]) for r in rows]
         with place.turn() as backend:
             loop.run(tasks, backend, solved=model_scope.decided(jobs, rows, backend))

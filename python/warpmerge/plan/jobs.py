@@ -74,7 +74,7 @@ def make_jobs(
     _refuse_codes(method, names, [source, *inputs], own)
 
     jobs = Jobs(names, own.shapes, array("q", map(math.prod, own.shapes)), seed)
-    places: dict[tuple, int] = {}
+    places: dict[tuple[Any, ...], int] = {}
     given = [own, *columns, *([reference] if reference else [])]
     results = out_kinds(own.kinds)
     for row, kinds in enumerate(zip(results, *(column.kinds for column in given), strict=True)):

@@ -7,7 +7,7 @@
 #include <memory>
 #include <vector>
 
-#include "../stream/file.h"
+#include "../io/file.h"
 #include "formula.h"
 #include "kernels.h"
 #include "pool.h"

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from warpmerge.backends.gpu.code import Code, packed
 from warpmerge.backends.gpu.requests import BINS, SEARCHING
-from warpmerge.backends.gpu.rows import duos_of, rows_of_block
+from warpmerge.backends.gpu.rows import rows_of_block, value_pairs_of
 from warpmerge.backends.gpu.tables import COLUMN_TILE
 from warpmerge.backends.primitives import Term
 from warpmerge.backends.reference.backend import row_ranks
@@ -135,7 +135,7 @@ class Duos:
     """The pairs on the device."""
 
     def __init__(self, p: Problem) -> None:
-        self._memory = torch.from_numpy(duos_of(PAIRS)).to(p.device)
+        self._memory = torch.from_numpy(value_pairs_of(PAIRS)).to(p.device)
         self.arguments = self._memory.data_ptr(), len(self._memory), len(PAIRS)
 
 

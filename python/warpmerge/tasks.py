@@ -204,11 +204,11 @@ class TensorTask:
     """One row of a group under way. `sinks`: where the result goes; several for a sweep, one per output; none to be
     measured only."""
 
-    __slots__ = ("_base", "_info", "_inputs", "flight", "group", "replaces", "row", "sinks")
+    __slots__ = ("_base", "_info", "_inputs", "group", "replaces", "residency", "row", "sinks")
 
     def __init__(self, group: Group, row: int, sinks: Sequence[Sink] = (), replaces: TensorTask | None = None) -> None:
         self.group, self.row, self.sinks = group, row, sinks
-        self.flight: Any = None  # for a device backend: what holds the operands in device memory
+        self.residency: Any = None  # for a device backend: what holds the operands in device memory
         self.replaces = replaces  # the task with all inputs, which may be in device memory under its identity
         self._info: TensorInfo | None = None
         self._inputs: list[View] | None = None

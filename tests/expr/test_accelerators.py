@@ -49,7 +49,7 @@ def backends(monkeypatch):
     if importlib.util.find_spec("warpmerge._cuda_emulated"):
         from warpmerge.backends.gpu import cuda
 
-        made.append(cuda.create(threads=2, slot_bytes=1 << 20))
+        made.append(cuda.create(threads=2, buffer_bytes=1 << 20))
     yield made
     if len(made) > len(ISAS):
         made[-1].close()

@@ -194,7 +194,7 @@ def _copy(task: TensorTask, index: int) -> Step:
         return Step(task, Copy(index))
     if len(task.group.inputs) > 1 or task.group.base is not None:  # the others are not to be read
         narrowed = TensorTask(task.group.only(index), task.row, task.sinks, replaces=task)
-        narrowed.flight, task = task.flight, narrowed
+        narrowed.residency, task = task.residency, narrowed
     return Step(task, WeightedSum((1.0,), on_deltas=False, agree=True))
 
 
@@ -203,7 +203,7 @@ def _one_by_one(task: TensorTask) -> list[TensorTask]:
     if len(task.sinks) == 1:
         return [task]
     alone = [TensorTask(task.group, task.row, [sink]) for sink in task.sinks]
-    alone[0].flight = task.flight  # it ends the task's flight
+    alone[0].residency = task.residency  # it ends the task's residency
     return alone
 
 

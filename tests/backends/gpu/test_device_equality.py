@@ -30,14 +30,14 @@ from warpmerge.methods import TensorInfo
 
 (emulation,) = FIXTURES
 
-TILED = 3 * CHUNK + 4097  # elements: several loads of a chunk each, the last one with a block and a rest
+TILED = 3 * CHUNK + 4097  # elements: several tiles of a chunk each, the last one with a block and a rest
 
 
 # The kernels have a form for 1 to 4 models each and a general one.
 @pytest.mark.parametrize("dtype", ALL_DTYPES)
 @pytest.mark.parametrize("models", [1, 2, 3, 4, 5])
 def test_methods_and_shapes(models, dtype):
-    """Every method at once: requests of all kinds share flights."""
+    """Every method at once: requests of all kinds share a residency."""
     cases = []
     for case in [c for c in CASES if models in models_of(c)]:
         cases += [((case, shape), arguments(case, models, dtype, shape)) for shape in SHAPES]
@@ -117,7 +117,7 @@ def test_more_tensors_than_a_batch_holds():
     compare(cases, ["resident"])
 
 
-def test_groups_of_different_sizes_share_a_flight():
+def test_groups_of_different_sizes_share_a_residency():
     """A search that goes on after others have begun finds its operands where it left them."""
     cases = []
     for dtype, count in [("fp32", CHUNK), ("bf16", 5 * CHUNK), ("fp64", CHUNK), ("fp16", 3 * CHUNK), ("fp32", 99)]:

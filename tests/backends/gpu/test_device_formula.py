@@ -71,7 +71,7 @@ def test_inputs_that_agree_stay(agree):
 
 @pytest.mark.parametrize("mode", PLACES)
 def test_ties_end_anywhere(mode):
-    """Within groups, and at the ends of blocks, chunks and parts."""
+    """Within groups, and at the ends of blocks, chunks and segments."""
     base, tensors = family("bf16", 2, TILED)
     limit = threshold([tensors[0].float() - base.float()], False)
     cases = []

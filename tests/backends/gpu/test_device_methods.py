@@ -1,4 +1,4 @@
-"""Every method by the CUDA kernels on the emulated device: the CPU's bits, alone and with others on one flight."""
+"""Every method by the CUDA kernels on the emulated device: the CPU's bits, alone and with others in one residency."""
 
 import pytest
 from device_modes import FIXTURES, compare
@@ -49,7 +49,7 @@ def models_of(name):
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "mixed64"])
-def test_all_methods_share_flights(dtype):
+def test_all_methods_share_a_residency(dtype):
     cases = []
     for name in METHODS:
         for shape in [(33, 70), (5,), (3, 1030), ()]:
@@ -58,7 +58,7 @@ def test_all_methods_share_flights(dtype):
 
 
 def test_methods_in_tiles():
-    """Rows that are cut nowhere, and tensors that are."""
+    """Rows that are divided nowhere, and tensors that are."""
     shape = (5, CHUNK // 4)
     cases = [(name, arguments(name, models_of(name), "bf16", shape)) for name in METHODS if name not in DENSE]
     compare(cases, ["tiled"])

@@ -98,7 +98,7 @@ def test_what_a_selection_counts(deltas, dtype, mode):
         assert int((ties < got.tie_end).sum()) == kept
 
 
-@pytest.mark.parametrize("border", [4096, CHUNK, 2 * CHUNK])  # of a block, of a chunk, of a load
+@pytest.mark.parametrize("border", [4096, CHUNK, 2 * CHUNK])  # of a block, of a chunk, of a tile
 def test_the_last_kept_tie_at_a_border(border):
     count = 2 * CHUNK + 5000
     base = torch.zeros(count)

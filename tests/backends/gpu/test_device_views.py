@@ -1,4 +1,4 @@
-"""Views on the emulated device: produced into page-locked slots, or materialised in the device's memory."""
+"""Views on the emulated device: produced into page-locked buffers, or materialised in the device's memory."""
 
 import random
 

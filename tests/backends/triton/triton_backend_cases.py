@@ -27,7 +27,7 @@ from kernel_helpers import ALL_DTYPES, family, reference, task
 from triton_helpers import case, cases, run_cases
 from warpmerge.backends.gpu import triton as backend
 from warpmerge.backends.gpu.backend import IN_FLIGHT, SCRATCH_SHARE
-from warpmerge.backends.gpu.flight import footprint
+from warpmerge.backends.gpu.residency import footprint
 from warpmerge.backends.gpu.tables import ALIGN, CHUNK
 from warpmerge.expr import expression as f
 from warpmerge.requests import KthLargest, Map, RandomMask, Reduce, TopKMask
@@ -37,7 +37,7 @@ TILED = 2 * CHUNK + 4097
 
 @functools.cache
 def triton(budget=None):
-    return backend.create(budget=budget, slot_bytes=1 << 16)
+    return backend.create(budget=budget, buffer_bytes=1 << 16)
 
 
 def tiled(tensors, base, outputs=1, out_dtype=None, **_options):

@@ -7,7 +7,7 @@ import torch
 from kernel_helpers import ISAS, operands, pool, signed, weights, work
 from triton_helpers import at, code
 from warpmerge import _core
-from warpmerge.backends.gpu.tables import Kind, Segment, Table, blocks_of, is_aligned, keep_rows
+from warpmerge.backends.gpu.tables import Kind, SegmentRow, Table, blocks_of, is_aligned, keep_rows
 from warpmerge.requests import KEEP_ALL, KEEP_NONE, RandomMask, TopKMask
 from warpmerge.triton_kernels import reduce
 
@@ -59,7 +59,7 @@ class Request:
             cuts = [0, split, p.count] if split and split < p.count else [0, p.count]
             for first, end in itertools.pairwise(cuts):
                 segments.append(
-                    Segment(
+                    SegmentRow(
                         end - first, first, slot, self.blocks + first // 4096, p.count,
                         0 if p.base is None else address(p.base, first),
                         tuple(address(t, first) for t in p.tensors), tuple(address(t, first) for t in p.outputs),

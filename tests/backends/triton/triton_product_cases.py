@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from reduce_cases import folds
 from triton_helpers import at, case, cases, code, run_cases, same, spread
-from warpmerge.backends.gpu.rows import duos_of, rows_of_block
-from warpmerge.backends.gpu.tables import BLOCK, COLUMN_TILE, Kind, Segment, Table
+from warpmerge.backends.gpu.rows import rows_of_block, value_pairs_of
+from warpmerge.backends.gpu.tables import BLOCK, COLUMN_TILE, Kind, SegmentRow, Table
 from warpmerge.backends.primitives import Term
 from warpmerge.triton_kernels import reduce_columns, reduce_rows
 
@@ -43,7 +43,7 @@ def check_products(*problems, pairs=PAIRS, per_column, cuts=(), term=Term.PRODUC
         for (first, end), (segments, words, programs) in zip(itertools.pairwise(bounds), launches, strict=False):
             addresses = tuple(v[first:].data_ptr() for v in values)
             size = (end - first) * columns
-            segments.append(Segment(size, first * columns, slot, place, count * columns, 0, addresses, ()))
+            segments.append(SegmentRow(size, first * columns, slot, place, count * columns, 0, addresses, ()))
             words.append([columns, each] if per_column else [columns])
             programs.append(up(columns, COLUMN_TILE) * (up(end, each) - first // each))
         if per_column:
@@ -55,7 +55,7 @@ def check_products(*problems, pairs=PAIRS, per_column, cuts=(), term=Term.PRODUC
         results += spans[-1][1]
         asked = () if term != Term.PRODUCT else pairs
         wanted.append(folds(values, "column" if per_column else "row", KINDS[term], asked))
-    partials, duos = np.full(partials, np.nan), duos_of(pairs)
+    partials, duos = np.full(partials, np.nan), value_pairs_of(pairs)
     kind = Kind((code(problems[0][0]),) * models, -1, 0, 0, dtype == torch.float64, 1, True)
     for segments, words, programs in launches:
         words = np.array(words, np.int64)

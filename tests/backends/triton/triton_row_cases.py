@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from reduce_cases import folds
 from triton_helpers import at, case, cases, code, run_cases, same, spread
-from warpmerge.backends.gpu.tables import BLOCK, Kind, Segment, Table
+from warpmerge.backends.gpu.tables import BLOCK, Kind, SegmentRow, Table
 from warpmerge.triton_kernels import reduce_rows
 
 
@@ -30,7 +30,7 @@ def check_rows(*problems, largest, cuts=()):
         bounds = [0, *(starts[c] for c in cuts if c < len(starts)), total]
         for first, end in itertools.pairwise(bounds):
             addresses = tuple(v.data_ptr() + first * v.element_size() for v in values)
-            segments.append(Segment(end - first, first, slot, blocks, total, 0, addresses, ()))
+            segments.append(SegmentRow(end - first, first, slot, blocks, total, 0, addresses, ()))
             words.append([columns])
         spans.append([made, count, blocks, each])
         made, blocks = made + count, blocks + len(starts)

@@ -11,7 +11,7 @@ from ...units import show_size
 # What it needs for a device is imported when one is used: whether there is one is asked for by every merge.
 if TYPE_CHECKING:
     from .backend import DeviceBackend
-    from .group import DeviceGroup
+    from .multi_device import MultiDeviceBackend
 
 
 def native() -> Any:
@@ -45,11 +45,11 @@ def devices() -> list[str]:
 
 def create(
     device: str = "cuda", threads: int | None = None, budget: int | None = None, **options: Any
-) -> DeviceBackend | DeviceGroup:
+) -> DeviceBackend | MultiDeviceBackend:
     """`budget`: bytes of memory to use on each device. Raises RecipeError for a device that there is not."""
     from .backend import DeviceBackend
-    from .group import DeviceGroup, parse_devices
     from .kernels import CudaKernels
+    from .multi_device import MultiDeviceBackend, parse_devices
     from .runtime import NativeRuntime
 
     module = native()
@@ -62,7 +62,7 @@ def create(
         gpu = module.Device(index)
         kernels = CudaKernels(module, gpu)
         members.append(DeviceBackend("cuda", NativeRuntime(gpu), kernels, threads=threads, budget=budget, **options))
-    return members[0] if len(members) == 1 else DeviceGroup(members)
+    return members[0] if len(members) == 1 else MultiDeviceBackend(members)
 
 
 def create_in_place(device: Any) -> DeviceBackend:

@@ -4,7 +4,7 @@ A launch covers segments: element ranges of tensors that agree in their `Kind`. 
 CHUNK elements; chunks never cross tensors, so tensors of any size share a launch. What adds up columns has one per
 COLUMN_TILE columns of a block of rows instead. The sections, all 16-byte aligned:
 
-    places   int64 [S, 7 + K + M]   count, first, first chunk, slot, first block, total, base, inputs, outputs
+    places   int64 [S, 7 + K + M]   count, first, first chunk, tensor, first block, total, base, inputs, outputs
     chunks   int32 [G]              the segment of each chunk
     numbers  float64 [S, N]         coefficients: M x K of a weighted sum; value, ballot, divisor (K each), lambda of a
                                     elect_and_sum; constants of a formula
@@ -13,7 +13,7 @@ COLUMN_TILE columns of a block of rows instead. The sections, all 16-byte aligne
                                     vectors, addresses of the segment's ranks; of rows: their length; of products: that,
                                     and the rows that are added one after the other per column
 
-`first` is the flat index of the segment's first element in its tensor of `total` elements, `slot` its row in result
+`first` is the flat index of the segment's first element in its tensor of `total` elements, `tensor` its row in result
 arrays, `first block` that of its first reduction block in arrays of block partials. Addresses point at element `first`.
 """
 
@@ -50,10 +50,10 @@ class Kind(NamedTuple):
         return len(self.inputs)
 
 
-class Segment(NamedTuple):
+class SegmentRow(NamedTuple):
     count: int  # type: ignore[assignment]
     first: int
-    slot: int
+    tensor: int
     block: int
     total: int
     base: int
@@ -125,7 +125,7 @@ class Table:
     def __init__(
         self,
         kind: Kind,
-        segments: Sequence[Segment],
+        segments: Sequence[SegmentRow],
         numbers: np.ndarray | None = None,
         keeps: np.ndarray | None = None,
         words: np.ndarray | None = None,
@@ -137,7 +137,8 @@ class Table:
         chunks = np.array([chunks_of(s.count) for s in segments] if programs is None else programs, np.int64)
         self.chunks = int(chunks.sum())
         places = np.array(
-            [(s.count, s.first, 0, s.slot, s.block, s.total, s.base, *s.inputs, *s.outputs) for s in segments], np.int64
+            [(s.count, s.first, 0, s.tensor, s.block, s.total, s.base, *s.inputs, *s.outputs) for s in segments],
+            np.int64,
         ).reshape(len(segments), 7 + kind.models + kind.outputs)
         places[:, 2] = np.cumsum(chunks) - chunks
         chunk_map = np.repeat(np.arange(len(segments), dtype=np.int32), chunks)

@@ -15,7 +15,7 @@ from ...units import show_size
 
 if TYPE_CHECKING:
     from .backend import DeviceBackend
-    from .group import DeviceGroup
+    from .multi_device import MultiDeviceBackend
 
 
 def interpreted() -> bool:
@@ -58,13 +58,13 @@ def devices() -> list[str]:
 
 def create(
     device: str = "cuda", threads: int | None = None, budget: int | None = None, **options: Any
-) -> DeviceBackend | DeviceGroup:
+) -> DeviceBackend | MultiDeviceBackend:
     """`budget`: bytes of memory to use on each device. Raises RecipeError for a device that there is not."""
     import torch
 
     from .backend import DeviceBackend
-    from .group import DeviceGroup, parse_devices
     from .kernels import TritonKernels
+    from .multi_device import MultiDeviceBackend, parse_devices
     from .torch_runtime import TorchRuntime
 
     try:
@@ -77,7 +77,7 @@ def create(
         DeviceBackend("triton", TorchRuntime(place), TritonKernels(), threads=threads, budget=budget, **options)
         for place in places
     ]
-    return members[0] if len(members) == 1 else DeviceGroup(members)
+    return members[0] if len(members) == 1 else MultiDeviceBackend(members)
 
 
 def create_in_place(device: Any) -> DeviceBackend:

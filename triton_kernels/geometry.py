@@ -31,7 +31,7 @@ def shared(launch, nonfinite):
     """The constants that every kernel over elements takes, but for the dtypes of the inputs."""
     return {
         "BASE": launch.base,
-        "WIDE": bool(launch.fp64),
+        "FP64": bool(launch.fp64),
         "TO_ZERO": launch.policy == 2,
         "ALIGNED": bool(launch.aligned),
         "COUNT": nonfinite != 0,

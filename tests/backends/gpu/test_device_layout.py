@@ -35,24 +35,26 @@ def test_a_table_covers_every_element_once(counts):
     table = Table(kind(), segments, numbers)
     room = np.full(table.nbytes, 0xEE, np.uint8)
     launch = table.write(room, 1 << 20)
-    assert is_aligned(launch.places, launch.chunk_map, launch.numbers) and launch.keeps == 0
+    assert is_aligned(launch.segment_rows, launch.chunk_map, launch.numbers) and launch.keeps == 0
 
     def section(address, dtype, shape):
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         start = address - (1 << 20)
         return room[start : start + size].view(dtype).reshape(shape)
 
-    places = section(launch.places, np.int64, (len(counts), 7 + 2 + 1))
+    segment_rows = section(launch.segment_rows, np.int64, (len(counts), 7 + 2 + 1))
     assert np.array_equal(section(launch.numbers, np.float64, numbers.shape), numbers)
     assert launch.chunks == sum(map(chunks_of, counts))
     covered = [0] * len(counts)
     owners = section(launch.chunk_map, np.int32, (launch.chunks,)) if launch.chunks else []
     for chunk, segment in enumerate(owners):
-        begin = (chunk - places[segment, 2]) * CHUNK
+        begin = (chunk - segment_rows[segment, 2]) * CHUNK
         assert begin == covered[segment]
-        covered[segment] += min(CHUNK, places[segment, 0] - begin)
+        covered[segment] += min(CHUNK, segment_rows[segment, 0] - begin)
     assert covered == counts
-    assert [list(row[6:]) for row in places] == [[1000 + s, 2000 + s, 3000 + s, 4000 + s] for s in range(len(counts))]
+    assert [list(row[6:]) for row in segment_rows] == [
+        [1000 + s, 2000 + s, 3000 + s, 4000 + s] for s in range(len(counts))
+    ]
 
 
 def test_keep_rules_as_numbers():

@@ -122,7 +122,7 @@ class DeviceBackend(Backend):
                 pending.answer(position, Outcome(None))
             elif isinstance(request, TensorFunction):
                 with residency.stream.context():
-                    pending.answer(position, _whole(task, request))
+                    pending.answer(position, _tensor_function(task, request))
             else:
                 rest.append(position)
         self._queue(pending, work, rest, residency, scratch)
@@ -172,7 +172,7 @@ class DeviceBackend(Backend):
         pending.copied = items
         for position, (task, request) in enumerate(work):
             if isinstance(request, TensorFunction):
-                pending.answer(position, _whole(task, request, device=self.runtime.name, threads=self._threads))
+                pending.answer(position, _tensor_function(task, request, device=self.runtime.name, threads=self._threads))
                 if isinstance(request, WrittenFunction) and task.residency is not None:
                     self.finished(task.residency, 1)
         return pending
@@ -319,10 +319,10 @@ class DeviceTicket:
             raise RuntimeError("waited for a batch that was cancelled") from None
 
 
-def _whole(task: TensorTask, request: TensorFunction, **options: Any) -> Outcome:
-    from .. import tensor_function as whole  # needs torch
+def _tensor_function(task: TensorTask, request: TensorFunction, **options: Any) -> Outcome:
+    from .. import tensor_function  # needs torch
 
-    return whole.carry_out(task, request, **options)
+    return tensor_function.carry_out(task, request, **options)
 
 
 def _on_device(task: TensorTask) -> Any:

@@ -14,7 +14,7 @@ from ...tasks import Outcome, Request, TensorTask, Work
 from ..cpu.programs import check_rows
 from ..primitives import Bins, ColumnFolds, KeptSums, RowFolds, TensorSums
 from .scratch import Scratch, ScratchMemory
-from .tables import Kind, Launch, Table, blocks_of, is_aligned
+from .tables import KernelLaunch, Kind, Table, blocks_of, is_aligned
 from .tiles import Tile
 
 POLICIES = {"error": 0, "propagate": 1, "base": 2}
@@ -139,7 +139,7 @@ class Execution:
         tabled = sum(t.nbytes for t in tables)
         self._tables_and_results = scratch.take(tabled + sum(r.nbytes for r in begin), mirrored=True)
         self._results_at = tabled
-        self.launches: list[Launch] = []  # one for each table
+        self.launches: list[KernelLaunch] = []  # one for each table
         at = 0
         for table in tables:
             self.launches.append(

@@ -53,7 +53,7 @@ def _elect_and_sum(group: Group, residency: Any, kernels: Any, scratch: Scratch)
     return (yield from _combined(run, kernels.elect_and_sum, group.request.elect))
 
 
-def _apply(group: Group, residency: Any, kernels: Any, scratch: Scratch) -> Steps:
+def _map(group: Group, residency: Any, kernels: Any, scratch: Scratch) -> Steps:
     run = FormulaExecution(group, residency, kernels, scratch)
     return (yield from _written(run, run.evaluate(group.request.agree)))
 
@@ -184,7 +184,7 @@ def _histogram(group: Group, residency: Any, kernels: Any, scratch: Scratch) -> 
 
 
 _STEPS = {
-    Map: _apply,
+    Map: _map,
     RowFolds: rows,
     ColumnFolds: columns,
     Bins: _histogram,

@@ -175,7 +175,7 @@ class Staged:
         total = sum(footprint(t, t.info.count) for t in tasks)
         self.resident = total <= workspace.limit
         self._whole: Tile | None = None
-        self._places: dict[int, int] = {}  # id of a view -> its address
+        self._addresses: dict[int, int] = {}  # id of a view -> its address
         self._segments: dict[int, Segment] = {}  # id of a task -> its segment
         if self.resident:
             self._bring_all(tasks)
@@ -185,7 +185,7 @@ class Staged:
         arena = self.workspace.arena(max(tile.nbytes, ALIGN))
         self.workspace.inbound.bring(tile.inward, arena, self.stream)
         for move in tile.inward:
-            self._places[id(move.tensor)] = arena.address + move.offset
+            self._addresses[id(move.tensor)] = arena.address + move.offset
         for segment in tile.segments:
             segment.outputs = [arena.address + offset for offset in segment.outputs]
             self._segments[id(segment.task)] = segment
@@ -194,7 +194,7 @@ class Staged:
     def forget(self) -> None:
         """Lets go of the tasks, which refer to their residency, and of what they hold."""
         self._whole = None
-        self._places, self._segments = {}, {}
+        self._addresses, self._segments = {}, {}
 
     @property
     def value_scratch(self) -> ValueScratches:
@@ -222,8 +222,8 @@ class Staged:
             segment = self._segments.get(id(task)) or self._segments[id(task.replaces)]
             # A task that turned into a copy is another one, with fewer inputs than were brought.
             segment.task = task
-            segment.inputs = [self._places[id(b)] for b in task.inputs]
-            segment.base = self._places[id(task.base)] if task.base else 0
+            segment.inputs = [self._addresses[id(b)] for b in task.inputs]
+            segment.base = self._addresses[id(task.base)] if task.base else 0
             tile.segments.append(segment)
         return [tile] if tile.segments else []
 

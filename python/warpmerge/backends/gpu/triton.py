@@ -72,10 +72,10 @@ def create(
         indices = parse_devices(device, count)
     except ValueError as error:
         raise RecipeError(f"{error}.") from None
-    places = ["cpu"] if interpreted() else [f"cuda:{index}" for index in indices]
+    targets = ["cpu"] if interpreted() else [f"cuda:{index}" for index in indices]
     members = [
-        DeviceBackend("triton", TorchRuntime(place), TritonKernels(), threads=threads, budget=budget, **options)
-        for place in places
+        DeviceBackend("triton", TorchRuntime(target), TritonKernels(), threads=threads, budget=budget, **options)
+        for target in targets
     ]
     return members[0] if len(members) == 1 else MultiDeviceBackend(members)
 

@@ -172,7 +172,9 @@ class DeviceBackend(Backend):
         pending.copied = items
         for position, (task, request) in enumerate(work):
             if isinstance(request, TensorFunction):
-                pending.answer(position, _tensor_function(task, request, device=self.runtime.name, threads=self._threads))
+                pending.answer(
+                    position, _tensor_function(task, request, device=self.runtime.name, threads=self._threads)
+                )
                 if isinstance(request, WrittenFunction) and task.residency is not None:
                     self.finished(task.residency, 1)
         return pending

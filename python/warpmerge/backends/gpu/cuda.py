@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from ...errors import RecipeError
+from ...errors import UsageError
 from ...units import show_size
 
 # What it needs for a device is imported when one is used: whether there is one is asked for by every merge.
@@ -46,7 +46,7 @@ def devices() -> list[str]:
 def create(
     device: str = "cuda", threads: int | None = None, budget: int | None = None, **options: Any
 ) -> DeviceBackend | MultiDeviceBackend:
-    """`budget`: bytes of memory to use on each device. Raises RecipeError for a device that there is not."""
+    """`budget`: bytes of memory to use on each device. Raises UsageError for a device that there is not."""
     from .backend import DeviceBackend
     from .kernels import CudaKernels
     from .multi_device import MultiDeviceBackend, parse_devices
@@ -56,7 +56,7 @@ def create(
     try:
         indices = parse_devices(device, module.device_count())
     except ValueError as error:
-        raise RecipeError(f"{error}.") from None
+        raise UsageError(f"{error}.") from None
     members = []
     for index in indices:
         gpu = module.Device(index)

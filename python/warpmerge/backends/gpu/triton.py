@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import RecipeError
+from ...errors import UsageError
 from ...units import show_size
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def devices() -> list[str]:
 def create(
     device: str = "cuda", threads: int | None = None, budget: int | None = None, **options: Any
 ) -> DeviceBackend | MultiDeviceBackend:
-    """`budget`: bytes of memory to use on each device. Raises RecipeError for a device that there is not."""
+    """`budget`: bytes of memory to use on each device. Raises UsageError for a device that there is not."""
     import torch
 
     from .backend import DeviceBackend
@@ -71,7 +71,7 @@ def create(
         count = 1 if interpreted() else torch.cuda.device_count()
         indices = parse_devices(device, count)
     except ValueError as error:
-        raise RecipeError(f"{error}.") from None
+        raise UsageError(f"{error}.") from None
     targets = ["cpu"] if interpreted() else [f"cuda:{index}" for index in indices]
     members = [
         DeviceBackend("triton", TorchRuntime(target), TritonKernels(), threads=threads, budget=budget, **options)

@@ -211,7 +211,7 @@ def test_shapes_name_the_tensor_and_the_model():
 
 
 def test_no_models():
-    with pytest.raises(wm.RecipeError, match="at least one"):
+    with pytest.raises(wm.UsageError, match="at least one"):
         wm.merge_state_dicts([], "linear", weight=1)
     assert wm.merge_state_dicts([{}, {}], "linear", weight=1) == {}
 
@@ -238,5 +238,5 @@ def test_integers_that_differ_come_from_the_base_also_where_the_method_takes_no_
 def test_messages_about_a_tensor_without_a_name():
     with pytest.raises(wm.CheckpointError, match=r"^the tensor is \[2\] in model 0 but \[3\] in model 1"):
         wm.merge_tensors([torch.zeros(2), torch.zeros(3)], "linear", weight=1)
-    with pytest.raises(wm.RecipeError, match=r"^method 'linear' has no parameter 'wieght'; did you mean 'weight'"):
+    with pytest.raises(wm.UsageError, match=r"^method 'linear' has no parameter 'wieght'; did you mean 'weight'"):
         wm.merge_tensors([torch.zeros(2)], "linear", wieght=1)

@@ -1,4 +1,4 @@
-"""Elements on the device: widening, narrowing, keys and settling, as in csrc/ops/common.h and csrc/ops/convert.h.
+"""Elements on the device: widening, rounding, keys and settling, as in csrc/ops/common.h and csrc/ops/convert.h.
 
 `CODE` is a dtype code of csrc/ops/common.h, `FP64` says that the compute type is float64. Bits and keys are signed
 integers of the compute type's width; keys are never negative.

@@ -101,7 +101,7 @@ def _sample(segment_rows: tl.int64, state: tl.int64, INPUT: tl.constexpr, MEMBER
 
 
 def sample(launch, state):
-    """Narrows the interval by a sample to one that very likely holds the key; a sweep tells if it does not."""
+    """Shrinks the interval by a sample to one that very likely holds the key; a sweep tells if it does not."""
     for code, members in models_by_dtype(launch):
         run(_sample, (launch.segments, len(members)), launch.segment_rows, state, INPUT=code, MEMBERS=members,
             MODELS=launch.models, OUTPUTS=launch.outputs, warps=8, **shared(launch, 0))  # fmt: skip

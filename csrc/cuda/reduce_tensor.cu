@@ -67,7 +67,7 @@ template <class Pack, bool kKept>
 __global__ void __launch_bounds__(kMeasureThreads, sizeof(typename Pack::T) == 4 ? 4 : 3)
     sum_blocks_of(WM_PARAM Table table, double* partials) {
   using T = typename Pack::T;
-  constexpr int kBatch = sizeof(Pack) <= 16 ? 4 : sizeof(Pack) <= 32 ? 2 : 1;  // rows loaded together
+  constexpr int kTogether = sizeof(Pack) <= 16 ? 4 : sizeof(Pack) <= 32 ? 2 : 1;  // rows loaded together
   const Chunk chunk = chunk_of(table, blockIdx.x);
   const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
   const int block_at = warp * kBlock;
@@ -83,11 +83,11 @@ __global__ void __launch_bounds__(kMeasureThreads, sizeof(typename Pack::T) == 4
     LaneSums<T, kKept> sums;
     sums.clear();
     WM_ROLLED
-    for (int batch = 0; batch < kRows; batch += kBatch) {
-      Pack x[kBatch], base[kBatch];
+    for (int start = 0; start < kRows; start += kTogether) {
+      Pack x[kTogether], base[kTogether];
       WM_UNROLL
-      for (int r = 0; r < kBatch; ++r) {
-        const int at = block_at + (batch + r) * kLanes + lane * kPack;
+      for (int r = 0; r < kTogether; ++r) {
+        const int at = block_at + (start + r) * kLanes + lane * kPack;
         const int n = left_in(chunk, at, kPack);
         x[r].template load<false>(input, at, n);
         if (table.has_base)
@@ -96,8 +96,8 @@ __global__ void __launch_bounds__(kMeasureThreads, sizeof(typename Pack::T) == 4
           base[r].clear();
       }
       WM_UNROLL
-      for (int r = 0; r < kBatch; ++r) {
-        const int at = block_at + (batch + r) * kLanes + lane * kPack;
+      for (int r = 0; r < kTogether; ++r) {
+        const int at = block_at + (start + r) * kLanes + lane * kPack;
         T d[kPack];
         deltas_over_finite(table, chunk, k, x[r], base[r], true, d);
         Kept<T> kept{};

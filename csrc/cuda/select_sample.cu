@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kSelectThreads) sample_keys(WM_PARAM Table tab
     // A place within each stride that is the same every time but follows no row length.
     chunk.begin = (run * stride + int64_t(mix64(uint64_t(run)) % uint64_t(stride))) * kPack;
     Pack x, base;
-    load_pair(table, input_of(table, chunk, k), base_of(table, chunk), 0, kPack, x, base);
+    load_with_base(table, input_of(table, chunk, k), base_of(table, chunk), 0, kPack, x, base);
     keys_of(table, chunk, k, x, base, false, keys[r]);
   }
   const Key largest = FloatTraits<T>::magnitude;

@@ -55,23 +55,23 @@ WM_DEVICE void sweep_model(const Table& table, const Chunk& chunk, int k, bool c
                            SweepShared<typename Pack::T>& shared, int at_once) {
   using T = typename Pack::T;
   using Key = Bits<T>;
-  constexpr int kBatch = kPacksTogether<Pack>;
+  constexpr int kTogether = kPacksTogether<Pack>;
   const Interval<T> interval = shared.intervals[at_once];
   const ChunkSource input = input_of(table, chunk, k), from = base_of(table, chunk);
   // Both ends are counted in registers: many equal keys, as of zeros, tend to lie there.
   unsigned above = 0, at_low = 0, at_high = 0;
   WM_ROLLED
-  for (int batch = 0; batch < kChunk; batch += kSelectThreads * kPack * kBatch) {
-    if (batch >= chunk.count) break;
-    Pack x[kBatch], base[kBatch];
+  for (int start = 0; start < kChunk; start += kSelectThreads * kPack * kTogether) {
+    if (start >= chunk.count) break;
+    Pack x[kTogether], base[kTogether];
     WM_UNROLL
-    for (int r = 0; r < kBatch; ++r) {
-      const int at = batch + (r * kSelectThreads + int(threadIdx.x)) * kPack;
-      load_pair(table, input, from, at, left_in(chunk, at, kPack), x[r], base[r]);
+    for (int r = 0; r < kTogether; ++r) {
+      const int at = start + (r * kSelectThreads + int(threadIdx.x)) * kPack;
+      load_with_base(table, input, from, at, left_in(chunk, at, kPack), x[r], base[r]);
     }
     WM_UNROLL
-    for (int r = 0; r < kBatch; ++r) {
-      const int at = batch + (r * kSelectThreads + int(threadIdx.x)) * kPack;
+    for (int r = 0; r < kTogether; ++r) {
+      const int at = start + (r * kSelectThreads + int(threadIdx.x)) * kPack;
       const int n = left_in(chunk, at, kPack);
       Key keys[kPack];
       keys_of(table, chunk, k, x[r], base[r], count, keys);

@@ -9,7 +9,7 @@ template <class Pack>
 __global__ void __launch_bounds__(kMeasureThreads, 5)
     count_ties(WM_PARAM Table table, const int64_t* state, int32_t* tie_counts) {
   using Key = Bits<typename Pack::T>;
-  constexpr int kBatch = kPacksTogether<Pack>;
+  constexpr int kTogether = kPacksTogether<Pack>;
   const Chunk chunk = chunk_of(table, blockIdx.x);
   const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
   if (warp * kBlock >= chunk.count) return;
@@ -23,16 +23,16 @@ __global__ void __launch_bounds__(kMeasureThreads, 5)
     const ChunkSource input = input_of(table, chunk, k);
     int ties = 0;
     WM_ROLLED
-    for (int batch = 0; batch < kRows; batch += kBatch) {
-      Pack x[kBatch], base[kBatch];
+    for (int start = 0; start < kRows; start += kTogether) {
+      Pack x[kTogether], base[kTogether];
       WM_UNROLL
-      for (int r = 0; r < kBatch; ++r) {
-        const int at = warp * kBlock + (batch + r) * kLanes + lane * kPack;
-        load_pair(table, input, from, at, left_in(chunk, at, kPack), x[r], base[r]);
+      for (int r = 0; r < kTogether; ++r) {
+        const int at = warp * kBlock + (start + r) * kLanes + lane * kPack;
+        load_with_base(table, input, from, at, left_in(chunk, at, kPack), x[r], base[r]);
       }
       WM_UNROLL
-      for (int r = 0; r < kBatch; ++r) {
-        const int n = left_in(chunk, warp * kBlock + (batch + r) * kLanes + lane * kPack, kPack);
+      for (int r = 0; r < kTogether; ++r) {
+        const int n = left_in(chunk, warp * kBlock + (start + r) * kLanes + lane * kPack, kPack);
         Key keys[kPack];
         keys_of(table, chunk, k, x[r], base[r], false, keys);
         WM_UNROLL
@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(kWarp) find_tie(WM_PARAM Table table, int64_t*
   for (int r = 0; r < kRows; ++r) {
     const int at = r * kLanes + lane * kPack, n = left_in(chunk, at, kPack);
     Pack x, base;
-    load_pair(table, input_of(table, chunk, k), base_of(table, chunk), at, n, x, base);
+    load_with_base(table, input_of(table, chunk, k), base_of(table, chunk), at, n, x, base);
     Bits<T> keys[kPack];
     keys_of(table, chunk, k, x, base, false, keys);
     int before = passed;

@@ -27,8 +27,8 @@ WM_FN Chunk whole_segment(const Table& table, int64_t segment) {
 }
 
 template <class Pack>
-WM_DEVICE void load_pair(const Table& table, const ChunkSource& input, const ChunkSource& base, int at, int n, Pack& x,
-                         Pack& b) {
+WM_DEVICE void load_with_base(const Table& table, const ChunkSource& input, const ChunkSource& base, int at, int n,
+                              Pack& x, Pack& b) {
   x.template load<false>(input, at, n);
   if (table.has_base)
     b.template load<false>(base, at, n);

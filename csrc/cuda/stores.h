@@ -1,4 +1,4 @@
-// Packs of results, narrowed once and written.
+// Packs of results, rounded once and written.
 #pragma once
 
 #include "packs.h"

@@ -19,7 +19,7 @@ from ...threads import thread_count
 from ...units import show_size
 from ..protocol import Backend
 from .execution import Group, grouped
-from .lowering import answered, lowered
+from .lowering import lifted, lowered
 from .requests import BINS, steps
 from .residency import InPlace, Staged, Workspace
 from .scratch import Scratch
@@ -316,7 +316,7 @@ class DeviceTicket:
                 wait_for(pending.copying, lambda: False)
                 pending.backend.copied(pending.copying)
             found = zip(self._asked, pending.outcomes(), strict=True)
-            return [Outcome(answered(*work, outcome.value), outcome.nonfinite) for work, outcome in found]
+            return [Outcome(lifted(*work, outcome.value), outcome.nonfinite) for work, outcome in found]
         except (Cancelled, CancelledError):
             raise RuntimeError("waited for a batch that was cancelled") from None
 

@@ -11,7 +11,7 @@ from ..primitives import primitive, result
 
 
 def lowered(task: TensorTask, request: Any) -> Any:
-    """The request, or what kernels know in its place; `answered` takes the answer back."""
+    """The request, or what kernels know in its place; `lifted` takes the answer back."""
     if isinstance(request, Reduce):
         return primitive(task, request, _accelerates)
     if isinstance(request, ElectAndSum) and any(isinstance(mask, RankMask) for mask in request.keep):
@@ -19,7 +19,7 @@ def lowered(task: TensorTask, request: Any) -> Any:
     return request
 
 
-def answered(task: TensorTask, request: Any, answer: Any) -> Any:
+def lifted(task: TensorTask, request: Any, answer: Any) -> Any:
     """The answer to a request from that to what it was lowered to."""
     return result(task, request, answer) if isinstance(request, Reduce) else answer
 

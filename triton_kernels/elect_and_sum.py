@@ -39,7 +39,7 @@ def _merge(d, c, FP64: tl.constexpr, ELECT: tl.constexpr):
 
 
 @device
-def _step(start, sources, base_source, target, c, keeps, segment, index, begin, length, counters, INPUTS: tl.constexpr,
+def _step(start, sources, base_source, target, c, rules, segment, index, begin, length, counters, INPUTS: tl.constexpr,
           BASE: tl.constexpr, OUT: tl.constexpr, FP64: tl.constexpr, TO_ZERO: tl.constexpr, ELECT: tl.constexpr,
           ALIGNED: tl.constexpr, COUNT: tl.constexpr, STEP: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
     """Writes the output of one step; returns the largest magnitude key of the deltas at each element."""
@@ -50,14 +50,14 @@ def _step(start, sources, base_source, target, c, keeps, segment, index, begin, 
     kept = ()
     for k in tl.static_range(len(INPUTS)):
         # Loaded anew in each step: kept for all models they would take more registers than there are.
-        rule = load_rule(keeps, segment, k, index, len(INPUTS), FP64)
+        rule = load_rule(rules, segment, k, index, len(INPUTS), FP64)
         kept = kept + (drop(d[k], rule, offset, calls, FP64),)  # noqa: RUF005
     store(target, begin, offset, length, add_delta(base, _merge(kept, c, FP64, ELECT)), OUT, FP64, ALIGNED, MASKED)
     return top
 
 
 @kernel
-def _kernel(segment_rows: tl.int64, chunk_map: tl.int64, numbers: tl.int64, keeps: tl.int64, nonfinite: tl.int64,
+def _kernel(segment_rows: tl.int64, chunk_map: tl.int64, numbers: tl.int64, rules: tl.int64, nonfinite: tl.int64,
             INPUTS: tl.constexpr, BASE: tl.constexpr, OUT: tl.constexpr, FP64: tl.constexpr, TO_ZERO: tl.constexpr,
             ELECT: tl.constexpr, ALIGNED: tl.constexpr, COUNT: tl.constexpr, STEP: tl.constexpr):  # fmt: skip
     models: tl.constexpr = len(INPUTS)
@@ -73,21 +73,21 @@ def _kernel(segment_rows: tl.int64, chunk_map: tl.int64, numbers: tl.int64, keep
     if length == CHUNK:
         tops = tl.zeros((STEP,), tl.int64 if FP64 else tl.int32)
         for start in range(0, CHUNK, STEP):
-            top = _step(start, sources, base_source, target, c, keeps, segment, index, begin, length, counters,
+            top = _step(start, sources, base_source, target, c, rules, segment, index, begin, length, counters,
                         INPUTS, BASE, OUT, FP64, TO_ZERO, ELECT, ALIGNED, COUNT, STEP, False)  # fmt: skip
             tops = tl.maximum(tops, top)
         largest = tl.max(tops, axis=0)
     if largest >= infinity:
         start = 0
         while start < length:
-            _step(start, sources, base_source, target, c, keeps, segment, index, begin, length, counters, INPUTS, BASE,
+            _step(start, sources, base_source, target, c, rules, segment, index, begin, length, counters, INPUTS, BASE,
                   OUT, FP64, TO_ZERO, ELECT, ALIGNED, COUNT, STEP // SLOWER, True)  # fmt: skip
             start += STEP // SLOWER
 
 
 def launch(launch, elect, nonfinite):
     warps = 8
-    run(_kernel, (launch.chunks,), launch.segment_rows, launch.chunk_map, launch.numbers, launch.keeps, nonfinite,
+    run(_kernel, (launch.chunks,), launch.segment_rows, launch.chunk_map, launch.numbers, launch.rules, nonfinite,
         INPUTS=tuple(launch.inputs), OUT=launch.out, ELECT=bool(elect), STEP=step(launch, 2 * launch.models + 3, warps),
         warps=warps, registers=None if launch.fp64 and launch.models > 4 else 128,
         **shared(launch, nonfinite))  # fmt: skip

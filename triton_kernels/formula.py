@@ -122,9 +122,9 @@ def locate(a, start, offset, position, tables, OP: tl.constexpr, PAYLOAD: tl.con
            FP64: tl.constexpr, STEP: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
     """An instruction that depends on where the elements are."""
     segment, index, begin, length = position
-    _constants, keeps, words = tables
+    _constants, rules, words = tables
     if OP == KEEP:
-        cut, threshold, ties, key = load_rule(keeps, segment, PAYLOAD, index, SIZES[2], FP64)
+        cut, threshold, ties, key = load_rule(rules, segment, PAYLOAD, index, SIZES[2], FP64)
         if cut < 0:
             # As `drop` has it, but a value may be any NaN.
             kept = magnitude_key(settle(a, False, FP64), FP64) >= threshold + (offset >= ties).to(threshold.dtype)
@@ -196,7 +196,7 @@ def _step(start, sources, base_source, targets, position, tables, counters, INPU
 
 
 @kernel
-def _kernel(segment_rows: tl.int64, chunk_map: tl.int64, numbers: tl.int64, keeps: tl.int64, words: tl.int64,
+def _kernel(segment_rows: tl.int64, chunk_map: tl.int64, numbers: tl.int64, rules: tl.int64, words: tl.int64,
             nonfinite: tl.int64, INPUTS: tl.constexpr, BASE: tl.constexpr, OUT: tl.constexpr, CODE: tl.constexpr,
             VALUES: tl.constexpr, SIZES: tl.constexpr, COMBINE: tl.constexpr, AGREE: tl.constexpr,
             FP64: tl.constexpr, TO_ZERO: tl.constexpr, ALIGNED: tl.constexpr, COUNT: tl.constexpr,
@@ -211,7 +211,7 @@ def _kernel(segment_rows: tl.int64, chunk_map: tl.int64, numbers: tl.int64, keep
     targets = load_addresses(row, 7 + models, outputs)
     position = segment, tl.load(row + 1) + begin, begin, length
     own_words = pointer(words, tl.int64) + segment * (2 + SIZES[3] + SIZES[4] + SIZES[5])
-    tables = pointer(numbers, tl.float64) + segment * SIZES[1], keeps, own_words
+    tables = pointer(numbers, tl.float64) + segment * SIZES[1], rules, own_words
     counters = pointer(nonfinite, tl.int64) + tl.load(row + 3) * (models + 1)
     largest = tl.full((), infinity, tl.int64 if FP64 else tl.int32)
     if not ONE_WAY:  # noqa: SIM102 (at compile time, unlike what follows)
@@ -241,7 +241,7 @@ def launch(launch, code, combine, agree, nonfinite):
     program = code.program
     sizes = (program.constants, program.rules, program.keys, program.vectors, program.ranked)
     warps = 4  # registers differ much from program to program: small blocks fill more of them
-    run(_kernel, (launch.chunks,), launch.segment_rows, launch.chunk_map, launch.numbers, launch.keeps, launch.words,
+    run(_kernel, (launch.chunks,), launch.segment_rows, launch.chunk_map, launch.numbers, launch.rules, launch.words,
         nonfinite, INPUTS=tuple(launch.inputs), OUT=launch.out, CODE=_with_ranked(program.code, program.ranked),
         VALUES=program.outputs, SIZES=(program.registers, *map(len, sizes)), COMBINE=bool(combine),
         AGREE=agree if combine and launch.base < 0 else 0,

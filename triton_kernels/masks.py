@@ -27,9 +27,9 @@ def lanes16(key, calls):
 
 
 @device
-def load_rule(keeps, segment, k, begin, MODELS: tl.constexpr, FP64: tl.constexpr):
+def load_rule(rules, segment, k, begin, MODELS: tl.constexpr, FP64: tl.constexpr):
     """A model's rule for a chunk that begins at flat index `begin`: cut, lowest key kept and where ties end, key."""
-    at = pointer(keeps, tl.int64) + (segment * MODELS + k) * 4
+    at = pointer(rules, tl.int64) + (segment * MODELS + k) * 4
     # No key is this large, nor overflows when the ties have ended.
     threshold = tl.minimum(tl.load(at + 1), 0x7FFFFFFFFFFFFFFE if FP64 else 0x7FFFFFFE)
     ties = tl.minimum(tl.maximum(tl.load(at + 2) - begin, 0), CHUNK)

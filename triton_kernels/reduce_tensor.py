@@ -56,7 +56,7 @@ def _pass(block, source, base_source, begin, call, length, rule, counters, k, pa
 
 
 @kernel
-def _kernel(segment_rows: tl.int64, chunk_map: tl.int64, keeps: tl.int64, partials: tl.int64, nonfinite: tl.int64,
+def _kernel(segment_rows: tl.int64, chunk_map: tl.int64, rules: tl.int64, partials: tl.int64, nonfinite: tl.int64,
             INPUT: tl.constexpr, MEMBERS: tl.constexpr, MODELS: tl.constexpr, OUTPUTS: tl.constexpr,
             BASE: tl.constexpr, FP64: tl.constexpr, KEPT: tl.constexpr, ALIGNED: tl.constexpr,
             COUNT: tl.constexpr):  # fmt: skip
@@ -66,7 +66,7 @@ def _kernel(segment_rows: tl.int64, chunk_map: tl.int64, keeps: tl.int64, partia
     segment, row, begin, length = segment_of(chunk, segment_rows, chunk_map, 7 + MODELS + OUTPUTS)
     base_source, source = tl.load(row + 6), tl.load(row + 7 + k)
     index = tl.load(row + 1) + begin
-    rule = load_rule(keeps, segment, k, index, MODELS, FP64) if KEPT else ()
+    rule = load_rule(rules, segment, k, index, MODELS, FP64) if KEPT else ()
     counters = pointer(nonfinite, tl.int64) + tl.load(row + 3) * (MODELS + 1)
     first_block = tl.load(row + 4) + begin // BLOCK
     at = pointer(partials, tl.float64) + first_block * (MODELS * (2 if KEPT else 1))
@@ -94,6 +94,6 @@ def _launch(launch, kept, partials, nonfinite):
     constants = shared(launch, nonfinite)
     del constants["TO_ZERO"]  # sums are taken over the finite elements
     for code, members in models_by_dtype(launch):
-        run(_kernel, (launch.chunks * len(members),), launch.segment_rows, launch.chunk_map, launch.keeps, partials,
+        run(_kernel, (launch.chunks * len(members),), launch.segment_rows, launch.chunk_map, launch.rules, partials,
             nonfinite, INPUT=code, MEMBERS=members, MODELS=launch.models, OUTPUTS=launch.outputs,
             KEPT=kept, warps=4, registers=None if launch.fp64 else 128, **constants)  # fmt: skip

@@ -36,7 +36,7 @@ T* at(uintptr_t address) {
 
 KernelLaunch make_launch(int64_t segments, int64_t chunks, int models, int outputs, const std::vector<int>& inputs,
                          int base, int out, bool fp64, int policy, bool aligned, uintptr_t segment_rows,
-                         uintptr_t chunk_map, uintptr_t numbers, uintptr_t keeps, uintptr_t words) {
+                         uintptr_t chunk_map, uintptr_t numbers, uintptr_t rules, uintptr_t words) {
   if (segments < 0 || chunks < 0 || models < 0 || outputs < 0) throw py::value_error("a launch has no negative sizes");
   if (inputs.size() != size_t(models)) throw py::value_error("a launch needs one dtype code per model");
   if (policy < 0 || policy > 2) throw py::value_error("policy " + std::to_string(policy) + " is unknown");
@@ -54,7 +54,7 @@ KernelLaunch make_launch(int64_t segments, int64_t chunks, int models, int outpu
   launch.segment_rows = at<const int64_t>(segment_rows);
   launch.chunk_map = at<const int32_t>(chunk_map);
   launch.numbers = at<const double>(numbers);
-  launch.keeps = at<const int64_t>(keeps);
+  launch.rules = at<const int64_t>(rules);
   launch.words = at<const int64_t>(words);
   return launch;
 }
@@ -302,7 +302,7 @@ PYBIND11_MODULE(WARPMERGE_CUDA_MODULE, m) {
       .def(py::init(&make_launch), py::kw_only(), py::arg("segments"), py::arg("chunks"), py::arg("models"),
            py::arg("outputs"), py::arg("inputs"), py::arg("base"), py::arg("out"), py::arg("fp64"), py::arg("policy"),
            py::arg("aligned"), py::arg("segment_rows"), py::arg("chunk_map"), py::arg("numbers") = 0,
-           py::arg("keeps") = 0, py::arg("words") = 0);
+           py::arg("rules") = 0, py::arg("words") = 0);
   py::class_<KernelProgram>(m, "KernelProgram", "The program of a formula: see csrc/cuda/launch.h.", py::module_local())
       .def(py::init(&make_program), py::kw_only(), py::arg("code"), py::arg("instructions"), py::arg("operands"),
            py::arg("constants"), py::arg("values"), py::arg("rules"), py::arg("keys"), py::arg("vectors"),

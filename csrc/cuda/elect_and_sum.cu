@@ -35,7 +35,7 @@ WM_DEVICE void elect_and_sum_pack(const Table& table, const Chunk& chunk, bool e
     for (int k = 0; k < models; ++k) {
       T d[N];
       load_deltas(table, chunk, k, base, at, n, pass == first_pass, d);
-      drop(rule_of<T>(table.keeps + (chunk.segment * models + k) * 4), flat, d);
+      drop(rule_of<T>(table.rules + (chunk.segment * models + k) * 4), flat, d);
       const T value = T(numbers[k]), vote = T(numbers[models + k]), divisor = T(numbers[2 * models + k]);
       WM_UNROLL
       for (int e = 0; e < N; ++e) {
@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(kElectThreads, elect_and_sum_blocks(K, sizeof(
     elect_and_sum_packed(WM_PARAM Table table, bool elect) {
   __shared__ Rule<float> rules[K];
   const Chunk chunk = chunk_of(table, blockIdx.x);
-  if (threadIdx.x < K) rules[threadIdx.x] = rule_of<float>(table.keeps + (chunk.segment * K + threadIdx.x) * 4);
+  if (threadIdx.x < K) rules[threadIdx.x] = rule_of<float>(table.rules + (chunk.segment * K + threadIdx.x) * 4);
   __syncthreads();
   const double* numbers = table.numbers + chunk.segment * table.numbers_per_segment;
   float value[K], vote[K], divisor[K];

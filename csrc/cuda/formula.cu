@@ -58,7 +58,7 @@ struct File {
 // What instructions that depend on an element's position need to know of the segment and of the pack.
 struct ElementPosition {
   const int64_t* words;
-  const int64_t* keeps;
+  const int64_t* rules;
   int64_t flat;         // of the pack's first element
   int64_t row, column;  // of it
   int64_t in_segment;   // its position there
@@ -94,7 +94,7 @@ WM_DEVICE void vector_pack(const ElementPosition& position, int64_t address, boo
 template <class T, int N>
 WM_DEVICE void positional_pack(const KernelProgram& program, const ElementPosition& position, FormulaOp op, int payload,
                                int n, const T (&a)[N], T (&y)[N]) {
-  if (op == FormulaOp::keep) return keep_pack(position.keeps + payload * 4, position.flat, a, y);
+  if (op == FormulaOp::keep) return keep_pack(position.rules + payload * 4, position.flat, a, y);
   const int64_t* words = position.words + kWordRest;
   if (op == FormulaOp::draw) {
     uint32_t bits[N];
@@ -200,7 +200,7 @@ __global__ void __launch_bounds__(kFormulaThreads, 4)
       constants[i] = T(table.numbers[chunk.segment * program.constants + i]);
     __syncthreads();
     ElementPosition position{
-        table.words + chunk.segment * words, table.keeps + chunk.segment * program.rules * 4, 0, 0, 0, 0};
+        table.words + chunk.segment * words, table.rules + chunk.segment * program.rules * 4, 0, 0, 0, 0};
     WM_ROLLED
     for (int at = int(threadIdx.x) * N; at < chunk.count; at += int(blockDim.x) * N) {
       const int n = chunk.count - at < N ? chunk.count - at : N;

@@ -43,7 +43,7 @@ struct KernelLaunch {
   const int64_t* segment_rows = nullptr;  // [segments, kSegmentInputs + models + outputs]
   const int32_t* chunk_map = nullptr;     // [chunks]: the segment of each
   const double* numbers = nullptr;        // [segments, n]: coefficients
-  const int64_t* keeps = nullptr;         // [segments, models, 4]: cut (-1: by threshold), threshold, tie_end, key
+  const int64_t* rules = nullptr;         // [segments, models, 4]: cut (-1: by threshold), threshold, tie_end, key
   const int64_t* words = nullptr;         // [segments, n]: of formulas and rows
 };
 
@@ -58,7 +58,7 @@ void elect_and_sum(cudaStream_t stream, const KernelLaunch& launch, bool elect, 
 // Sums of each input (or delta) in the compute type: `partials` [blocks, models].
 void tensor_sums(cudaStream_t stream, const KernelLaunch& launch, double* partials, int64_t* nonfinite);
 
-// Sums of magnitudes, and of those of the elements that `keeps` keep: `partials` [blocks, models, 2].
+// Sums of magnitudes, and of those of the elements that `rules` keep: `partials` [blocks, models, 2].
 void kept_sums(cudaStream_t stream, const KernelLaunch& launch, double* partials, int64_t* nonfinite);
 
 // `partials`: [blocks, gram_size(models)].
@@ -91,7 +91,7 @@ enum WordColumn : int { kWordColumns = 0, kWordOrder = 1, kWordRest = 2 };  // l
 // Bytes of shared memory up to which operands stay there, those of one warp and the constants counted.
 constexpr int64_t kFormulaShared = 96 << 10;
 
-// The values of a formula in the launch's outputs. `numbers`: constants; `keeps`: [segments, rules, 4]. With `combine`
+// The values of a formula in the launch's outputs. `numbers`: constants; `rules`: [segments, rules, 4]. With `combine`
 // they are results: added to the base, or without one, where the first `agree` inputs are the same that input. Else
 // they are to be measured, and what is not finite becomes 0.
 void formula(cudaStream_t stream, const KernelLaunch& launch, const KernelProgram& program, bool combine, int agree,

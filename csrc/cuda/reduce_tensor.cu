@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kMeasureThreads, sizeof(typename Pack::T) == 4
   for (int k = 0; k < table.models; ++k) {
     const ChunkSource input = input_of(table, chunk, k);
     Rule<T> rule{};
-    if constexpr (kKept) rule = rule_of<T>(table.keeps + (chunk.segment * table.models + k) * 4);
+    if constexpr (kKept) rule = rule_of<T>(table.rules + (chunk.segment * table.models + k) * 4);
     LaneSums<T, kKept> sums;
     sums.clear();
     WM_ROLLED

@@ -16,7 +16,7 @@ struct Table {
   const int64_t* segment_rows;
   const int32_t* chunk_map;
   const double* numbers;
-  const int64_t* keeps;
+  const int64_t* rules;
   const int64_t* words;
   unsigned long long* nonfinite;
   int64_t segments, chunks;
@@ -38,7 +38,7 @@ inline Table make_table(const KernelLaunch& launch, int numbers_per_segment, int
   table.segment_rows = launch.segment_rows;
   table.chunk_map = launch.chunk_map;
   table.numbers = launch.numbers;
-  table.keeps = launch.keeps;
+  table.rules = launch.rules;
   table.words = launch.words;
   table.nonfinite = reinterpret_cast<unsigned long long*>(nonfinite);
   table.segments = launch.segments;

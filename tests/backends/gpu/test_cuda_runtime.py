@@ -57,7 +57,7 @@ class Doubling:
         self.launch = cuda.KernelLaunch(
             **{
                 **dict(segments=1, chunks=(count + 16383) // 16384, models=1, outputs=1, inputs=[0], base=-1, out=0),
-                **dict(fp64=False, policy=0, aligned=True, keeps=0),
+                **dict(fp64=False, policy=0, aligned=True, rules=0),
                 **dict(zip(("segment_rows", "chunk_map", "numbers"), (t.address for t in self.tables), strict=True)),
                 **changes,
             }

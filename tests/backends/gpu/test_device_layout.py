@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from warpmerge.backends.gpu.multi_device import MultiDeviceBackend, parse_devices
 from warpmerge.backends.gpu.scratch import Scratch
 from warpmerge.backends.gpu.staging import Move, fill_buffers
-from warpmerge.backends.gpu.tables import ALIGN, BLOCK, CHUNK, Kind, SegmentRow, Table, chunks_of, is_aligned, keep_rows
+from warpmerge.backends.gpu.tables import ALIGN, BLOCK, CHUNK, Kind, SegmentRow, Table, chunks_of, is_aligned, rule_rows
 from warpmerge.backends.gpu.tiles import divide, footprint
 from warpmerge.dtypes import BFLOAT16, FLOAT32
 from warpmerge.errors import DeviceError
@@ -35,7 +35,7 @@ def test_a_table_covers_every_element_once(counts):
     table = Table(kind(), segments, numbers)
     room = np.full(table.nbytes, 0xEE, np.uint8)
     launch = table.write(room, 1 << 20)
-    assert is_aligned(launch.segment_rows, launch.chunk_map, launch.numbers) and launch.keeps == 0
+    assert is_aligned(launch.segment_rows, launch.chunk_map, launch.numbers) and launch.rules == 0
 
     def section(address, dtype, shape):
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
@@ -59,7 +59,7 @@ def test_a_table_covers_every_element_once(counts):
 
 def test_keep_rules_as_numbers():
     drawn = RandomMask(2**64 - 1, 30000)
-    rows = keep_rows([KEEP_ALL, KEEP_NONE, TopKMask(7, 99), drawn])
+    rows = rule_rows([KEEP_ALL, KEEP_NONE, TopKMask(7, 99), drawn])
     assert rows == [(-1, 0, 2**63 - 1, 0), (-1, 2**63 - 1, 2**63 - 1, 0), (-1, 7, 99, 0), (30000, 0, 0, -1)]
 
 

@@ -15,7 +15,7 @@ NEEDED = {
     "slerp": {"t": 0.3},
     "trimmed_mean": {"beta": 0.3},
 }
-COMPANIONS = {"fisher", "regmean"}  # take more than models and a base
+AUXILIARY = {"fisher", "regmean"}  # take more than models and a base
 WEIGHED = {
     "breadcrumbs",
     "breadcrumbs_ties",
@@ -29,7 +29,7 @@ WEIGHED = {
     "task_arithmetic",
     "ties",
 }
-METHODS = sorted(REGISTRY.keys() - COMPANIONS)  # what other tests register is not there yet
+METHODS = sorted(REGISTRY.keys() - AUXILIARY)  # what other tests register is not there yet
 DENSE = {"iso_c", "iso_cts", "knots", "tsv", "wudi"}  # for whole tensors, in torch
 
 

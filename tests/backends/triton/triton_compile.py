@@ -38,7 +38,7 @@ def launch(inputs, base, out, *, fp64=False, aligned=True, outputs=1, policy=0):
     return SimpleNamespace(
         segments=1, chunks=1, models=len(inputs), outputs=outputs, inputs=inputs, base=base, out=out, fp64=fp64,
         policy=policy, aligned=aligned,
-        segment_rows=ADDRESS, chunk_map=ADDRESS, numbers=ADDRESS, keeps=ADDRESS, words=ADDRESS,
+        segment_rows=ADDRESS, chunk_map=ADDRESS, numbers=ADDRESS, rules=ADDRESS, words=ADDRESS,
     )  # fmt: skip
 
 

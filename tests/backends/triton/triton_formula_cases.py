@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from kernel_helpers import BY_NAME, DTYPES, assert_same_bits, family
 from triton_helpers import at, awkward, case, cases, code, poisoned, run_cases
-from warpmerge.backends.gpu.tables import blocks_of, chunks_of, is_aligned, keep_rows
+from warpmerge.backends.gpu.tables import blocks_of, chunks_of, is_aligned, rule_rows
 from warpmerge.backends.reference import backend as reference
 from warpmerge.expr.expression import (
     Expr,
@@ -85,7 +85,7 @@ class Request:
         self.ranks = [[torch.full((q.count,), -1.0, dtype=q.compute) for _ in p.ranked] for q in problems]
         self.order = [torch.zeros(q.count, dtype=torch.int64) for q in problems]
         self.vectors = [[np.ascontiguousarray(v, np.float64) for v in q.program.vectors] for q in problems]
-        segment_rows, chunk_map, numbers, keeps, words = [], [], [], [], []
+        segment_rows, chunk_map, numbers, rules, words = [], [], [], [], []
         used = []
         for tensor, q in enumerate(problems):
             columns = q.program.columns
@@ -95,7 +95,7 @@ class Request:
                 segment_rows.append([end - first, first, len(chunk_map), tensor, blocks_of(first), q.count, *addresses])
                 chunk_map += [len(segment_rows) - 1] * chunks_of(end - first)
                 numbers.append(q.program.constants)
-                keeps.append(keep_rows(q.program.rules))
+                rules.append(rule_rows(q.program.rules))
                 # Streams of a kept element and of a draw are numbers of 64 bits without a sign.
                 words.append([columns, self.order[tensor].data_ptr() + first * 8]
                              + [k - 2**64 if k >= 2**63 else k for k in q.program.keys]
@@ -103,13 +103,13 @@ class Request:
                              + [r.data_ptr() + first * r.element_size() for r in self.ranks[tensor]])  # fmt: skip
                 used += addresses
         self._memory = [np.array(segment_rows), np.array(chunk_map, np.int32), np.array(numbers, np.float64),
-                        np.array(keeps, np.int64), np.array(words, np.int64)]  # fmt: skip
+                        np.array(rules, np.int64), np.array(words, np.int64)]  # fmt: skip
         self.nonfinite = np.zeros((len(problems), len(head.tensors) + 1), np.int64)
         self.launch = SimpleNamespace(
             segments=len(segment_rows), chunks=len(chunk_map), models=len(head.tensors), outputs=len(p.outputs),
             inputs=tuple(code(t) for t in head.tensors), base=-1 if head.base is None else code(head.base),
             out=BY_NAME[str(compute).removeprefix("torch.")].code, fp64=head.fp64, policy=head.policy,
-            aligned=is_aligned(*used), **dict(zip(["segment_rows", "chunk_map", "numbers", "keeps", "words"],
+            aligned=is_aligned(*used), **dict(zip(["segment_rows", "chunk_map", "numbers", "rules", "words"],
                                                   map(at, self._memory), strict=True)),
         )  # fmt: skip
 

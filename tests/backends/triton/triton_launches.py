@@ -7,7 +7,7 @@ import torch
 from kernel_helpers import ISAS, operands, pool, signed, weights, work
 from triton_helpers import at, code
 from warpmerge import _core
-from warpmerge.backends.gpu.tables import Kind, SegmentRow, Table, blocks_of, is_aligned, keep_rows
+from warpmerge.backends.gpu.tables import Kind, SegmentRow, Table, blocks_of, is_aligned, rule_rows
 from warpmerge.requests import KEEP_ALL, KEEP_NONE, RandomMask, TopKMask
 from warpmerge.triton_kernels import reduce
 
@@ -52,7 +52,7 @@ class Request:
             policy=head.policy,
             aligned=is_aligned(*(t.data_ptr() for t in everything)),
         )
-        segments, numbers, keeps, self.blocks, ranges = [], [], [], 0, []
+        segments, numbers, rules, self.blocks, ranges = [], [], [], 0, []
         for tensor, p in enumerate(problems):
             blocks = blocks_of(p.count)
             ranges.append((self.blocks, blocks))
@@ -68,10 +68,10 @@ class Request:
                 if p.numbers is not None:
                     numbers.append(p.numbers)
                 if p.keep is not None:
-                    keeps.append(keep_rows(p.keep))
+                    rules.append(rule_rows(p.keep))
             self.blocks += blocks
         table = Table(
-            kind, segments, np.array(numbers, np.float64) if numbers else None, np.array(keeps) if keeps else None
+            kind, segments, np.array(numbers, np.float64) if numbers else None, np.array(rules) if rules else None
         )
         self._memory = [np.zeros(table.nbytes + 16, np.uint8)]
         start = -self._memory[0].ctypes.data % 16

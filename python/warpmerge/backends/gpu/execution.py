@@ -61,8 +61,8 @@ class Group:
     def tensors(self) -> int:
         return len(self.tasks)
 
-    def table(self, tile: Tile, numbers: Callable[[int], Any] | None, keeps: Callable[[int], Any] | None) -> Table:
-        """`numbers` and `keeps` give a section's row for a tensor."""
+    def table(self, tile: Tile, numbers: Callable[[int], Any] | None, rules: Callable[[int], Any] | None) -> Table:
+        """`numbers` and `rules` give a section's row for a tensor."""
         tensors = [self.tensor_of[id(segment.task)] for segment in tile.segments]
         rows = []
         for tensor, segment in zip(tensors, tile.segments, strict=True):
@@ -75,7 +75,7 @@ class Group:
             kind,
             rows,
             None if numbers is None else np.array([numbers(s) for s in tensors], np.float64),
-            None if keeps is None else np.array([keeps(s) for s in tensors], np.int64),
+            None if rules is None else np.array([rules(s) for s in tensors], np.int64),
         )
 
 
@@ -128,13 +128,13 @@ class Execution:
         *,
         results: Sequence[np.ndarray] = (),
         numbers: Callable[[int], Any] | None = None,
-        keeps: Callable[[int], Any] | None = None,
+        rules: Callable[[int], Any] | None = None,
     ) -> None:
         """`results`: arrays to begin with, sent along with the tables and fetched by `fetch`."""
         self.group, self.residency, self.kernels, self.scratch = group, residency, kernels, scratch
         self.stream = residency.stream
         self.tiles = self._tiles()
-        tables = self._tables(numbers, keeps)
+        tables = self._tables(numbers, rules)
         begin = [np.zeros((group.tensors, group.inputs + 1), np.int64), *results]
         tabled = sum(t.nbytes for t in tables)
         self._tables_and_results = scratch.take(tabled + sum(r.nbytes for r in begin), mirrored=True)
@@ -161,8 +161,8 @@ class Execution:
     def _tiles(self) -> list[Tile]:
         return self.residency.tiles(self.group.tasks)
 
-    def _tables(self, numbers: Callable[[int], Any] | None, keeps: Callable[[int], Any] | None) -> list[Table]:
-        return [self.group.table(tile, numbers, keeps) for tile in self.tiles]
+    def _tables(self, numbers: Callable[[int], Any] | None, rules: Callable[[int], Any] | None) -> list[Table]:
+        return [self.group.table(tile, numbers, rules) for tile in self.tiles]
 
     def address(self, result: int) -> int:
         """Of the `result`-th array of `results` on the device, from 0 on."""

@@ -21,7 +21,7 @@ from .code import Code, file_bytes, packed
 from .execution import POLICIES, Execution, Group
 from .residency import ValueScratch
 from .scratch import Scratch
-from .tables import BLOCK, VECTOR, Kind, SegmentRow, Table, is_aligned, keep_rows
+from .tables import BLOCK, VECTOR, Kind, SegmentRow, Table, is_aligned, rule_rows
 from .tiles import CHUNK_ENDS, Segment, SegmentEnds, Tile
 
 FLOAT32, FLOAT64 = 0, 3  # dtype codes
@@ -80,9 +80,9 @@ class FormulaExecution(Execution):
         scratch: Scratch,
         *,
         results: Sequence[np.ndarray] = (),
-        keeps: Callable[[int], Any] | None = None,
+        rules: Callable[[int], Any] | None = None,
     ) -> None:
-        """`keeps`: rules of what measures the values. `results`: see Execution."""
+        """`rules`: rules of what measures the values. `results`: see Execution."""
         self.program: Any = group.programs[0]
         self._ranked = len(self.program.ranked)
         self._values = 0 if group.combines else len(self.program.outputs)
@@ -90,7 +90,7 @@ class FormulaExecution(Execution):
         self._ends = [segment_ends(r, p) for r, p in zip(group.requests, group.programs, strict=True)]
         self._value_tiles: list[list[ValueTile]] = []  # of each tile
         self._counted = False
-        super().__init__(group, residency, kernels, scratch, results=results, keeps=keeps)
+        super().__init__(group, residency, kernels, scratch, results=results, rules=rules)
         code = self.upload(packed(self.program))
         nbytes = file_bytes(self.program, group.kind.fp64, residency.value_scratch_bytes // 2)
         self._codes = []  # of the tiles whose numbers are even and odd, as they may be worked on at the same time
@@ -133,7 +133,7 @@ class FormulaExecution(Execution):
                 first += count
         return [v for v in found if v.segments]
 
-    def _tables(self, numbers: Any, keeps: Callable[[int], Any] | None) -> list[Table]:
+    def _tables(self, numbers: Any, rules: Callable[[int], Any] | None) -> list[Table]:
         capacity = self.residency.value_scratch_bytes // (2 if len(self.tiles) > 1 else 1)
         vectors = self._upload_vectors()
         tables: list[Table] = []
@@ -144,11 +144,11 @@ class FormulaExecution(Execution):
             scratch = self.residency.value_scratch(number % 2, needed) if needed else None
             for value_tile in value_tiles:
                 value_tile.scratch = scratch
-                self._lay_out(value_tile, tables, vectors, keeps)
+                self._lay_out(value_tile, tables, vectors, rules)
         return tables
 
     def _lay_out(
-        self, tile: ValueTile, tables: list[Table], vectors: list[list[int]], keeps: Callable[[int], Any] | None
+        self, tile: ValueTile, tables: list[Table], vectors: list[list[int]], rules: Callable[[int], Any] | None
     ) -> None:
         at = tile.scratch.address if tile.scratch else 0
         rows, measured, words = [], [], []
@@ -167,14 +167,16 @@ class FormulaExecution(Execution):
             rows.append(self._row(one, values))
             measured.append(self._measured_row(one, values))
         tensors = [one.tensor for one in tile.segments]
-        rules = [keep_rows(self.group.programs[t].rules) for t in tensors]
+        program_rules = [rule_rows(self.group.programs[t].rules) for t in tensors]
         constants = np.array([self.group.programs[t].constants for t in tensors], np.float64)
         tile.evaluate = len(tables)
-        tables.append(Table(self._kind(rows), rows, constants, np.array(rules, np.int64), np.array(words, np.int64)))
+        tables.append(
+            Table(self._kind(rows), rows, constants, np.array(program_rules, np.int64), np.array(words, np.int64))
+        )
         if self._values:
             tile.measure = len(tables)
-            kept = None if keeps is None else np.array([keeps(t) for t in tensors], np.int64)
-            tables.append(self._measuring(tile, measured, kept))
+            measured_rules = None if rules is None else np.array([rules(t) for t in tensors], np.int64)
+            tables.append(self._measuring(tile, measured, measured_rules))
 
     def _kind(self, rows: Sequence[SegmentRow]) -> Kind:
         kind = self.group.kind._replace(aligned=all(is_aligned(r.base, *r.inputs, *r.outputs) for r in rows))
@@ -201,9 +203,9 @@ class FormulaExecution(Execution):
         count = one.segment.task.info.count
         return SegmentRow(one.count, one.first, one.tensor, self.block(one), count, 0, tuple(values), ())
 
-    def _measuring(self, tile: ValueTile, rows: Sequence[SegmentRow], keeps: np.ndarray | None) -> Table:
+    def _measuring(self, tile: ValueTile, rows: Sequence[SegmentRow], rules: np.ndarray | None) -> Table:
         """The table by which the values of a tile are measured."""
-        return Table(self._measured_kind(), rows, keeps=keeps)
+        return Table(self._measured_kind(), rows, rules=rules)
 
     def block(self, one: ValueSegment) -> int:
         """Number of the first block in arrays of partial results."""

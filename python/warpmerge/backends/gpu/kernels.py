@@ -69,7 +69,7 @@ class CudaKernels:
                 segment_rows=launch.segment_rows,
                 chunk_map=launch.chunk_map,
                 numbers=launch.numbers,
-                keeps=launch.keeps,
+                rules=launch.rules,
                 words=launch.words,
             )
         if isinstance(argument, Code):

@@ -27,7 +27,7 @@ from .execution import Execution, Group, Steps
 from .formulas import FormulaExecution
 from .rows import columns, rows
 from .scratch import Scratch
-from .tables import keep_rows
+from .tables import rule_rows
 
 BINS = 2048 + 2  # of a sweep of `select`; csrc/ops/select.h
 SMALL = 65536  # elements up to which a sample saves `select` nothing
@@ -49,7 +49,7 @@ def _elect_and_sum(group: Group, residency: Any, kernels: Any, scratch: Scratch)
         unused = (0.0,) * group.models
         return [*request.value, *(request.vote or unused), *(request.divisor or unused), request.lambda_]
 
-    run = Execution(group, residency, kernels, scratch, numbers=numbers, keeps=_keeps(group))
+    run = Execution(group, residency, kernels, scratch, numbers=numbers, rules=_rules(group))
     return (yield from _combined(run, kernels.elect_and_sum, group.request.elect))
 
 
@@ -58,10 +58,10 @@ def _map(group: Group, residency: Any, kernels: Any, scratch: Scratch) -> Steps:
     return (yield from _written(run, run.evaluate(group.request.agree)))
 
 
-def _keeps(group: Group) -> Callable[[int], list]:
+def _rules(group: Group) -> Callable[[int], list]:
     def rows(tensor: int) -> list:
         keep: Sequence[Mask] = group.requests[tensor].keep
-        return keep_rows(keep)
+        return rule_rows(keep)
 
     return rows
 
@@ -98,7 +98,7 @@ def _tensor_sums(group: Group, residency: Any, kernels: Any, scratch: Scratch) -
 def _kept_sums(group: Group, residency: Any, kernels: Any, scratch: Scratch) -> Steps:
     width = 2 * group.models
     begin = [np.zeros((group.tensors, width))]
-    run = Execution(group, residency, kernels, scratch, results=begin, keeps=_keeps(group))
+    run = Execution(group, residency, kernels, scratch, results=begin, rules=_rules(group))
     return (yield from _summed(run, kernels.kept_sums, width))
 
 

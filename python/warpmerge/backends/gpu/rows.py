@@ -42,10 +42,10 @@ class RowsExecution(FormulaExecution):
     def block(self, one: ValueSegment) -> int:
         return self._blocks[one.tensor]
 
-    def _measuring(self, tile: ValueTile, rows: Sequence[SegmentRow], keeps: np.ndarray | None) -> Table:
+    def _measuring(self, tile: ValueTile, rows: Sequence[SegmentRow], rules: np.ndarray | None) -> Table:
         words = np.array([self._words(one) for one in tile.segments], np.int64)
         programs = self._programs(tile.segments)
-        return Table(self._measured_kind(), rows, keeps=keeps, words=words, programs=programs)
+        return Table(self._measured_kind(), rows, rules=rules, words=words, programs=programs)
 
     def _words(self, one: ValueSegment) -> list[int]:
         return [self.group.requests[one.tensor].columns]

@@ -8,7 +8,7 @@ COLUMN_TILE columns of a block of rows instead. The sections, all 16-byte aligne
     chunk_map     int32 [C]             the segment of each chunk
     numbers       float64 [S, N]        coefficients: M x K of a weighted sum; value, vote, divisor (K each), lambda of
                                         an elect_and_sum; constants of a formula
-    keeps         int64 [S, K, 4]       cut (-1: threshold rule), threshold, tie end, Philox key; [S, rules, 4] of a
+    rules         int64 [S, K, 4]       cut (-1: threshold rule), threshold, tie end, Philox key; [S, rules, 4] of a
                                         formula
     words         int64 [S, W]          of a formula: length of a row, scratch for ranking, stream keys, addresses of
                                         vectors, addresses of the segment's ranks; of rows: their length; of products:
@@ -73,7 +73,7 @@ class KernelLaunch:
     segment_rows: int
     chunk_map: int
     numbers: int
-    keeps: int
+    rules: int
     words: int
 
     @property
@@ -129,7 +129,7 @@ class Table:
         kind: Kind,
         rows: Sequence[SegmentRow],
         numbers: np.ndarray | None = None,
-        keeps: np.ndarray | None = None,
+        rules: np.ndarray | None = None,
         words: np.ndarray | None = None,
         programs: Sequence[int] | None = None,
     ) -> None:
@@ -143,7 +143,7 @@ class Table:
         ).reshape(len(rows), 7 + kind.models + kind.outputs)
         segment_rows[:, 2] = np.cumsum(chunks) - chunks
         chunk_map = np.repeat(np.arange(len(rows), dtype=np.int32), chunks)
-        self._sections: list[np.ndarray | None] = [segment_rows, chunk_map, numbers, keeps, words]
+        self._sections: list[np.ndarray | None] = [segment_rows, chunk_map, numbers, rules, words]
 
     @property
     def nbytes(self) -> int:
@@ -167,12 +167,12 @@ def _padded(nbytes: int) -> int:
     return -(-nbytes // VECTOR) * VECTOR
 
 
-def keep_rows(keep: Sequence[Mask]) -> list[tuple[int, int, int, int]]:
-    """The `keeps` section of one segment. Keys are unsigned 64-bit numbers stored in int64."""
-    return [_keep_row(mask) for mask in keep]
+def rule_rows(keep: Sequence[Mask]) -> list[tuple[int, int, int, int]]:
+    """The `rules` section of one segment. Keys are unsigned 64-bit numbers stored in int64."""
+    return [_rule_row(mask) for mask in keep]
 
 
-def _keep_row(mask: Mask) -> tuple[int, int, int, int]:
+def _rule_row(mask: Mask) -> tuple[int, int, int, int]:
     if isinstance(mask, RandomMask):
         return mask.cut, 0, 0, mask.key - 2**64 if mask.key >= 2**63 else mask.key
     assert isinstance(mask, TopKMask), "masks by rank are expanded before"

@@ -18,7 +18,7 @@ from ...tasks import DeviceSink, Outcome, TensorTask, Work
 from ...threads import thread_count
 from ...units import show_size
 from ..protocol import Backend
-from .execution import Group, grouped
+from .execution import LaunchGroup, grouped
 from .lowering import lifted, lowered
 from .requests import BINS, steps
 from .residency import InPlace, Staged, Workspace
@@ -272,14 +272,14 @@ class Pending:
     def __init__(self, backend: DeviceBackend, count: int) -> None:
         self.backend = backend
         self._outcomes: list[Any] = [None] * count  # Outcomes
-        self.waiting: list[tuple[Group, Any, Any, Any]] = []  # group, residency, generator, the event it waits for
+        self.waiting: list[tuple[LaunchGroup, Any, Any, Any]] = []  # group, residency, generator, its event
         self.copying: Any = None
         self.copied: dict[int, Any] = {}
 
     def answer(self, position: int, outcome: Outcome) -> None:
         self._outcomes[position] = outcome
 
-    def add(self, group: Group, residency: Any, generator: Any) -> None:
+    def add(self, group: LaunchGroup, residency: Any, generator: Any) -> None:
         try:
             self.waiting.append((group, residency, generator, next(generator)))
         except StopIteration as stop:

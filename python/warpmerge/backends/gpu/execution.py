@@ -23,7 +23,7 @@ COMBINING = WeightedSum | ElectAndSum | Map
 Steps = Generator[Any, None, list[Outcome]]  # see `requests`
 
 
-class Group:
+class LaunchGroup:
     """Tasks of a batch whose requests can share launches. `positions`: which of the batch's work they are.
 
     `tensor_of`: the number of a task's tensor in the group, by the id of the task.
@@ -89,11 +89,11 @@ def program_of(task: TensorTask, request: Request) -> Program | None:
     return program
 
 
-def grouped(work: Sequence[Work]) -> list[Group]:
+def grouped(work: Sequence[Work]) -> list[LaunchGroup]:
     found: dict[tuple, list[int]] = {}
     for position, (task, request) in enumerate(work):
         found.setdefault(_key(task, request), []).append(position)
-    return [Group(work, positions) for positions in found.values()]
+    return [LaunchGroup(work, positions) for positions in found.values()]
 
 
 def _key(task: TensorTask, request: Any) -> tuple:
@@ -121,7 +121,7 @@ class Execution:
 
     def __init__(
         self,
-        group: Group,
+        group: LaunchGroup,
         residency: Any,
         kernels: Any,
         scratch: Scratch,

@@ -18,7 +18,7 @@ from ...requests import Map
 from ...tasks import TensorTask
 from ..primitives import Bins, ColumnFolds, RowFolds
 from .code import Code, file_bytes, packed
-from .execution import POLICIES, Execution, Group
+from .execution import POLICIES, Execution, LaunchGroup
 from .residency import ValueScratch
 from .scratch import Scratch
 from .tables import BLOCK, VECTOR, Kind, SegmentRow, Table, is_aligned, rule_rows
@@ -74,7 +74,7 @@ class FormulaExecution(Execution):
 
     def __init__(
         self,
-        group: Group,
+        group: LaunchGroup,
         residency: Any,
         kernels: Any,
         scratch: Scratch,

@@ -23,7 +23,7 @@ from ...requests import (
 )
 from ...tasks import Outcome
 from ..primitives import Bins, ColumnFolds, KeptSums, RowFolds, TensorSums
-from .execution import Execution, Group, Steps
+from .execution import Execution, LaunchGroup, Steps
 from .formulas import FormulaExecution
 from .rows import columns, rows
 from .scratch import Scratch
@@ -34,16 +34,16 @@ SMALL = 65536  # elements up to which a sample saves `select` nothing
 SEARCHING = 0  # status of a selection
 
 
-def steps(group: Group, residency: Any, kernels: Any, scratch: Scratch) -> Steps:
+def steps(group: LaunchGroup, residency: Any, kernels: Any, scratch: Scratch) -> Steps:
     return _STEPS[type(group.request)](group, residency, kernels, scratch)
 
 
-def _weighted_sum(group: Group, residency: Any, kernels: Any, scratch: Scratch) -> Steps:
+def _weighted_sum(group: LaunchGroup, residency: Any, kernels: Any, scratch: Scratch) -> Steps:
     run = Execution(group, residency, kernels, scratch, numbers=lambda s: group.requests[s].coefficients)
     return (yield from _combined(run, kernels.weighted_sum, group.request.agree))
 
 
-def _elect_and_sum(group: Group, residency: Any, kernels: Any, scratch: Scratch) -> Steps:
+def _elect_and_sum(group: LaunchGroup, residency: Any, kernels: Any, scratch: Scratch) -> Steps:
     def numbers(tensor: int) -> list[float]:
         request: ElectAndSum = group.requests[tensor]
         unused = (0.0,) * group.models
@@ -53,12 +53,12 @@ def _elect_and_sum(group: Group, residency: Any, kernels: Any, scratch: Scratch)
     return (yield from _combined(run, kernels.elect_and_sum, group.request.elect))
 
 
-def _map(group: Group, residency: Any, kernels: Any, scratch: Scratch) -> Steps:
+def _map(group: LaunchGroup, residency: Any, kernels: Any, scratch: Scratch) -> Steps:
     run = FormulaExecution(group, residency, kernels, scratch)
     return (yield from _written(run, run.evaluate(group.request.agree)))
 
 
-def _rules(group: Group) -> Callable[[int], list]:
+def _rules(group: LaunchGroup) -> Callable[[int], list]:
     def rows(tensor: int) -> list:
         keep: Sequence[Mask] = group.requests[tensor].keep
         return rule_rows(keep)
@@ -78,7 +78,7 @@ def _written(run: Execution, outgoing: Any) -> Steps:
     return [Outcome(None)] * group.tensors
 
 
-def _measuring(group: Group, *arguments: Any, **options: Any) -> Execution:
+def _measuring(group: LaunchGroup, *arguments: Any, **options: Any) -> Execution:
     """On the inputs, or on the values of a formula."""
     return (Execution if group.programs[0] is None else FormulaExecution)(group, *arguments, **options)
 
@@ -90,12 +90,12 @@ def _reduced(run: Execution, partials: int, width: int) -> Any:
     return run.fetch()
 
 
-def _tensor_sums(group: Group, residency: Any, kernels: Any, scratch: Scratch) -> Steps:
+def _tensor_sums(group: LaunchGroup, residency: Any, kernels: Any, scratch: Scratch) -> Steps:
     run = _measuring(group, residency, kernels, scratch, results=[np.zeros((group.tensors, group.models))])
     return (yield from _summed(run, kernels.tensor_sums, group.models))
 
 
-def _kept_sums(group: Group, residency: Any, kernels: Any, scratch: Scratch) -> Steps:
+def _kept_sums(group: LaunchGroup, residency: Any, kernels: Any, scratch: Scratch) -> Steps:
     width = 2 * group.models
     begin = [np.zeros((group.tensors, width))]
     run = Execution(group, residency, kernels, scratch, results=begin, rules=_rules(group))
@@ -111,7 +111,7 @@ def _summed(run: Execution, kernel: Callable[..., None], width: int) -> Steps:
     return [Outcome(run.results[1][s].tolist(), run.nonfinite_of(s)) for s in range(group.tensors)]
 
 
-def _gram(group: Group, residency: Any, kernels: Any, scratch: Scratch) -> Steps:
+def _gram(group: LaunchGroup, residency: Any, kernels: Any, scratch: Scratch) -> Steps:
     size = group.models * (group.models + 1) // 2
     run = Execution(group, residency, kernels, scratch, results=[np.zeros((group.tensors, size))])
     partials = run.zeros(group.blocks, size)
@@ -123,7 +123,7 @@ def _gram(group: Group, residency: Any, kernels: Any, scratch: Scratch) -> Steps
     ]
 
 
-def _select(group: Group, residency: Any, kernels: Any, scratch: Scratch) -> Steps:
+def _select(group: LaunchGroup, residency: Any, kernels: Any, scratch: Scratch) -> Steps:
     tensors, models = group.tensors, group.models
     fp64, keep_all = group.kind.fp64, group.request.keep_all_ties
     begin = np.zeros((tensors, models, 8), np.int64)
@@ -165,7 +165,7 @@ def _select(group: Group, residency: Any, kernels: Any, scratch: Scratch) -> Ste
     return [Outcome([selection(r) for r in found[s]], run.nonfinite_of(s)) for s in range(tensors)]
 
 
-def _histogram(group: Group, residency: Any, kernels: Any, scratch: Scratch) -> Steps:
+def _histogram(group: LaunchGroup, residency: Any, kernels: Any, scratch: Scratch) -> Steps:
     state = np.zeros((group.tensors, group.models, 8), np.int64)
     state[:, :, 1:3] = [r.intervals for r in group.requests]
     bins = np.zeros((group.tensors, group.models, BINS), np.int64)

@@ -10,7 +10,7 @@ import numpy as np
 
 from ...tasks import Outcome
 from ..primitives import Term
-from .execution import Group, Steps
+from .execution import LaunchGroup, Steps
 from .formulas import FormulaExecution, ValueSegment, ValueTile
 from .scratch import Scratch
 from .tables import BLOCK, COLUMN_TILE, SegmentRow, Table
@@ -21,7 +21,7 @@ COLUMN_BLOCKS, COLUMN_SUMS = 64, 1 << 19  # csrc/ops/reduce.h
 class Shapes:
     """Rows, their length and their blocks, of each tensor; and the number of each tensor's first row and block."""
 
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: LaunchGroup) -> None:
         self.columns = [r.columns for r in group.requests]
         self.rows = [t.info.count // c for t, c in zip(group.tasks, self.columns, strict=True)]
         self.blocks = [-(-c // BLOCK) for c in self.columns]
@@ -33,7 +33,13 @@ class RowsExecution(FormulaExecution):
     """Partial results are those of the blocks of rows."""
 
     def __init__(
-        self, group: Group, residency: Any, kernels: Any, scratch: Scratch, blocks: Sequence[int], result: np.ndarray
+        self,
+        group: LaunchGroup,
+        residency: Any,
+        kernels: Any,
+        scratch: Scratch,
+        blocks: Sequence[int],
+        result: np.ndarray,
     ) -> None:
         """`blocks`: the number of each tensor's first block; `result`: see `results` of Execution."""
         self._blocks = blocks
@@ -85,7 +91,7 @@ class ColumnsExecution(RowsExecution):
         super().sweep(in_order, *arguments)
 
 
-def rows(group: Group, residency: Any, kernels: Any, scratch: Scratch) -> Steps:
+def rows(group: LaunchGroup, residency: Any, kernels: Any, scratch: Scratch) -> Steps:
     """Folds of rows."""
     largest = group.request.term == Term.LARGEST
     if group.request.term == Term.PRODUCT:
@@ -103,7 +109,7 @@ def rows(group: Group, residency: Any, kernels: Any, scratch: Scratch) -> Steps:
     return (yield from _by_row(group, residency, kernels, scratch, group.models, largest, fold))
 
 
-def columns(group: Group, residency: Any, kernels: Any, scratch: Scratch) -> Steps:
+def columns(group: LaunchGroup, residency: Any, kernels: Any, scratch: Scratch) -> Steps:
     """Folds of columns. A value as it is stands as its own square."""
     request = group.request
     terms = Products(request.pairs or [(m, m) for m in range(group.models)])
@@ -147,7 +153,7 @@ def value_pairs_of(products: Sequence[tuple[int, int]]) -> np.ndarray:
 
 
 def _by_row(
-    group: Group,
+    group: LaunchGroup,
     residency: Any,
     kernels: Any,
     scratch: Scratch,
@@ -175,7 +181,7 @@ def _by_row(
 
 
 def _by_column(
-    group: Group,
+    group: LaunchGroup,
     residency: Any,
     kernels: Any,
     scratch: Scratch,

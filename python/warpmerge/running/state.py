@@ -256,9 +256,7 @@ class Running:
             made = cls(**options, backend=backend)
             made._state = {part: {name: in_memory(a) for name, a in of.items()} for part, of in state.items()}
         except (TypeError, UsageError):
-            raise CheckpointError(
-                f"{path}: its header is damaged; use another copy."
-            ) from None
+            raise CheckpointError(f"{path}: its header is damaged; use another copy.") from None
         finally:
             shard.close()
         made._count = count

@@ -120,9 +120,7 @@ def open_state(
         if type(count) is not int or count < 1 or not isinstance(options, dict):
             raise ValueError
     except (ValueError, LookupError, TypeError, RecursionError):
-        raise CheckpointError(
-            f"{path}: its header is damaged; use another copy."
-        ) from None
+        raise CheckpointError(f"{path}: its header is damaged; use another copy.") from None
     if found != kind:
         raise CheckpointError(f"{path} holds the state of a {found}; load it with wm.{found}.load.")
     state: dict[str, dict[str, FileArray]] = {part: {} for part in parts}

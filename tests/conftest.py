@@ -6,4 +6,5 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(folder) for folder in (HERE, *sorted(HERE.rglob("*/"))) if folder.name != "__pycache__"]
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # numpy's: the oracles' matrices are small, and threads would only wait
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so set before any test is

@@ -15,7 +15,8 @@ import torch
 import warpmerge as wm
 from helpers import run_cli, run_process, write_model, write_recipe, write_ties
 from kernel_helpers import assert_same_bits, family
-from method_cases import CASES, DENSE, added, cases_of, error
+from method_cases import added, error
+from method_table import CASES, DENSE, cases_of
 from odd_inputs import INF, NAN, ONE
 from warpmerge.methods import linalg, subspaces
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 import warpmerge as wm
 from kernel_helpers import assert_same_bits, family, weights
-from method_cases import DRAWN, SHAPE
+from method_cases import SHAPE
+from method_table import DRAWN
 from odd_inputs import tensor
 
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 import warpmerge as wm
 from kernel_helpers import assert_same_bits, densities, family, weights
-from method_cases import CASES, SHAPE
+from method_cases import SHAPE
+from method_table import CASES
 from odd_inputs import INF, NAN
 from warpmerge.methods.order import comparators
 

@@ -8,7 +8,8 @@ import torch
 import warpmerge as wm
 from helpers import array, llama, read_model, write_model
 from kernel_helpers import ALL_DTYPES, DTYPES, assert_same_bits, cpu, family, reference, run, task, values_of
-from method_cases import CASES, DENSE, ELEMENTWISE, GRAM, ROWS, SHAPE, cases_of, distant, main_cases, related
+from method_cases import SHAPE, distant, related
+from method_table import CASES, DENSE, ELEMENTWISE, GRAM, ROWS, cases_of, main_cases
 from odd_inputs import FROZEN, INF, NAN, ODD, odd_tensors
 from warpmerge.errors import CheckpointError, RecipeError
 from warpmerge.methods import REGISTRY, Base, find

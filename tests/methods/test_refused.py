@@ -3,7 +3,7 @@
 import pytest
 import torch
 import warpmerge as wm
-from method_cases import main_cases
+from method_table import main_cases
 from warpmerge.errors import RecipeError
 from warpmerge.methods import Base, find
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 import warpmerge as wm
 from kernel_helpers import assert_same_bits, family
-from method_cases import CASES, EMBEDDING, SHAPE
+from method_cases import SHAPE
+from method_table import CASES, EMBEDDING
 from odd_inputs import tensor
 from oracles import assert_accurate
 from warpmerge.methods.widen import ranked

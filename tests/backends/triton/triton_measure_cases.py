@@ -45,7 +45,7 @@ def check_sums(*problems, split=None):
 @cases("sums", dtype=["bf16", "mixed64"], masked=[False])
 def _(dtype, masked):
     problems = []
-    for seed, count in enumerate((16384, 4099) if dtype != "bf16" else (1, 16385, 7)):
+    for seed, count in enumerate((4099,) if dtype != "bf16" else (1, 16385, 7)):
         base, tensors = family(dtype, 3, count, seed=seed)
         problems.append(Problem(tensors, base, keep=rules(3, dtype in ("fp64", "mixed64")) if masked else None))
     check_sums(*problems)
@@ -99,7 +99,7 @@ def check_gram(*problems, split=None):
 @cases("gram", dtype=ALL_DTYPES, on_deltas=[False, True])
 def _(dtype, on_deltas):
     problems = []
-    for seed, count in enumerate((7, 16384, 4099)):
+    for seed, count in enumerate((7, 4099) if dtype != "bf16" else (7, 16384, 4099)):
         base, tensors = family(dtype, 3, count, seed=seed)
         problems.append(Problem(tensors, base if on_deltas else None))
     check_gram(*problems)

@@ -160,21 +160,22 @@ UNLIKE = {
 
 
 @each()
-@pytest.mark.parametrize("kind", ODD)
-def test_degenerate_inputs(case, kind):
+def test_degenerate_inputs(case):
     """No error, no NaN, the same shape, and what the oracle says."""
-    tensors = odd_tensors(kind, case.few)
-    for base in (torch.zeros_like(tensors[0]), torch.ones_like(tensors[0]))[: 1 + case.base]:
-        moved = [t + base for t in tensors]
-        if case.method == "sce" and "huge" in kind:
-            with pytest.raises(CheckpointError, match="'w' has deltas whose squares overflow"):
-                case.merged(moved, base, name="w")
-            continue
-        got = case.merged(moved, base)
-        assert (got.shape, got.dtype) == (base.shape, torch.float32)
-        assert got.isfinite().all() or kind == "huge"
-        if got.numel() and not any(case.name.startswith(start) and kind in kinds for start, kinds in UNLIKE.items()):
-            case.family.check(case, moved, base, 0.0, oracles.SPHERICAL)
+    unlike = {kind for start, kinds in UNLIKE.items() if case.name.startswith(start) for kind in kinds}
+    for kind in ODD:
+        tensors = odd_tensors(kind, case.few)
+        for base in (torch.zeros_like(tensors[0]), torch.ones_like(tensors[0]))[: 1 + case.base]:
+            moved = [t + base for t in tensors]
+            if case.method == "sce" and "huge" in kind:
+                with pytest.raises(CheckpointError, match="'w' has deltas whose squares overflow"):
+                    case.merged(moved, base, name="w")
+                continue
+            got = case.merged(moved, base)
+            assert (got.shape, got.dtype) == (base.shape, torch.float32), kind
+            assert got.isfinite().all() or kind == "huge", kind
+            if got.numel() and kind not in unlike:
+                case.family.check(case, moved, base, 0.0, oracles.SPHERICAL)
 
 
 # A sum that is none of the models, even where they are all the same.

@@ -7,8 +7,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(folder) for folder in (HERE, *sorted(HERE.rglob("*/"))) if folder.name != "__pycache__"]
-# Read when numpy, torch and huggingface_hub are imported, so set before any test is. Threads of torch and numpy only wait
-# for each other in tensors as small as these, and sums of products may differ with their number.
+# Read when numpy, torch and huggingface_hub are imported, so set before any test is. Threads of torch and numpy only
+# wait for each other in tensors as small as these, and sums of products may differ with their number.
 os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
 
 

@@ -60,7 +60,7 @@ def test_same_bits_on_every_backend(case):
     """The CPU in the smallest tiles, by two threads, and the reference. Inputs are ordinary, odd or not finite."""
     made = []
     for models in case.models:
-        shapes = [(0,), (1,), (7,), (4099,), (3, 4, 65), (40, 1), SHAPE] if models == case.few else [(13, 83)]
+        shapes = [(0,), (1,), (7,), (3, 4, 65), (40, 1), SHAPE] if models == case.few else [(13, 83)]
         for dtype, shape in itertools.product(["bf16", "fp32", "mixed64"], shapes):
             base, tensors = family(dtype, models, shape)
             made.append((tensors, base, "error"))

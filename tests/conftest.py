@@ -5,6 +5,8 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
+
 HERE = Path(__file__).parent
 sys.path[:0] = [str(folder) for folder in (HERE, *sorted(HERE.rglob("*/"))) if folder.name != "__pycache__"]
 # Read when numpy, torch and huggingface_hub are imported, so set before any test is. Threads of torch and numpy only
@@ -15,3 +17,14 @@ os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS=
 def pytest_collection_finish():
     """Tests collect garbage to see what is left behind: that need not look at torch and at thousands of tests."""
     gc.freeze()
+
+
+@pytest.fixture
+def registry():
+    """Forgets the methods that a test registers."""
+    from warpmerge.methods import REGISTRY
+
+    before = dict(REGISTRY)
+    yield REGISTRY
+    REGISTRY.clear()
+    REGISTRY.update(before)

@@ -12,7 +12,7 @@ import warpmerge as wm
 from kernel_helpers import assert_same_bits, cpu, reference, run, task
 from warpmerge.errors import MergeError
 from warpmerge.expr import Formula, add_up, delta, draw, masked, maximum, stream_key, where
-from warpmerge.methods import REGISTRY, find, number
+from warpmerge.methods import find, number
 from warpmerge.requests import (
     Copy,
     ElectAndSum,
@@ -26,15 +26,9 @@ from warpmerge.requests import (
     WeightedSum,
 )
 
+pytestmark = pytest.mark.usefixtures("registry")
+
 NAN, INF = float("nan"), float("inf")
-
-
-@pytest.fixture(autouse=True)
-def registry():
-    before = dict(REGISTRY)
-    yield
-    REGISTRY.clear()
-    REGISTRY.update(before)
 
 
 def define(steps, *, base=wm.Base.REFERENCE, name="mine", **options):

@@ -11,7 +11,7 @@ from kernel_helpers import ALL_DTYPES, DTYPES, assert_same_bits, cpu, family, re
 from method_cases import SHAPE, distant, related
 from method_table import CASES, DENSE, ELEMENTWISE, GRAM, ROWS, cases_of, main_cases
 from odd_inputs import FROZEN, INF, NAN, ODD, odd_tensors
-from warpmerge.errors import CheckpointError, RecipeError
+from warpmerge.errors import CheckpointError, UsageError
 from warpmerge.methods import REGISTRY, Base, find
 
 AUXILIARY = {"fisher", "regmean"}  # test_auxiliary_methods.py has them
@@ -220,7 +220,7 @@ def test_what_is_not_finite_is_an_error(case):
 def test_what_is_not_finite_counts_as_unchanged(case):
     base, tensors = spoiled("bf16", case.few)
     if not case.base:
-        with pytest.raises(RecipeError, match="no base to take the place"):
+        with pytest.raises(UsageError, match="no base to take the place"):
             case.merged(tensors, base, nonfinite="base")
         return
     repaired = [torch.where(t.isfinite(), t, base) for t in tensors]

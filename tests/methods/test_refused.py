@@ -4,7 +4,7 @@ import pytest
 import torch
 import warpmerge as wm
 from method_table import main_cases
-from warpmerge.errors import RecipeError
+from warpmerge.errors import UsageError
 from warpmerge.methods import Base, find
 
 ONE = torch.tensor([[1, 2, -2, 0.5], [0.25, -3, 1, 1]])
@@ -97,14 +97,14 @@ REFUSED = [
 @pytest.mark.parametrize(("method", "models", "parameters", "message"), REFUSED)
 def test_what_is_refused(method, models, parameters, message):
     base = {"base": ONE} if method != "slerp" else {}
-    with pytest.raises(RecipeError, match=message):
+    with pytest.raises(UsageError, match=message):
         wm.merge_tensors([ONE] * models, method, **base, **parameters)
 
 
 @pytest.mark.parametrize("case", [c for c in main_cases() if c.base], ids=lambda case: case.name)
 def test_a_base_is_needed(case):
     if find(case.method).base is Base.REFERENCE:
-        with pytest.raises(RecipeError, match="needs a base"):
+        with pytest.raises(UsageError, match="needs a base"):
             wm.merge_tensors([ONE] * case.few, case.method, **case.given(case.few))
     else:
         assert wm.merge_tensors([ONE] * case.few, case.method, **case.given(case.few)).isfinite().all()

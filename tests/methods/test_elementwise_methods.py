@@ -208,6 +208,15 @@ def test_nan_shows_whoever_has_it(case, first):
     assert got.isnan().tolist() == [False, True, False]
 
 
+@pytest.mark.parametrize("method", ["breadcrumbs", "breadcrumbs_ties"])
+def test_breadcrumbs_drop_nan_as_the_largest_change(method):
+    tensors = [torch.arange(1.0, 21)]
+    tensors[0][3] = NAN
+    options = {"weight": 1, "gamma": 0.05, "nonfinite": "propagate"}
+    for density, shows in ((0.5, False), (1.0, True)):
+        assert bool(merged(method, tensors, torch.zeros(20), density=density, **options).isnan().any()) == shows
+
+
 def test_infinities_that_win_or_lose():
     base = torch.zeros(1)
     tensors = [torch.tensor([v]) for v in (1.0, INF, -2.0)]

@@ -1,4 +1,4 @@
-"""What holds for every method: one test for each statement, over the table of method_cases.py."""
+"""What holds for every method: one test for each statement, over the table of method_table.py."""
 
 import itertools
 
@@ -61,9 +61,10 @@ def test_same_bits_on_every_backend(case):
     made = []
     for models in case.models:
         shapes = [(0,), (1,), (7,), (3, 4, 65), (40, 1), SHAPE] if models == case.few else [(13, 83)]
-        for dtype, shape in itertools.product(["bf16", "fp32", "mixed64"], shapes):
-            base, tensors = family(dtype, models, shape)
-            made.append((tensors, base, "error"))
+        for dtype, shape in itertools.product(ALL_DTYPES, shapes):
+            if dtype in ("bf16", "fp32", "mixed64") or shape == SHAPE:
+                base, tensors = family(dtype, models, shape)
+                made.append((tensors, base, "error"))
         base, tensors = spoiled("fp32", models)
         made.append((tensors, base, "base" if case.base else "propagate"))
         made.append((tensors, base, "propagate"))
@@ -173,7 +174,7 @@ def test_degenerate_inputs(case):
                 continue
             got = case.merged(moved, base)
             assert (got.shape, got.dtype) == (base.shape, torch.float32), kind
-            assert got.isfinite().all() or kind == "huge", kind
+            assert got.isfinite().all() or (kind == "huge" and case.family in (GRAM, ROWS)), kind
             if got.numel() and kind not in unlike:
                 case.family.check(case, moved, base, 0.0, oracles.SPHERICAL)
 
@@ -256,7 +257,10 @@ def test_the_order_of_the_models_does_not_matter(case):
     order = [*range(1, models), 0]
     moved = {n: [v[i] for i in order] for n, v in case.given(models).items() if isinstance(v, list)}
     got = case.merged([tensors[i] for i in order], base, **moved)
-    torch.testing.assert_close(got, case.merged(tensors, base), rtol=1e-12, atol=1e-14)
+    wanted = case.merged(tensors, base)
+    torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-14)
+    if case.name in ("median", "median-lower", "trimmed_mean-most", "magmax", "emr"):  # no sums of several models
+        assert_same_bits(got, wanted)
 
 
 @each(cases_of(ELEMENTWISE, GRAM))

@@ -19,9 +19,10 @@ Tensors = Sequence[torch.Tensor]
 
 
 class Case(NamedTuple):
-    """A method with parameters. `models`: how many it merges. `base`: whether deltas are taken from one.
+    """A method with parameters, and its oracle.
 
-    Of a parameter that is a tuple as many values are taken as there are models; a function makes one for so many.
+    `models`: the numbers of models to test with. `base`: whether the method gets a base. A parameter may be a tuple
+    with one value per model (the first ones are taken), or a function of the number of models.
     """
 
     oracle: Callable[..., Any]
@@ -37,7 +38,7 @@ class Case(NamedTuple):
 
     @property
     def few(self) -> int:
-        """The largest number of models that is not above 3, or the least."""
+        """A small number of models: at most 3, if the case allows it."""
         return max((k for k in self.models if k <= 3), default=self.models[0])
 
     def given(self, models: int) -> dict[str, Any]:
@@ -64,21 +65,29 @@ def on_base(oracle: Callable[..., Any], *models: int, **parameters: Any) -> Case
 
 # --- what results are compared by -----------------------------------------------------------------------------------
 
-# Share of the largest operand that an element may be off, where that is not oracles.TOLERANCES: angles come from
-# float32 sums, rows' factors and the L1 norms that are restored from float32 terms.
-SPHERICAL = ("slerp", "nuslerp", "multislerp", "karcher")
-SHARES = dict.fromkeys(SPHERICAL, oracles.SPHERICAL) | dict.fromkeys(("della", "della_linear"), 3e-7)
-# In float64: coefficients from several steps.
-SOLVED = {*SHARES, "model_stock", "geometric_median", "norm_clipped_mean", "arcee_fusion", "pcb", "widen"} - {"slerp"}
+# How far an element may be off, as a share of the largest operand, where oracles.TOLERANCES do not suffice. By the
+# start of a case's name. Angles come from float32 sums; factors of rows and restored L1 norms come from float32 terms.
+SHARES = {
+    **dict.fromkeys(("slerp", "nuslerp", "multislerp", "karcher"), oracles.SPHERICAL),
+    **dict.fromkeys(("della", "model_stock-rows"), 3e-7),
+}
+# Their coefficients take several steps: in float64 each of them rounds.
+SOLVED = {"nuslerp", "multislerp", "karcher", "model_stock", "geometric_median", "norm_clipped_mean"}
+SOLVED |= {"della", "della_linear", "arcee_fusion", "pcb", "widen"}
 ROUNDED = 1e-13
 
 
+def share_of(case: Case, dtype: torch.dtype) -> float | None:
+    if dtype == torch.float64 and case.method in SOLVED:
+        return ROUNDED
+    return next((share for start, share in SHARES.items() if case.name.startswith(start)), None)
+
+
 def check_elements(case: Case, tensors: Tensors, base: torch.Tensor, unsure: float, share: float | None = None) -> None:
-    """Each element is right to rounding, but for a share that rounding may put on either side of a bound."""
+    """Each element equals the oracle's to rounding. `unsure`: the share of elements that rounding may put on either
+    side of a bound."""
     got = case.merged(tensors, base)
-    fp64 = ROUNDED if case.method in SOLVED else SHARES.get(case.method)
-    share = share or (fp64 if got.dtype == torch.float64 else SHARES.get(case.method))
-    share = 3e-7 if case.name.startswith("model_stock-rows") and not share else share
+    share = share or share_of(case, got.dtype)
     oracles.assert_accurate(got, case.expected(tensors, base), share=share, most_unsure=unsure)
 
 
@@ -97,8 +106,8 @@ def error(
 
 
 def check_matrix(case: Case, tensors: Tensors, base: torch.Tensor, unsure: float, share: float | None = None) -> None:
-    """As a matrix. Measured: at most 3e-8, of knots, whose parts are held in float32, and 2e-9, of tsv where the
-    vectors of the models are nearly dependent."""
+    """What is added to the base equals the oracle's as a matrix. Measured: at most 3e-8, of knots, whose parts are held
+    in float32, and 2e-9, of tsv where the vectors of the models are nearly dependent."""
     got, kind = added(case, tensors, base)
     least = 1e-3 * max((float(t.norm()) for t in tensors), default=0) if share else 0.0
     assert error(got, case.expected(tensors, base), base, kind, least) < (share or 1e-7)
@@ -121,12 +130,16 @@ def distant(dtype: str, models: int, shape: Any = SHAPE) -> tuple[torch.Tensor, 
 
 
 def far(dtype: str, models: int, shape: Any = SHAPE) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Fine-tunes that changed as much as the base is large."""
     return family(dtype, models, shape, sigma=0.02)
 
 
 class Family(NamedTuple):
-    """Methods that see the same of a tensor. `shapes`: those beside `shape` that it tells apart. `unsure`: the share of
-    elements that may be so near to a threshold, or a vote to zero, that rounding turns them."""
+    """Cases that share inputs and a comparison.
+
+    `shape`: that of most tests. `shapes`: others that the methods treat in another way. `unsure`: the share of elements
+    that may be so near to a threshold, or a vote to zero, that rounding decides.
+    """
 
     rows: dict[str, Case]
     makers: tuple[Callable[..., Any], ...] = (family,)

@@ -52,7 +52,7 @@ def test_a_plain_function_is_a_method():
 
 
 @pytest.mark.parametrize("backend", ["cpu", "torch"])
-def test_random_numbers_come_from_a_stream_key(backend):
+def test_random_numbers_come_from_a_stream_key(backend, registry):
     """The numbers that docs/numerics.md names, by public means alone; a random mask of the same key agrees."""
 
     def numbers(tensor, p):
@@ -66,7 +66,7 @@ def test_random_numbers_come_from_a_stream_key(backend):
     define(numbers)
     drawn = merged([np.ones(4)], np.zeros(4), **options)
     assert drawn.tolist() == [59160, 14763, 34936, 21051]
-    REGISTRY.pop("mine")
+    registry.pop("mine")
     define(kept)
     assert merged([np.ones(4)], np.zeros(4), **options).tolist() == (drawn < 32768).astype(float).tolist()
 

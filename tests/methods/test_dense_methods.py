@@ -276,4 +276,4 @@ def test_memory_stays_below_the_estimate(method, shape, tmp_path, monkeypatch):
     used, estimate = map(int, done.stdout.split())
     assert 0 < used <= estimate
     least = run_cli("plan", recipes[1], "--memory", "1MB", "--threads", 1)
-    assert least.status == 2 and f"as method '{method}' holds more of a tensor than tiles" in least.stderr
+    assert least.status == 2 and f"because method '{method}' holds more of a tensor than tiles" in least.stderr

@@ -221,7 +221,7 @@ def test_what_is_not_finite_is_an_error(case):
 def test_what_is_not_finite_counts_as_unchanged(case):
     base, tensors = spoiled("bf16", case.few)
     if not case.base:
-        with pytest.raises(UsageError, match="no base to take the place"):
+        with pytest.raises(UsageError, match="no base to take elements from"):
             case.merged(tensors, base, nonfinite="base")
         return
     repaired = [torch.where(t.isfinite(), t, base) for t in tensors]

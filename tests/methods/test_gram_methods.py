@@ -193,7 +193,7 @@ def test_errors_of_the_base(models):
     for method in ("model_stock", "norm_clipped_mean", "expo"):
         with pytest.raises(UsageError, match="needs a base"):
             wm.merge_tensors([ONE] * (1 if method == "expo" else 2), method)
-    with pytest.raises(UsageError, match="no base to take the place"):
+    with pytest.raises(UsageError, match="no base to take elements from"):
         from_files(models, base=False, weight=1, nonfinite="base")
 
 

@@ -14,10 +14,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from kernel_helpers import BY_NAME, DTYPES, assert_same_bits, family
+from kernel_helpers import DTYPES, assert_same_bits, family
 from triton_helpers import at, awkward, case, cases, code, poisoned, run_cases
 from warpmerge.backends.gpu.tables import blocks_of, chunks_of, is_aligned, rule_rows
 from warpmerge.backends.reference import backend as reference
+from warpmerge.dtypes import BY_NAME
 from warpmerge.expr.expression import (
     Expr,
     Op,

@@ -1,4 +1,4 @@
-// Functions that formulas may name, each the same sequence of operations as warpmerge/elementary.py spells out for
+// Functions that formulas may name, each the same sequence of operations as warpmerge/expr/elementary.py spells out for
 // backends without an instruction for it: the same bits.
 #pragma once
 
@@ -140,8 +140,10 @@ WM_FN T function_of(T a) {
     return hyperbolic_tangent(a);
   else if constexpr (kOp == FormulaOp::divergence_near)
     return divergence_near(a);
-  else
+  else {
+    static_assert(kOp == FormulaOp::nearest, "an operation that this list lacks");
     return nearest(a);
+  }
 }
 
 // Calls body(constant of the instruction) for one that is a function.

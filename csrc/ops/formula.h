@@ -1,5 +1,5 @@
 // The instructions of formulas on one element, each rounded once. operations.h has their numbers.
-// KEEP, DRAW, ROW, COLUMN and RANK depend on the element's place: masks.h, philox.h and rows.h say what they are.
+// KEEP, DRAW, ROW, COLUMN and RANK depend on the element's place: masks.h and philox.h define them, cpu/ranks.inl the ranks.
 #pragma once
 
 #include <math.h>
@@ -106,8 +106,10 @@ WM_FN T calculate(T a, T b, T c) {
     return a != T(0) ? b : c;
   else if constexpr (kOp == FormulaOp::pow2)
     return power_of_two(a);
-  else
+  else {
+    static_assert(kOp == FormulaOp::exponent, "an operation that this list lacks");
     return exponent_of(a);
+  }
 }
 
 // Calls body(constant of the instruction) for one of operands alone.

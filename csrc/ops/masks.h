@@ -1,7 +1,7 @@
 // Which elements of a delta survive sparsification. The rules are comparisons, and blind to tiling:
 //   threshold  magnitude_key(d) > t, or == t at a flat index below `tie_end`
 //   random     16 Philox bits of (key, element) below `cut`
-//   by rank    16 Philox bits of (key, element) below ramp_cut of the element's rank in its row (rows.h)
+//   by rank    16 Philox bits of (key, element) below ramp_cut of the element's rank in its row (cpu/ranks.inl)
 // "All" is the threshold 0, "none" the threshold above every key; at cut = 65536 the random rule keeps everything.
 #pragma once
 

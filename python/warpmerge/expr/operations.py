@@ -43,13 +43,14 @@ class Op(enum.IntEnum):
     WHERE = 12, 3, "b if a != 0 else c"
     POW2 = 13, 1, "2^a for a whole a with a normal result"
     EXPONENT = 14, 1, "the unbiased exponent field of a: floor(log2 |a|) of a normal number"
-    # The value of these depends on the element's place: masks.h, philox.h and rows.h define them.
+    # The value of these depends on the element's place: masks.h and philox.h define them, cpu/ranks.inl the ranks.
     KEEP = 15, 1, "a where mask `payload` keeps it, else 0"
     DRAW = 16, 0, "16 random bits, 0 to 65535, of the stream `payload`"
     ROW = 17, 0, "the entry of vector `payload` for the element's row"
     COLUMN = 18, 0, "the entry of vector `payload` for the element's column"
     RANK = 19, 1, "how many elements of the row have a smaller |a|, or an equal one and a lower column"
-    # Functions: elementary.h defines them. A backend without an instruction gets what elementary.py expands them to.
+    # From here on functions: kernels tell them by a number above RANK. elementary.h defines them; a backend without an
+    # instruction gets what elementary.py expands them to.
     EXP = 20, 1, "e^a"
     EXPM1 = 21, 1, "e^a - 1"
     EXPM1_NEAR = 22, 1, "e^a - 1 for |a| < 0.35"

@@ -1,7 +1,7 @@
-"""Views in columns: of each of many tensors the view that a model offers, without an object for each.
+"""A column holds a view for each of many tensors. It keeps no Python object for each.
 
-A row is a tensor. The rows of all models of a merge are in the same order, so that a job of a merge is a row number and
-its views are those of the row in each model's column.
+A row of a column is a tensor. The columns of all models of a merge have the same tensors in the same order. So a job of
+a merge is a row number, and its views are those in this row of each column.
 """
 
 from __future__ import annotations
@@ -124,7 +124,9 @@ class FileColumn(ViewColumn):
             array("q", [self._offsets[row] if row >= 0 else 0 for row in rows]),
             array("q", [self.read_bytes[row] if row >= 0 else 0 for row in rows]),
         )
-        return FileColumn(found, array("i", [self._file_of[row] if row >= 0 else 0 for row in rows]), self._files)
+        taken = FileColumn(found, array("i", [self._file_of[row] if row >= 0 else 0 for row in rows]), self._files)
+        taken._others = {place: self._others[row] for place, row in enumerate(rows) if row in self._others}
+        return taken
 
     def replace(self, others: Mapping[int, View]) -> None:
         """Puts other views in place of the regions of these rows, before the column is used."""

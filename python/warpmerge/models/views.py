@@ -281,7 +281,7 @@ class JoinedParts(View):
         # A stripe is what lies under one index of the axes before `axis`: a piece of each part, from these places on.
         self.starts = (0, *itertools.accumulate(pieces))
         self.count = math.prod(self.shape)  # kept: a plan asks for sizes a dozen times
-        self.nbytes = self.read_bytes = self.count * self.dtype.itemsize
+        self.nbytes = self.count * self.dtype.itemsize
         self.read_bytes = sum(part.read_bytes for part in parts)
         self._native: Any = None
 

@@ -68,6 +68,8 @@ def evaluate(program: Program, x: list[torch.Tensor], base: torch.Tensor | None)
                 y = _vector(program.vectors[payload], zero)[index % program.columns]
             case Op.RANK:
                 y = row_ranks(a, program.columns)
+            case unknown:
+                raise AssertionError(f"the reference lacks the operation {unknown}")
         operands[target] = y
     return [operands[number] for number in program.outputs]
 

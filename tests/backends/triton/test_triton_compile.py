@@ -5,8 +5,8 @@ import json
 import pytest
 from triton_versions import VERSIONS, run
 
-COMMON = ["weighted_sum bf16", "elect_and_sum bf16", "sums bf16", "gram bf16", "sweep bf16", "shrink", "reduce",
-          "formula median of 3, bf16", "formula softmax of 3, bf16", "formula drawn of 3, bf16"]  # fmt: skip
+COMMON = ["elect_and_sum bf16", "sums bf16", "gram bf16", "sweep bf16", "shrink", "reduce",
+          *(f"formula {name} of 3, bf16" for name in ("weighted_sum", "median", "softmax", "drawn"))]  # fmt: skip
 
 
 # Bytes of stack where a version of Triton needs some; everything else has none.

@@ -9,8 +9,8 @@ from triton_versions import VERSIONS, run
 
 CASES = {
     "triton_backend_cases.py": 31,
-    "triton_combine_cases.py": 119,
-    "triton_formula_cases.py": 99,
+    "triton_combine_cases.py": 46,
+    "triton_formula_cases.py": 117,
     "triton_measure_cases.py": 40,
     "triton_product_cases.py": 30,
     "triton_row_cases.py": 31,

@@ -13,7 +13,6 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from kernel_helpers import (
     ALL_DTYPES,
-    DTYPES,
     assert_same_bits,
     family,
     output,
@@ -23,26 +22,11 @@ from kernel_helpers import (
     weights,
     work,
 )
-from triton_helpers import at, awkward, case, cases, poisoned, run_cases
+from triton_helpers import at, case, cases, poisoned, run_cases
 from triton_launches import CPU, Problem, Request, coefficients, native, rules, ties
 from warpmerge.backends.gpu.tables import CHUNK
 from warpmerge.requests import KEEP_ALL, KEEP_NONE, RandomMask, TopKMask
-from warpmerge.triton_kernels import elect_and_sum, weighted_sum
-
-
-def check_weighted_sum(*problems, agree=False, split=None):
-    request = Request(*problems, split=split)
-    weighted_sum.launch(request.launch, agree, at(request.nonfinite))
-    wanted = [[torch.full_like(o, 7.0) for o in p.outputs] for p in problems]
-    items = [
-        pool(CPU).weighted_sum(p.operands, 65536, list(p.numbers), agree, [output(o) for o in outs])
-        for p, outs in zip(problems, wanted, strict=True)
-    ]
-    work(pool(CPU), *items)
-    for p, outs in zip(problems, wanted, strict=True):
-        for got, want in zip(p.outputs, outs, strict=True):
-            assert_same_bits(got, want)
-    request.check_nonfinite(items)
+from warpmerge.triton_kernels import elect_and_sum
 
 
 def check_elect_and_sum(*problems, elect, split=None):
@@ -64,56 +48,11 @@ def check_elect_and_sum(*problems, elect, split=None):
     request.check_nonfinite(items)
 
 
-@cases("weighted_sum", dtype=ALL_DTYPES, on_deltas=[False, True], models=[3])
-@cases("weighted_sum", dtype=["bf16", "fp32", "mixed64"], on_deltas=[False, True], models=[1, 2, 5, 9])
-def _(dtype, on_deltas, models):
-    problems = []
-    for seed, count in enumerate((1, 16385, 7)):
-        base, tensors = family(dtype, models, count, seed=seed)
-        problems.append(Problem(tensors, base if on_deltas else None, outputs=1, numbers=signed(models)))
-    check_weighted_sum(*problems)
-
-
-@cases("weighted_sum to", dtype=["bf16", "fp16", "fp32", "fp64"], out=list(DTYPES))
-def _(dtype, out):
-    base, tensors = family(dtype, 2, 4099)
-    check_weighted_sum(Problem(tensors, base, outputs=1, out=DTYPES[out], numbers=[0.4, 0.7]))
-
-
-@cases("weighted_sum, several outputs", on_deltas=[False, True])
-def _(on_deltas):
-    base, tensors = family("bf16", 3, 40_000)
-    numbers = [*signed(3), *weights(3), 0.0, 1.0, 0.0]
-    check_weighted_sum(Problem(tensors, base if on_deltas else None, outputs=3, numbers=numbers), split=CHUNK)
-
-
-@cases("weighted_sum, agreeing", dtype=["bf16", "fp32", "fp64"])
-def _(dtype):
-    _, tensors = family(dtype, 3, 4099, sigma=1e-4)
-    tensors[0][::3] = tensors[1][::3] = tensors[2][::3]
-    tensors[0][:5] = tensors[1][:5] = tensors[2][:5] = torch.tensor([float("nan"), float("inf"), -0.0, 1e-40, -1e-45])
-    check_weighted_sum(Problem(tensors, outputs=1, numbers=[1 / 3] * 3), agree=True)
-    check_weighted_sum(Problem(tensors[:1], outputs=1, numbers=[0.3]), agree=True)
-
-
-@cases("every 16-bit pattern", dtype=["bf16", "fp16"], out=["bf16", "fp16", "fp32", "fp64"])
-def _(dtype, out):
-    every = torch.arange(-32768, 32768, dtype=torch.int32).to(torch.int16).view(DTYPES[dtype])
-    check_weighted_sum(Problem([every], outputs=1, out=DTYPES[out], numbers=[1.0]))
-
-
-@cases("rounding", dtype=["fp32", "fp64"], out=list(DTYPES))
-def _(dtype, out):
-    values = awkward(DTYPES[dtype], 40_000)
-    check_weighted_sum(Problem([values], outputs=1, out=DTYPES[out], numbers=[1.0]))
-
-
 @cases("misaligned", dtype=["bf16", "fp32"])
 def _(dtype):
     base, tensors = family(dtype, 3, 20_000)
     base, tensors = unaligned(base), [unaligned(t) for t in tensors]
     numbers, keep = coefficients(3), rules(3)
-    check_weighted_sum(Problem(tensors, base, outputs=1, numbers=weights(3)))
     check_elect_and_sum(Problem(tensors, base, outputs=1, numbers=numbers, keep=keep), elect=True)
 
 
@@ -139,7 +78,6 @@ def ties_end_exactly():
 def elements_that_do_not_change_keep_their_bits():
     base = torch.tensor([-0.0, 0.0, 1e-45, -1.0] * 1100)
     tensors = [base.clone(), base.clone()]
-    check_weighted_sum(Problem(tensors, base, outputs=1, numbers=[0.5, 0.5]))
     for elect in (False, True):
         numbers, keep = coefficients(2), [KEEP_ALL, KEEP_NONE]
         check_elect_and_sum(Problem(tensors, base, outputs=1, numbers=numbers, keep=keep), elect=elect)
@@ -160,9 +98,6 @@ def _(dtype, policy):
         numbers = coefficients(3)
         problem = Problem(tensors, base, outputs=1, policy=policy, numbers=numbers, keep=keep)
         check_elect_and_sum(problem, elect=elect)
-    check_weighted_sum(Problem(tensors, base, outputs=1, policy=policy, numbers=weights(3)))
-    if policy < 2:
-        check_weighted_sum(Problem(tensors, outputs=1, policy=policy, numbers=weights(3)))
 
 
 if __name__ == "__main__":

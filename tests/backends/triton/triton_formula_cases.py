@@ -14,7 +14,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from kernel_helpers import BY_NAME, DTYPES, assert_same_bits, family
+from kernel_helpers import BY_NAME, DTYPES, assert_same_bits, family, unaligned
 from triton_helpers import at, awkward, case, cases, code, poisoned, run_cases
 from warpmerge.backends.gpu.tables import blocks_of, chunks_of, is_aligned, keep_rows
 from warpmerge.backends.reference import backend as reference
@@ -199,6 +199,25 @@ def _(dtype, on_deltas, seed):
 def _(out, dtype):
     x_0, tensors = family(dtype, 2, 4099)
     check(Problem(tensors, x_0, random_formula(4, 2, 20, dtype == "mixed64", 4099), out=DTYPES[out]))
+
+
+@cases("every 16-bit pattern", dtype=["bf16", "fp16"], out=["bf16", "fp16", "fp32", "fp64"])
+def _(dtype, out):
+    every = torch.arange(-32768, 32768, dtype=torch.int32).to(torch.int16).view(DTYPES[dtype])
+    check(Problem([every], None, Formula((delta(0) * 1.0,)), out=DTYPES[out]))
+
+
+@cases("rounding", dtype=["fp32", "fp64"], out=list(DTYPES))
+def _(dtype, out):
+    values = awkward(DTYPES[dtype], 40_000)
+    check(Problem([values], None, Formula((delta(0) * 1.0,)), out=DTYPES[out]))
+
+
+@cases("misaligned", dtype=["bf16", "fp32"])
+def _(dtype):
+    x_0, tensors = family(dtype, 3, 20_000)
+    made = Formula((add_up([delta(k) * 0.3 for k in range(3)]),))
+    check(Problem([unaligned(t) for t in tensors], unaligned(x_0), made))
 
 
 @cases("places", dtype=["bf16", "fp64"], cuts=[(), (4096,), (3 * 1001, 17 * 1001)])

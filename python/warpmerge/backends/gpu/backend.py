@@ -21,7 +21,7 @@ from ..protocol import Backend
 from .execution import Group, grouped
 from .flight import InPlace, Staged, Workspace
 from .loads import footprint
-from .lowering import answered, lowered
+from .lowering import Lowering, answered
 from .requests import BINS, steps
 from .scratch import Scratch
 from .staging import IO_TILE, SLOT, SLOTS, Arrival, Cancelled, Inbound, Outbound, drop, wait_for
@@ -53,6 +53,7 @@ class DeviceBackend(Backend):
         resident: bool = False,
     ) -> None:
         self.name, self.runtime, self.kernels = name, runtime, kernels
+        self._lowering = Lowering(kernels)
         self.batch_bytes, self.batch_inputs, self.in_flight = batch_bytes, BATCH_INPUTS, IN_FLIGHT
         self.flights = IN_FLIGHT  # that may be on this device at once; more if it is one of several
         if resident:
@@ -75,7 +76,7 @@ class DeviceBackend(Backend):
 
     def launch(self, work: Sequence[Work]) -> Ticket:
         asked = work
-        work = [(task, lowered(task, request)) for task, request in work]
+        work = [(task, self._lowering.lowered(task, request)) for task, request in work]
         if all(_in_place(task) for task, _ in work):
             try:
                 return Ticket(asked, self._start_in_place(work))

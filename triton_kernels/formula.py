@@ -96,12 +96,22 @@ def draw(key, index, start, STEP: tl.constexpr):
 
 
 @device
-def within_rows(offset, index, columns):
-    """Row and column of the elements at `offset` in a chunk that begins at flat index `index`."""
-    first, column = index // columns, index % columns
+def corner_of(words, index):
+    """Row and column of flat index `index`; of a chunk that begins there, how much is in its first row and in others.
+
+    A 64-bit division is a call: in a loop it would cost registers.
+    """
+    columns = tl.load(words)
+    column = index % columns
+    left, width = tl.minimum(columns - column, CHUNK), tl.minimum(columns, CHUNK)
+    return index // columns, column, left.to(tl.int32), width.to(tl.int32)
+
+
+@device
+def within_rows(offset, corner):
+    """Row and column of the elements at `offset` in a chunk that begins at `corner`."""
+    first, column, left, width = corner
     # A 64-bit division for each element would cost as much as a long formula.
-    left = tl.minimum(columns - column, CHUNK).to(tl.int32)
-    width = tl.minimum(columns, CHUNK).to(tl.int32)
     beyond = tl.maximum(offset - left, 0)
     inside = offset < left
     rows = tl.where(inside, 0, beyond // width + 1)
@@ -120,7 +130,7 @@ def load_entries(address, i, offset, length, WIDE: tl.constexpr, MASKED: tl.cons
 def locate(a, start, offset, place, tables, OP: tl.constexpr, PAYLOAD: tl.constexpr, SIZES: tl.constexpr,
            WIDE: tl.constexpr, STEP: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
     """An instruction that depends on where the elements are."""
-    segment, index, begin, length = place
+    segment, index, begin, length, corner = place
     _constants, keeps, words = tables
     if OP == KEEP:
         cut, threshold, ties, key = load_rule(keeps, segment, PAYLOAD, index, SIZES[2], WIDE)
@@ -136,7 +146,7 @@ def locate(a, start, offset, place, tables, OP: tl.constexpr, PAYLOAD: tl.conste
         address = tl.load(words + 2 + SIZES[3] + SIZES[4] + PAYLOAD)
         return load(address, begin, offset, length, F64 if WIDE else F32, WIDE, True, MASKED)
     else:
-        rows, columns = within_rows(offset, index, tl.load(words))
+        rows, columns = within_rows(offset, corner)
         address = tl.load(words + 2 + SIZES[3] + PAYLOAD)
         return load_entries(address, rows if OP == ROW else columns, offset, length, WIDE, MASKED)
 
@@ -173,7 +183,7 @@ def _step(start, sources, base_source, targets, place, tables, counters, INPUTS:
           AGREE: tl.constexpr, WIDE: tl.constexpr, TO_ZERO: tl.constexpr, ALIGNED: tl.constexpr,
           COUNT: tl.constexpr, STEP: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
     """Writes the outputs of one step; returns the largest magnitude key of the deltas at each element."""
-    _segment, _index, begin, length = place
+    _segment, _index, begin, length, _corner = place
     offset = start + tl.arange(0, STEP)
     d, base, top = load_deltas(sources, base_source, begin, offset, length, counters, INPUTS, BASE, WIDE, TO_ZERO,
                                ALIGNED, COUNT, MASKED)  # fmt: skip
@@ -208,8 +218,9 @@ def _kernel(places: tl.int64, chunk_map: tl.int64, numbers: tl.int64, keeps: tl.
     base_source = tl.load(row + 6)
     sources = load_addresses(row, 7, models)
     targets = load_addresses(row, 7 + models, outputs)
-    place = segment, tl.load(row + 1) + begin, begin, length
     own_words = pointer(words, tl.int64) + segment * (2 + SIZES[3] + SIZES[4] + SIZES[5])
+    index = tl.load(row + 1) + begin
+    place = segment, index, begin, length, corner_of(own_words, index) if SIZES[4] else ()
     tables = pointer(numbers, tl.float64) + segment * SIZES[1], keeps, own_words
     counters = pointer(nonfinite, tl.int64) + tl.load(row + 3) * (models + 1)
     largest = tl.full((), infinity, tl.int64 if WIDE else tl.int32)

@@ -9,7 +9,7 @@ import functools
 import triton.language as tl
 
 from ..expr.operations import Op
-from .deltas import load_addresses, load_deltas
+from .deltas import load_addresses, load_coefficients, load_deltas
 from .elements import (
     CHUNK,
     F32,
@@ -41,6 +41,7 @@ DRAW, ROW, COLUMN, RANK = map(tl.constexpr, map(int, (Op.DRAW, Op.ROW, Op.COLUMN
 LONG = (
     128  # instructions: for more a kernel is compiled with one way over a chunk instead of two; loads cost little then
 )
+FEW = tl.constexpr(16)  # constants that are kept in registers; more are loaded anew in each step
 
 
 @device
@@ -84,15 +85,14 @@ def calculate(a, b, c, OP: tl.constexpr, WIDE: tl.constexpr):
 
 
 @device
-def draw(key, index, start, STEP: tl.constexpr):
+def draw(key, index, start, STEP: tl.constexpr, MID_CALL: tl.constexpr):
     """16 random bits for each element of a step of the chunk that begins at flat index `index`."""
     call = (index + start) // 8
-    if index % 8 == 0:
-        bits = lanes16(key, call + tl.arange(0, STEP // 8))
-    else:  # a segment that begins with a row
+    if MID_CALL:
         lanes = lanes16(key, call + tl.arange(0, STEP // 4))
-        bits = tl.gather(lanes, (index % 8).to(tl.int32) + tl.arange(0, STEP), 0)
-    return bits
+        return tl.gather(lanes, (index % 8).to(tl.int32) + tl.arange(0, STEP), 0)
+    else:
+        return lanes16(key, call + tl.arange(0, STEP // 8))
 
 
 @device
@@ -127,21 +127,22 @@ def load_entries(address, i, offset, length, WIDE: tl.constexpr, MASKED: tl.cons
 
 
 @device
-def locate(a, start, offset, place, tables, OP: tl.constexpr, PAYLOAD: tl.constexpr, SIZES: tl.constexpr,
-           WIDE: tl.constexpr, STEP: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
-    """An instruction that depends on where the elements are."""
+def locate(a, start, offset, place, tables, OP: tl.constexpr, PAYLOAD: tl.constexpr, SETTLED: tl.constexpr,
+           SIZES: tl.constexpr, WIDE: tl.constexpr, MID_CALL: tl.constexpr, STEP: tl.constexpr,
+           MASKED: tl.constexpr):  # fmt: skip
+    """An instruction that depends on where the elements are. SETTLED: if `a` is NaN, it is the canonical one."""
     segment, index, begin, length, corner = place
-    _constants, keeps, words = tables
+    _constants, _kept, keeps, words = tables
     if OP == KEEP:
         cut, threshold, ties, key = load_rule(keeps, segment, PAYLOAD, index, SIZES[2], WIDE)
         if cut < 0:
-            # As `drop` has it, but a value may be any NaN.
-            kept = magnitude_key(settle(a, False, WIDE), WIDE) >= threshold + (offset >= ties).to(threshold.dtype)
+            magnitudes = magnitude_key(a if SETTLED else settle(a, False, WIDE), WIDE)
+            kept = magnitudes >= threshold + (offset >= ties).to(threshold.dtype)
         else:
-            kept = draw(key, index, start, STEP) < cut
+            kept = draw(key, index, start, STEP, MID_CALL) < cut
         return tl.where(kept, a, 0.0)
     elif OP == DRAW:
-        return draw(tl.load(words + 2 + PAYLOAD), index, start, STEP).to(tl.float64 if WIDE else tl.float32)
+        return draw(tl.load(words + 2 + PAYLOAD), index, start, STEP, MID_CALL).to(tl.float64 if WIDE else tl.float32)
     elif OP == RANK:
         address = tl.load(words + 2 + SIZES[3] + SIZES[4] + PAYLOAD)
         return load(address, begin, offset, length, F64 if WIDE else F32, WIDE, True, MASKED)
@@ -153,7 +154,7 @@ def locate(a, start, offset, place, tables, OP: tl.constexpr, PAYLOAD: tl.conste
 
 @device
 def evaluate(d, base, start, offset, place, tables, CODE: tl.constexpr, VALUES: tl.constexpr, SIZES: tl.constexpr,
-             WIDE: tl.constexpr, STEP: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
+             WIDE: tl.constexpr, MID_CALL: tl.constexpr, STEP: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
     """The values of a program for the deltas `d` of a step."""
     registers: tl.constexpr = SIZES[0]
     constants: tl.constexpr = SIZES[1]
@@ -161,15 +162,14 @@ def evaluate(d, base, start, offset, place, tables, CODE: tl.constexpr, VALUES: 
     for _ in tl.static_range(registers):
         operands = operands + (base,)  # noqa: RUF005
     for j in tl.static_range(constants):
-        # Loaded anew in each step: kept for all of them they would take registers.
-        constant = tl.load(tables[0] + j).to(tl.float64 if WIDE else tl.float32)
+        constant = tables[1][j] if constants <= FEW else tl.load(tables[0] + j).to(tl.float64 if WIDE else tl.float32)
         operands = operands + (tl.broadcast_to(constant, (STEP,)),)  # noqa: RUF005
     for i in tl.static_range(len(CODE)):
         if CODE[i][0] < KEEP:
             y = calculate(operands[CODE[i][2]], operands[CODE[i][3]], operands[CODE[i][4]], CODE[i][0], WIDE)
         else:
-            y = locate(operands[CODE[i][2]], start, offset, place, tables, CODE[i][0], CODE[i][5], SIZES, WIDE, STEP,
-                       MASKED)  # fmt: skip
+            y = locate(operands[CODE[i][2]], start, offset, place, tables, CODE[i][0], CODE[i][5],
+                       CODE[i][2] < len(d), SIZES, WIDE, MID_CALL, STEP, MASKED)  # fmt: skip
         operands = operands[: CODE[i][1]] + (y,) + operands[CODE[i][1] + 1 :]  # noqa: RUF005
     values = ()
     for m in tl.static_range(len(VALUES)):
@@ -181,13 +181,13 @@ def evaluate(d, base, start, offset, place, tables, CODE: tl.constexpr, VALUES: 
 def _step(start, sources, base_source, targets, place, tables, counters, INPUTS: tl.constexpr, BASE: tl.constexpr,
           OUT: tl.constexpr, CODE: tl.constexpr, VALUES: tl.constexpr, SIZES: tl.constexpr, COMBINE: tl.constexpr,
           AGREE: tl.constexpr, WIDE: tl.constexpr, TO_ZERO: tl.constexpr, ALIGNED: tl.constexpr,
-          COUNT: tl.constexpr, STEP: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
+          COUNT: tl.constexpr, MID_CALL: tl.constexpr, STEP: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
     """Writes the outputs of one step; returns the largest magnitude key of the deltas at each element."""
     _segment, _index, begin, length, _corner = place
     offset = start + tl.arange(0, STEP)
     d, base, top = load_deltas(sources, base_source, begin, offset, length, counters, INPUTS, BASE, WIDE, TO_ZERO,
                                ALIGNED, COUNT, MASKED)  # fmt: skip
-    values = evaluate(d, base, start, offset, place, tables, CODE, VALUES, SIZES, WIDE, STEP, MASKED)
+    values = evaluate(d, base, start, offset, place, tables, CODE, VALUES, SIZES, WIDE, MID_CALL, STEP, MASKED)
     if AGREE:
         differ = tl.zeros_like(top)
         for k in tl.static_range(1, AGREE):
@@ -209,8 +209,11 @@ def _kernel(places: tl.int64, chunk_map: tl.int64, numbers: tl.int64, keeps: tl.
             nonfinite: tl.int64, INPUTS: tl.constexpr, BASE: tl.constexpr, OUT: tl.constexpr, CODE: tl.constexpr,
             VALUES: tl.constexpr, SIZES: tl.constexpr, COMBINE: tl.constexpr, AGREE: tl.constexpr,
             WIDE: tl.constexpr, TO_ZERO: tl.constexpr, ALIGNED: tl.constexpr, COUNT: tl.constexpr,
-            STEP: tl.constexpr, ONE_WAY: tl.constexpr):  # fmt: skip
-    """SIZES: how many registers, constants, rules, keys, vectors and ranked inputs the program has."""
+            MID_CALL: tl.constexpr, STEP: tl.constexpr, ONE_WAY: tl.constexpr):  # fmt: skip
+    """SIZES: how many registers, constants, rules, keys, vectors and ranked inputs the program has.
+
+    MID_CALL: what one call of Philox decides may be cut by the beginning of a segment.
+    """
     models: tl.constexpr = len(INPUTS)
     outputs: tl.constexpr = len(VALUES)
     infinity: tl.constexpr = INFINITY64 if WIDE else INFINITY32
@@ -221,7 +224,8 @@ def _kernel(places: tl.int64, chunk_map: tl.int64, numbers: tl.int64, keeps: tl.
     own_words = pointer(words, tl.int64) + segment * (2 + SIZES[3] + SIZES[4] + SIZES[5])
     index = tl.load(row + 1) + begin
     place = segment, index, begin, length, corner_of(own_words, index) if SIZES[4] else ()
-    tables = pointer(numbers, tl.float64) + segment * SIZES[1], keeps, own_words
+    constants = pointer(numbers, tl.float64) + segment * SIZES[1]
+    tables = constants, load_coefficients(constants, SIZES[1] if SIZES[1] <= FEW else 0, WIDE), keeps, own_words
     counters = pointer(nonfinite, tl.int64) + tl.load(row + 3) * (models + 1)
     largest = tl.full((), infinity, tl.int64 if WIDE else tl.int32)
     if not ONE_WAY:  # noqa: SIM102 (at compile time, unlike what follows)
@@ -229,7 +233,8 @@ def _kernel(places: tl.int64, chunk_map: tl.int64, numbers: tl.int64, keeps: tl.
             tops = tl.zeros((STEP,), tl.int64 if WIDE else tl.int32)
             for start in range(0, CHUNK, STEP):
                 top = _step(start, sources, base_source, targets, place, tables, counters, INPUTS, BASE, OUT, CODE,
-                            VALUES, SIZES, COMBINE, AGREE, WIDE, TO_ZERO, ALIGNED, COUNT, STEP, False)  # fmt: skip
+                            VALUES, SIZES, COMBINE, AGREE, WIDE, TO_ZERO, ALIGNED, COUNT, MID_CALL, STEP,
+                            False)  # fmt: skip
                 tops = tl.maximum(tops, top)
             largest = tl.max(tops, axis=0)
     if largest >= infinity:
@@ -237,7 +242,7 @@ def _kernel(places: tl.int64, chunk_map: tl.int64, numbers: tl.int64, keeps: tl.
         start = 0
         while start < length:
             _step(start, sources, base_source, targets, place, tables, counters, INPUTS, BASE, OUT, CODE, VALUES,
-                  SIZES, COMBINE, AGREE, WIDE, TO_ZERO, ALIGNED, COUNT, slower, True)  # fmt: skip
+                  SIZES, COMBINE, AGREE, WIDE, TO_ZERO, ALIGNED, COUNT, MID_CALL, slower, True)  # fmt: skip
             start += slower
 
 
@@ -255,5 +260,6 @@ def launch(launch, code, combine, agree, nonfinite):
         nonfinite, INPUTS=tuple(launch.inputs), OUT=launch.out, CODE=_placed(program.code, program.ranked),
         VALUES=program.outputs, SIZES=(program.registers, *map(len, sizes)), COMBINE=bool(combine),
         AGREE=agree if combine and launch.base < 0 else 0,
+        MID_CALL=not launch.at_calls and bool(program.rules or program.keys),
         STEP=step(launch, launch.models + 2 + program.registers // 8, warps), ONE_WAY=len(program.code) > LONG,
         warps=warps, **shared(launch, nonfinite))  # fmt: skip

@@ -33,10 +33,10 @@ TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 ADDRESS = 1 << 40
 
 
-def launch(inputs, base, out, *, fp64=False, aligned=True, outputs=1, policy=0):
+def launch(inputs, base, out, *, fp64=False, aligned=True, at_calls=True, outputs=1, policy=0):
     return SimpleNamespace(
         segments=1, chunks=1, models=len(inputs), outputs=outputs, inputs=inputs, base=base, out=out, fp64=fp64,
-        policy=policy, aligned=aligned,
+        policy=policy, aligned=aligned, at_calls=at_calls,
         places=ADDRESS, chunk_map=ADDRESS, numbers=ADDRESS, keeps=ADDRESS, words=ADDRESS,
     )  # fmt: skip
 
@@ -123,6 +123,8 @@ def formulas():
     yield "formula, measured", table, example("ratios", 3), False, 0, 4, 3
     table = launch((BF16,) * 3, BF16, BF16, aligned=False)
     yield "formula, misaligned", table, example("median", 3), True, 0, 0, 0
+    table = launch((BF16,) * 3, BF16, F32, at_calls=False)
+    yield "formula, drawn from the middle of a call", table, example("drawn", 3), False, 0, 4, 1
     table = launch((F64, BF16, F32), F16, BF16, fp64=True, policy=2)
     for name in ("weighted_sum", "median", "softmax", "places", "drawn"):
         yield f"wide formula {name}", table, example(name, 3, fp64=True), True, 0, 0, 0

@@ -109,8 +109,8 @@ class Request:
             segments=len(places), chunks=len(chunk_map), models=len(head.tensors), outputs=len(p.outputs),
             inputs=tuple(code(t) for t in head.tensors), base=-1 if head.base is None else code(head.base),
             out=BY_NAME[str(compute).removeprefix("torch.")].code, fp64=head.fp64, policy=head.policy,
-            aligned=is_aligned(*used), **dict(zip(["places", "chunk_map", "numbers", "keeps", "words"],
-                                                  map(at, self._memory), strict=True)),
+            aligned=is_aligned(*used), at_calls=all(p[1] % 8 == 0 for p in places),
+            **dict(zip(["places", "chunk_map", "numbers", "keeps", "words"], map(at, self._memory), strict=True)),
         )  # fmt: skip
 
 

@@ -22,10 +22,9 @@ from .execution import POLICIES, Execution, Group
 from .flight import Temporary
 from .loads import CHUNKS, Cut, Load, Part
 from .scratch import Scratch
-from .tables import BLOCK, VECTOR, Kind, Segment, Table, is_aligned, keep_rows
+from .tables import BLOCK, PHILOX_LANES, VECTOR, Kind, Segment, Table, is_aligned, keep_rows
 
 FLOAT32, FLOAT64 = 0, 3  # dtype codes
-PHILOX_LANES = 8
 BLOCKS = Cut(BLOCK)
 
 

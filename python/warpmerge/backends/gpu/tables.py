@@ -31,6 +31,7 @@ CHUNK = 16384
 BLOCK = 4096  # of the reduction order; a chunk holds whole ones
 COLUMN_TILE = 128
 VECTOR = 16  # bytes of the widest access
+PHILOX_LANES = 8  # elements that one call decides about
 ALIGN = 256  # of every tensor in device memory that is laid out here
 
 
@@ -63,11 +64,15 @@ class Segment(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """A packed table in device memory: its kind, its grid and the addresses of its sections (0: there is none)."""
+    """A packed table in device memory: its kind, its grid and the addresses of its sections (0: there is none).
+
+    at_calls: what one call of Philox decides lies in one segment, so each begins with a call.
+    """
 
     kind: Kind
     segments: int
     chunks: int
+    at_calls: bool
     places: int
     chunk_map: int
     numbers: int
@@ -140,6 +145,7 @@ class Table:
             [(s.count, s.first, 0, s.slot, s.block, s.total, s.base, *s.inputs, *s.outputs) for s in segments], np.int64
         ).reshape(len(segments), 7 + kind.models + kind.outputs)
         places[:, 2] = np.cumsum(chunks) - chunks
+        self._at_calls = not (places[:, 1] % PHILOX_LANES).any()
         chunk_map = np.repeat(np.arange(len(segments), dtype=np.int32), chunks)
         self._sections: list[np.ndarray | None] = [places, chunk_map, numbers, keeps, words]
 
@@ -158,7 +164,7 @@ class Table:
             target[at : at + section.nbytes] = section.reshape(-1).view(np.uint8)
             found.append(address + at)
             at += _padded(section.nbytes)
-        return Launch(self.kind, self.segments, self.chunks, *found)
+        return Launch(self.kind, self.segments, self.chunks, self._at_calls, *found)
 
 
 def _padded(nbytes: int) -> int:

@@ -81,11 +81,12 @@ def elections(models: int, kinds: Sequence[Mask]) -> Iterator[ElectAndSum]:
 
 
 def sums(models: int) -> Iterator[WeightedSum]:
-    """Of deltas, of inputs, of inputs that may agree; one and two outputs."""
+    """Of deltas, of inputs, of inputs that may agree; one and two outputs; of which the sign of 0 is all."""
     w = WEIGHTS[:models]
     yield from (WeightedSum(w, on_deltas) for on_deltas in (True, False))
     yield WeightedSum((1 / models,) * models, False, agree=True)
     yield WeightedSum((*w, *WEIGHTS[-models:]), True)
+    yield from (WeightedSum((zero,) * models, False) for zero in (0.0, -0.0))
 
 
 def magnitudes(models: int, kinds: Sequence[Mask]) -> Iterator[Reduce]:

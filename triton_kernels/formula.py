@@ -127,17 +127,16 @@ def load_entries(address, i, offset, length, WIDE: tl.constexpr, MASKED: tl.cons
 
 
 @device
-def locate(a, start, offset, place, tables, OP: tl.constexpr, PAYLOAD: tl.constexpr, SETTLED: tl.constexpr,
-           SIZES: tl.constexpr, WIDE: tl.constexpr, MID_CALL: tl.constexpr, STEP: tl.constexpr,
-           MASKED: tl.constexpr):  # fmt: skip
-    """An instruction that depends on where the elements are. SETTLED: if `a` is NaN, it is the canonical one."""
+def locate(a, start, offset, place, tables, OP: tl.constexpr, PAYLOAD: tl.constexpr, SIZES: tl.constexpr,
+           WIDE: tl.constexpr, MID_CALL: tl.constexpr, STEP: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
+    """An instruction that depends on where the elements are."""
     segment, index, begin, length, corner = place
     _constants, _kept, keeps, words = tables
     if OP == KEEP:
         cut, threshold, ties, key = load_rule(keeps, segment, PAYLOAD, index, SIZES[2], WIDE)
         if cut < 0:
-            magnitudes = magnitude_key(a if SETTLED else settle(a, False, WIDE), WIDE)
-            kept = magnitudes >= threshold + (offset >= ties).to(threshold.dtype)
+            # As `drop` has it, but a value may be any NaN.
+            kept = magnitude_key(settle(a, False, WIDE), WIDE) >= threshold + (offset >= ties).to(threshold.dtype)
         else:
             kept = draw(key, index, start, STEP, MID_CALL) < cut
         return tl.where(kept, a, 0.0)
@@ -168,8 +167,8 @@ def evaluate(d, base, start, offset, place, tables, CODE: tl.constexpr, VALUES: 
         if CODE[i][0] < KEEP:
             y = calculate(operands[CODE[i][2]], operands[CODE[i][3]], operands[CODE[i][4]], CODE[i][0], WIDE)
         else:
-            y = locate(operands[CODE[i][2]], start, offset, place, tables, CODE[i][0], CODE[i][5],
-                       CODE[i][2] < len(d), SIZES, WIDE, MID_CALL, STEP, MASKED)  # fmt: skip
+            y = locate(operands[CODE[i][2]], start, offset, place, tables, CODE[i][0], CODE[i][5], SIZES, WIDE,
+                       MID_CALL, STEP, MASKED)  # fmt: skip
         operands = operands[: CODE[i][1]] + (y,) + operands[CODE[i][1] + 1 :]  # noqa: RUF005
     values = ()
     for m in tl.static_range(len(VALUES)):

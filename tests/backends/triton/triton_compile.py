@@ -124,7 +124,7 @@ def formulas():
     table = launch((BF16,) * 3, BF16, BF16, aligned=False)
     yield "formula, misaligned", table, example("median", 3), True, 0, 0, 0
     table = launch((BF16,) * 3, BF16, F32, at_calls=False)
-    yield "formula, drawn from the middle of a call", table, example("drawn", 3), False, 0, 4, 1
+    yield "formula, drawn from within a call", table, example("drawn", 3), False, 0, 4, 1
     table = launch((F64, BF16, F32), F16, BF16, fp64=True, policy=2)
     for name in ("weighted_sum", "median", "softmax", "places", "drawn"):
         yield f"wide formula {name}", table, example(name, 3, fp64=True), True, 0, 0, 0

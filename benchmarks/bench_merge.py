@@ -150,7 +150,7 @@ def passes(case: Case) -> int:
     """How often the merge reads its inputs, as the plan has it."""
     plan = make_plan(Recipe.load(case.recipe))
     try:
-        return max(map(plan.passes, plan.jobs))
+        return max(map(plan.passes, plan.jobs.groups))
     finally:
         plan.close()
 

@@ -19,6 +19,7 @@ import torch
 from warpmerge.dtypes import BFLOAT16
 from warpmerge.models.views import FileRegion, GatheredRows, JoinedParts, View
 from warpmerge.requests import WeightedSum
+from warpmerge.tasks import TensorTask
 
 from .conftest import bench_dir
 from .kernels import (
@@ -93,7 +94,16 @@ def test_views(benchmark, kind: str, threads: int) -> None:
     backend, make = native(threads, ""), KINDS[kind]
     task = make_task(case, base=False, count=COUNT)
     if make is not None:
-        task.inputs = [make(k + 1) for k in range(case.models)]
+        task = TensorTask.alone(
+            task.info,
+            None,
+            task.values,
+            [make(k + 1) for k in range(case.models)],
+            None,
+            task.out_dtype,
+            task.sinks,
+            task.labels,
+        )
     carry_out(backend, task, REQUEST)
     nbytes = moved_bytes(case, REQUEST, COUNT)
     copies: list[float] = []

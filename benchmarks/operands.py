@@ -32,7 +32,7 @@ def dtype_of(tensor: torch.Tensor) -> Any:
 
 def make_task(inputs: Sequence[torch.Tensor], base: torch.Tensor | None, out: torch.Tensor) -> TensorTask:
     """One tensor of each model, in the memory of the host."""
-    return TensorTask(
+    return TensorTask.alone(
         info=TensorInfo("layer.weight", out.numel(), len(inputs)),
         method=None,
         values={"nonfinite": "error"},

@@ -10,14 +10,15 @@ from .gpu import tables as gpu
 
 REGIMES = ("warm", "warm, synced", "cold")
 CAPTION = (
-    "Whole runs of the command. The ratio is to `cat+cp` (read every input byte once, one thread; then `cp` as many "
-    "bytes as the output has), run in turn with it; cold, to the disk's time for the inputs. "
-    f"{TARGET_SHAPE} in bf16 where nothing else is said."
+    "Whole runs of the command, in turn with `cat+cp`: one thread reads every input byte once, then `cp` copies as "
+    "many bytes as the output has. The ratio is the merge's time divided by that of `cat+cp`; cold, by the disk's time "
+    f"for the inputs. The design demands `target` and hopes for `aim`. The model is {TARGET_SHAPE} in bf16 unless a "
+    "row names another one."
 )
 
 
 def render(result: dict[str, Any], *, brief: bool = False) -> str:
-    """Every table that the file has rows for; `brief`: of the kernels only the best form on all cores."""
+    """All tables of a result file. brief: of each kernel only the form that runs by default, on all cores."""
     about = result["machine"]
     parts = [about["cpu"], f"{about['cores']} cores", f"{about['memory_gb']:.0f} GB", about.get("gpu", "")]
     tools = f"Python {about['python']}, {about['compiler']}, Linux {about['kernel']}, commit {about['commit']}"
@@ -71,14 +72,14 @@ def _merges(rows: list[Row]) -> str:
                 number(row["peak_anonymous_mb"]),
             ]
         )
-    head = ["what", "passes", "reach", "aim", "ratio: median (min-max)", "GB/s", "roof", "peak anonymous MB"]
+    head = ["method", "passes", "target", "aim", "ratio: median (min-max)", "GB/s", "roof", "peak anonymous MB"]
     small = [row for row in rows if "per byte of dense" in row]
     return "\n\n".join([CAPTION, table(head, body), *([of_columns(SMALL_TENSORS, small)] if small else [])])
 
 
 SMALL_TENSORS: Columns = {
     "many small tensors": lambda r: f"`{r['what']}`, {r['shape']}",
-    "reach": lambda r: f"<= {r['dense reach']}",
+    "target": lambda r: f"<= {r['dense reach']}",
     f"time of a byte over {TARGET_SHAPE}'s: median (min-max)": lambda r: spread(r["per byte of dense"]),
 }
 
@@ -93,21 +94,21 @@ def _cold_reach(row: Row, warm: Row | None) -> float | None:
 
 COLUMNS: dict[str, Columns] = {
     "dense": {
-        "what": lambda r: f"`{r['what']}`",
+        "method": lambda r: f"`{r['what']}`",
         "matrices": lambda r: f"{r['shape']}, {r['models']} models",
         "median": lambda r: f"{number(r['seconds']['median'])} s",
         "torch alone, float32": lambda r: f"{r['torch']['name']}: {number(r['torch']['median'])} s",
         "ratio: median (min-max)": lambda r: spread(r["ratio"]),
     },
     "startup": {
-        "what": lambda r: f"`{r['what']}`" if r["what"].startswith("warpmerge") else r["what"],
-        "reach": lambda r: f"<= {r['reach']} s",
+        "command": lambda r: f"`{r['what']}`" if r["what"].startswith("warpmerge") else r["what"],
+        "target": lambda r: f"<= {r['reach']} s",
         "median (min-max)": lambda r: spread(r["seconds"], " s"),
         "floor": lambda r: f"{r['roof']['name']}: {number(r['roof']['median'])} s",
     },
     "kernel": {
         "kernel": lambda r: f"`{r['kernel']}`",
-        "what": lambda r: text(r, "what"),
+        "case": lambda r: text(r, "what"),
         "dtype": lambda r: text(r, "dtype"),
         "models": lambda r: text(r, "models"),
         "isa": lambda r: text(r, "isa"),
@@ -118,7 +119,7 @@ COLUMNS: dict[str, Columns] = {
         "% of roof": percent,
         "ns/element/model": lambda r: figure(r, "ns/element/model"),
         "kernel faster by": lambda r: figure(r, "kernel faster by"),
-        "reach": lambda r: text(r, "reach"),
+        "target": lambda r: text(r, "reach"),
         "aim": lambda r: text(r, "aim"),
     },
     **gpu.COLUMNS,
@@ -147,7 +148,7 @@ def _peers(rows: list[Row]) -> str:
             ]
         )
     peer = rows[0]["peer"]
-    head = ["what, warm", "warpmerge", peer, "times faster", "both over cat+cp", "both, peak anonymous MB"]
+    head = ["method, warm", "warpmerge", peer, "times faster", "both over cat+cp", "both, peak anonymous MB"]
     return table(head, body)
 
 

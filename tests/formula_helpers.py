@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from kernel_helpers import DTYPES, INTEGERS, MIXED, assert_same_bits, buffer, cpu, family, reference, task
+from kernel_helpers import DTYPES, INTEGERS, MIXED, assert_same_bits, buffer, changed, cpu, family, reference, task
 from warpmerge.expr import expression as f
 from warpmerge.expr.expression import Expr, Op
 from warpmerge.expr.formula import Formula
@@ -98,10 +98,13 @@ def prepared(
     made, _ = task("task_arithmetic", tensors, base, weight=1.0, nonfinite=nonfinite)
     kind = out_dtype or (base if base is not None else tensors[0]).dtype
     results = [torch.full(tensors[0].shape, 123.0, dtype=kind) for _ in range(outputs)]
-    made.out_dtype = buffer(results[0]).dtype
-    made.sinks = [MemorySink(result.data_ptr(), result) for result in results]
-    made.inputs = [place(t) for t in tensors]
-    made.base = None if base is None else place(base)
+    made = changed(
+        made,
+        out_dtype=buffer(results[0]).dtype,
+        sinks=[MemorySink(result.data_ptr(), result) for result in results],
+        inputs=[place(t) for t in tensors],
+        base=None if base is None else place(base),
+    )
     return made, results
 
 

@@ -9,17 +9,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from native_pool import buffer, operands, output, pool, work
 from warpmerge import _core
 from warpmerge.backends.cpu.backend import CpuBackend
-from warpmerge.backends.cpu.programs import native_of
 from warpmerge.backends.reference.backend import TorchBackend
-from warpmerge.dtypes import BY_NAME
 from warpmerge.engine import loop as engine
-from warpmerge.expr.expression import Expr
-from warpmerge.expr.formula import Formula
 from warpmerge.methods import TensorInfo, find
-from warpmerge.models.views import Memory
 from warpmerge.tasks import MemorySink, TensorTask
+
+__all__ = ["buffer", "operands", "output", "pool", "work"]  # and what is defined here
 
 ISAS = _core.isas()
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
@@ -104,12 +102,6 @@ def reference() -> TorchBackend:
     return TorchBackend()
 
 
-def buffer(tensor: torch.Tensor) -> Memory:
-    assert tensor.is_contiguous()
-    kind = BY_NAME[str(tensor.dtype).removeprefix("torch.")]
-    return Memory(kind, tuple(tensor.shape), tensor.data_ptr(), tensor)
-
-
 class OpenedFile(NamedTuple):
     fd: int
 
@@ -148,7 +140,7 @@ def task(
     result = torch.full(first.shape, 123.0, dtype=out_dtype or first.dtype)
     everything = [*tensors, *([base] if base is not None else [])]
     fp64 = any(t.dtype == torch.float64 for t in everything)
-    made = TensorTask(
+    made = TensorTask.alone(
         info=TensorInfo(name, first.numel(), len(tensors), seed, tuple(first.shape), fp64=fp64),
         method=find(method),
         values=values_of(method, len(tensors), parameters),
@@ -162,6 +154,12 @@ def task(
     return made, result
 
 
+def changed(made: TensorTask, **fields: Any) -> TensorTask:
+    """The task with other fields, those that TensorTask.alone takes."""
+    names = ("info", "method", "values", "inputs", "base", "out_dtype", "sinks", "labels", "fp64")
+    return TensorTask.alone(**{name: getattr(made, name) for name in names} | fields)
+
+
 def run(backend: Any, *tasks: tuple[TensorTask, torch.Tensor]) -> list[torch.Tensor]:
     engine.run([t for t, _ in tasks], backend)
     return [result for _, result in tasks]
@@ -169,49 +167,3 @@ def run(backend: Any, *tasks: tuple[TensorTask, torch.Tensor]) -> list[torch.Ten
 
 def merge(backend: Any, method: str, *arguments: Any, **parameters: Any) -> torch.Tensor:
     return run(backend, task(method, *arguments, **parameters))[0]
-
-
-# --- items of the native module -------------------------------------------------------------------------------------
-
-
-@functools.cache
-def pool(isa: str, threads: int = 2) -> Any:
-    return _core.Pool(threads, isa)
-
-
-def operands(
-    tensors: Sequence[torch.Tensor],
-    base: torch.Tensor | None = None,
-    policy: int = 0,
-    values: Sequence[Expr] = (),
-) -> Any:
-    """The caller keeps the tensors alive. Policies: 0 error (counts), 1 propagate, 2 base. `values`: of a formula."""
-    everything = [*tensors, *([base] if base is not None else [])]
-    fp64 = any(t.dtype == torch.float64 for t in everything)
-
-    return _core.Tensors(
-        count=tensors[0].numel(),
-        inputs=[buffer(t).native() for t in tensors],
-        base=None if base is None else buffer(base).native(),
-        fp64=fp64,
-        policy=policy,
-        formula=_formula(tuple(values), len(tensors), fp64) if values else None,
-    )
-
-
-def _formula(values: tuple[Expr, ...], inputs: int, fp64: bool) -> Any:
-    return native_of(Formula(values).program(inputs, fp64))
-
-
-def work(pool: Any, *items: Any) -> None:
-    """Runs items, those that ask for it again until they are done."""
-    pending = list(items)
-    while pending:
-        launch = pool.submit(pending)
-        while not launch.wait(1000):
-            pass
-        pending = [i for i in pending if isinstance(i, _core.Select) and not i.done]
-
-
-def output(tensor: torch.Tensor) -> Any:
-    return _core.Output(buffer(tensor).dtype.code, memory=tensor.data_ptr())

@@ -70,7 +70,7 @@ def test_commands():
         (["verify"], "Missing argument 'OUT_DIR'"),
         (["methods", "tiess"], "did you mean 'ties'"),
         (["merge", "{}/r.yml", "{}/out", "--memory", "much"], "memory: 'much' is not a size"),
-        (["merge", "{}/r.yml", "{}/out", "--memory", "1kB"], "memory: 1.00 kB is too little; "),
+        (["merge", "{}/r.yml", "{}/out", "--memory", "1kB"], "memory: 1.00 kB is too little: "),
         (["merge", "{}/r.yml", "{}/out", "--shard-size", "0"], "shard_size: '0' is not a size"),
         (["merge", "{}/r.yml", "{}/out", "--device", "gpu"], "device 'gpu'"),
         (["merge", "{}/r.yml", "{}/out", "--backend", "cppu"], "did you mean 'cpu'"),
@@ -201,14 +201,14 @@ NORM, FIRST = "model.norm.weight", "model.embed_tokens.weight"
         (lambda out: manifest(out, lambda m: m["tensors"][NORM].pop("digest") and None), ["damaged"]),
         (
             lambda out: manifest(out, lambda m: m["tensors"][NORM].update(dtype=[])),
-            [f"'{NORM}' is float32 [8], not as"],
+            [f"'{NORM}' is float32 [8], but"],
         ),
         (lambda out: manifest(out, lambda m: m["tensors"][NORM].update(digest=0)), [f"'{NORM}' does not have"]),
     ],
 )
 def test_verify_finds(models, damage, parts):
     ok("merge", models / "r.yml", models / "out")
-    assert ok("verify", models / "out") == f"{models / 'out'}: 8 tensors, 2.14 kB, all as the manifest says\n"
+    assert ok("verify", models / "out") == f"{models / 'out'}: 8 tensors, 2.14 kB, all as in the manifest\n"
     damage(models / "out")
     done = run_cli("verify", models / "out")
     assert (done.status, done.stdout) == (1, "")
@@ -226,7 +226,7 @@ def test_verify_of_shards(models):
     assert (done.status, f"'{NORM}' does not have the digest" in done.stderr) == (1, True)
     (models / "out" / shard).unlink()
     done = run_cli("verify", models / "out")
-    assert (done.status, f"names {shard}, which is missing" in done.stderr) == (1, True)
+    assert (done.status, f"the file {shard} is missing" in done.stderr) == (1, True)
 
 
 @pytest.mark.parametrize("out", ["nowhere", "r.yml", "base", ""])

@@ -212,7 +212,7 @@ def test_a_page_of_other_results():
     of_peft = row_of(CASE.but(peer="PEFT"))
     text = page.render(RESULT | {"agreement": [odd, failed, of_peft], "drops": [], "accuracy": []})
     assert "| `ties` | density: 0.5, exact (4 x 6, 7) | differs by design | Not explained. |" in text
-    assert "| mergekit fails | Because. Its error: `ValueError: no` |" in text
+    assert "| mergekit fails | Because. The error: `ValueError: no` |" in text
     assert "Nowhere in these cases." in text
     assert "| `ties` | 1 | 0 | 0 | agrees |" in text.partition("## PEFT")[2]
     assert page.described(odd) == "`ties`, density: 0.5, exact (4 x 6, 7), 3, base, weight [0.5, 0.25, 0.75]"

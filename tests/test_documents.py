@@ -35,7 +35,7 @@ def test_links_lead_somewhere():
 def test_every_method_describes_itself(method):
     assert method.formula and method.summary.endswith(".") and method.reads
     for text in (method.summary, *method.notes, *(t for texts in method.differences.values() for t in texts)):
-        assert re.match(r"[A-Z`]|mergekit |\w+: ", text) and text.endswith(".")
+        assert re.match(r"[A-Z`]|(mergekit|warpmerge)\b|\w+: ", text) and text.endswith(".")
     assert all(len(line) <= 116 for line in method.formula.splitlines())
     assert {"mergekit", "the paper", "PEFT"} >= method.differences.keys()
     assert method.presets or "does not implement this method" in method.differences["mergekit"][0]

@@ -186,7 +186,7 @@ def test_counters_of_the_profiler():
     from benchmarks.gpu import steps
 
     head = '"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"\n'
-    line = '"{}","void wm::gram_whole<int>(Launch)","{}","{}","{}"\n'
+    line = '"{}","void wm::gram_whole<int>(KernelLaunch)","{}","{}","{}"\n'
     time_name, bytes_name = steps.METRICS["ns"], steps.METRICS["bytes"]
     text = "==PROF== connected\n" + head
     text += line.format(0, time_name, "us", "2.5") + line.format(0, bytes_name, "Mbyte", "1,000")

@@ -12,7 +12,7 @@ import torch
 import warpmerge as wm
 from helpers import bf16, write_model
 from kernel_helpers import assert_same_bits
-from warpmerge.errors import CheckpointError, MergeError, RecipeError
+from warpmerge.errors import CheckpointError, MergeError, UsageError
 
 WEIGHTS = [0.5, 0.3, 0.2]
 MERGES = [
@@ -130,7 +130,7 @@ def test_a_sweep_without_a_base(models):
         for row, got in zip(ROWS[:3], pool.sweep(ROWS[:3]), strict=True):
             assert_equal(got, wm.merge_state_dicts(models, "linear", weight=row, normalize=False), row)
         assert_equal(pool.merge("linear", weight=WEIGHTS), wm.merge_state_dicts(models, "linear", weight=WEIGHTS))
-        with pytest.raises(RecipeError, match="method 'ties' needs a base, and this pool has none"):
+        with pytest.raises(UsageError, match="method 'ties' needs a base, and this pool has none"):
             pool.merge("ties", weight=1, density=0.5)
 
 
@@ -139,7 +139,7 @@ def test_slerp_starts_at_the_base(base, models):
         assert_equal(pool.merge("slerp", t=0.3), wm.merge_state_dicts(models[:1], "slerp", base=base, t=0.3))
     with wm.Pool(None, models[:2], backend="cpu") as pool:
         assert_equal(pool.merge("slerp", t=0.3), wm.merge_state_dicts(models[:2], "slerp", t=0.3))
-    with wm.Pool(base, models, backend="cpu") as pool, pytest.raises(RecipeError, match="exactly 2"):
+    with wm.Pool(base, models, backend="cpu") as pool, pytest.raises(UsageError, match="exactly 2"):
         pool.merge("slerp", t=0.3)
 
 
@@ -222,7 +222,7 @@ def test_into_a_module_that_ties_what_files_repeat(directories, base, models):
     [
         ({"norm": torch.zeros(131)}, r"tensor 'norm' of the target has the shape \[131\], not \[130\]"),
         ({"norm": None}, "the target has no tensor 'norm'"),
-        ({"other": torch.zeros(3)}, "the target has the tensor 'other', which the models lack"),
+        ({"other": torch.zeros(3)}, "the target has the tensor 'other', but the models lack it"),
         ({"norm": torch.zeros(130, device="meta")}, "tensor 'norm' of the target is on meta, not on cpu"),
         ({"norm": torch.zeros(260)[::2]}, "tensor 'norm' of the target is not contiguous"),
         ({"norm": torch.zeros(130, dtype=torch.int32)}, "is torch.int32, which cannot hold float16"),
@@ -240,7 +240,7 @@ def test_targets_that_do_not_fit(pool, base, change, message):
 
 
 def test_into_excludes_a_dtype(pool, base):
-    with pytest.raises(RecipeError, match="exclude each other"):
+    with pytest.raises(UsageError, match="exclude each other"):
         pool.merge("linear", weight=1, into=dict(base), out_dtype="float32")
 
 
@@ -250,13 +250,13 @@ def test_into_excludes_a_dtype(pool, base):
 @pytest.mark.parametrize(
     ("act", "error", "message"),
     [
-        (lambda p: p.merge("tise"), RecipeError, "did you mean 'ties'"),
-        (lambda p: p.merge("ties", weight=1, densty=1), RecipeError, "did you mean 'density'"),
-        (lambda p: p.merge("ties"), RecipeError, "needs the parameter 'weight'"),
-        (lambda p: p.merge("linear", weight=[1, 2]), RecipeError, "one value per model"),
-        (lambda p: p.merge("linear", weight=1, out_dtype="int8"), RecipeError, "out_dtype"),
-        (lambda p: p.sweep([[1, 2]]), RecipeError, r"one number per model \(3\), not 2"),
-        (lambda p: p.sweep([[1, 2, 3], []]), RecipeError, r"one number per model \(3\), not 0"),
+        (lambda p: p.merge("tise"), UsageError, "did you mean 'ties'"),
+        (lambda p: p.merge("ties", weight=1, densty=1), UsageError, "did you mean 'density'"),
+        (lambda p: p.merge("ties"), UsageError, "needs the parameter 'weight'"),
+        (lambda p: p.merge("linear", weight=[1, 2]), UsageError, "one value per model"),
+        (lambda p: p.merge("linear", weight=1, out_dtype="int8"), UsageError, "out_dtype"),
+        (lambda p: p.sweep([[1, 2]]), UsageError, r"one number per model \(3\), not 2"),
+        (lambda p: p.sweep([[1, 2, 3], []]), UsageError, r"one number per model \(3\), not 0"),
     ],
 )
 def test_wrong_calls(pool, act, error, message):
@@ -268,15 +268,20 @@ def test_wrong_calls(pool, act, error, message):
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "message"),
     [
-        ((None, []), {}, RecipeError, "at least one model"),
-        ((None, "model/"), {}, RecipeError, "takes a list"),
-        ((None, [{}]), {"device": "gpu"}, RecipeError, "unknown device 'gpu'"),
-        ((None, [{}]), {"backend": "cppu"}, RecipeError, "did you mean 'cpu'"),
-        ((None, [{}]), {"device": "cpu", "backend": "cuda"}, RecipeError, "computes on cuda, not on cpu"),
+        ((None, []), {}, UsageError, "at least one model"),
+        ((None, "model/"), {}, UsageError, "must be a list"),
+        ((None, [{}]), {"device": "gpu"}, UsageError, "unknown device 'gpu'"),
+        ((None, [{}]), {"backend": "cppu"}, UsageError, "did you mean 'cpu'"),
+        ((None, [{}]), {"device": "cpu", "backend": "cuda"}, UsageError, "computes on cuda, not on cpu"),
         (("nowhere/", [{}]), {"device": "cpu"}, MergeError, "nowhere"),
-        ((None, [{"a": torch.ones(1)}, {"b": torch.ones(1)}]), {"device": "cpu"}, CheckpointError, "'a' is in only"),
-        (({"a": torch.ones(1)}, [{}]), {"device": "cpu"}, CheckpointError, "model 0 and the base differ"),
-        ((None, [{"a": torch.ones(1).to(torch.complex128)}]), {"device": "cpu"}, RecipeError, "'a' has the dtype"),
+        (
+            (None, [{"a": torch.ones(1)}, {"b": torch.ones(1)}]),
+            {"device": "cpu"},
+            CheckpointError,
+            "model 1 lacks the tensor 'a' of model 0",
+        ),
+        (({"a": torch.ones(1)}, [{}]), {"device": "cpu"}, CheckpointError, "model 0 lacks .* 'a' of the base"),
+        ((None, [{"a": torch.ones(1).to(torch.complex128)}]), {"device": "cpu"}, UsageError, "'a' has the dtype"),
     ],
 )
 def test_pools_that_cannot_be(arguments, options, error, message):
@@ -286,10 +291,10 @@ def test_pools_that_cannot_be(arguments, options, error, message):
 
 def test_shapes_and_integers_that_differ():
     shapes = [{"w": torch.ones(3)}, {"w": torch.ones(4)}]
-    with pytest.raises(CheckpointError, match=r"'w' has the shape \[3\] but \[4\]"):
+    with pytest.raises(CheckpointError, match=r"'w' is \[3\] in model 0 but \[4\] in model 1"):
         wm.Pool(None, shapes, backend="cpu").merge("linear", weight=1)
     integers = [{"i": torch.tensor([1])}, {"i": torch.tensor([2])}]
-    with pytest.raises(CheckpointError, match=r"'i' .* differs in model 1"):
+    with pytest.raises(CheckpointError, match=r"'i' .* differs between 'model 0' and 'model 1'"):
         wm.Pool(None, integers, backend="cpu").merge("linear", weight=1)
     assert wm.Pool(integers[1], integers, backend="cpu").merge("linear", weight=1)["i"].item() == 2
 

@@ -19,7 +19,6 @@ def test_every_public_name_is_there():
     ("error", "builtin"),
     [
         (wm.UsageError, ValueError),
-        (wm.RecipeError, ValueError),
         (wm.CheckpointError, ValueError),
         (wm.OutputError, OSError),
         (wm.DeviceError, RuntimeError),
@@ -33,6 +32,7 @@ def test_errors_are_those_of_python_too(error, builtin):
 def test_a_wrong_call_is_a_usage_error():
     with pytest.raises(wm.UsageError, match="unknown merge method"):
         wm.merge_tensors([], "there_is_none")
+    assert wm.RecipeError is wm.UsageError  # its former name
 
 
 @pytest.mark.parametrize("name", ["methods", "backends"])

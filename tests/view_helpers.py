@@ -7,7 +7,7 @@ import random
 import tempfile
 
 import torch
-from kernel_helpers import OpenedFile, buffer, task
+from kernel_helpers import OpenedFile, buffer, changed, task
 from warpmerge.models.views import FileRegion, GatheredRows, JoinedParts
 
 
@@ -73,8 +73,8 @@ class Views:
         (_, base), *inputs = made
         plain, wanted = task(method, [t for _, t in inputs], base, **parameters)
         composed, got = task(method, [t for _, t in inputs], base, **parameters)
-        composed.inputs = [view for view, _ in made[1:]]
-        composed.base = made[0][0] if composed.base is not None else None
+        base_view = made[0][0] if composed.base is not None else None
+        composed = changed(composed, inputs=[view for view, _ in made[1:]], base=base_view)
         return (composed, got), (plain, wanted)
 
 

@@ -1,4 +1,4 @@
-"""The deltas of a group of elements of one chunk, for kernels that need all models at once or one at a time.
+"""The deltas of some elements of one chunk, for kernels that need all models at once or one at a time.
 
 Each kernel goes over a whole chunk without masks, which lets loads be vectorised, and on the assumption that every
 delta is finite. Should the largest magnitude key say otherwise, or the chunk be a partial one, it goes over the chunk
@@ -20,64 +20,64 @@ def load_addresses(row, FIRST: tl.constexpr, NUMBER: tl.constexpr):
 
 
 @device
-def load_coefficients(at, NUMBER: tl.constexpr, WIDE: tl.constexpr):
+def load_coefficients(at, NUMBER: tl.constexpr, FP64: tl.constexpr):
     """Coefficients, rounded once to the compute type."""
     coefficients = ()
     for k in tl.static_range(NUMBER):
-        coefficients = coefficients + (tl.load(at + k).to(tl.float64 if WIDE else tl.float32),)  # noqa: RUF005
+        coefficients = coefficients + (tl.load(at + k).to(tl.float64 if FP64 else tl.float32),)  # noqa: RUF005
     return coefficients
 
 
 @device
 def load_deltas(sources, base_source, begin, offset, length, counters, INPUTS: tl.constexpr, BASE: tl.constexpr,
-                WIDE: tl.constexpr, TO_ZERO: tl.constexpr, ALIGNED: tl.constexpr, COUNT: tl.constexpr,
+                FP64: tl.constexpr, TO_ZERO: tl.constexpr, ALIGNED: tl.constexpr, COUNT: tl.constexpr,
                 MASKED: tl.constexpr):  # fmt: skip
     """Deltas, base (zeros if there is none) and the largest magnitude key over the models at each element."""
     x = ()
     for k in tl.static_range(len(INPUTS)):
-        x = x + (load(sources[k], begin, offset, length, INPUTS[k], WIDE, ALIGNED, MASKED),)  # noqa: RUF005
+        x = x + (load(sources[k], begin, offset, length, INPUTS[k], FP64, ALIGNED, MASKED),)  # noqa: RUF005
     if BASE == NO_BASE:
         base = tl.zeros_like(x[0])
         d = x
     else:
-        base = load(base_source, begin, offset, length, BASE, WIDE, ALIGNED, MASKED)
+        base = load(base_source, begin, offset, length, BASE, FP64, ALIGNED, MASKED)
         d = ()
         for k in tl.static_range(len(INPUTS)):
             d = d + (x[k] - base,)  # noqa: RUF005
-    top = magnitude_key(d[0], WIDE)
+    top = magnitude_key(d[0], FP64)
     for k in tl.static_range(1, len(INPUTS)):
-        top = tl.maximum(top, magnitude_key(d[k], WIDE))
+        top = tl.maximum(top, magnitude_key(d[k], FP64))
     if MASKED:
         if COUNT:  # noqa: SIM102 (at compile time, unlike what follows)
-            if tl.max(top, axis=0) >= (INFINITY64 if WIDE else INFINITY32):
+            if tl.max(top, axis=0) >= (INFINITY64 if FP64 else INFINITY32):
                 for k in tl.static_range(len(INPUTS)):
-                    count_nonfinite(counters + k, x[k], WIDE)
+                    count_nonfinite(counters + k, x[k], FP64)
                 if BASE != NO_BASE:
-                    count_nonfinite(counters + len(INPUTS), base, WIDE)
+                    count_nonfinite(counters + len(INPUTS), base, FP64)
         settled = ()
         for k in tl.static_range(len(INPUTS)):
-            settled = settled + (settle(d[k], TO_ZERO, WIDE),)  # noqa: RUF005
+            settled = settled + (settle(d[k], TO_ZERO, FP64),)  # noqa: RUF005
         d = settled
     return d, base, top
 
 
 @device
 def load_delta(source, base_source, begin, offset, length, counters, k, INPUT: tl.constexpr, BASE: tl.constexpr,
-               MODELS: tl.constexpr, WIDE: tl.constexpr, TO_ZERO: tl.constexpr, ALIGNED: tl.constexpr,
+               MODELS: tl.constexpr, FP64: tl.constexpr, TO_ZERO: tl.constexpr, ALIGNED: tl.constexpr,
                COUNT: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
     """The delta of model `k` alone, and its magnitude keys. The base's elements are counted with model 0."""
-    x = load(source, begin, offset, length, INPUT, WIDE, ALIGNED, MASKED)
+    x = load(source, begin, offset, length, INPUT, FP64, ALIGNED, MASKED)
     d = x
     if BASE != NO_BASE:
-        base = load(base_source, begin, offset, length, BASE, WIDE, ALIGNED, MASKED)
+        base = load(base_source, begin, offset, length, BASE, FP64, ALIGNED, MASKED)
         d = x - base
-    top = magnitude_key(d, WIDE)
+    top = magnitude_key(d, FP64)
     if MASKED:
         if COUNT:  # noqa: SIM102 (at compile time, unlike what follows)
-            if tl.max(top, axis=0) >= (INFINITY64 if WIDE else INFINITY32):
-                count_nonfinite(counters + k, x, WIDE)
+            if tl.max(top, axis=0) >= (INFINITY64 if FP64 else INFINITY32):
+                count_nonfinite(counters + k, x, FP64)
                 if BASE != NO_BASE:  # noqa: SIM102
                     if k == 0:
-                        count_nonfinite(counters + MODELS, base, WIDE)
-        d = settle(d, TO_ZERO, WIDE)
+                        count_nonfinite(counters + MODELS, base, FP64)
+        d = settle(d, TO_ZERO, FP64)
     return d, top

@@ -1,6 +1,6 @@
-"""Elements on the device: widening, narrowing, keys and settling, as in csrc/ops/common.h and csrc/ops/convert.h.
+"""Elements on the device: widening, rounding, keys and settling, as in csrc/ops/common.h and csrc/ops/convert.h.
 
-`CODE` is a dtype code of csrc/ops/common.h, `WIDE` says that the compute type is float64. Bits and keys are signed
+`CODE` is a dtype code of csrc/ops/common.h, `FP64` says that the compute type is float64. Bits and keys are signed
 integers of the compute type's width; keys are never negative.
 """
 
@@ -38,10 +38,10 @@ def pointer(address, TYPE: tl.constexpr, ALIGNED: tl.constexpr = False):
 
 
 @device
-def segment_of(chunk, places, chunk_map, COLUMNS: tl.constexpr):
+def segment_of(chunk, segment_rows, chunk_map, COLUMNS: tl.constexpr):
     """Number and table row of a chunk's segment, where in the segment the chunk begins, how much of it there is."""
     segment = tl.load(pointer(chunk_map, tl.int32) + chunk).to(tl.int64)
-    row = pointer(places, tl.int64) + segment * COLUMNS
+    row = pointer(segment_rows, tl.int64) + segment * COLUMNS
     begin = (chunk - tl.load(row + 2)) * CHUNK
     length = tl.minimum(tl.load(row) - begin, CHUNK).to(tl.int32)
     return segment, row, begin, length
@@ -58,38 +58,38 @@ def member(i, MEMBERS: tl.constexpr):
 
 
 @device
-def bits_of(x, WIDE: tl.constexpr):
-    return x.to(tl.int64 if WIDE else tl.int32, bitcast=True)
+def bits_of(x, FP64: tl.constexpr):
+    return x.to(tl.int64 if FP64 else tl.int32, bitcast=True)
 
 
 @device
-def magnitude_key(x, WIDE: tl.constexpr):
-    return bits_of(x, WIDE) & (0x7FFFFFFFFFFFFFFF if WIDE else 0x7FFFFFFF)
+def magnitude_key(x, FP64: tl.constexpr):
+    return bits_of(x, FP64) & (0x7FFFFFFFFFFFFFFF if FP64 else 0x7FFFFFFF)
 
 
 @device
-def magnitude(x, WIDE: tl.constexpr):
-    return magnitude_key(x, WIDE).to(x.dtype, bitcast=True)
+def magnitude(x, FP64: tl.constexpr):
+    return magnitude_key(x, FP64).to(x.dtype, bitcast=True)
 
 
 @device
-def is_finite(x, WIDE: tl.constexpr):
-    return magnitude_key(x, WIDE) < (INFINITY64 if WIDE else INFINITY32)
+def is_finite(x, FP64: tl.constexpr):
+    return magnitude_key(x, FP64) < (INFINITY64 if FP64 else INFINITY32)
 
 
 @device
-def settle(delta, TO_ZERO: tl.constexpr, WIDE: tl.constexpr):
+def settle(delta, TO_ZERO: tl.constexpr, FP64: tl.constexpr):
     """What is not finite becomes 0, or NaN becomes the canonical one."""
     if TO_ZERO:
-        return tl.where(is_finite(delta, WIDE), delta, 0.0)
+        return tl.where(is_finite(delta, FP64), delta, 0.0)
     else:
-        nan = magnitude_key(delta, WIDE) > (INFINITY64 if WIDE else INFINITY32)
-        settled = tl.where(nan, 0x7FF8000000000000 if WIDE else 0x7FC00000, bits_of(delta, WIDE))
+        nan = magnitude_key(delta, FP64) > (INFINITY64 if FP64 else INFINITY32)
+        settled = tl.where(nan, 0x7FF8000000000000 if FP64 else 0x7FC00000, bits_of(delta, FP64))
         return settled.to(delta.dtype, bitcast=True)
 
 
 @device
-def load(address, begin, offset, length, CODE: tl.constexpr, WIDE: tl.constexpr, ALIGNED: tl.constexpr,
+def load(address, begin, offset, length, CODE: tl.constexpr, FP64: tl.constexpr, ALIGNED: tl.constexpr,
          MASKED: tl.constexpr):  # fmt: skip
     """Elements begin + offset of the compute type; +0 from `length` on if masked."""
     # By integers: the interpreter's own conversions from and to bfloat16 are wrong.
@@ -103,7 +103,7 @@ def load(address, begin, offset, length, CODE: tl.constexpr, WIDE: tl.constexpr,
         x = stored.to(tl.float32, bitcast=True)
     else:
         x = stored.to(tl.float64, bitcast=True)
-    if WIDE:
+    if FP64:
         x = x.to(tl.float64)
     return x
 
@@ -120,13 +120,13 @@ def round_to_odd(x):
 
 
 @device
-def round_to(x, CODE: tl.constexpr, WIDE: tl.constexpr):
+def round_to(x, CODE: tl.constexpr, FP64: tl.constexpr):
     """The stored bits of a result, every NaN the canonical one."""
     nan = x != x
     if CODE == F64:
         return tl.where(nan, 0x7FF8000000000000, x.to(tl.float64).to(tl.int64, bitcast=True))
     else:
-        if WIDE:
+        if FP64:
             x = x.to(tl.float32) if CODE == F32 else round_to_odd(x)
         bits = x.to(tl.uint32, bitcast=True)
         if CODE == F32:
@@ -138,10 +138,10 @@ def round_to(x, CODE: tl.constexpr, WIDE: tl.constexpr):
 
 
 @device
-def store(address, begin, offset, length, x, CODE: tl.constexpr, WIDE: tl.constexpr, ALIGNED: tl.constexpr,
+def store(address, begin, offset, length, x, CODE: tl.constexpr, FP64: tl.constexpr, ALIGNED: tl.constexpr,
           MASKED: tl.constexpr):  # fmt: skip
     at = pointer(address, STORED[CODE], ALIGNED) + begin + offset
-    stored = round_to(x, CODE, WIDE).to(STORED[CODE])
+    stored = round_to(x, CODE, FP64).to(STORED[CODE])
     if MASKED:
         tl.store(at, stored, mask=offset < length)
     else:
@@ -155,7 +155,7 @@ def add_delta(base, delta):
 
 
 @device
-def count_nonfinite(counter, x, WIDE: tl.constexpr):
+def count_nonfinite(counter, x, FP64: tl.constexpr):
     """Adds how many of x are NaN or infinite."""
-    found = tl.sum((magnitude_key(x, WIDE) >= (INFINITY64 if WIDE else INFINITY32)).to(tl.int32), axis=0)
+    found = tl.sum((magnitude_key(x, FP64) >= (INFINITY64 if FP64 else INFINITY32)).to(tl.int32), axis=0)
     tl.atomic_add(counter, found.to(tl.int64), sem="relaxed")

@@ -1,4 +1,8 @@
-"""How kernels are launched: elements per program step, warps, and the arguments that all of them share."""
+"""How kernels are launched: elements per step, warps, and the constants that all kernels over elements share.
+
+A step is as large as 16-byte loads and about 100 registers per thread allow. Fused multiply-adds are off: they would
+change bits. In the interpreter a step costs the same for any size, so a step there is a whole chunk.
+"""
 
 import math
 
@@ -27,7 +31,7 @@ def shared(launch, nonfinite):
     """The constants that every kernel over elements takes, but for the dtypes of the inputs."""
     return {
         "BASE": launch.base,
-        "WIDE": bool(launch.fp64),
+        "FP64": bool(launch.fp64),
         "TO_ZERO": launch.policy == 2,
         "ALIGNED": bool(launch.aligned),
         "COUNT": nonfinite != 0,

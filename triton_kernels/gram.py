@@ -1,4 +1,9 @@
-"""gram over chunks, in float64: csrc/ops/gram.h, as csrc/cpu/gram.inl has it."""
+"""gram over chunks: squared norms and mutual squared distances of the inputs, in float64 (csrc/ops/gram.h).
+
+Distances are sums of squared differences, never differences of dot products: these cancel for models that are alike. A
+program adds up a chunk's blocks for all pairs of its models. The sums of all pairs need many registers, so with many
+models a launch takes some rows of the triangle of pairs at a time, and reads the inputs again for the next rows.
+"""
 
 import triton.language as tl
 
@@ -10,24 +15,24 @@ from .sums import lane_offsets, sum_lanes
 
 @device
 def _pass(sources, base_source, begin, length, counters, norms_at, distances_at, INPUTS: tl.constexpr,
-          GROUP: tl.constexpr, SIZE: tl.constexpr, BASE: tl.constexpr, WIDE: tl.constexpr, ALIGNED: tl.constexpr,
+          TAKEN: tl.constexpr, SIZE: tl.constexpr, BASE: tl.constexpr, FP64: tl.constexpr, ALIGNED: tl.constexpr,
           COUNT: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
     """Writes the partials of the chunk's blocks; returns the largest magnitude key."""
     models: tl.constexpr = len(INPUTS)
     zeros = tl.zeros((BLOCKS * LANES,), tl.float64)
-    tops = tl.zeros((BLOCKS * LANES,), tl.int64 if WIDE else tl.int32)
+    tops = tl.zeros((BLOCKS * LANES,), tl.int64 if FP64 else tl.int32)
     norms, distances = (), ()
-    for i in tl.static_range(GROUP):
+    for i in tl.static_range(TAKEN):
         norms = norms + (zeros,)  # noqa: RUF005
         for _k in tl.static_range(i + 1, models):
             distances = distances + (zeros,)  # noqa: RUF005
     for row in range(ROWS):
         offset = lane_offsets(0, row, BLOCKS)
-        d, _base, top = load_deltas(sources, base_source, begin, offset, length, counters, INPUTS, BASE, WIDE, True,
+        d, _base, top = load_deltas(sources, base_source, begin, offset, length, counters, INPUTS, BASE, FP64, True,
                                     ALIGNED, COUNT, MASKED)  # fmt: skip
         tops = tl.maximum(tops, top)
         next_norms, next_distances = (), ()
-        for i in tl.static_range(GROUP):
+        for i in tl.static_range(TAKEN):
             x = d[i].to(tl.float64)
             next_norms = next_norms + (norms[i] + x * x,)  # noqa: RUF005
             for k in tl.static_range(i + 1, models):
@@ -44,48 +49,48 @@ def _pass(sources, base_source, begin, length, counters, norms_at, distances_at,
 
 
 @kernel
-def _kernel(places: tl.int64, chunk_map: tl.int64, partials: tl.int64, nonfinite: tl.int64, INPUTS: tl.constexpr,
-            SKIPPED: tl.constexpr, GROUP: tl.constexpr, OUTPUTS: tl.constexpr, BASE: tl.constexpr, WIDE: tl.constexpr,
+def _kernel(segment_rows: tl.int64, chunk_map: tl.int64, partials: tl.int64, nonfinite: tl.int64, INPUTS: tl.constexpr,
+            SKIPPED: tl.constexpr, TAKEN: tl.constexpr, OUTPUTS: tl.constexpr, BASE: tl.constexpr, FP64: tl.constexpr,
             ALIGNED: tl.constexpr, COUNT: tl.constexpr):  # fmt: skip
-    """GROUP rows of the triangle of sums after SKIPPED ones; INPUTS: of the models that these rows are about."""
+    """TAKEN rows of the triangle of sums after SKIPPED ones; INPUTS: of the models that these rows are about."""
     models: tl.constexpr = SKIPPED + len(INPUTS)
     size: tl.constexpr = models * (models + 1) // 2
-    infinity: tl.constexpr = INFINITY64 if WIDE else INFINITY32
-    _segment, row, begin, length = segment_of(tl.program_id(0), places, chunk_map, 7 + models + OUTPUTS)
+    infinity: tl.constexpr = INFINITY64 if FP64 else INFINITY32
+    _segment, row, begin, length = segment_of(tl.program_id(0), segment_rows, chunk_map, 7 + models + OUTPUTS)
     base_source = tl.load(row + 6)
     sources = load_addresses(row, 7 + SKIPPED, len(INPUTS))
     counters = pointer(nonfinite, tl.int64) + tl.load(row + 3) * (models + 1)
     norms_at = pointer(partials, tl.float64) + (tl.load(row + 4) + begin // BLOCK) * size + SKIPPED
     # Between them lie the other norms and the distances of the rows skipped.
     distances_at = norms_at + len(INPUTS) + SKIPPED * (2 * models - SKIPPED - 1) // 2
-    largest = tl.full((), infinity, tl.int64 if WIDE else tl.int32)
+    largest = tl.full((), infinity, tl.int64 if FP64 else tl.int32)
     if length == CHUNK:
-        largest = _pass(sources, base_source, begin, length, counters, norms_at, distances_at, INPUTS, GROUP, size,
-                        BASE, WIDE, ALIGNED, COUNT, False)  # fmt: skip
+        largest = _pass(sources, base_source, begin, length, counters, norms_at, distances_at, INPUTS, TAKEN, size,
+                        BASE, FP64, ALIGNED, COUNT, False)  # fmt: skip
     if largest >= infinity:
-        _pass(sources, base_source, begin, length, counters, norms_at, distances_at, INPUTS, GROUP, size, BASE, WIDE,
+        _pass(sources, base_source, begin, length, counters, norms_at, distances_at, INPUTS, TAKEN, size, BASE, FP64,
               ALIGNED, COUNT, True)  # fmt: skip
 
 
-def row_groups(models, most=6):
-    """(first row, rows, sums) of parts of the triangle with at most `most` sums, unless one row has more."""
-    groups, first = [], 0
+def row_ranges(models, most=6):
+    """(first row, rows, sums) of ranges of the triangle's rows with at most `most` sums, unless one row has more."""
+    ranges, first = [], 0
     while first < models:
         rows, sums = 1, models - first
         while first + rows < models and sums + models - first - rows <= most:
             sums += models - first - rows
             rows += 1
-        groups.append((first, rows, sums))
+        ranges.append((first, rows, sums))
         first += rows
-    return groups
+    return ranges
 
 
 def launch(launch, partials, nonfinite):
-    for first, rows, sums in row_groups(launch.models):
+    for first, rows, sums in row_ranges(launch.models):
         constants = shared(launch, 0 if first else nonfinite)
         del constants["TO_ZERO"]  # sums are taken over the finite elements
         inputs = tuple(launch.inputs[first:])
         warps = 4 if sums <= 3 else 8 if sums + len(inputs) <= 9 else 16  # that is 8, 4 or 2 lanes of each sum a thread
-        run(_kernel, (launch.chunks,), launch.places, launch.chunk_map, partials, nonfinite, INPUTS=inputs,
-            SKIPPED=first, GROUP=rows, OUTPUTS=launch.outputs, warps=warps,
+        run(_kernel, (launch.chunks,), launch.segment_rows, launch.chunk_map, partials, nonfinite, INPUTS=inputs,
+            SKIPPED=first, TAKEN=rows, OUTPUTS=launch.outputs, warps=warps,
             registers=128 if warps == 8 and not launch.fp64 else None, **constants)  # fmt: skip

@@ -1,4 +1,9 @@
-"""Which elements of a delta survive: the rules of csrc/ops/masks.h, and the random bits of csrc/ops/philox.h."""
+"""Masks: top-k masks of csrc/ops/masks.h, and random masks from the random numbers of csrc/ops/philox.h.
+
+A mask is three numbers and a key in the launch table, so one compiled kernel serves all masks. A negative cut means a
+top-k mask. Ties are counted in flat indices of the tensor, which keeps masks independent of chunks. One Philox call
+gives the draws of eight elements; a program computes the calls of its own elements.
+"""
 
 import triton.language as tl
 
@@ -22,26 +27,26 @@ def lanes16(key, calls):
 
 
 @device
-def load_rule(keeps, segment, k, begin, MODELS: tl.constexpr, WIDE: tl.constexpr):
+def load_rule(rules, segment, k, begin, MODELS: tl.constexpr, FP64: tl.constexpr):
     """A model's rule for a chunk that begins at flat index `begin`: cut, lowest key kept and where ties end, key."""
-    at = pointer(keeps, tl.int64) + (segment * MODELS + k) * 4
+    at = pointer(rules, tl.int64) + (segment * MODELS + k) * 4
     # No key is this large, nor overflows when the ties have ended.
-    threshold = tl.minimum(tl.load(at + 1), 0x7FFFFFFFFFFFFFFE if WIDE else 0x7FFFFFFE)
+    threshold = tl.minimum(tl.load(at + 1), 0x7FFFFFFFFFFFFFFE if FP64 else 0x7FFFFFFE)
     ties = tl.minimum(tl.maximum(tl.load(at + 2) - begin, 0), CHUNK)
     return (
         tl.load(at).to(tl.int32),
-        threshold.to(tl.int64 if WIDE else tl.int32),
+        threshold.to(tl.int64 if FP64 else tl.int32),
         ties.to(tl.int32),
         tl.load(at + 3),
     )
 
 
 @device
-def drop(delta, rule, offset, calls, WIDE: tl.constexpr):
+def drop(delta, rule, offset, calls, FP64: tl.constexpr):
     """The delta at `offset` in its chunk, 0 where the rule drops it. `calls`: the Philox calls of these elements."""
     cut, threshold, ties, key = rule
     if cut < 0:
-        kept = magnitude_key(delta, WIDE) >= threshold + (offset >= ties).to(threshold.dtype)
+        kept = magnitude_key(delta, FP64) >= threshold + (offset >= ties).to(threshold.dtype)
     else:
         kept = lanes16(key, calls) < cut
     return tl.where(kept, delta, 0.0)

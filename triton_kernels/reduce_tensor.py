@@ -29,20 +29,20 @@ from .sums import lane_calls, lane_offsets, sum_lanes
 
 @device
 def _pass(block, source, base_source, begin, call, length, rule, counters, k, partials, INPUT: tl.constexpr,
-          MODELS: tl.constexpr, BASE: tl.constexpr, WIDE: tl.constexpr, KEPT: tl.constexpr, ALIGNED: tl.constexpr,
+          MODELS: tl.constexpr, BASE: tl.constexpr, FP64: tl.constexpr, KEPT: tl.constexpr, ALIGNED: tl.constexpr,
           COUNT: tl.constexpr, BLOCKS: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
     """Writes the partials of some blocks of the chunk; returns the largest magnitude key."""
-    zeros = tl.zeros((BLOCKS * LANES,), tl.float64 if WIDE else tl.float32)
+    zeros = tl.zeros((BLOCKS * LANES,), tl.float64 if FP64 else tl.float32)
     total, kept_total = zeros, zeros
-    tops = tl.zeros((BLOCKS * LANES,), tl.int64 if WIDE else tl.int32)
+    tops = tl.zeros((BLOCKS * LANES,), tl.int64 if FP64 else tl.int32)
     for row in range(ROWS):
         offset = lane_offsets(block, row, BLOCKS)
-        d, top = load_delta(source, base_source, begin, offset, length, counters, k, INPUT, BASE, MODELS, WIDE, True,
+        d, top = load_delta(source, base_source, begin, offset, length, counters, k, INPUT, BASE, MODELS, FP64, True,
                             ALIGNED, COUNT, MASKED)  # fmt: skip
         if KEPT:
-            kept = drop(d, rule, offset, lane_calls(call, block, row, BLOCKS), WIDE)
-            total = total + magnitude(d, WIDE)
-            kept_total = kept_total + magnitude(kept, WIDE)
+            kept = drop(d, rule, offset, lane_calls(call, block, row, BLOCKS), FP64)
+            total = total + magnitude(d, FP64)
+            kept_total = kept_total + magnitude(kept, FP64)
         else:
             total = total + d
         tops = tl.maximum(tops, top)
@@ -56,29 +56,29 @@ def _pass(block, source, base_source, begin, call, length, rule, counters, k, pa
 
 
 @kernel
-def _kernel(places: tl.int64, chunk_map: tl.int64, keeps: tl.int64, partials: tl.int64, nonfinite: tl.int64,
+def _kernel(segment_rows: tl.int64, chunk_map: tl.int64, rules: tl.int64, partials: tl.int64, nonfinite: tl.int64,
             INPUT: tl.constexpr, MEMBERS: tl.constexpr, MODELS: tl.constexpr, OUTPUTS: tl.constexpr,
-            BASE: tl.constexpr, WIDE: tl.constexpr, KEPT: tl.constexpr, ALIGNED: tl.constexpr,
+            BASE: tl.constexpr, FP64: tl.constexpr, KEPT: tl.constexpr, ALIGNED: tl.constexpr,
             COUNT: tl.constexpr):  # fmt: skip
-    infinity: tl.constexpr = INFINITY64 if WIDE else INFINITY32
+    infinity: tl.constexpr = INFINITY64 if FP64 else INFINITY32
     k = member(tl.program_id(0) % len(MEMBERS), MEMBERS)
     chunk = tl.program_id(0) // len(MEMBERS)
-    segment, row, begin, length = segment_of(chunk, places, chunk_map, 7 + MODELS + OUTPUTS)
+    segment, row, begin, length = segment_of(chunk, segment_rows, chunk_map, 7 + MODELS + OUTPUTS)
     base_source, source = tl.load(row + 6), tl.load(row + 7 + k)
     index = tl.load(row + 1) + begin
-    rule = load_rule(keeps, segment, k, index, MODELS, WIDE) if KEPT else ()
+    rule = load_rule(rules, segment, k, index, MODELS, FP64) if KEPT else ()
     counters = pointer(nonfinite, tl.int64) + tl.load(row + 3) * (MODELS + 1)
     first_block = tl.load(row + 4) + begin // BLOCK
     at = pointer(partials, tl.float64) + first_block * (MODELS * (2 if KEPT else 1))
-    largest = tl.full((), infinity, tl.int64 if WIDE else tl.int32)
+    largest = tl.full((), infinity, tl.int64 if FP64 else tl.int32)
     if length == CHUNK:
         largest = _pass(0, source, base_source, begin, index // 8, length, rule, counters, k, at, INPUT, MODELS, BASE,
-                        WIDE, KEPT, ALIGNED, COUNT, BLOCKS, False)  # fmt: skip
+                        FP64, KEPT, ALIGNED, COUNT, BLOCKS, False)  # fmt: skip
     if largest >= infinity:
         block = 0
         while block * BLOCK < length:
             _pass(block, source, base_source, begin, index // 8, length, rule, counters, k, at, INPUT, MODELS, BASE,
-                  WIDE, KEPT, ALIGNED, COUNT, BLOCKS // SLOWER, True)  # fmt: skip
+                  FP64, KEPT, ALIGNED, COUNT, BLOCKS // SLOWER, True)  # fmt: skip
             block += BLOCKS // SLOWER
 
 
@@ -94,6 +94,6 @@ def _launch(launch, kept, partials, nonfinite):
     constants = shared(launch, nonfinite)
     del constants["TO_ZERO"]  # sums are taken over the finite elements
     for code, members in models_by_dtype(launch):
-        run(_kernel, (launch.chunks * len(members),), launch.places, launch.chunk_map, launch.keeps, partials,
+        run(_kernel, (launch.chunks * len(members),), launch.segment_rows, launch.chunk_map, launch.rules, partials,
             nonfinite, INPUT=code, MEMBERS=members, MODELS=launch.models, OUTPUTS=launch.outputs,
             KEPT=kept, warps=4, registers=None if launch.fp64 else 128, **constants)  # fmt: skip

@@ -15,14 +15,14 @@ Tensors = tuple[np.ndarray, ...]  # float32, the base first
 
 
 def random(rng: np.random.Generator, n: int) -> list[np.ndarray]:
-    """Fine-tunes of a base, as weights usually are."""
+    """Fine-tunes of a base, with weights of a usual size."""
     base = rng.normal(scale=0.1, size=n)
     return [base, *(base + rng.normal(scale=0.02, size=n) for _ in range(MODELS))]
 
 
 def exact(rng: np.random.Generator, n: int) -> list[np.ndarray]:
-    """Multiples of 2^-22: no two deltas of a model are equal in magnitude, all are exact in float32, and so are their
-    sums with weights of a few bits. Neither a threshold nor an election depends on a rounding."""
+    """Multiples of 2^-22. No two deltas of a model have the same magnitude. All deltas are exact in float32, and so are
+    their sums with weights of a few bits. So no threshold and no election depends on rounding."""
     unit, most = 2.0**-22, max(1 << 16, 2 * n)
     base = rng.integers(-(1 << 21), 1 << 21, n)
     deltas = (rng.permutation(most)[:n] + 1 for _ in range(MODELS))
@@ -30,19 +30,19 @@ def exact(rng: np.random.Generator, n: int) -> list[np.ndarray]:
 
 
 def sparse(rng: np.random.Generator, n: int) -> list[np.ndarray]:
-    """Each model leaves half of the base's elements as they are."""
+    """Each model changes half of the base's elements."""
     base, *models = exact(rng, n)
     return [base, *(np.where(rng.random(n) < 0.5, base, m) for m in models)]
 
 
 def small(rng: np.random.Generator, n: int) -> list[np.ndarray]:
-    """Deltas of about 1e-5, each model's larger than the one's before it."""
+    """Deltas of about 1e-5. Each model has larger deltas than the one before it."""
     base = rng.normal(scale=0.1, size=n)
     return [base, *(base + rng.normal(scale=4.0**k * 1e-5, size=n) for k in range(MODELS))]
 
 
 def wide(rng: np.random.Generator, n: int) -> list[np.ndarray]:
-    """Models that have nothing to do with each other: angles near a right one, and lengths that differ."""
+    """Unrelated models. Their angles are near a right angle, and their lengths differ."""
     return [rng.normal(scale=0.1 * (1 + k), size=n) for k in range(MODELS + 1)]
 
 

@@ -1,4 +1,4 @@
-"""docs/compatibility.md, made of what was measured."""
+"""Makes docs/compatibility.md from the recorded results."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _differences(rows: Sequence[Row]) -> str:
     for (method, reason), of in found.items():
         verdicts = dict.fromkeys(_verdict(o, row) for row in of for o in row["outcomes"] if o not in AGREES)
         errors = [row["errors"]["peer"] for row in of if "peer refuses" in row["outcomes"]]
-        why = f"{reason} Its error: `{errors[0][:100]}`" if errors else reason
+        why = f"{reason} The error: `{errors[0][:100]}`" if errors else reason
         body.append([f"`{method}`", "; ".join(dict.fromkeys(map(_case, of))), ", ".join(verdicts), why])
     return _table(["method", "case", "verdict", "why"], body)
 
@@ -120,7 +120,7 @@ def _cases(rows: Sequence[Row]) -> str:
         here = row["here"]
         other = [f"`{here['method']}`"] if here["method"] != row["method"] else []
         other += [f"{name}: {_value(v)}" for name, v in here["parameters"].items() if name not in row["parameters"]]
-        given = _parameters(row["parameters"]) + (f" (here {', '.join(other)})" if other else "")
+        given = _parameters(row["parameters"]) + (f" (warpmerge: {', '.join(other)})" if other else "")
         outcomes = ", ".join(f"{_verdict(outcome, row)}: {len(shapes)}" for outcome, shapes in row["outcomes"].items())
         peer = "" if row["peer"] == "mergekit" else f" ({row['peer']})"
         far = [_number(row["ulps"][p]) for p in ("float32", "float64")]
@@ -143,7 +143,8 @@ def _drops(rows: Sequence[Row]) -> str:
         body.append(cells)
     share = "kept / least / largest"
     return _table(
-        ["method", "parameters", f"here: {share}", "norm", f"there: {share}", "norm", "as it should be"], body
+        ["method", "parameters", f"warpmerge: {share}", "norm", f"other program: {share}", "norm", "as it should be"],
+        body,
     )
 
 

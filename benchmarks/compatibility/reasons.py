@@ -1,52 +1,69 @@
-"""Why results are known to differ. What is said of mergekit holds for version 0.1.5."""
+"""Why results differ where they are known to. Statements about mergekit hold for version 0.1.5."""
 
 NO_ELEMENT = (
-    "int(density n) is 0 there: nothing is left of the delta. Here a density above 0 keeps at least one element, as "
-    "mergekit's TIES does."
+    "mergekit keeps int(density n) elements: none if that is 0. warpmerge keeps at least one element at a density "
+    "above 0, as mergekit's TIES does."
 )
-NONE_SELECTED = "int(select_topk n) is 0 there: nothing is selected. Here a select_topk above 0 keeps one element."
+NONE_SELECTED = (
+    "mergekit keeps int(select_topk n) elements: none if that is 0. warpmerge keeps at least one at a select_topk "
+    "above 0."
+)
 NONE_KEPT = (
-    "int(density n) is 0 there: nothing is left of the delta. Here a density above 0 keeps at least one element."
+    "PEFT keeps int(density n) elements: none if that is 0. warpmerge keeps at least one element at a density above 0."
 )
 TRUNCATED = (
-    "select_topk n is rounded to float32 there before it is truncated: of 100 elements 0.57 keeps 57, and here 56, as "
-    "with the densities of both."
+    "mergekit rounds select_topk n to float32 before it truncates. With 0.57 it keeps 57 of 100 elements. warpmerge "
+    "keeps 56, as both programs do with a density of 0.57."
 )
 OPPOSITE = (
-    "Opposite vectors: the sine of their angle is rounding alone, and mergekit divides by it. Here they are "
-    "interpolated linearly."
+    "The vectors are opposite. The sine of their angle is only rounding, and mergekit divides by it. warpmerge "
+    "interpolates linearly."
 )
 CANCEL = (
-    "The directions cancel: what is left of their sum in mergekit, and gives the result its direction, is rounding. "
-    "Here the result is the weighted mean."
+    "The directions cancel. The rest of their sum is rounding; mergekit takes the result's direction from it. "
+    "warpmerge returns the weighted mean."
 )
-STEP = "A step of no length there shortens the result by the factor cos(eps), 5e-7; nothing is left of that at 1e-8."
-UNCHANGED = "A tensor that no model changed has no direction there. Here the result is the base."
-NOTHING = "An empty tensor has no direction there. Here the result is empty."
+STEP = (
+    "mergekit adds a tangent step of length 0. It shortens the result by the factor cos(eps), 5e-7. At the default "
+    "eps of 1e-8 the effect vanishes."
+)
+UNCHANGED = (
+    "A tensor that no model changed has no direction, which is an error in mergekit. warpmerge returns the base."
+)
+NOTHING = "An empty tensor has no direction, which is an error in mergekit. warpmerge returns an empty tensor."
 LONG_SUMS = (
-    "Its sums over a million elements lose digits; in extended precision the result is within 10 ulps of this one."
+    "mergekit's sums over a million elements lose digits. In extended precision its result is within 10 ulps of "
+    "warpmerge's."
 )
-OPPOSITE_MEAN = "Opposite models have no mean direction: in float32 rounding decides which way it goes from the first."
+OPPOSITE_MEAN = (
+    "Opposite models have no mean direction. In float32 rounding decides on which side of the first it lies."
+)
 SMALL_NORMS = (
-    "The product of two norms counts as 1e-6 there where it is less, which makes small deltas look like unrelated "
-    "ones, so that the result stays near the base. Here the cosine is that of the deltas."
+    "mergekit counts a product of two norms below 1e-6 as 1e-6. So small deltas look unrelated, and the result stays "
+    "near the base. warpmerge uses the cosine of the deltas."
 )
 NEGATIVE = (
-    "A negative weight that is divided by itself adds the delta that it should subtract; here that is refused: "
-    "normalize: false subtracts."
+    "With a negative weight the sign cancels in the division: mergekit adds the delta instead of subtracting it. "
+    "warpmerge refuses it; normalize: false subtracts."
 )
-ZERO_SUM = "Weights that sum to zero cannot be normalized: mergekit's result is infinite."
+ZERO_SUM = "Weights that sum to zero cannot be normalized. mergekit's result is infinite."
 SMALL_ENERGIES = (
-    "All models weigh the same there where the sum of mean squares is below 1e-6, as it is here; uniform_below: 1e-6 "
-    "does so too."
+    "mergekit gives all models the same weight if the sum of mean squares is below 1e-6, as in this case. "
+    "uniform_below: 1e-6 does the same in warpmerge."
 )
-FLOOR = "Changes below 1e-6 count as 1e-6 in the share that it takes of them, which shows where t is below that too."
-NEGATIVE_T = "A negative t gives the base there, and is refused here."
+FLOOR = "mergekit divides t by the magnitude of the delta, but by no less than 1e-6. That shows if t is below 1e-6 too."
+NEGATIVE_T = "mergekit returns the base for a negative t. warpmerge refuses it."
 DIVERGENCE = (
-    "A divergence of two close rows is the difference of nearly equal numbers: in float32 it is largely rounding, and "
-    "elements near the threshold fall on either side. Here it is taken in float64, and in float64 both agree."
+    "The divergence of two similar rows is a difference of nearly equal numbers. In float32 it is mostly rounding, so"
+    " elements near the threshold fall on either side. warpmerge takes it in float64. In float64 both agree."
 )
-SAMPLED = "Quartiles of more than a million elements come from random samples there, differently in each run; here not."
-NO_QUARTILES = "An empty tensor has no quartiles there."
-FACTOR = "Its factor is rounded to float32, which shows in float64 only."
-ONE_COLUMN = "A row of one element has no ranks there, a number no rows. Here it is kept with probability density."
+SAMPLED = (
+    "mergekit estimates the quartiles of more than a million elements from random samples, new ones in each run. "
+    "warpmerge computes them exactly."
+)
+NO_QUARTILES = "An empty tensor has no quartiles, which is an error in mergekit."
+FACTOR = "mergekit rounds its factor to float32. In float64 that shows."
+ONE_COLUMN = (
+    "A row of one element has no ranks, and a scalar has no rows; both are errors in mergekit. warpmerge keeps such "
+    "an element with the probability density."
+)

@@ -1,35 +1,43 @@
-"""What docs/compatibility.md says around its tables."""
+"""The texts of docs/compatibility.md around its tables."""
 
 INTRODUCTION = """# Compatibility with mergekit and PEFT
 
-Made by `make compatibility`, which gives warpmerge, mergekit and PEFT the same tensors and compares the results. Only
-the reasons are written by hand.
+`make compatibility` gives warpmerge, mergekit and PEFT the same tensors, compares the results, and makes this page.
+Only the reasons are written by hand.
 
 {about}
 
-- Only documented calls are used: `mergekit.merge_methods.merge_tensors`, the functions of `peft.utils.merge_utils` (on
-  deltas: the base comes off before and on again after), and `warpmerge.merge_tensors`.
-- **Shapes**, each in float32 and in float64: {shapes}.
-- **ulps** are distances of neighbouring numbers at the size of the largest operand of an element, base or model. In
-  float32 results agree up to {order} of them, and up to {sums} for methods that take angles or energies from sums over
-  a tensor, which mergekit takes in float32: {summing}.
-  In float64 they agree up to {wide} ulps, 2.3e-13 of an operand; another formula does not stay below that.
-- **Data** are described at the [end of this page](#data). Where a threshold or an election decides there are no ties:
-  of equal magnitudes mergekit keeps any, warpmerge the first."""
+- **Calls.** Only documented ones: `mergekit.merge_methods.merge_tensors`, `warpmerge.merge_tensors`, and the functions
+  of `peft.utils.merge_utils`. PEFT's functions take deltas: the base is subtracted before and added after.
+- **Shapes.** Each in float32 and in float64: {shapes}.
+- **ulps.** One ulp is the distance of neighbouring numbers at the largest operand of an element, base or model.
+- **Agreement.** In float32, results agree if they differ by up to {order} ulps. The bound is {sums} ulps for methods
+  with angles or energies from sums over a tensor, because mergekit takes these sums in float32: {summing}.
+  In float64 the bound is {wide} ulps, 2.3e-13 of an operand. Another formula would exceed it.
+- **Verdicts.** *Agrees*: within the bound. *Differs by design*: the difference is known, and the page says why.
+  *Refuses* and *fails*: the program raises an error.
+- **Data.** The [end of this page](#data) describes them. If a method has a threshold or an election, its data have no
+  ties, because mergekit keeps any of the ties and warpmerge the first ones."""
 
-DROPS = """One model of weight 1 and 300,000 elements; each program draws its own random numbers. **kept** is the share
-of the delta that is left, **least** and **largest** that of the tenth of each row with the smallest and the largest
-changes (DELLA keeps more of these), **norm** the sum of magnitudes against the delta's: 1 where it is restored. The
-last column says whose shares are within five standard deviations of what they should be."""
+DROPS = """One model of weight 1 and 300,000 elements. Each program draws its own random numbers.
 
-ACCURACY = """bfloat16 models, merged to bfloat16. **error** is the largest distance from the result in float64, in
-bfloat16 ulps of the largest operand; 0.5 is what correct rounding may cost. **wrong** is the share of elements that are
-not that result, correctly rounded. mergekit computes in bfloat16 unless its `dtype` says float32; a threshold or an
-election that falls otherwise there changes an element as a whole. **float64** says how far apart both programs are,
-given the same numbers in float64, in ulps of that type: where it is small, the exact result is beyond doubt. It is not
-where deltas are trimmed: those of bfloat16 models have many equal magnitudes, of which mergekit keeps any. **mergekit
-returns** the last column's type where `out_dtype` does not say bfloat16; warpmerge returns bfloat16. Methods that drop
-at random are left out."""
+- **kept**: the share of the delta's elements that are kept.
+- **least**, **largest**: the same share among the tenth of each row with the smallest magnitudes, and among that with
+  the largest magnitudes. DELLA keeps more of the largest.
+- **norm**: the L1 norm of the result's delta, divided by that of the model's delta. 1 if it is restored.
+- **as it should be**: the programs whose shares are within five standard deviations of the expected ones."""
+
+ACCURACY = """The models are bfloat16, and so is the result. Methods that drop at random are left out.
+
+- **error**: the largest distance from the result in float64, in bfloat16 ulps of the largest operand. Correct rounding
+  has errors of up to 0.5.
+- **wrong**: the share of elements that are not the float64 result, correctly rounded.
+- **mergekit** computes in bfloat16. **mergekit, float32** computes in float32, by its option `dtype`. If rounding
+  changes a threshold or an election, the whole element changes.
+- **float64**: the distance of both programs' results for the same numbers in float64, in float64 ulps. If it is small,
+  both programs compute the same formula. It is large for methods with a top-k mask: deltas of bfloat16 models have many
+  ties, and mergekit keeps any of them.
+- **mergekit returns**: the dtype of mergekit's result if `out_dtype` is not set. warpmerge returns bfloat16."""
 
 DATA = """## Data
 

@@ -211,9 +211,9 @@ def _select(bench: Bench, whole: Searched, part: Searched) -> Iterator[Work]:
     # One sweep alone leaves the state as it is, so it can be repeated.
     yield Work("select", "first sweep", p.nbytes, whole.sweep, whole.begin)
 
-    def narrowed() -> None:
+    def shrunk() -> None:
         whole.begin()
         whole.sweep()
         whole.shrink_interval()
 
-    yield Work("select", "second sweep", p.nbytes, whole.sweep, narrowed)
+    yield Work("select", "second sweep", p.nbytes, whole.sweep, shrunk)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from warpmerge.backends.cpu.backend import CpuBackend
 from warpmerge.backends.gpu.kernels import CudaKernels, TritonKernels
-from warpmerge.backends.gpu.tables import Kind, Segment, Table, is_aligned, keep_rows
+from warpmerge.backends.gpu.tables import Kind, SegmentRow, Table, is_aligned, rule_rows
 from warpmerge.backends.gpu.torch_runtime import TorchRuntime
 from warpmerge.requests import Mask
 from warpmerge.tasks import Outcome
@@ -108,12 +108,12 @@ class Problem:
         )
         inputs = tuple(t.data_ptr() for t in self.inputs)
         outputs = () if self.output is None else (self.output.data_ptr(),)
-        segment = Segment(self.count, 0, 0, 0, self.count, address.get(id(self.base), 0), inputs, outputs)
+        segment = SegmentRow(self.count, 0, 0, 0, self.count, address.get(id(self.base), 0), inputs, outputs)
         table = Table(
             kind,
             [segment],
             None if numbers is None else np.array([numbers(self.models)], np.float64),
-            None if keep is None else np.array([keep_rows(keep)], np.int64),
+            None if keep is None else np.array([rule_rows(keep)], np.int64),
             None if words is None else np.array([words], np.int64),
             None if programs is None else [programs],
         )

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from warpmerge.backends.gpu.code import Code, packed
 from warpmerge.backends.gpu.requests import BINS, SEARCHING
-from warpmerge.backends.gpu.rows import duos_of, rows_of_block
+from warpmerge.backends.gpu.rows import rows_of_block, value_pairs_of
 from warpmerge.backends.gpu.tables import COLUMN_TILE
 from warpmerge.backends.primitives import Term
 from warpmerge.backends.reference.backend import row_ranks
@@ -139,22 +139,22 @@ def _rows(bench: Bench, problem: Callable[..., Problem]) -> Work:
     return Work("rows", f"sums of {columns}", p.nbytes, queue, check)
 
 
-class Duos:
+class ValuePairs:
     """The pairs on the device."""
 
     def __init__(self, p: Problem) -> None:
-        self._memory = torch.from_numpy(duos_of(PAIRS)).to(p.device)
+        self._memory = torch.from_numpy(value_pairs_of(PAIRS)).to(p.device)
         self.arguments = self._memory.data_ptr(), len(self._memory), len(PAIRS)
 
 
 def _products_by_row(bench: Bench, problem: Callable[..., Problem]) -> Work:
     count, columns = _whole_rows(problem, base=False)
     p = problem(count, base=False, words=[columns])
-    duos = Duos(p)
+    value_pairs = ValuePairs(p)
     sums = torch.zeros(count // columns, len(PAIRS), dtype=torch.float64, device=p.device)
 
     def queue() -> None:
-        p.kernels.row_products(p.stream, p.launch, *duos.arguments, sums.data_ptr())
+        p.kernels.row_products(p.stream, p.launch, *value_pairs.arguments, sums.data_ptr())
 
     def check() -> None:
         queue()
@@ -173,17 +173,17 @@ class Columns:
         self.blocks = -(-rows // each)
         programs = -(-columns // COLUMN_TILE) * self.blocks
         self.p = p = problem(count, base=False, words=[columns, each], programs=programs)
-        self.duos, self.sums = Duos(p), len(PAIRS) * columns
+        self.value_pairs, self.sums = ValuePairs(p), len(PAIRS) * columns
         self._partials = torch.zeros(self.blocks, self.sums, dtype=torch.float64, device=p.device)
-        self._spans = torch.tensor([[0, self.sums, 0, self.blocks]], device=p.device)
+        self._ranges = torch.tensor([[0, self.sums, 0, self.blocks]], device=p.device)
         self.result = torch.zeros(len(PAIRS), columns, dtype=torch.float64, device=p.device)
 
     def products(self) -> None:
         p = self.p
-        p.kernels.column_terms(p.stream, p.launch, *self.duos.arguments, Term.PRODUCT, self._partials.data_ptr())
+        p.kernels.column_terms(p.stream, p.launch, *self.value_pairs.arguments, Term.PRODUCT, self._partials.data_ptr())
 
     def totals(self) -> None:
-        addresses = self._partials.data_ptr(), self._spans.data_ptr()
+        addresses = self._partials.data_ptr(), self._ranges.data_ptr()
         self.p.kernels.column_totals(self.p.stream, *addresses, 1, self.sums, False, self.result.data_ptr())
 
 

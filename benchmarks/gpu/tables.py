@@ -1,4 +1,4 @@
-"""Tables of what `make gpu` measured; benchmarks/tables.py renders them with the others."""
+"""Tables of the results of `make gpu`; benchmarks/tables.py renders them with the others."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ COLUMNS: dict[str, Columns] = {
     },
     "gpu kernel": {
         "kernel": lambda r: f"`{r['kernel']}`",
-        "what": lambda r: text(r, "what"),
+        "case": lambda r: text(r, "what"),
         "backend": lambda r: r["backend"],
         "dtype": lambda r: r["dtype"],
         "models": lambda r: text(r, "models"),
@@ -44,7 +44,7 @@ COLUMNS: dict[str, Columns] = {
         "GB/s": lambda r: figure(r, "GB/s"),
         "copy GB/s": lambda r: figure(r, "roof GB/s"),
         "% of copy": percent,
-        "reach": lambda r: text(r, "reach"),
+        "target": lambda r: text(r, "reach"),
         "note": _note,
     },
     "gpu method": {
@@ -58,7 +58,7 @@ COLUMNS: dict[str, Columns] = {
         "times faster": lambda r: number(r.get("plain", {}).get("ratio")),
         "with argsort": lambda r: _other(r, "argsort"),
         "times faster ": lambda r: number(r.get("argsort", {}).get("ratio")),
-        "reach": lambda r: text(r, "reach"),
+        "target": lambda r: text(r, "reach"),
         "note": _note,
     },
     "gpu model": {
@@ -88,7 +88,7 @@ COLUMNS: dict[str, Columns] = {
         "limit of the bus": lambda r: duration(r["limit"]) if "limit" in r else "-",
         "% of limit": lambda r: percent(r, "% of limit"),
         "on the CPU": lambda r: spread(r, "cpu"),
-        "reach": lambda r: text(r, "reach"),
+        "target": lambda r: text(r, "reach"),
         "note": _note,
     },
     "gpu disk": {

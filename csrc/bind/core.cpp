@@ -18,6 +18,7 @@
 #include "../cpu/weighted_sum.h"
 #include "../ops/digest.h"
 #include "../ops/select.h"
+#include "batches.h"
 #include "headers.h"
 
 namespace py = pybind11;
@@ -76,28 +77,6 @@ std::shared_ptr<Formula> make_formula(std::shared_ptr<Code> code, std::vector<do
 py::buffer_info matrix_of(double* data, int64_t rows, int64_t columns) {
   constexpr int64_t kCell = sizeof(double);
   return py::buffer_info(data, {rows, columns}, {columns * kCell, kCell}, true);
-}
-
-TermList terms_of(const Tensors& tensors, int64_t columns, int kind, const std::vector<std::pair<int, int>>& pairs) {
-  if (!tensors.formula || columns < 1)
-    throw py::value_error("rows and columns are measured of a formula, and rows have a length");
-  if (kind < int(Term::product) || kind > int(Term::largest)) throw py::value_error("there is no such term");
-  return TermList(Term(kind), pairs, tensors.values());
-}
-
-std::shared_ptr<Tensors> make_tensors(int64_t count, std::vector<View> inputs, std::optional<View> base, bool fp64,
-                                      int policy, std::shared_ptr<Formula> formula) {
-  if (formula && formula->inputs() != int(inputs.size()))
-    throw py::value_error("the formula is for another number of inputs");
-  auto tensors = std::make_shared<Tensors>();
-  tensors->count = count;
-  tensors->inputs = std::move(inputs);
-  tensors->has_base = base.has_value();
-  if (base) tensors->base = *base;
-  tensors->fp64 = fp64;
-  tensors->policy = Nonfinite(policy);
-  tensors->formula = std::move(formula);
-  return tensors;
 }
 
 // Waits with the GIL released, so that Python threads run and Ctrl-C is seen within `milliseconds`.
@@ -172,9 +151,6 @@ PYBIND11_MODULE(_core, m) {
   py::class_<Formula, std::shared_ptr<Formula>>(m, "Formula", "A code and what fills its slots; vectors are copied.")
       .def(py::init(&make_formula), py::arg("code"), py::arg("constants"), py::arg("rules"), py::arg("keys"),
            py::arg("vectors"), py::arg("columns"));
-  py::class_<Tensors, std::shared_ptr<Tensors>>(m, "Tensors")
-      .def(py::init(&make_tensors), py::arg("count"), py::arg("inputs"), py::arg("base"), py::arg("fp64"),
-           py::arg("policy"), py::arg("formula") = nullptr);
 
   py::class_<Output>(m, "Output")
       .def(py::init([](int dtype, uintptr_t memory, int fd, int64_t offset, std::shared_ptr<Background> background) {
@@ -265,9 +241,8 @@ PYBIND11_MODULE(_core, m) {
       .def("wait", &wait_for, py::arg("milliseconds"), "True when done; raises what a worker raised.")
       .def("cancel", &Launch::cancel);
 
-  using TensorsPtr = std::shared_ptr<Tensors>;
-  py::class_<Pool, std::shared_ptr<Pool>>(m, "Pool")
-      .def(
+  PoolClass pool(m, "Pool");
+  pool.def(
           py::init([](int threads, const std::string& isa) { return threaded(new Pool(threads, kernels_named(isa))); }),
           py::arg("threads"), py::arg("isa") = "")
       .def_property_readonly("threads", &Pool::threads)
@@ -276,70 +251,6 @@ PYBIND11_MODULE(_core, m) {
           "submit", [](Pool& pool, std::vector<ItemPtr> items) { return pool.submit(std::move(items)); },
           py::arg("items"))
       .def(
-          "weighted_sum",
-          [](const Pool& pool, TensorsPtr tensors, int64_t tile, std::vector<double> coefficients, bool agree,
-             std::vector<Output> outputs) {
-            return std::make_shared<WeightedSumItem>(pool.kernels(), tensors, tile, std::move(coefficients), agree,
-                                                     std::move(outputs));
-          },
-          py::arg("tensors"), py::arg("tile"), py::arg("coefficients"), py::arg("agree"), py::arg("outputs"))
-      .def(
-          "elect_and_sum",
-          [](const Pool& pool, TensorsPtr tensors, int64_t tile, std::vector<double> value, std::vector<double> vote,
-             std::vector<double> divisor, double lambda, bool elect, std::vector<Mask> keep, Output output) {
-            return std::make_shared<ElectAndSumItem>(
-                pool.kernels(), tensors, tile,
-                ElectAndSumCoefficientLists{std::move(value), std::move(vote), std::move(divisor), lambda, elect},
-                MaskRules(*tensors, std::move(keep)), std::move(output));
-          },
-          py::arg("tensors"), py::arg("tile"), py::arg("value"), py::arg("vote"), py::arg("divisor"),
-          py::arg("lambda_"), py::arg("elect"), py::arg("keep"), py::arg("output"))
-      .def(
-          "apply",
-          [](const Pool& pool, TensorsPtr tensors, int64_t tile, int agree, std::vector<Output> outputs) {
-            if (!tensors->formula || int(outputs.size()) != tensors->values() || agree < 0 || agree > tensors->models())
-              throw py::value_error("one output for each value of a formula, and no more inputs than there are");
-            return std::make_shared<FormulaItem>(pool.kernels(), tensors, tile, agree, std::move(outputs));
-          },
-          py::arg("tensors"), py::arg("tile"), py::arg("agree"), py::arg("outputs"))
-      .def(
-          "tensor_sums",
-          [](const Pool& pool, TensorsPtr tensors, int64_t tile) {
-            return std::make_shared<TensorSumsItem>(pool.kernels(), tensors, tile);
-          },
-          py::arg("tensors"), py::arg("tile"))
-      .def(
-          "kept_sums",
-          [](const Pool& pool, TensorsPtr tensors, int64_t tile, std::vector<Mask> keep) {
-            if (tensors->formula || int(keep.size()) != tensors->models())
-              throw py::value_error("one mask for each delta");
-            return std::make_shared<KeptSumsItem>(pool.kernels(), tensors, tile, MaskRules(*tensors, std::move(keep)));
-          },
-          py::arg("tensors"), py::arg("tile"), py::arg("keep"))
-      .def(
-          "reduce_rows",
-          [](const Pool& pool, TensorsPtr tensors, int64_t tile, int64_t columns, int kind,
-             const std::vector<std::pair<int, int>>& pairs) {
-            return std::make_shared<RowsItem>(pool.kernels(), tensors, tile, columns,
-                                              terms_of(*tensors, columns, kind, pairs));
-          },
-          py::arg("tensors"), py::arg("tile"), py::arg("columns"), py::arg("kind"), py::arg("pairs"))
-      .def(
-          "reduce_columns",
-          [](const Pool& pool, TensorsPtr tensors, int64_t tile, int64_t columns, int kind,
-             const std::vector<std::pair<int, int>>& pairs) {
-            return std::make_shared<ColumnsItem>(pool.kernels(), tensors, tile, columns,
-                                                 terms_of(*tensors, columns, kind, pairs));
-          },
-          py::arg("tensors"), py::arg("tile"), py::arg("columns"), py::arg("kind"), py::arg("pairs"))
-      .def(
-          "histogram",
-          [](const Pool& pool, TensorsPtr tensors, int64_t tile, std::vector<std::pair<uint64_t, uint64_t>> intervals) {
-            if (int(intervals.size()) != tensors->values()) throw py::value_error("one interval for each value");
-            return std::make_shared<HistogramItem>(pool.kernels(), tensors, tile, std::move(intervals), pool.threads());
-          },
-          py::arg("tensors"), py::arg("tile"), py::arg("intervals"))
-      .def(
           "copy",
           [](const Pool& pool, View source, int64_t bytes, int64_t tile_bytes, Output output, int64_t position,
              bool digested) {
@@ -347,19 +258,6 @@ PYBIND11_MODULE(_core, m) {
                                               position, digested);
           },
           py::arg("source"), py::arg("bytes"), py::arg("tile_bytes"), py::arg("output"), py::arg("position") = 0,
-          py::arg("digested") = true)
-      .def(
-          "gram",
-          [](const Pool& pool, TensorsPtr tensors, int64_t tile) {
-            return std::make_shared<GramItem>(pool.kernels(), tensors, tile);
-          },
-          py::arg("tensors"), py::arg("tile"))
-      .def(
-          "select",
-          [](const Pool& pool, TensorsPtr tensors, int64_t tile, std::vector<int64_t> keep, bool keep_all_ties,
-             int64_t sample, int64_t capacity) {
-            return make_select_item(pool.kernels(), tensors, tile, std::move(keep), keep_all_ties, sample, capacity);
-          },
-          py::arg("tensors"), py::arg("tile"), py::arg("keep"), py::arg("keep_all_ties"), py::arg("sample") = 0,
-          py::arg("capacity") = 0);
+          py::arg("digested") = true);
+  bind_batches(m, pool);
 }

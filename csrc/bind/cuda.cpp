@@ -34,13 +34,13 @@ T* at(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-Launch make_launch(int64_t segments, int64_t chunks, int models, int outputs, const std::vector<int>& inputs, int base,
-                   int out, bool fp64, int policy, bool aligned, uintptr_t places, uintptr_t chunk_map,
-                   uintptr_t numbers, uintptr_t keeps, uintptr_t words) {
+KernelLaunch make_launch(int64_t segments, int64_t chunks, int models, int outputs, const std::vector<int>& inputs,
+                         int base, int out, bool fp64, int policy, bool aligned, uintptr_t segment_rows,
+                         uintptr_t chunk_map, uintptr_t numbers, uintptr_t rules, uintptr_t words) {
   if (segments < 0 || chunks < 0 || models < 0 || outputs < 0) throw py::value_error("a launch has no negative sizes");
   if (inputs.size() != size_t(models)) throw py::value_error("a launch needs one dtype code per model");
   if (policy < 0 || policy > 2) throw py::value_error("policy " + std::to_string(policy) + " is unknown");
-  Launch launch;
+  KernelLaunch launch;
   launch.segments = segments;
   launch.chunks = chunks;
   launch.models = models;
@@ -51,20 +51,20 @@ Launch make_launch(int64_t segments, int64_t chunks, int models, int outputs, co
   launch.fp64 = fp64;
   launch.policy = Nonfinite(policy);
   launch.aligned = aligned;
-  launch.places = at<const int64_t>(places);
+  launch.segment_rows = at<const int64_t>(segment_rows);
   launch.chunk_map = at<const int32_t>(chunk_map);
   launch.numbers = at<const double>(numbers);
-  launch.keeps = at<const int64_t>(keeps);
+  launch.rules = at<const int64_t>(rules);
   launch.words = at<const int64_t>(words);
   return launch;
 }
 
-Formula make_formula(uintptr_t code, int instructions, int operands, int constants, int values, int rules, int keys,
-                     int vectors, int ranks, uintptr_t file, int64_t file_bytes) {
+KernelProgram make_program(uintptr_t code, int instructions, int operands, int constants, int values, int rules,
+                           int keys, int vectors, int ranks, uintptr_t file, int64_t file_bytes) {
   for (const int size : {instructions, operands, constants, values, rules, keys, vectors, ranks})
-    if (size < 0) throw py::value_error("a formula has no negative sizes");
+    if (size < 0) throw py::value_error("a program has no negative sizes");
   if (int64_t(operands) + constants >= kNoOperand)
-    throw py::value_error("a formula has at most " + std::to_string(kNoOperand) + " operands");
+    throw py::value_error("a program has at most " + std::to_string(kNoOperand) + " operands");
   return {at<const int16_t>(code), instructions, operands, constants, values, rules, keys, vectors, ranks,
           at<void>(file),          file_bytes};
 }
@@ -133,113 +133,115 @@ void bind_kernels(py::class_<Device, std::shared_ptr<Device>>& device) {
   device
       .def(
           "weighted_sum",
-          [](Device& d, const Stream& s, const Launch& launch, bool agree, uintptr_t nonfinite) {
+          [](Device& d, const Stream& s, const KernelLaunch& launch, bool agree, uintptr_t nonfinite) {
             launch_on(d, s, [&](cudaStream_t t) { weighted_sum(t, launch, agree, at<int64_t>(nonfinite)); });
           },
           stream, launch, py::arg("agree"), nonfinite)
       .def(
           "elect_and_sum",
-          [](Device& d, const Stream& s, const Launch& launch, bool elect, uintptr_t nonfinite) {
+          [](Device& d, const Stream& s, const KernelLaunch& launch, bool elect, uintptr_t nonfinite) {
             launch_on(d, s, [&](cudaStream_t t) { elect_and_sum(t, launch, elect, at<int64_t>(nonfinite)); });
           },
           stream, launch, py::arg("elect"), nonfinite)
       .def(
           "formula",
-          [](Device& d, const Stream& s, const Launch& launch, const Formula& code, bool combine, int agree,
+          [](Device& d, const Stream& s, const KernelLaunch& launch, const KernelProgram& code, bool combine, int agree,
              uintptr_t nonfinite) {
             launch_on(d, s, [&](cudaStream_t t) { formula(t, launch, code, combine, agree, at<int64_t>(nonfinite)); });
           },
           stream, launch, code, py::arg("combine"), py::arg("agree"), nonfinite)
       .def(
           "ranks",
-          [](Device& d, const Stream& s, const Launch& launch, const Formula& code, int input, int ordinal,
+          [](Device& d, const Stream& s, const KernelLaunch& launch, const KernelProgram& code, int input, int ordinal,
              int64_t longest) {
             launch_on(d, s, [&](cudaStream_t t) { ranks(t, launch, code, input, ordinal, longest); });
           },
           stream, launch, code, py::arg("input"), py::arg("ordinal"), py::arg("longest"))
       .def(
           "row_values",
-          [](Device& d, const Stream& s, const Launch& launch, bool largest, uintptr_t partials) {
+          [](Device& d, const Stream& s, const KernelLaunch& launch, bool largest, uintptr_t partials) {
             launch_on(d, s, [&](cudaStream_t t) { row_values(t, launch, largest, at<double>(partials)); });
           },
           stream, launch, py::arg("largest"), partials)
       .def(
           "row_totals",
-          [](Device& d, const Stream& s, uintptr_t partials, uintptr_t spans, int64_t slots, int64_t rows, int models,
-             bool largest, uintptr_t result) {
+          [](Device& d, const Stream& s, uintptr_t partials, uintptr_t ranges, int64_t tensors, int64_t rows,
+             int models, bool largest, uintptr_t result) {
             launch_on(d, s, [&](cudaStream_t t) {
-              row_totals(t, at<double>(partials), at<const int64_t>(spans), slots, rows, models, largest,
+              row_totals(t, at<double>(partials), at<const int64_t>(ranges), tensors, rows, models, largest,
                          at<double>(result));
             });
           },
-          stream, partials, py::arg("spans"), py::arg("slots"), py::arg("rows"), py::arg("models"), py::arg("largest"),
-          py::arg("result"))
+          stream, partials, py::arg("ranges"), py::arg("tensors"), py::arg("rows"), py::arg("models"),
+          py::arg("largest"), py::arg("result"))
       .def(
           "row_products",
-          [](Device& d, const Stream& s, const Launch& launch, uintptr_t duos, int number, int sums,
+          [](Device& d, const Stream& s, const KernelLaunch& launch, uintptr_t value_pairs, int number, int sums,
              uintptr_t partials) {
             launch_on(d, s, [&](cudaStream_t t) {
-              row_products(t, launch, at<const int64_t>(duos), number, sums, at<double>(partials));
+              row_products(t, launch, at<const int64_t>(value_pairs), number, sums, at<double>(partials));
             });
           },
-          stream, launch, py::arg("duos"), py::arg("number"), py::arg("sums"), partials)
+          stream, launch, py::arg("value_pairs"), py::arg("number"), py::arg("sums"), partials)
       .def(
           "column_terms",
-          [](Device& d, const Stream& s, const Launch& launch, uintptr_t duos, int number, int sums, int term,
-             uintptr_t partials) {
+          [](Device& d, const Stream& s, const KernelLaunch& launch, uintptr_t value_pairs, int number, int sums,
+             int term, uintptr_t partials) {
             launch_on(d, s, [&](cudaStream_t t) {
-              column_terms(t, launch, at<const int64_t>(duos), number, sums, term, at<double>(partials));
+              column_terms(t, launch, at<const int64_t>(value_pairs), number, sums, term, at<double>(partials));
             });
           },
-          stream, launch, py::arg("duos"), py::arg("number"), py::arg("sums"), py::arg("term"), partials)
+          stream, launch, py::arg("value_pairs"), py::arg("number"), py::arg("sums"), py::arg("term"), partials)
       .def(
           "column_totals",
-          [](Device& d, const Stream& s, uintptr_t partials, uintptr_t spans, int64_t slots, int64_t sums, bool largest,
-             uintptr_t result) {
+          [](Device& d, const Stream& s, uintptr_t partials, uintptr_t ranges, int64_t tensors, int64_t sums,
+             bool largest, uintptr_t result) {
             launch_on(d, s, [&](cudaStream_t t) {
-              column_totals(t, at<double>(partials), at<const int64_t>(spans), slots, sums, largest,
+              column_totals(t, at<double>(partials), at<const int64_t>(ranges), tensors, sums, largest,
                             at<double>(result));
             });
           },
-          stream, partials, py::arg("spans"), py::arg("slots"), py::arg("sums"), py::arg("largest"), py::arg("result"))
+          stream, partials, py::arg("ranges"), py::arg("tensors"), py::arg("sums"), py::arg("largest"),
+          py::arg("result"))
       .def(
           "tensor_sums",
-          [](Device& d, const Stream& s, const Launch& launch, uintptr_t partials, uintptr_t nonfinite) {
+          [](Device& d, const Stream& s, const KernelLaunch& launch, uintptr_t partials, uintptr_t nonfinite) {
             launch_on(d, s,
                       [&](cudaStream_t t) { tensor_sums(t, launch, at<double>(partials), at<int64_t>(nonfinite)); });
           },
           stream, launch, partials, nonfinite)
       .def(
           "kept_sums",
-          [](Device& d, const Stream& s, const Launch& launch, uintptr_t partials, uintptr_t nonfinite) {
+          [](Device& d, const Stream& s, const KernelLaunch& launch, uintptr_t partials, uintptr_t nonfinite) {
             launch_on(d, s,
                       [&](cudaStream_t t) { kept_sums(t, launch, at<double>(partials), at<int64_t>(nonfinite)); });
           },
           stream, launch, partials, nonfinite)
       .def(
           "gram",
-          [](Device& d, const Stream& s, const Launch& launch, uintptr_t partials, uintptr_t nonfinite) {
+          [](Device& d, const Stream& s, const KernelLaunch& launch, uintptr_t partials, uintptr_t nonfinite) {
             launch_on(d, s, [&](cudaStream_t t) { gram(t, launch, at<double>(partials), at<int64_t>(nonfinite)); });
           },
           stream, launch, partials, nonfinite)
       .def(
           "reduce_blocks",
-          [](Device& d, const Stream& s, uintptr_t partials, uintptr_t ranges, int64_t slots, int width,
+          [](Device& d, const Stream& s, uintptr_t partials, uintptr_t ranges, int64_t tensors, int width,
              uintptr_t result) {
             launch_on(d, s, [&](cudaStream_t t) {
-              reduce_blocks(t, at<double>(partials), at<const int64_t>(ranges), slots, width, at<double>(result));
+              reduce_blocks(t, at<double>(partials), at<const int64_t>(ranges), tensors, width, at<double>(result));
             });
           },
-          stream, partials, py::arg("ranges"), py::arg("slots"), py::arg("width"), py::arg("result"))
+          stream, partials, py::arg("ranges"), py::arg("tensors"), py::arg("width"), py::arg("result"))
       .def(
           "select_sample",
-          [](Device& d, const Stream& s, const Launch& launch, uintptr_t state) {
+          [](Device& d, const Stream& s, const KernelLaunch& launch, uintptr_t state) {
             launch_on(d, s, [&](cudaStream_t t) { select_sample(t, launch, at<int64_t>(state)); });
           },
           stream, launch, state)
       .def(
           "select_sweep",
-          [](Device& d, const Stream& s, const Launch& launch, uintptr_t state, uintptr_t bins, uintptr_t nonfinite) {
+          [](Device& d, const Stream& s, const KernelLaunch& launch, uintptr_t state, uintptr_t bins,
+             uintptr_t nonfinite) {
             launch_on(d, s, [&](cudaStream_t t) {
               select_sweep(t, launch, at<const int64_t>(state), at<int64_t>(bins), at<int64_t>(nonfinite));
             });
@@ -256,7 +258,7 @@ void bind_kernels(py::class_<Device, std::shared_ptr<Device>>& device) {
           stream, state, py::arg("bins"), py::arg("pairs"), py::arg("fp64"), py::arg("keep_all_ties"))
       .def(
           "select_ties",
-          [](Device& d, const Stream& s, const Launch& launch, uintptr_t state, uintptr_t tie_counts) {
+          [](Device& d, const Stream& s, const KernelLaunch& launch, uintptr_t state, uintptr_t tie_counts) {
             launch_on(d, s, [&](cudaStream_t t) {
               select_ties(t, launch, at<const int64_t>(state), at<int32_t>(tie_counts));
             });
@@ -264,17 +266,17 @@ void bind_kernels(py::class_<Device, std::shared_ptr<Device>>& device) {
           stream, launch, state, py::arg("tie_counts"))
       .def(
           "select_locate",
-          [](Device& d, const Stream& s, uintptr_t state, uintptr_t tie_counts, uintptr_t ranges, int64_t slots,
+          [](Device& d, const Stream& s, uintptr_t state, uintptr_t tie_counts, uintptr_t ranges, int64_t tensors,
              int models) {
             launch_on(d, s, [&](cudaStream_t t) {
-              select_locate(t, at<int64_t>(state), at<const int32_t>(tie_counts), at<const int64_t>(ranges), slots,
+              select_locate(t, at<int64_t>(state), at<const int32_t>(tie_counts), at<const int64_t>(ranges), tensors,
                             models);
             });
           },
-          stream, state, py::arg("tie_counts"), py::arg("ranges"), py::arg("slots"), py::arg("models"))
+          stream, state, py::arg("tie_counts"), py::arg("ranges"), py::arg("tensors"), py::arg("models"))
       .def(
           "select_position",
-          [](Device& d, const Stream& s, const Launch& launch, uintptr_t state) {
+          [](Device& d, const Stream& s, const KernelLaunch& launch, uintptr_t state) {
             launch_on(d, s, [&](cudaStream_t t) { select_position(t, launch, at<int64_t>(state)); });
           },
           stream, launch, state);
@@ -296,13 +298,13 @@ PYBIND11_MODULE(WARPMERGE_CUDA_MODULE, m) {
       },
       "Why no device can be used, in a line; None if one can.", Unlocked());
 
-  py::class_<Launch>(m, "Launch", "The table of a launch: see csrc/cuda/launch.h.", py::module_local())
+  py::class_<KernelLaunch>(m, "KernelLaunch", "The table of a launch: see csrc/cuda/launch.h.", py::module_local())
       .def(py::init(&make_launch), py::kw_only(), py::arg("segments"), py::arg("chunks"), py::arg("models"),
            py::arg("outputs"), py::arg("inputs"), py::arg("base"), py::arg("out"), py::arg("fp64"), py::arg("policy"),
-           py::arg("aligned"), py::arg("places"), py::arg("chunk_map"), py::arg("numbers") = 0, py::arg("keeps") = 0,
-           py::arg("words") = 0);
-  py::class_<Formula>(m, "Formula", "The program of a formula: see csrc/cuda/launch.h.", py::module_local())
-      .def(py::init(&make_formula), py::kw_only(), py::arg("code"), py::arg("instructions"), py::arg("operands"),
+           py::arg("aligned"), py::arg("segment_rows"), py::arg("chunk_map"), py::arg("numbers") = 0,
+           py::arg("rules") = 0, py::arg("words") = 0);
+  py::class_<KernelProgram>(m, "KernelProgram", "The program of a formula: see csrc/cuda/launch.h.", py::module_local())
+      .def(py::init(&make_program), py::kw_only(), py::arg("code"), py::arg("instructions"), py::arg("operands"),
            py::arg("constants"), py::arg("values"), py::arg("rules"), py::arg("keys"), py::arg("vectors"),
            py::arg("ranks"), py::arg("file") = 0, py::arg("file_bytes") = 0);
 

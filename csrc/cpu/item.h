@@ -7,7 +7,7 @@
 #include <memory>
 #include <vector>
 
-#include "../stream/file.h"
+#include "../io/file.h"
 #include "formula.h"
 #include "kernels.h"
 #include "pool.h"
@@ -48,6 +48,7 @@ struct Tensors {
 
   // Those of the rule for the model's deltas, made anew if there are none.
   Decisions& decisions_of(int model, const Mask& rule);
+  bool decided() const { return !decisions_.empty(); }
 
  private:
   std::deque<Decisions> decisions_;  // references to them stay good
@@ -92,6 +93,9 @@ class TensorItem : public Item {
 
   // Elements that are NaN or infinite, per model and last for the base.
   std::vector<int64_t> nonfinite() const { return {nonfinite_.begin(), nonfinite_.end()}; }
+  bool any_nonfinite() const {
+    return std::any_of(nonfinite_.begin(), nonfinite_.end(), [](const auto& count) { return count != 0; });
+  }
   const Tensors& tensors() const { return *tensors_; }
 
  protected:

@@ -67,7 +67,9 @@ class Launch {
     std::atomic<int64_t> remaining;
     std::atomic<bool> prepared;
   };
-  bool ready() const;  // the next task need not wait for its item's preparation
+  bool ready(int64_t task) const;  // the task need not wait for its item's preparation
+  // Takes the next tasks, at least one, which must be ready. Returns the end of those taken.
+  int64_t take(int threads);
   void run(int64_t task, Worker& worker);
   void attempt(const std::function<void()>& action);
   Slot& slot_of(int64_t task) const;

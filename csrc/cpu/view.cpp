@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "../stream/file.h"
+#include "../io/file.h"
 
 namespace warpmerge {
 

@@ -1,7 +1,7 @@
-// The general way to the deltas of a group: any types, any alignment, numbers that are not finite settled and counted.
+// The general way to the deltas of a pack: any types, any alignment, numbers that are not finite settled and counted.
 #pragma once
 
-#include "loads.h"
+#include "packs.h"
 #include "rules.h"
 
 namespace warpmerge {
@@ -30,7 +30,7 @@ WM_DEVICE void load_deltas(const Table& table, const Chunk& chunk, int model, co
   if (!finite && count) count_nonfinite(table, chunk, model, x, base);
 }
 
-// Zeroes what a model's rule drops. A group lies within the elements of one Philox call.
+// Zeroes what a model's rule drops. A pack lies within the elements of one Philox call.
 template <class T, int N>
 WM_DEVICE void drop(const Rule<T>& rule, int64_t flat, T (&d)[N]) {
   const uint32_t drawn = rule.drawn ? drawn_bits(rule, flat) >> (flat % kPhiloxLanes) : 0xffu;

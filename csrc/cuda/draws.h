@@ -1,4 +1,4 @@
-// The random bits of ops/philox.h for groups of elements that begin anywhere.
+// The random bits of ops/philox.h for packs of elements that begin anywhere.
 #pragma once
 
 #include "rules.h"
@@ -16,7 +16,7 @@ WM_DEVICE void philox_call(PhiloxKey key, uint64_t call, uint32_t* words) {
 // The 16 bits of each of N elements from `flat` on.
 template <int N>
 WM_DEVICE void draws(PhiloxKey key, int64_t flat, uint32_t (&bits)[N]) {
-  static_assert(N <= kPhiloxLanes, "a group lies within two calls");
+  static_assert(N <= kPhiloxLanes, "a pack lies within two calls");
   constexpr int kWords = 8;
   const uint64_t call = uint64_t(flat) / kPhiloxLanes;
   const int skipped = int(flat % kPhiloxLanes);

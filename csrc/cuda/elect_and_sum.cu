@@ -9,19 +9,20 @@
 namespace warpmerge {
 namespace {
 
-constexpr int kConsensusThreads = 256;
+constexpr int kElectThreads = 256;
 
 // Thread blocks on a multiprocessor: as many as the registers for K models allow.
 constexpr int elect_and_sum_blocks(int models, size_t itemsize) {
   return models <= 2 || (models == 3 && itemsize == 2) ? 4 : models <= 4 ? 3 : 2;
 }
 
-// One group by any road: running votes, totals and divisors; with an election the models are read twice.
+// The generic path (any dtype, any alignment): running votes, totals and divisors; with an election the models are read
+// twice.
 template <class T, int N>
-WM_DEVICE void elect_and_sum_group(const Table& table, const Chunk& chunk, bool elect, int at, int n) {
+WM_DEVICE void elect_and_sum_pack(const Table& table, const Chunk& chunk, bool elect, int at, int n) {
   const int models = table.models;
   const double* numbers = table.numbers + chunk.segment * table.numbers_per_segment;
-  const int64_t flat = chunk.place[kPlaceFirst] + chunk.begin + at;
+  const int64_t flat = chunk.segment_row[kSegmentFirst] + chunk.begin + at;
   Widened<T, N> base;
   load_base(table, chunk, at, n, base);
   T votes[N], total[N], weight[N];
@@ -34,7 +35,7 @@ WM_DEVICE void elect_and_sum_group(const Table& table, const Chunk& chunk, bool 
     for (int k = 0; k < models; ++k) {
       T d[N];
       load_deltas(table, chunk, k, base, at, n, pass == first_pass, d);
-      drop(rule_of<T>(table.keeps + (chunk.segment * models + k) * 4), flat, d);
+      drop(rule_of<T>(table.rules + (chunk.segment * models + k) * 4), flat, d);
       const T value = T(numbers[k]), vote = T(numbers[models + k]), divisor = T(numbers[2 * models + k]);
       WM_UNROLL
       for (int e = 0; e < N; ++e) {
@@ -58,27 +59,27 @@ WM_DEVICE void elect_and_sum_group(const Table& table, const Chunk& chunk, bool 
 // What a packed kernel leaves out, one element at a time to need few registers.
 WM_DEVICE void unusual_elect_and_sum(const Table& table, const Chunk& chunk, bool elect, int at) {
   WM_ROLLED
-  for (int e = at; e < at + kGroup && e < chunk.count; ++e) elect_and_sum_group<float, 1>(table, chunk, elect, e, 1);
+  for (int e = at; e < at + kPack && e < chunk.count; ++e) elect_and_sum_pack<float, 1>(table, chunk, elect, e, 1);
 }
 
 template <class T>
-__global__ void __launch_bounds__(kConsensusThreads, 1) elect_and_sum_any(WM_PARAM Table table, bool elect) {
+__global__ void __launch_bounds__(kElectThreads, 1) elect_and_sum_any(WM_PARAM Table table, bool elect) {
   const Chunk chunk = chunk_of(table, blockIdx.x);
-  for (int at = int(threadIdx.x) * kGroup; at < chunk.count; at += kConsensusThreads * kGroup)
-    elect_and_sum_group<T, kGroup>(table, chunk, elect, at, chunk.count - at < kGroup ? chunk.count - at : kGroup);
+  for (int at = int(threadIdx.x) * kPack; at < chunk.count; at += kElectThreads * kPack)
+    elect_and_sum_pack<T, kPack>(table, chunk, elect, at, chunk.count - at < kPack ? chunk.count - at : kPack);
 }
 
 // All inputs and the base have storage type S and are aligned.
 template <class S, int K, bool kElect>
-__global__ void __launch_bounds__(kConsensusThreads, elect_and_sum_blocks(K, sizeof(S)))
+__global__ void __launch_bounds__(kElectThreads, elect_and_sum_blocks(K, sizeof(S)))
     elect_and_sum_packed(WM_PARAM Table table, bool elect) {
   __shared__ Rule<float> rules[K];
   const Chunk chunk = chunk_of(table, blockIdx.x);
-  if (threadIdx.x < K) rules[threadIdx.x] = rule_of<float>(table.keeps + (chunk.segment * K + threadIdx.x) * 4);
+  if (threadIdx.x < K) rules[threadIdx.x] = rule_of<float>(table.rules + (chunk.segment * K + threadIdx.x) * 4);
   __syncthreads();
   const double* numbers = table.numbers + chunk.segment * table.numbers_per_segment;
   float value[K], vote[K], divisor[K];
-  Source inputs[K];
+  ChunkSource inputs[K];
   bool drawn = false;
   WM_UNROLL
   for (int k = 0; k < K; ++k) {
@@ -87,28 +88,28 @@ __global__ void __launch_bounds__(kConsensusThreads, elect_and_sum_blocks(K, siz
     drawn |= rules[k].drawn;
   }
   const float lambda = float(numbers[3 * K]);
-  const Source from = base_of(table, chunk);
-  uint32_t unusual = 0;  // bit i: the group of iteration i, left for the end
+  const ChunkSource from = base_of(table, chunk);
+  uint32_t unusual = 0;  // bit i: the pack of iteration i, left for the end
   WM_ROLLED
-  for (int i = 0; i < kChunk / (kConsensusThreads * kGroup); ++i) {
-    const int at = (i * kConsensusThreads + int(threadIdx.x)) * kGroup;
+  for (int i = 0; i < kChunk / (kElectThreads * kPack); ++i) {
+    const int at = (i * kElectThreads + int(threadIdx.x)) * kPack;
     if (at >= chunk.count) break;
-    bool usual = at + kGroup <= chunk.count;
+    bool usual = at + kPack <= chunk.count;
     if (usual) {
-      Packed<S, kGroup> x[K], base;
+      Packed<S, kPack> x[K], base;
       WM_UNROLL
-      for (int k = 0; k < K; ++k) x[k].template load<true>(inputs[k], at, kGroup);
+      for (int k = 0; k < K; ++k) x[k].template load<true>(inputs[k], at, kPack);
       if (table.has_base)
-        base.template load<true>(from, at, kGroup);
+        base.template load<true>(from, at, kPack);
       else
         base.clear();
-      const int64_t flat = chunk.place[kPlaceFirst] + chunk.begin + at;
+      const int64_t flat = chunk.segment_row[kSegmentFirst] + chunk.begin + at;
       uint32_t bits[K];
       float lowest[K];
       WM_UNROLL
       for (int k = 0; k < K; ++k) {
         lowest[k] = bit_cast<float>(flat < rules[k].tie_end ? rules[k].before : rules[k].after);
-        usual &= !straddles(rules[k], flat, kGroup);
+        usual &= !straddles(rules[k], flat, kPack);
         bits[k] = 0xffu;
       }
       if (drawn) {
@@ -116,10 +117,10 @@ __global__ void __launch_bounds__(kConsensusThreads, elect_and_sum_blocks(K, siz
         for (int k = 0; k < K; ++k)
           if (rules[k].drawn) bits[k] = drawn_bits(rules[k], flat);
       }
-      float y[kGroup];
+      float y[kPack];
       float poison = 0;  // NaN as soon as a delta is not finite
       WM_UNROLL
-      for (int e = 0; e < kGroup; ++e) {
+      for (int e = 0; e < kPack; ++e) {
         const float b = base.get(e);
         float d[K], votes = 0, total = 0, weight = 0;
         WM_UNROLL
@@ -154,7 +155,7 @@ __global__ void __launch_bounds__(kConsensusThreads, elect_and_sum_blocks(K, siz
   }
   WM_ROLLED
   for (; unusual; unusual &= unusual - 1) {
-    const int at = ((__ffs(int(unusual)) - 1) * kConsensusThreads + int(threadIdx.x)) * kGroup;
+    const int at = ((__ffs(int(unusual)) - 1) * kElectThreads + int(threadIdx.x)) * kPack;
     unusual_elect_and_sum(table, chunk, elect, at);
   }
 }
@@ -177,14 +178,14 @@ ElectAndSumKernel elect_and_sum_of(int models, bool elect) {
 
 }  // namespace
 
-void elect_and_sum(cudaStream_t stream, const Launch& work, bool elect, int64_t* nonfinite) {
+void elect_and_sum(cudaStream_t stream, const KernelLaunch& work, bool elect, int64_t* nonfinite) {
   const Table table = make_table(work, 3 * work.models + 1, nonfinite);
   ElectAndSumKernel kernel = work.fp64 ? elect_and_sum_any<double> : elect_and_sum_any<float>;
   if (packed(work) && work.models <= kMaxPacked && work.out != Dtype::f64)
     kernel = work.inputs[0] == Dtype::bf16  ? elect_and_sum_of<bf16>(work.models, elect)
              : work.inputs[0] == Dtype::f16 ? elect_and_sum_of<f16>(work.models, elect)
                                             : elect_and_sum_of<float>(work.models, elect);
-  launch("elect_and_sum", kernel, work.chunks, kConsensusThreads, stream, table, elect);
+  launch("elect_and_sum", kernel, work.chunks, kElectThreads, stream, table, elect);
 }
 
 }  // namespace warpmerge

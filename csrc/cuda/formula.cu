@@ -1,7 +1,7 @@
-// Programs, carried out instruction by instruction: the same one for all threads, a group of elements in each.
+// Programs, carried out instruction by instruction: the same one for all threads, a pack of elements in each.
 //
 // Operands lie in a file with a column for each thread, as registers cannot be numbered at run time. It is in shared
-// memory, for kGroup elements a thread where they fit and else for one; a program with too many operands for that has
+// memory, for kPack elements a thread where they fit and else for one; a program with too many operands for that has
 // its file in global memory (local memory would be reserved for every thread that the device can hold). The result of
 // the last instruction is at hand in registers: reading and writing the file takes longer than deciding what to do. For
 // its eight elements an addition is some 60 machine instructions, 53 where both terms come from the file (sm_90).
@@ -55,17 +55,17 @@ struct File {
   }
 };
 
-// What instructions that depend on an element's place need to know of the segment and of the group.
-struct Place {
+// What instructions that depend on an element's position need to know of the segment and of the pack.
+struct ElementPosition {
   const int64_t* words;
-  const int64_t* keeps;
-  int64_t flat;         // of the group's first element
+  const int64_t* rules;
+  int64_t flat;         // of the pack's first element
   int64_t row, column;  // of it
   int64_t in_segment;   // its position there
 };
 
 template <class T, int N>
-WM_DEVICE void keep_group(const int64_t* keep, int64_t flat, const T (&a)[N], T (&y)[N]) {
+WM_DEVICE void keep_pack(const int64_t* keep, int64_t flat, const T (&a)[N], T (&y)[N]) {
   const Rule<T> rule = rule_of<T>(keep);
   uint32_t bits[N] = {};
   if (rule.drawn) draws(rule.key, flat, bits);
@@ -79,10 +79,10 @@ WM_DEVICE void keep_group(const int64_t* keep, int64_t flat, const T (&a)[N], T 
 
 // Elements of a vector, one per row or one per column; 0 past the end of the segment.
 template <class T, int N>
-WM_DEVICE void vector_group(const Place& place, int64_t address, bool by_row, int n, T (&y)[N]) {
+WM_DEVICE void vector_pack(const ElementPosition& position, int64_t address, bool by_row, int n, T (&y)[N]) {
   const double* entries = reinterpret_cast<const double*>(address);
-  const int64_t columns = place.words[kWordColumns];
-  int64_t row = place.row, column = place.column;
+  const int64_t columns = position.words[kWordColumns];
+  int64_t row = position.row, column = position.column;
   WM_UNROLL
   for (int e = 0; e < N; ++e) {
     y[e] = e < n ? T(entries[by_row ? row : column]) : T(0);
@@ -90,46 +90,46 @@ WM_DEVICE void vector_group(const Place& place, int64_t address, bool by_row, in
   }
 }
 
-// An instruction that depends on the element's place.
+// An instruction that depends on the element's position.
 template <class T, int N>
-WM_DEVICE void place_group(const Formula& formula, const Place& place, FormulaOp op, int payload, int n,
-                           const T (&a)[N], T (&y)[N]) {
-  if (op == FormulaOp::keep) return keep_group(place.keeps + payload * 4, place.flat, a, y);
-  const int64_t* words = place.words + kWordRest;
+WM_DEVICE void positional_pack(const KernelProgram& program, const ElementPosition& position, FormulaOp op, int payload,
+                               int n, const T (&a)[N], T (&y)[N]) {
+  if (op == FormulaOp::keep) return keep_pack(position.rules + payload * 4, position.flat, a, y);
+  const int64_t* words = position.words + kWordRest;
   if (op == FormulaOp::draw) {
     uint32_t bits[N];
     const uint64_t key = uint64_t(words[payload]);
-    draws(PhiloxKey{uint32_t(key), uint32_t(key >> 32)}, place.flat, bits);
+    draws(PhiloxKey{uint32_t(key), uint32_t(key >> 32)}, position.flat, bits);
     WM_UNROLL
     for (int e = 0; e < N; ++e) y[e] = T(int(bits[e]));
     return;
   }
-  words += formula.keys;
-  if (op != FormulaOp::rank) return vector_group(place, words[payload], op == FormulaOp::row, n, y);
-  const T* ranks = reinterpret_cast<const T*>(words[formula.vectors + payload]) + place.in_segment;
+  words += program.keys;
+  if (op != FormulaOp::rank) return vector_pack(position, words[payload], op == FormulaOp::row, n, y);
+  const T* ranks = reinterpret_cast<const T*>(words[program.vectors + payload]) + position.in_segment;
   WM_UNROLL
   for (int e = 0; e < N; ++e) y[e] = e < n ? ranks[e] : T(0);
 }
 
-// Carries out the program for the group whose inputs and base are in the file.
+// Carries out the program for the pack whose inputs and base are in the file.
 template <class T, int N>
-WM_DEVICE void carry_out(const Formula& formula, const File<T, N>& file, const T* constants, const Place& place,
-                         int n) {
+WM_DEVICE void carry_out(const KernelProgram& program, const File<T, N>& file, const T* constants,
+                         const ElementPosition& position, int n) {
   const auto operand = [&](unsigned number, const T(&last)[N], T(&values)[N]) {
-    if (number < unsigned(formula.operands)) {
+    if (number < unsigned(program.operands)) {
       file.get(int(number), values);
     } else {
       const bool is_last = number >= kNoOperand;  // or not looked at
-      const T constant = is_last ? T(0) : constants[number - unsigned(formula.operands)];
+      const T constant = is_last ? T(0) : constants[number - unsigned(program.operands)];
       WM_UNROLL
       for (int e = 0; e < N; ++e) values[e] = is_last ? last[e] : constant;
     }
   };
-  const uint4* code = reinterpret_cast<const uint4*>(formula.code);
+  const uint4* code = reinterpret_cast<const uint4*>(program.code);
   T last[N] = {};
   uint4 next = __ldg(code);
   WM_ROLLED
-  for (int i = 0; i < formula.instructions; ++i) {
+  for (int i = 0; i < program.instructions; ++i) {
     const uint4 fields = next;
     next = __ldg(code + i + 1);  // behind the last one lie the numbers of the values
     const FormulaOp op = FormulaOp(fields.x & 0xffffu);
@@ -145,7 +145,7 @@ WM_DEVICE void carry_out(const Formula& formula, const File<T, N>& file, const T
         for (int e = 0; e < N; ++e) last[e] = calculate<kOp>(a[e], b[e], c[e]);
       });
     } else {
-      place_group(formula, place, op, int(fields.z >> 16), n, a, last);
+      positional_pack(program, position, op, int(fields.z >> 16), n, a, last);
     }
     const unsigned target = fields.x >> 16;
     if (target != kNoOperand) file.put(int(target), last);
@@ -154,7 +154,7 @@ WM_DEVICE void carry_out(const Formula& formula, const File<T, N>& file, const T
 
 // Base plus value or, without a base, the first input where the first ones are the same.
 template <class T, int N>
-WM_DEVICE void finish_group(const Table& table, const File<T, N>& file, int agree, T (&y)[N]) {
+WM_DEVICE void finish_pack(const Table& table, const File<T, N>& file, int agree, T (&y)[N]) {
   T first[N];
   if (table.has_base) {
     file.get(table.models, first);
@@ -176,8 +176,8 @@ WM_DEVICE void finish_group(const Table& table, const File<T, N>& file, int agre
 }
 
 template <class T, int N>
-WM_DEVICE void store_group(const Table& table, const Chunk& chunk, int m, int at, int n, const T (&y)[N]) {
-  if constexpr (sizeof(T) == 4 && N == kGroup) {
+WM_DEVICE void store_results(const Table& table, const Chunk& chunk, int m, int at, int n, const T (&y)[N]) {
+  if constexpr (sizeof(T) == 4 && N == kPack) {
     if (n == N && table.aligned && table.out != Dtype::f64) return store_packed(table, chunk, m, at, y);
   }
   store_any(table, chunk, m, at, n, y);
@@ -186,20 +186,21 @@ WM_DEVICE void store_group(const Table& table, const Chunk& chunk, int m, int at
 // `shared_file`: the file lies in shared memory, in front of the constants.
 template <class T, int N, bool kSharedFile>
 __global__ void __launch_bounds__(kFormulaThreads, 4)
-    formula_values(WM_PARAM Table table, WM_PARAM Formula formula, bool combine, int agree) {
-  const int64_t file_bytes = int64_t(formula.operands) * File<T, N>::row_bytes(int(blockDim.x));
+    formula_values(WM_PARAM Table table, WM_PARAM KernelProgram program, bool combine, int agree) {
+  const int64_t file_bytes = int64_t(program.operands) * File<T, N>::row_bytes(int(blockDim.x));
   T* constants = reinterpret_cast<T*>(dynamic_shared() + (kSharedFile ? file_bytes : 0));
   const File<T, N> file(kSharedFile ? dynamic_shared()
-                                    : static_cast<char*>(formula.file) + int64_t(blockIdx.x) * file_bytes);
-  const int words = kWordRest + formula.keys + formula.vectors + formula.ranks;
-  const uint16_t* values = reinterpret_cast<const uint16_t*>(formula.code) + formula.instructions * kFormulaFields;
+                                    : static_cast<char*>(program.file) + int64_t(blockIdx.x) * file_bytes);
+  const int words = kWordRest + program.keys + program.vectors + program.ranks;
+  const uint16_t* values = reinterpret_cast<const uint16_t*>(program.code) + program.instructions * kFormulaFields;
   for (int64_t number = blockIdx.x; number < table.chunks; number += gridDim.x) {
     const Chunk chunk = chunk_of(table, number);
     __syncthreads();  // all are done with the last chunk's constants
-    for (int i = int(threadIdx.x); i < formula.constants; i += int(blockDim.x))
-      constants[i] = T(table.numbers[chunk.segment * formula.constants + i]);
+    for (int i = int(threadIdx.x); i < program.constants; i += int(blockDim.x))
+      constants[i] = T(table.numbers[chunk.segment * program.constants + i]);
     __syncthreads();
-    Place place{table.words + chunk.segment * words, table.keeps + chunk.segment * formula.rules * 4, 0, 0, 0, 0};
+    ElementPosition position{
+        table.words + chunk.segment * words, table.rules + chunk.segment * program.rules * 4, 0, 0, 0, 0};
     WM_ROLLED
     for (int at = int(threadIdx.x) * N; at < chunk.count; at += int(blockDim.x) * N) {
       const int n = chunk.count - at < N ? chunk.count - at : N;
@@ -212,31 +213,31 @@ __global__ void __launch_bounds__(kFormulaThreads, 4)
         load_deltas(table, chunk, k, base, at, n, true, d);
         file.put(k, d);
       }
-      place.in_segment = chunk.begin + at;
-      place.flat = chunk.place[kPlaceFirst] + place.in_segment;
-      if (formula.vectors) {
-        const int64_t columns = place.words[kWordColumns];
-        place.row = place.flat / columns;
-        place.column = place.flat - place.row * columns;
+      position.in_segment = chunk.begin + at;
+      position.flat = chunk.segment_row[kSegmentFirst] + position.in_segment;
+      if (program.vectors) {
+        const int64_t columns = position.words[kWordColumns];
+        position.row = position.flat / columns;
+        position.column = position.flat - position.row * columns;
       }
-      carry_out(formula, file, constants, place, n);
+      carry_out(program, file, constants, position, n);
       WM_ROLLED
-      for (int m = 0; m < formula.values; ++m) {
+      for (int m = 0; m < program.values; ++m) {
         const int operand = values[m];
         T y[N];
-        if (operand < formula.operands) {
+        if (operand < program.operands) {
           file.get(operand, y);
         } else {
           WM_UNROLL
-          for (int e = 0; e < N; ++e) y[e] = constants[operand - formula.operands];
+          for (int e = 0; e < N; ++e) y[e] = constants[operand - program.operands];
         }
         if (combine) {
-          finish_group(table, file, agree, y);
+          finish_pack(table, file, agree, y);
         } else {
           WM_UNROLL
           for (int e = 0; e < N; ++e) y[e] = measured(y[e]);
         }
-        store_group(table, chunk, m, at, n, y);
+        store_results(table, chunk, m, at, n, y);
       }
     }
   }
@@ -250,33 +251,33 @@ int formula_threads(int64_t warp_bytes, int64_t constants) {
 }
 
 template <class T>
-void queue_formula(cudaStream_t stream, const Table& table, const Formula& formula, bool combine, int agree) {
-  const int64_t constants = int64_t(formula.constants) * int64_t(sizeof(T));
-  const int64_t alone = int64_t(formula.operands) * kFormulaWarp * int64_t(sizeof(T));  // one element a thread
+void queue_formula(cudaStream_t stream, const Table& table, const KernelProgram& program, bool combine, int agree) {
+  const int64_t constants = int64_t(program.constants) * int64_t(sizeof(T));
+  const int64_t alone = int64_t(program.operands) * kFormulaWarp * int64_t(sizeof(T));  // one element a thread
   const auto in_shared = [&](auto kernel, int64_t warp_bytes) {
     const int threads = formula_threads(warp_bytes, constants);
     const int64_t shared = threads / kFormulaWarp * warp_bytes + constants;
-    launch_with(shared, "formula", kernel, table.chunks, threads, stream, table, formula, combine, agree);
+    launch_with(shared, "formula", kernel, table.chunks, threads, stream, table, program, combine, agree);
   };
-  if (alone * kGroup + constants <= kFormulaShared) return in_shared(formula_values<T, kGroup, true>, alone * kGroup);
+  if (alone * kPack + constants <= kFormulaShared) return in_shared(formula_values<T, kPack, true>, alone * kPack);
   if (alone + constants <= kFormulaShared) return in_shared(formula_values<T, 1, true>, alone);
-  const int64_t blocks = formula.file_bytes / alone;
+  const int64_t blocks = program.file_bytes / alone;
   if (blocks < 1) throw std::runtime_error("formula: too little memory for its operands");
   launch_with(constants, "formula", formula_values<T, 1, false>, blocks < table.chunks ? blocks : table.chunks,
-              kFormulaWarp, stream, table, formula, combine, agree);
+              kFormulaWarp, stream, table, program, combine, agree);
 }
 
 }  // namespace
 
-void formula(cudaStream_t stream, const Launch& work, const Formula& formula, bool combine, int agree,
+void formula(cudaStream_t stream, const KernelLaunch& work, const KernelProgram& program, bool combine, int agree,
              int64_t* nonfinite) {
-  if (formula.operands < work.models + 1 || formula.values != work.outputs)
+  if (program.operands < work.models + 1 || program.values != work.outputs)
     throw std::runtime_error("formula: the program is not one for the tensors of the launch");
-  const Table table = make_table(work, formula.constants, nonfinite);
+  const Table table = make_table(work, program.constants, nonfinite);
   if (work.fp64)
-    queue_formula<double>(stream, table, formula, combine, agree);
+    queue_formula<double>(stream, table, program, combine, agree);
   else
-    queue_formula<float>(stream, table, formula, combine, agree);
+    queue_formula<float>(stream, table, program, combine, agree);
 }
 
 }  // namespace warpmerge

@@ -7,17 +7,17 @@ namespace {
 
 // Neighbouring lanes of a thread: few, because each needs a sum in float64 for every pair of vectors. A warp takes the
 // lanes of a block in two halves, the two branches of the tree's root.
-constexpr int kGramGroup = 4;
-constexpr int kHalf = kWarp * kGramGroup;
+constexpr int kGramPack = 4;
+constexpr int kHalf = kWarp * kGramPack;
 static_assert(kLanes == 2 * kHalf, "a row is two halves");
-// Up to kWholeGram vectors all pairs are taken at once; more are cut into sets of kSet, and a thread block takes the
-// pairs within a set or between two sets.
+// Up to kWholeGram vectors all pairs are taken at once; more are divided into sets of kSet, and a thread block takes
+// the pairs within a set or between two sets.
 constexpr int kWholeGram = 4, kSet = 3;
 
 // Thread blocks on a multiprocessor: as many as the registers for the sums allow.
 constexpr int gram_blocks(int vectors) { return vectors <= 3 ? 4 : 3; }
-template <class Group>
-constexpr int kSetBlocks = std::is_same_v<Group, Packed<float, kGramGroup>> ? 2 : 3;
+template <class Pack>
+constexpr int kSetBlocks = std::is_same_v<Pack, Packed<float, kGramPack>> ? 2 : 3;
 
 struct GramBlock {
   int at;    // of the first element in the chunk
@@ -27,7 +27,7 @@ struct GramBlock {
 
 // Where this thread's elements of a row are in the chunk.
 WM_FN int element_of(const GramBlock& block, int row, int half) {
-  return block.at + row * kLanes + half * kHalf + block.lane * kGramGroup;
+  return block.at + row * kLanes + half * kHalf + block.lane * kGramPack;
 }
 
 // Column of the distance between the vectors i < k.
@@ -36,8 +36,7 @@ WM_FN int64_t distance_column(int vectors, int i, int k) {
 }
 
 // Writes the sum of a half of the lanes, or adds that of the second to it.
-WM_DEVICE void put_sum(const GramBlock& block, int64_t column, int half, const double (&sums)[kGramGroup],
-                       bool wanted) {
+WM_DEVICE void put_sum(const GramBlock& block, int64_t column, int half, const double (&sums)[kGramPack], bool wanted) {
   const double sum = sum_of_lanes(sums);
   if (block.lane != 0 || !wanted) return;
   double* to = block.partials + column;
@@ -45,12 +44,12 @@ WM_DEVICE void put_sum(const GramBlock& block, int64_t column, int half, const d
 }
 
 // V vectors and the base, as they are stored; behind the last vector the last is taken again.
-template <class Group, int V>
+template <class Pack, int V>
 struct Stored {
-  Group x[V], base;
+  Pack x[V], base;
 
   WM_METHOD void load(const Table& table, const Chunk& chunk, const int (&vectors)[V], int at) {
-    const int n = left_in(chunk, at, kGramGroup);
+    const int n = left_in(chunk, at, kGramPack);
     WM_UNROLL
     for (int k = 0; k < V; ++k)
       x[k].template load<false>(input_of(table, chunk, vectors[k] < table.models ? vectors[k] : table.models - 1), at,
@@ -62,7 +61,7 @@ struct Stored {
   }
 
   WM_METHOD void deltas(const Table& table, const Chunk& chunk, const int (&vectors)[V], bool count,
-                        typename Group::T (&d)[V][kGramGroup]) const {
+                        typename Pack::T (&d)[V][kGramPack]) const {
     WM_UNROLL
     for (int k = 0; k < V; ++k)
       deltas_over_finite(table, chunk, vectors[k], x[k], base, count && vectors[k] < table.models, d[k]);
@@ -70,7 +69,7 @@ struct Stored {
 };
 
 // Norms of V vectors and the distances between them. `kTogether`: rows whose loads are issued together.
-template <class Group, int V, int kTogether>
+template <class Pack, int V, int kTogether>
 WM_DEVICE void gram_within(const Table& table, const Chunk& chunk, const GramBlock& block, int first) {
   constexpr int kPairs = V * (V - 1) / 2;
   int vectors[V];
@@ -78,9 +77,9 @@ WM_DEVICE void gram_within(const Table& table, const Chunk& chunk, const GramBlo
   for (int k = 0; k < V; ++k) vectors[k] = first + k;
   WM_ROLLED
   for (int half = 0; half < 2; ++half) {
-    double norms[V][kGramGroup], distances[kPairs + 1][kGramGroup];
+    double norms[V][kGramPack], distances[kPairs + 1][kGramPack];
     WM_UNROLL
-    for (int e = 0; e < kGramGroup; ++e) {
+    for (int e = 0; e < kGramPack; ++e) {
       WM_UNROLL
       for (int k = 0; k < V; ++k) norms[k][e] = 0.0;
       WM_UNROLL
@@ -88,15 +87,15 @@ WM_DEVICE void gram_within(const Table& table, const Chunk& chunk, const GramBlo
     }
     WM_ROLLED
     for (int row = 0; row < kRows; row += kTogether) {
-      Stored<Group, V> stored[kTogether];
+      Stored<Pack, V> stored[kTogether];
       WM_UNROLL
       for (int r = 0; r < kTogether; ++r) stored[r].load(table, chunk, vectors, element_of(block, row + r, half));
       WM_UNROLL
       for (int r = 0; r < kTogether; ++r) {
-        typename Group::T d[V][kGramGroup];
+        typename Pack::T d[V][kGramPack];
         stored[r].deltas(table, chunk, vectors, true, d);
         WM_UNROLL
-        for (int e = 0; e < kGramGroup; ++e) {
+        for (int e = 0; e < kGramPack; ++e) {
           double v[V];
           WM_UNROLL
           for (int k = 0; k < V; ++k) v[k] = double(d[k][e]);
@@ -126,27 +125,27 @@ WM_DEVICE void gram_within(const Table& table, const Chunk& chunk, const GramBlo
 }
 
 // Distances between two sets of vectors.
-template <class Group>
+template <class Pack>
 WM_DEVICE void gram_between(const Table& table, const Chunk& chunk, const GramBlock& block, int first, int second) {
   int vectors[2 * kSet];
   WM_UNROLL
   for (int k = 0; k < kSet; ++k) vectors[k] = first + k, vectors[kSet + k] = second + k;
   WM_ROLLED
   for (int half = 0; half < 2; ++half) {
-    double distances[kSet * kSet][kGramGroup];
+    double distances[kSet * kSet][kGramPack];
     WM_UNROLL
-    for (int e = 0; e < kGramGroup; ++e) {
+    for (int e = 0; e < kGramPack; ++e) {
       WM_UNROLL
       for (int p = 0; p < kSet * kSet; ++p) distances[p][e] = 0.0;
     }
     WM_ROLLED
     for (int row = 0; row < kRows; ++row) {
-      Stored<Group, 2 * kSet> stored;
+      Stored<Pack, 2 * kSet> stored;
       stored.load(table, chunk, vectors, element_of(block, row, half));
-      typename Group::T d[2 * kSet][kGramGroup];
+      typename Pack::T d[2 * kSet][kGramPack];
       stored.deltas(table, chunk, vectors, false, d);
       WM_UNROLL
-      for (int e = 0; e < kGramGroup; ++e) {
+      for (int e = 0; e < kGramPack; ++e) {
         WM_UNROLL
         for (int p = 0; p < kSet * kSet; ++p) {
           const double difference = double(d[p / kSet][e]) - double(d[kSet + p % kSet][e]);
@@ -163,21 +162,21 @@ WM_DEVICE void gram_between(const Table& table, const Chunk& chunk, const GramBl
 
 WM_DEVICE GramBlock gram_block_of(const Table& table, const Chunk& chunk, double* partials) {
   const int warp = int(threadIdx.x) / kWarp;
-  const int64_t row = chunk.place[kPlaceBlock] + chunk.begin / kBlock + warp;
+  const int64_t row = chunk.segment_row[kSegmentBlock] + chunk.begin / kBlock + warp;
   return {warp * kBlock, int(threadIdx.x) % kWarp, partials + row * gram_size(table.models)};
 }
 
-template <class Group, int V>
+template <class Pack, int V>
 __global__ void __launch_bounds__(kMeasureThreads, gram_blocks(V)) gram_whole(WM_PARAM Table table, double* partials) {
   const Chunk chunk = chunk_of(table, blockIdx.x);
   const GramBlock block = gram_block_of(table, chunk, partials);
-  if (block.at < chunk.count) gram_within<Group, V, V <= 2 ? 4 : 2>(table, chunk, block, 0);
+  if (block.at < chunk.count) gram_within<Pack, V, V <= 2 ? 4 : 2>(table, chunk, block, 0);
 }
 
 // A thread block per chunk and pair of sets (a, b), a <= b: those of a chunk follow each other, so that they find its
 // elements in the cache.
-template <class Group>
-__global__ void __launch_bounds__(kMeasureThreads, kSetBlocks<Group>)
+template <class Pack>
+__global__ void __launch_bounds__(kMeasureThreads, kSetBlocks<Pack>)
     gram_sets(WM_PARAM Table table, int pairs, double* partials) {
   const Chunk chunk = chunk_of(table, blockIdx.x / unsigned(pairs));
   const GramBlock block = gram_block_of(table, chunk, partials);
@@ -185,34 +184,34 @@ __global__ void __launch_bounds__(kMeasureThreads, kSetBlocks<Group>)
   while (a > b) a -= ++b;
   if (block.at >= chunk.count) return;
   if (a == b)
-    gram_within<Group, kSet, 1>(table, chunk, block, a * kSet);
+    gram_within<Pack, kSet, 1>(table, chunk, block, a * kSet);
   else
-    gram_between<Group>(table, chunk, block, a * kSet, b * kSet);
+    gram_between<Pack>(table, chunk, block, a * kSet, b * kSet);
 }
 
 using WholeKernel = void (*)(Table, double*);
 
-template <class Group>
+template <class Pack>
 WholeKernel gram_whole_of(int vectors) {
   static_assert(kWholeGram == 4, "a kernel for each number of vectors");
-  constexpr WholeKernel kernels[] = {gram_whole<Group, 1>, gram_whole<Group, 2>, gram_whole<Group, 3>,
-                                     gram_whole<Group, 4>};
+  constexpr WholeKernel kernels[] = {gram_whole<Pack, 1>, gram_whole<Pack, 2>, gram_whole<Pack, 3>,
+                                     gram_whole<Pack, 4>};
   return kernels[vectors - 1];
 }
 
 }  // namespace
 
-void gram(cudaStream_t stream, const Launch& work, double* partials, int64_t* nonfinite) {
+void gram(cudaStream_t stream, const KernelLaunch& work, double* partials, int64_t* nonfinite) {
   const Table table = make_table(work, 0, nonfinite);
   if (packed(work) && work.models <= kWholeGram) {
-    const WholeKernel kernel = work.inputs[0] == Dtype::bf16  ? gram_whole_of<Packed<bf16, kGramGroup>>(work.models)
-                               : work.inputs[0] == Dtype::f16 ? gram_whole_of<Packed<f16, kGramGroup>>(work.models)
-                                                              : gram_whole_of<Packed<float, kGramGroup>>(work.models);
+    const WholeKernel kernel = work.inputs[0] == Dtype::bf16  ? gram_whole_of<Packed<bf16, kGramPack>>(work.models)
+                               : work.inputs[0] == Dtype::f16 ? gram_whole_of<Packed<f16, kGramPack>>(work.models)
+                                                              : gram_whole_of<Packed<float, kGramPack>>(work.models);
     return launch("gram", kernel, work.chunks, kMeasureThreads, stream, table, partials);
   }
   const int sets = (work.models + kSet - 1) / kSet, pairs = sets * (sets + 1) / 2;
   using Kernel = void (*)(Table, int, double*);
-  const Kernel kernel = with_group<kGramGroup>(work, [](auto group) -> Kernel { return gram_sets<decltype(group)>; });
+  const Kernel kernel = with_pack<kGramPack>(work, [](auto pack) -> Kernel { return gram_sets<decltype(pack)>; });
   launch("gram", kernel, work.chunks * pairs, kMeasureThreads, stream, table, pairs, partials);
 }
 

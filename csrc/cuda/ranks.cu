@@ -52,7 +52,7 @@ WM_DEVICE void count_rows(const Table& table, const Chunk& chunk, const int64_t*
   const int together = kCountedTile / columns;
   for (int64_t row = range.first; row < range.end; row += together) {
     const int rows = int(range.end - row < together ? range.end - row : together), count = rows * columns;
-    const Chunk tile{chunk.place, chunk.segment, row * columns, count};
+    const Chunk tile{chunk.segment_row, chunk.segment, row * columns, count};
     __syncthreads();  // all are done with the last tile
     for (int i = int(threadIdx.x); i < count; i += kRankThreads) keys[i] = key_at<T>(table, tile, input, i);
     __syncthreads();
@@ -78,12 +78,12 @@ struct RowOrder {
   WM_METHOD Index at(int64_t i) const { return ordered ? from[i] : Index(i); }
 };
 
-// Calls body(column, digit, lanes of the same digit, all lanes at work) for a warp's part of a row, in order.
+// Calls body(column, digit, lanes of the same digit, all lanes at work) for a warp's share of a row, in order.
 template <class Key, class Index, class Body>
-WM_DEVICE void walk_part(const RowOrder<Key, Index>& order, int shift, Body&& body) {
+WM_DEVICE void walk_share(const RowOrder<Key, Index>& order, int shift, Body&& body) {
   const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp;
-  const int64_t part = (order.columns + kRankThreads - 1) / kRankThreads * kWarp;
-  const int64_t begin = warp * part, left = order.columns - begin, count = left < part ? left : part;
+  const int64_t share = (order.columns + kRankThreads - 1) / kRankThreads * kWarp;
+  const int64_t begin = warp * share, left = order.columns - begin, count = left < share ? left : share;
   for (int64_t at = 0; at < count; at += kWarp) {
     const unsigned active = count - at < kWarp ? (1u << (count - at)) - 1 : kWholeWarp;
     if (active >> lane & 1) {
@@ -105,7 +105,7 @@ WM_DEVICE void sort_digit(RowOrder<Key, Index>& order, int shift, unsigned (&cou
   WM_UNROLL
   for (int w = 0; w < kRankWarps; ++w) counts[w][digit] = 0;
   __syncthreads();
-  walk_part(order, shift, [&](Index, unsigned of, unsigned same, unsigned) {
+  walk_share(order, shift, [&](Index, unsigned of, unsigned same, unsigned) {
     if (!(same & lower)) counts[warp][of] += unsigned(__popc(same));
   });
   __syncthreads();
@@ -121,7 +121,7 @@ WM_DEVICE void sort_digit(RowOrder<Key, Index>& order, int shift, unsigned (&cou
     next += found;
   }
   __syncthreads();
-  walk_part(order, shift, [&](Index column, unsigned of, unsigned same, unsigned active) {
+  walk_share(order, shift, [&](Index column, unsigned of, unsigned same, unsigned active) {
     const unsigned first = counts[warp][of];
     __syncwarp(active);
     if (!(same & lower)) counts[warp][of] = first + unsigned(__popc(same));
@@ -141,7 +141,7 @@ WM_DEVICE void sort_rows(const Table& table, const Chunk& chunk, const int64_t* 
   const int64_t columns = mine[kWordColumns];
   const RowRange range = rows_of(chunk, columns);
   for (int64_t row = range.first; row < range.end; ++row) {
-    const Chunk whole{chunk.place, chunk.segment, row * columns, 0};
+    const Chunk whole{chunk.segment_row, chunk.segment, row * columns, 0};
     T* result = reinterpret_cast<T*>(mine[shape.ordinal]) + whole.begin;
     RowOrder<Key, Index> order{};
     if constexpr (kShared) {
@@ -194,12 +194,13 @@ void queue_ranks(cudaStream_t stream, const Table& table, RankWords shape, int i
 
 }  // namespace
 
-void ranks(cudaStream_t stream, const Launch& work, const Formula& formula, int input, int ordinal, int64_t longest) {
-  if (input < 0 || input >= work.models || ordinal < 0 || ordinal >= formula.ranks || longest > UINT32_MAX)
+void ranks(cudaStream_t stream, const KernelLaunch& work, const KernelProgram& program, int input, int ordinal,
+           int64_t longest) {
+  if (input < 0 || input >= work.models || ordinal < 0 || ordinal >= program.ranks || longest > UINT32_MAX)
     throw std::runtime_error("ranks: the launch has no such input, or its rows are too long");
   const Table table = make_table(work, 0, nullptr);
-  const int before = kWordRest + formula.keys + formula.vectors;
-  const RankWords shape{before + formula.ranks, before + ordinal};
+  const int before = kWordRest + program.keys + program.vectors;
+  const RankWords shape{before + program.ranks, before + ordinal};
   if (work.fp64)
     queue_ranks<double>(stream, table, shape, input, longest, kRankShared64);
   else

@@ -31,14 +31,14 @@ WM_DEVICE double sum_threads(double value, double* shared) {
   return values[0];
 }
 
-// A thread block per slot and column. Each round replaces the partials by those of their runs, at the front.
+// A thread block per tensor and column. Each round replaces the partials by those of their runs, at the front.
 __global__ void __launch_bounds__(kReduceThreads)
     reduce_columns(double* partials, const int64_t* ranges, int width, double* result) {
   __shared__ double shared[kReduceThreads / kWarp];
-  const int64_t slot = blockIdx.x / unsigned(width);
+  const int64_t tensor = blockIdx.x / unsigned(width);
   const int column = int(blockIdx.x % unsigned(width));
-  double* rows = partials + ranges[2 * slot] * width + column;
-  int64_t count = ranges[2 * slot + 1];
+  double* rows = partials + ranges[2 * tensor] * width + column;
+  int64_t count = ranges[2 * tensor + 1];
   double total = 0.0;
   while (count > 0) {
     const int64_t runs = (count + kRun - 1) / kRun;
@@ -59,14 +59,14 @@ __global__ void __launch_bounds__(kReduceThreads)
     __syncthreads();
     count = runs > 1 ? runs : 0;
   }
-  if (threadIdx.x == 0) result[slot * width + column] = total;
+  if (threadIdx.x == 0) result[tensor * width + column] = total;
 }
 
 }  // namespace
 
-void reduce_blocks(cudaStream_t stream, double* partials, const int64_t* ranges, int64_t slots, int width,
+void reduce_blocks(cudaStream_t stream, double* partials, const int64_t* ranges, int64_t tensors, int width,
                    double* result) {
-  launch("reduce_blocks", reduce_columns, slots * width, kReduceThreads, stream, partials, ranges, width, result);
+  launch("reduce_blocks", reduce_columns, tensors * width, kReduceThreads, stream, partials, ranges, width, result);
 }
 
 }  // namespace warpmerge

@@ -1,10 +1,10 @@
 // Folds of columns, in the order of ops/reduce.h: blocks of rows first, then the blocks of each column.
 //
-// A thread has a column of a block of rows and goes down it, the loads of the next rows under way. Products are cut
-// into duos: two values are read once for up to three products. Of values as they are a duo is two of them.
+// A thread has a column of a block of rows and goes down it, the loads of the next rows under way. Products are
+// taken by value pairs: two values are read once for up to three products. Of values as they are a pair is two of them.
 #include <math.h>
 
-#include "duos.h"
+#include "value_pairs.h"
 
 namespace warpmerge {
 namespace {
@@ -27,34 +27,35 @@ WM_DEVICE double add_term(double found, double a, double b) {
 // continued.
 template <class T, Term kTerm>
 __global__ void __launch_bounds__(kColumnThreads)
-    fold_columns(WM_PARAM Table table, const int64_t* duos, int number, int sums, double* partials) {
+    fold_columns(WM_PARAM Table table, const int64_t* value_pairs, int number, int sums, double* partials) {
   constexpr int kAtOnce = 4;  // rows, whose loads are under way while as many earlier ones are added
   const int64_t program = blockIdx.x / unsigned(number);
-  const Duo duo = duo_of(duos, int(blockIdx.x % unsigned(number)));
+  const ValuePair pair = value_pair_of(value_pairs, int(blockIdx.x % unsigned(number)));
   const int64_t segment = table.chunk_map[program];
-  const Chunk chunk{place_of(table, segment), segment, 0, 0};
+  const Chunk chunk{segment_row_of(table, segment), segment, 0, 0};
   const int64_t columns = table.words[segment * kColumnWords], each = table.words[segment * kColumnWords + 1];
-  const int64_t tiles = (columns + kColumnTile - 1) / kColumnTile, tile = program - chunk.place[kPlaceChunk];
+  const int64_t tiles = (columns + kColumnTile - 1) / kColumnTile, tile = program - chunk.segment_row[kSegmentChunk];
   const int64_t column = tile % tiles * kColumnTile + threadIdx.x;
   if (column >= columns) return;
-  const int64_t first = chunk.place[kPlaceFirst] / columns, end = first + chunk.place[kPlaceCount] / columns;
+  const int64_t first = chunk.segment_row[kSegmentFirst] / columns,
+                end = first + chunk.segment_row[kSegmentCount] / columns;
   const int64_t block = first / each + tile / tiles;
   const int64_t from = block * each > first ? block * each : first;
   const int64_t rows = ((block + 1) * each < end ? (block + 1) * each : end) - from;
-  const T* a = values_of<T>(chunk, duo.a) + (from - first) * columns + column;
-  const T* b = values_of<T>(chunk, duo.b) + (from - first) * columns + column;
-  double* const target = partials + chunk.place[kPlaceBlock] + block * sums * columns + column;
+  const T* a = values_of<T>(chunk, pair.a) + (from - first) * columns + column;
+  const T* b = values_of<T>(chunk, pair.b) + (from - first) * columns + column;
+  double* const target = partials + chunk.segment_row[kSegmentBlock] + block * sums * columns + column;
   const double begin = kTerm == Term::largest ? -double(INFINITY) : 0.0;
   double found[3] = {begin, begin, begin};
   if (from > block * each) {
     WM_UNROLL
     for (int p = 0; p < 3; ++p)
-      if (duo.place[p] >= 0) found[p] = target[duo.place[p] * columns];
+      if (pair.sum[p] >= 0) found[p] = target[pair.sum[p] * columns];
   }
   const auto add = [&](double x, double y) {
-    if (duo.place[0] >= 0) found[0] = add_term<T, kTerm>(found[0], x, x);
-    if (duo.place[1] >= 0) found[1] = add_term<T, kTerm>(found[1], x, y);
-    if (duo.place[2] >= 0) found[2] = add_term<T, kTerm>(found[2], y, y);
+    if (pair.sum[0] >= 0) found[0] = add_term<T, kTerm>(found[0], x, x);
+    if (pair.sum[1] >= 0) found[1] = add_term<T, kTerm>(found[1], x, y);
+    if (pair.sum[2] >= 0) found[2] = add_term<T, kTerm>(found[2], y, y);
   };
   const auto load = [&](int64_t row, T(&x)[kAtOnce], T(&y)[kAtOnce]) {
     WM_UNROLL
@@ -77,18 +78,18 @@ __global__ void __launch_bounds__(kColumnThreads)
   }
   WM_UNROLL
   for (int p = 0; p < 3; ++p)
-    if (duo.place[p] >= 0) target[duo.place[p] * columns] = found[p];
+    if (pair.sum[p] >= 0) target[pair.sum[p] * columns] = found[p];
 }
 
 // A thread for each column and term.
 __global__ void __launch_bounds__(kColumnThreads)
-    fold_column_blocks(double* partials, const int64_t* spans, int64_t slots, int64_t sums, bool largest,
+    fold_column_blocks(double* partials, const int64_t* ranges, int64_t tensors, int64_t sums, bool largest,
                        double* result) {
   const int64_t number = int64_t(blockIdx.x) * kColumnThreads + threadIdx.x;
   if (number >= sums) return;
-  const int64_t* span = span_of(spans, slots, number);
-  double* mine = partials + span[2] + (number - span[0]);
-  result[number] = largest ? fold_blocks<Larger>(mine, span[3], span[1]) : fold_blocks<Add>(mine, span[3], span[1]);
+  const int64_t* range = range_of(ranges, tensors, number);
+  double* mine = partials + range[2] + (number - range[0]);
+  result[number] = largest ? fold_blocks<Larger>(mine, range[3], range[1]) : fold_blocks<Add>(mine, range[3], range[1]);
 }
 
 using ColumnKernel = void (*)(Table, const int64_t*, int, int, double*);
@@ -102,17 +103,18 @@ ColumnKernel column_kernel(Term term) {
 
 }  // namespace
 
-void column_terms(cudaStream_t stream, const Launch& work, const int64_t* duos, int number, int sums, int term,
-                  double* partials) {
+void column_terms(cudaStream_t stream, const KernelLaunch& work, const int64_t* value_pairs, int number, int sums,
+                  int term, double* partials) {
   const Table table = make_table(work, 0, nullptr);
   const ColumnKernel kernel = work.fp64 ? column_kernel<double>(Term(term)) : column_kernel<float>(Term(term));
-  launch("column_terms", kernel, work.chunks * number, kColumnThreads, stream, table, duos, number, sums, partials);
+  launch("column_terms", kernel, work.chunks * number, kColumnThreads, stream, table, value_pairs, number, sums,
+         partials);
 }
 
-void column_totals(cudaStream_t stream, double* partials, const int64_t* spans, int64_t slots, int64_t sums,
+void column_totals(cudaStream_t stream, double* partials, const int64_t* ranges, int64_t tensors, int64_t sums,
                    bool largest, double* result) {
   launch("column_totals", fold_column_blocks, (sums + kColumnThreads - 1) / kColumnThreads, kColumnThreads, stream,
-         partials, spans, slots, sums, largest, result);
+         partials, ranges, tensors, sums, largest, result);
 }
 
 }  // namespace warpmerge

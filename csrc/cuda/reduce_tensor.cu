@@ -13,7 +13,7 @@ namespace {
 WM_DEVICE float absolute(float a) { return fabsf(a); }
 WM_DEVICE double absolute(double a) { return fabs(a); }
 
-// The least key that the rule keeps of a group from `flat` on, and those of its elements, as bits, that it keeps at
+// The least key that the rule keeps of a pack from `flat` on, and those of its elements, as bits, that it keeps at
 // all.
 template <class T>
 struct Kept {
@@ -36,20 +36,20 @@ WM_DEVICE Kept<T> kept_of(const Rule<T>& rule, int64_t flat, const T (&d)[N]) {
 template <class T, bool kKept>
 struct LaneSums {
   static constexpr int kSums = kKept ? 2 : 1;
-  T sums[kSums][kGroup];
+  T sums[kSums][kPack];
 
   WM_METHOD void clear() {
     WM_UNROLL
     for (int s = 0; s < kSums; ++s) {
       WM_UNROLL
-      for (int e = 0; e < kGroup; ++e) sums[s][e] = T(0);
+      for (int e = 0; e < kPack; ++e) sums[s][e] = T(0);
     }
   }
 
   // A row's deltas, all finite, 0 outside the tensor. Keys order like magnitudes, and no magnitude is at least a NaN.
-  WM_METHOD void add(const T (&d)[kGroup], const Kept<T>& rule) {
+  WM_METHOD void add(const T (&d)[kPack], const Kept<T>& rule) {
     WM_UNROLL
-    for (int e = 0; e < kGroup; ++e) {
+    for (int e = 0; e < kPack; ++e) {
       if constexpr (kKept) {
         const T magnitude = absolute(d[e]);
         const T left = (rule.bits & (1u << e)) != 0 && magnitude >= rule.lowest ? magnitude : T(0);
@@ -63,32 +63,32 @@ struct LaneSums {
 };
 
 // A warp per block of the reduction order: each thread has eight neighbouring lanes, model after model.
-template <class Group, bool kKept>
-__global__ void __launch_bounds__(kMeasureThreads, sizeof(typename Group::T) == 4 ? 4 : 3)
+template <class Pack, bool kKept>
+__global__ void __launch_bounds__(kMeasureThreads, sizeof(typename Pack::T) == 4 ? 4 : 3)
     sum_blocks_of(WM_PARAM Table table, double* partials) {
-  using T = typename Group::T;
-  constexpr int kBatch = sizeof(Group) <= 16 ? 4 : sizeof(Group) <= 32 ? 2 : 1;  // rows loaded together
+  using T = typename Pack::T;
+  constexpr int kTogether = sizeof(Pack) <= 16 ? 4 : sizeof(Pack) <= 32 ? 2 : 1;  // rows loaded together
   const Chunk chunk = chunk_of(table, blockIdx.x);
   const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
   const int block_at = warp * kBlock;
   if (block_at >= chunk.count) return;
-  const int64_t flat = chunk.place[kPlaceFirst] + chunk.begin;
-  const int64_t row = chunk.place[kPlaceBlock] + chunk.begin / kBlock + warp;
-  const Source from = base_of(table, chunk);
+  const int64_t flat = chunk.segment_row[kSegmentFirst] + chunk.begin;
+  const int64_t row = chunk.segment_row[kSegmentBlock] + chunk.begin / kBlock + warp;
+  const ChunkSource from = base_of(table, chunk);
   WM_ROLLED
   for (int k = 0; k < table.models; ++k) {
-    const Source input = input_of(table, chunk, k);
+    const ChunkSource input = input_of(table, chunk, k);
     Rule<T> rule{};
-    if constexpr (kKept) rule = rule_of<T>(table.keeps + (chunk.segment * table.models + k) * 4);
+    if constexpr (kKept) rule = rule_of<T>(table.rules + (chunk.segment * table.models + k) * 4);
     LaneSums<T, kKept> sums;
     sums.clear();
     WM_ROLLED
-    for (int batch = 0; batch < kRows; batch += kBatch) {
-      Group x[kBatch], base[kBatch];
+    for (int start = 0; start < kRows; start += kTogether) {
+      Pack x[kTogether], base[kTogether];
       WM_UNROLL
-      for (int r = 0; r < kBatch; ++r) {
-        const int at = block_at + (batch + r) * kLanes + lane * kGroup;
-        const int n = left_in(chunk, at, kGroup);
+      for (int r = 0; r < kTogether; ++r) {
+        const int at = block_at + (start + r) * kLanes + lane * kPack;
+        const int n = left_in(chunk, at, kPack);
         x[r].template load<false>(input, at, n);
         if (table.has_base)
           base[r].template load<false>(from, at, n);
@@ -96,9 +96,9 @@ __global__ void __launch_bounds__(kMeasureThreads, sizeof(typename Group::T) == 
           base[r].clear();
       }
       WM_UNROLL
-      for (int r = 0; r < kBatch; ++r) {
-        const int at = block_at + (batch + r) * kLanes + lane * kGroup;
-        T d[kGroup];
+      for (int r = 0; r < kTogether; ++r) {
+        const int at = block_at + (start + r) * kLanes + lane * kPack;
+        T d[kPack];
         deltas_over_finite(table, chunk, k, x[r], base[r], true, d);
         Kept<T> kept{};
         if constexpr (kKept) kept = kept_of(rule, flat + at, d);
@@ -118,20 +118,21 @@ __global__ void __launch_bounds__(kMeasureThreads, sizeof(typename Group::T) == 
 using SumKernel = void (*)(Table, double*);
 
 template <bool kKept>
-void launch_sums(const char* name, cudaStream_t stream, const Launch& work, double* partials, int64_t* nonfinite) {
+void launch_sums(const char* name, cudaStream_t stream, const KernelLaunch& work, double* partials,
+                 int64_t* nonfinite) {
   const Table table = make_table(work, 0, nonfinite);
   const SumKernel kernel =
-      with_group<kGroup>(work, [&](auto group) -> SumKernel { return sum_blocks_of<decltype(group), kKept>; });
+      with_pack<kPack>(work, [&](auto pack) -> SumKernel { return sum_blocks_of<decltype(pack), kKept>; });
   launch(name, kernel, work.chunks, kMeasureThreads, stream, table, partials);
 }
 
 }  // namespace
 
-void tensor_sums(cudaStream_t stream, const Launch& work, double* partials, int64_t* nonfinite) {
+void tensor_sums(cudaStream_t stream, const KernelLaunch& work, double* partials, int64_t* nonfinite) {
   launch_sums<false>("tensor_sums", stream, work, partials, nonfinite);
 }
 
-void kept_sums(cudaStream_t stream, const Launch& work, double* partials, int64_t* nonfinite) {
+void kept_sums(cudaStream_t stream, const KernelLaunch& work, double* partials, int64_t* nonfinite) {
   launch_sums<true>("kept_sums", stream, work, partials, nonfinite);
 }
 

@@ -8,13 +8,13 @@ namespace warpmerge {
 
 constexpr int kPerThread = 8;  // neighbouring lanes of a thread
 
-// A block of a row, or what a group of threads has of it.
+// A block of a row, and what its threads have of it.
 struct RowBlock {
   int64_t number;  // in the tensor
   int64_t begin;   // position of its first element in the segment
   int length;
-  int threads, lane;  // of the group; the first lane of this thread
-  bool exists;        // else the group repeats the last one, as all threads take part in shuffles
+  int threads, lane;  // all that work on it; the first lane of this one
+  bool exists;        // else the last one is repeated, as all threads take part in shuffles
 };
 
 // Blocks of rows that begin before flat index `flat` of a tensor.
@@ -26,14 +26,14 @@ WM_FN int64_t row_blocks_before(int64_t flat, int64_t columns) {
 // Calls body(block) with as many threads for each block as its lanes ask for.
 template <int kThreads, class Body>
 WM_DEVICE void walk_row_blocks(const Chunk& chunk, int64_t columns, Body&& body) {
-  const int64_t first = chunk.place[kPlaceFirst], blocks = blocks_of_row(columns);
+  const int64_t first = chunk.segment_row[kSegmentFirst], blocks = blocks_of_row(columns);
   const int64_t begin = row_blocks_before(first + chunk.begin, columns);
   const int64_t end = row_blocks_before(first + chunk.begin + chunk.count, columns);
   const int lanes = lanes_of(columns), threads = lanes > kPerThread ? lanes / kPerThread : 1;
-  const int group = int(threadIdx.x) / threads, lane = int(threadIdx.x) % threads * kPerThread;
+  const int own = int(threadIdx.x) / threads, lane = int(threadIdx.x) % threads * kPerThread;
   for (int64_t start = begin; start < end; start += kThreads / threads) {
-    const bool exists = start + group < end;
-    const int64_t number = exists ? start + group : end - 1;
+    const bool exists = start + own < end;
+    const int64_t number = exists ? start + own : end - 1;
     const int64_t row = number / blocks, from = (number - row * blocks) * kBlock;
     const int length = int(columns - from < kBlock ? columns - from : kBlock);
     body(RowBlock{number, row * columns + from - first, length, threads, lane, exists});
@@ -60,7 +60,7 @@ WM_DEVICE void load_lanes(const T* values, int at, int length, double rest, doub
   }
 }
 
-// The tree over the lanes of a group's threads. All of them get the result.
+// The tree over the lanes of a block's threads. All of them get the result.
 template <class Fold>
 WM_DEVICE double fold_lanes(double (&lanes)[kPerThread], int threads, Fold fold) {
   WM_UNROLL
@@ -75,19 +75,19 @@ WM_DEVICE double fold_lanes(double (&lanes)[kPerThread], int threads, Fold fold)
   return total;
 }
 
-// The last of some slots whose first result is not behind the `number`-th: that of those which have any. A row of
-// `spans` begins with it.
-constexpr int kSpanColumns = 4;
-WM_DEVICE const int64_t* span_of(const int64_t* spans, int64_t slots, int64_t number) {
-  int64_t low = 0, high = slots - 1;
+// The last of some tensors whose first result is not behind the `number`-th: that of those which have any. A row of
+// `ranges` begins with it.
+constexpr int kRangeColumns = 4;
+WM_DEVICE const int64_t* range_of(const int64_t* ranges, int64_t tensors, int64_t number) {
+  int64_t low = 0, high = tensors - 1;
   while (low < high) {
     const int64_t middle = (low + high + 1) / 2;
-    if (spans[kSpanColumns * middle] <= number)
+    if (ranges[kRangeColumns * middle] <= number)
       low = middle;
     else
       high = middle - 1;
   }
-  return spans + kSpanColumns * low;
+  return ranges + kRangeColumns * low;
 }
 
 }  // namespace warpmerge

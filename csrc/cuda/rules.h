@@ -1,4 +1,4 @@
-// The rules of ops/masks.h on groups of elements.
+// The rules of ops/masks.h on packs of elements.
 #pragma once
 
 #include "../ops/masks.h"
@@ -54,7 +54,7 @@ WM_FN uint32_t drawn_bits(const Rule<T>& rule, int64_t flat) {
   return bits;
 }
 
-// Whether a group of `n` elements from `flat` on has some on either side of `tie_end`.
+// Whether a pack of `n` elements from `flat` on has some on either side of `tie_end`.
 template <class T>
 WM_FN bool straddles(const Rule<T>& rule, int64_t flat, int n) {
   return flat < rule.tie_end && rule.tie_end < flat + n && rule.before != rule.after;

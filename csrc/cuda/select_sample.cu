@@ -5,20 +5,20 @@
 namespace warpmerge {
 namespace {
 
-constexpr int kSampleGroups = 2;  // runs of kGroup neighbours per thread
-constexpr int kSampleRuns = kSelectThreads * kSampleGroups;
-constexpr int64_t kSampled = int64_t(kSampleRuns) * kGroup;
+constexpr int kSamplePacks = 2;  // runs of kPack neighbours per thread
+constexpr int kSampleRuns = kSelectThreads * kSamplePacks;
+constexpr int64_t kSampled = int64_t(kSampleRuns) * kPack;
 
 // The key of this rank, from the largest, 0 the first: by bisection, as counting is cheap here.
 template <class Key>
-WM_DEVICE Key sampled_key(const Key (&keys)[kSampleGroups][kGroup], int64_t rank, Key low, Key high, int* shared) {
+WM_DEVICE Key sampled_key(const Key (&keys)[kSamplePacks][kPack], int64_t rank, Key low, Key high, int* shared) {
   while (low < high) {
     const Key middle = low + (high - low) / 2 + 1;
     int from = 0;
     WM_UNROLL
-    for (int r = 0; r < kSampleGroups; ++r) {
+    for (int r = 0; r < kSamplePacks; ++r) {
       WM_UNROLL
-      for (int e = 0; e < kGroup; ++e) from += keys[r][e] >= middle;
+      for (int e = 0; e < kPack; ++e) from += keys[r][e] >= middle;
     }
     if (sum_of_block(from, shared) > rank)
       low = middle;
@@ -33,25 +33,25 @@ WM_DEVICE Key sampled_key(const Key (&keys)[kSampleGroups][kGroup], int64_t rank
 template <class T>
 __global__ void __launch_bounds__(kSelectThreads) sample_keys(WM_PARAM Table table, int64_t* state) {
   using Key = Bits<T>;
-  using Group = Widened<T, kGroup>;
+  using Pack = Widened<T, kPack>;
   __shared__ int shared_int[kSelectThreads / kWarp];
   __shared__ double shared[kSelectThreads / kWarp];
   const int k = int(blockIdx.x % unsigned(table.models));
-  Chunk chunk = segment_of(table, blockIdx.x / unsigned(table.models));
+  Chunk chunk = whole_segment(table, blockIdx.x / unsigned(table.models));
   int64_t* mine = state_of(state, table, chunk, k);
-  const int64_t count = chunk.place[kPlaceCount], groups = count / kGroup;
-  const int64_t total = chunk.place[kPlaceTotal] ? chunk.place[kPlaceTotal] : count;
+  const int64_t count = chunk.segment_row[kSegmentCount], packs = count / kPack;
+  const int64_t total = chunk.segment_row[kSegmentTotal] ? chunk.segment_row[kSegmentTotal] : count;
   const int64_t target = mine[kSelectTarget];
   // The same for all threads, as are the ranks below.
-  if (mine[kSelectStatus] != kSearching || chunk.place[kPlaceFirst] != 0 || groups < kSampleRuns) return;
-  Key keys[kSampleGroups][kGroup];
+  if (mine[kSelectStatus] != kSearching || chunk.segment_row[kSegmentFirst] != 0 || packs < kSampleRuns) return;
+  Key keys[kSamplePacks][kPack];
   WM_UNROLL
-  for (int r = 0; r < kSampleGroups; ++r) {
-    const int64_t run = r * kSelectThreads + int64_t(threadIdx.x), stride = groups / kSampleRuns;
+  for (int r = 0; r < kSamplePacks; ++r) {
+    const int64_t run = r * kSelectThreads + int64_t(threadIdx.x), stride = packs / kSampleRuns;
     // A place within each stride that is the same every time but follows no row length.
-    chunk.begin = (run * stride + int64_t(mix64(uint64_t(run)) % uint64_t(stride))) * kGroup;
-    Group x, base;
-    load_pair(table, input_of(table, chunk, k), base_of(table, chunk), 0, kGroup, x, base);
+    chunk.begin = (run * stride + int64_t(mix64(uint64_t(run)) % uint64_t(stride))) * kPack;
+    Pack x, base;
+    load_with_base(table, input_of(table, chunk, k), base_of(table, chunk), 0, kPack, x, base);
     keys_of(table, chunk, k, x, base, false, keys[r]);
   }
   const Key largest = FloatTraits<T>::magnitude;
@@ -62,10 +62,10 @@ __global__ void __launch_bounds__(kSelectThreads) sample_keys(WM_PARAM Table tab
   // differ: the variance of a sum of runs, for the keys above the middle one and for those from it on.
   double above = 0, from = 0, squares_above = 0, squares_from = 0;
   WM_UNROLL
-  for (int r = 0; r < kSampleGroups; ++r) {
+  for (int r = 0; r < kSamplePacks; ++r) {
     double run_above = 0, run_from = 0;
     WM_UNROLL
-    for (int e = 0; e < kGroup; ++e) run_above += keys[r][e] > middle, run_from += keys[r][e] >= middle;
+    for (int e = 0; e < kPack; ++e) run_above += keys[r][e] > middle, run_from += keys[r][e] >= middle;
     above += run_above, squares_above += run_above * run_above;
     from += run_from, squares_from += run_from * run_from;
   }
@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(kSelectThreads) sample_keys(WM_PARAM Table tab
 
 }  // namespace
 
-void select_sample(cudaStream_t stream, const Launch& work, int64_t* state) {
+void select_sample(cudaStream_t stream, const KernelLaunch& work, int64_t* state) {
   const Table table = make_table(work, 0, nullptr);
   launch("select_sample", work.fp64 ? sample_keys<double> : sample_keys<float>, work.segments * work.models,
          kSelectThreads, stream, table, state);

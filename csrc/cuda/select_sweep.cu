@@ -1,4 +1,4 @@
-// A sweep over the keys, which counts them by bins of the interval, and the step that narrows the interval.
+// A sweep over the keys, which counts them by bins of the interval, and the step that shrinks the interval.
 #include "selection.h"
 
 namespace warpmerge {
@@ -20,7 +20,7 @@ struct SweepShared {
   Interval<T> intervals[kSweepModels];
 };
 
-// Adds the counters of a slot's models to global memory and zeroes them.
+// Adds the counters of a tensor's models to global memory and zeroes them.
 template <class T>
 WM_DEVICE void flush_bins(SweepShared<T>& shared, unsigned long long* bins, int models) {
   for (int k = 0; k < models; ++k) {
@@ -50,34 +50,34 @@ WM_DEVICE void read_intervals(SweepShared<T>& shared, const int64_t* state, int 
 }
 
 // Keys of one model in one chunk.
-template <class Group>
+template <class Pack>
 WM_DEVICE void sweep_model(const Table& table, const Chunk& chunk, int k, bool count,
-                           SweepShared<typename Group::T>& shared, int at_once) {
-  using T = typename Group::T;
+                           SweepShared<typename Pack::T>& shared, int at_once) {
+  using T = typename Pack::T;
   using Key = Bits<T>;
-  constexpr int kBatch = kGroupsTogether<Group>;
+  constexpr int kTogether = kPacksTogether<Pack>;
   const Interval<T> interval = shared.intervals[at_once];
-  const Source input = input_of(table, chunk, k), from = base_of(table, chunk);
-  // Both ends are counted in registers: large groups of equal keys, as of zeros, tend to lie there.
+  const ChunkSource input = input_of(table, chunk, k), from = base_of(table, chunk);
+  // Both ends are counted in registers: many equal keys, as of zeros, tend to lie there.
   unsigned above = 0, at_low = 0, at_high = 0;
   WM_ROLLED
-  for (int batch = 0; batch < kChunk; batch += kSelectThreads * kGroup * kBatch) {
-    if (batch >= chunk.count) break;
-    Group x[kBatch], base[kBatch];
+  for (int start = 0; start < kChunk; start += kSelectThreads * kPack * kTogether) {
+    if (start >= chunk.count) break;
+    Pack x[kTogether], base[kTogether];
     WM_UNROLL
-    for (int r = 0; r < kBatch; ++r) {
-      const int at = batch + (r * kSelectThreads + int(threadIdx.x)) * kGroup;
-      load_pair(table, input, from, at, left_in(chunk, at, kGroup), x[r], base[r]);
+    for (int r = 0; r < kTogether; ++r) {
+      const int at = start + (r * kSelectThreads + int(threadIdx.x)) * kPack;
+      load_with_base(table, input, from, at, left_in(chunk, at, kPack), x[r], base[r]);
     }
     WM_UNROLL
-    for (int r = 0; r < kBatch; ++r) {
-      const int at = batch + (r * kSelectThreads + int(threadIdx.x)) * kGroup;
-      const int n = left_in(chunk, at, kGroup);
-      Key keys[kGroup];
+    for (int r = 0; r < kTogether; ++r) {
+      const int at = start + (r * kSelectThreads + int(threadIdx.x)) * kPack;
+      const int n = left_in(chunk, at, kPack);
+      Key keys[kPack];
       keys_of(table, chunk, k, x[r], base[r], count, keys);
       if (!interval.searching) continue;
       WM_UNROLL
-      for (int e = 0; e < kGroup; ++e) {
+      for (int e = 0; e < kPack; ++e) {
         if (e >= n) continue;
         above += keys[e] > interval.high;
         at_high += keys[e] == interval.high;
@@ -96,41 +96,41 @@ WM_DEVICE void sweep_model(const Table& table, const Chunk& chunk, int k, bool c
   if (at_high) atomicAdd(&shared.bins[at_once][(interval.high - interval.low) >> interval.shift], at_high);
 }
 
-// A thread block per `span` chunks: the counters of consecutive chunks of a slot are added up before they leave.
-template <class Group>
+// A thread block per `each` chunks: the counters of consecutive chunks of a tensor are added up before they leave.
+template <class Pack>
 __global__ void __launch_bounds__(kSelectThreads, 2)
-    sweep_keys(WM_PARAM Table table, int span, const int64_t* state, unsigned long long* bins) {
-  using T = typename Group::T;
+    sweep_keys(WM_PARAM Table table, int each, const int64_t* state, unsigned long long* bins) {
+  using T = typename Pack::T;
   __shared__ SweepShared<T> shared;
   for (int i = int(threadIdx.x); i < kSweepModels * kSelectBins; i += kSelectThreads)
     shared.bins[i / kSelectBins][i % kSelectBins] = 0;
-  const int64_t start = int64_t(blockIdx.x) * span;
-  const int64_t end = start + span < table.chunks ? start + span : table.chunks;
+  const int64_t start = int64_t(blockIdx.x) * each;
+  const int64_t end = start + each < table.chunks ? start + each : table.chunks;
   const bool count = table.nonfinite != nullptr;
   for (int first = 0; first < table.models; first += kSweepModels) {
     const int models = table.models - first < kSweepModels ? table.models - first : kSweepModels;
-    int64_t slot = -1;
+    int64_t tensor = -1;
     for (int64_t number = start; number < end; ++number) {
       const Chunk chunk = chunk_of(table, number);
-      if (chunk.place[kPlaceSlot] != slot) {
+      if (chunk.segment_row[kSegmentTensor] != tensor) {
         __syncthreads();
-        if (slot >= 0) flush_bins(shared, bins + (slot * table.models + first) * kBinColumns, models);
-        slot = chunk.place[kPlaceSlot];
+        if (tensor >= 0) flush_bins(shared, bins + (tensor * table.models + first) * kBinColumns, models);
+        tensor = chunk.segment_row[kSegmentTensor];
         __syncthreads();
-        read_intervals(shared, state + (slot * table.models + first) * kSelectColumns, models);
+        read_intervals(shared, state + (tensor * table.models + first) * kSelectColumns, models);
         __syncthreads();
       }
       for (int k = 0; k < models; ++k)
-        if (count || shared.intervals[k].searching) sweep_model<Group>(table, chunk, first + k, count, shared, k);
+        if (count || shared.intervals[k].searching) sweep_model<Pack>(table, chunk, first + k, count, shared, k);
     }
     __syncthreads();
-    if (slot >= 0) flush_bins(shared, bins + (slot * table.models + first) * kBinColumns, models);
+    if (tensor >= 0) flush_bins(shared, bins + (tensor * table.models + first) * kBinColumns, models);
   }
 }
 
-// A thread block per slot and model: the next interval from the counters of a sweep.
+// A thread block per tensor and model: the next interval from the counters of a sweep.
 __global__ void __launch_bounds__(kSelectThreads)
-    narrow_interval(int64_t* state, int64_t* bins, int64_t largest, bool keep_all_ties) {
+    shrink_to_bin(int64_t* state, int64_t* bins, int64_t largest, bool keep_all_ties) {
   __shared__ int64_t shared[kSelectThreads];
   constexpr int kPerThread = kSelectBins / kSelectThreads;
   int64_t* mine = state + int64_t(blockIdx.x) * kSelectColumns;
@@ -183,21 +183,22 @@ __global__ void __launch_bounds__(kSelectThreads)
 
 }  // namespace
 
-void select_sweep(cudaStream_t stream, const Launch& work, const int64_t* state, int64_t* bins, int64_t* nonfinite) {
+void select_sweep(cudaStream_t stream, const KernelLaunch& work, const int64_t* state, int64_t* bins,
+                  int64_t* nonfinite) {
   const Table table = make_table(work, 0, nonfinite);
-  // Enough thread blocks to fill a large device several times over, then longer spans.
-  constexpr int64_t kManyBlocks = 2048, kLongestSpan = 8;
+  // Enough thread blocks to fill a large device several times over, then more chunks each.
+  constexpr int64_t kManyBlocks = 2048, kMostEach = 8;
   const int64_t fair = work.chunks / kManyBlocks;
-  const int span = int(fair < 1 ? 1 : fair < kLongestSpan ? fair : kLongestSpan);
+  const int each = int(fair < 1 ? 1 : fair < kMostEach ? fair : kMostEach);
   using Kernel = void (*)(Table, int, const int64_t*, unsigned long long*);
-  const Kernel kernel = with_group<kGroup>(work, [](auto group) -> Kernel { return sweep_keys<decltype(group)>; });
-  launch("select_sweep", kernel, (work.chunks + span - 1) / span, kSelectThreads, stream, table, span, state,
+  const Kernel kernel = with_pack<kPack>(work, [](auto pack) -> Kernel { return sweep_keys<decltype(pack)>; });
+  launch("select_sweep", kernel, (work.chunks + each - 1) / each, kSelectThreads, stream, table, each, state,
          reinterpret_cast<unsigned long long*>(bins));
 }
 
 void shrink_interval(cudaStream_t stream, int64_t* state, int64_t* bins, int64_t pairs, bool fp64, bool keep_all_ties) {
   const int64_t largest = fp64 ? int64_t(FloatTraits<double>::magnitude) : int64_t(FloatTraits<float>::magnitude);
-  launch("shrink_interval", narrow_interval, pairs, kSelectThreads, stream, state, bins, largest, keep_all_ties);
+  launch("shrink_interval", shrink_to_bin, pairs, kSelectThreads, stream, state, bins, largest, keep_all_ties);
 }
 
 }  // namespace warpmerge

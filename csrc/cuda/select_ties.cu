@@ -5,38 +5,38 @@ namespace warpmerge {
 namespace {
 
 // A warp per block of the reduction order: how many keys equal the one selected, per model.
-template <class Group>
+template <class Pack>
 __global__ void __launch_bounds__(kMeasureThreads, 5)
     count_ties(WM_PARAM Table table, const int64_t* state, int32_t* tie_counts) {
-  using Key = Bits<typename Group::T>;
-  constexpr int kBatch = kGroupsTogether<Group>;
+  using Key = Bits<typename Pack::T>;
+  constexpr int kTogether = kPacksTogether<Pack>;
   const Chunk chunk = chunk_of(table, blockIdx.x);
   const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
   if (warp * kBlock >= chunk.count) return;
-  const int64_t row = chunk.place[kPlaceBlock] + chunk.begin / kBlock + warp;
-  const Source from = base_of(table, chunk);
+  const int64_t row = chunk.segment_row[kSegmentBlock] + chunk.begin / kBlock + warp;
+  const ChunkSource from = base_of(table, chunk);
   WM_ROLLED
   for (int k = 0; k < table.models; ++k) {
     const int64_t* mine = state_of(state, table, chunk, k);
     if (mine[kSelectStatus] != kKeyKnown) continue;
     const Key key = Key(mine[kSelectLow]);
-    const Source input = input_of(table, chunk, k);
+    const ChunkSource input = input_of(table, chunk, k);
     int ties = 0;
     WM_ROLLED
-    for (int batch = 0; batch < kRows; batch += kBatch) {
-      Group x[kBatch], base[kBatch];
+    for (int start = 0; start < kRows; start += kTogether) {
+      Pack x[kTogether], base[kTogether];
       WM_UNROLL
-      for (int r = 0; r < kBatch; ++r) {
-        const int at = warp * kBlock + (batch + r) * kLanes + lane * kGroup;
-        load_pair(table, input, from, at, left_in(chunk, at, kGroup), x[r], base[r]);
+      for (int r = 0; r < kTogether; ++r) {
+        const int at = warp * kBlock + (start + r) * kLanes + lane * kPack;
+        load_with_base(table, input, from, at, left_in(chunk, at, kPack), x[r], base[r]);
       }
       WM_UNROLL
-      for (int r = 0; r < kBatch; ++r) {
-        const int n = left_in(chunk, warp * kBlock + (batch + r) * kLanes + lane * kGroup, kGroup);
-        Key keys[kGroup];
+      for (int r = 0; r < kTogether; ++r) {
+        const int n = left_in(chunk, warp * kBlock + (start + r) * kLanes + lane * kPack, kPack);
+        Key keys[kPack];
         keys_of(table, chunk, k, x[r], base[r], false, keys);
         WM_UNROLL
-        for (int e = 0; e < kGroup; ++e) ties += e < n && keys[e] == key;
+        for (int e = 0; e < kPack; ++e) ties += e < n && keys[e] == key;
       }
     }
     ties = sum_of_warp(ties);
@@ -44,17 +44,17 @@ __global__ void __launch_bounds__(kMeasureThreads, 5)
   }
 }
 
-// A thread block per slot and model: the block that holds the last tie to keep.
+// A thread block per tensor and model: the block that holds the last tie to keep.
 __global__ void __launch_bounds__(kSelectThreads)
     locate_tie(int64_t* state, const int32_t* tie_counts, const int64_t* ranges, int models) {
   constexpr int kPerThread = 8;
   __shared__ int64_t shared[kSelectThreads];
-  const int64_t slot = blockIdx.x / unsigned(models);
+  const int64_t tensor = blockIdx.x / unsigned(models);
   const int k = int(blockIdx.x % unsigned(models));
   int64_t* mine = state + int64_t(blockIdx.x) * kSelectColumns;
   if (mine[kSelectStatus] != kKeyKnown) return;
-  const int64_t rank = mine[kSelectTarget] - mine[kSelectAbove], rows = ranges[2 * slot + 1];
-  const int32_t* counts = tie_counts + ranges[2 * slot] * models + k;
+  const int64_t rank = mine[kSelectTarget] - mine[kSelectAbove], rows = ranges[2 * tensor + 1];
+  const int32_t* counts = tie_counts + ranges[2 * tensor] * models + k;
   int64_t before = 0;
   for (int64_t first = 0; first < rows && before < rank; first += kSelectThreads * kPerThread) {
     int64_t ties[kPerThread], sum = 0;
@@ -80,11 +80,11 @@ __global__ void __launch_bounds__(kSelectThreads)
 // A warp per segment and model: where in its block that tie is.
 template <class T>
 __global__ void __launch_bounds__(kWarp) find_tie(WM_PARAM Table table, int64_t* state) {
-  using Group = Widened<T, kGroup>;
+  using Pack = Widened<T, kPack>;
   const int k = int(blockIdx.x % unsigned(table.models)), lane = int(threadIdx.x);
-  Chunk chunk = segment_of(table, blockIdx.x / unsigned(table.models));
+  Chunk chunk = whole_segment(table, blockIdx.x / unsigned(table.models));
   int64_t* mine = state_of(state, table, chunk, k);
-  const int64_t count = chunk.place[kPlaceCount], first = chunk.place[kPlaceFirst];
+  const int64_t count = chunk.segment_row[kSegmentCount], first = chunk.segment_row[kSegmentFirst];
   const int64_t begin = (mine[kSelectTie] >> kTieRankBits) * kBlock - first;
   if (mine[kSelectStatus] != kKeyKnown || begin < 0 || begin >= count) return;
   const Bits<T> key = Bits<T>(mine[kSelectLow]);
@@ -94,39 +94,39 @@ __global__ void __launch_bounds__(kWarp) find_tie(WM_PARAM Table table, int64_t*
   int passed = 0;
   WM_ROLLED
   for (int r = 0; r < kRows; ++r) {
-    const int at = r * kLanes + lane * kGroup, n = left_in(chunk, at, kGroup);
-    Group x, base;
-    load_pair(table, input_of(table, chunk, k), base_of(table, chunk), at, n, x, base);
-    Bits<T> keys[kGroup];
+    const int at = r * kLanes + lane * kPack, n = left_in(chunk, at, kPack);
+    Pack x, base;
+    load_with_base(table, input_of(table, chunk, k), base_of(table, chunk), at, n, x, base);
+    Bits<T> keys[kPack];
     keys_of(table, chunk, k, x, base, false, keys);
     int before = passed;
     WM_UNROLL
-    for (int e = 0; e < kGroup; ++e) {
+    for (int e = 0; e < kPack; ++e) {
       const unsigned tied = __ballot_sync(kWholeWarp, e < n && keys[e] == key);
       before += __popc(tied & ((1u << lane) - 1));
       passed += __popc(tied);
     }
     WM_UNROLL
-    for (int e = 0; e < kGroup; ++e)
+    for (int e = 0; e < kPack; ++e)
       if (e < n && keys[e] == key && ++before == rank) mine[kSelectTieEnd] = first + begin + at + e + 1;
   }
 }
 
 }  // namespace
 
-void select_ties(cudaStream_t stream, const Launch& work, const int64_t* state, int32_t* tie_counts) {
+void select_ties(cudaStream_t stream, const KernelLaunch& work, const int64_t* state, int32_t* tie_counts) {
   const Table table = make_table(work, 0, nullptr);
   using Kernel = void (*)(Table, const int64_t*, int32_t*);
-  const Kernel kernel = with_group<kGroup>(work, [](auto group) -> Kernel { return count_ties<decltype(group)>; });
+  const Kernel kernel = with_pack<kPack>(work, [](auto pack) -> Kernel { return count_ties<decltype(pack)>; });
   launch("select_ties", kernel, work.chunks, kMeasureThreads, stream, table, state, tie_counts);
 }
 
-void select_locate(cudaStream_t stream, int64_t* state, const int32_t* tie_counts, const int64_t* ranges, int64_t slots,
-                   int models) {
-  launch("select_locate", locate_tie, slots * models, kSelectThreads, stream, state, tie_counts, ranges, models);
+void select_locate(cudaStream_t stream, int64_t* state, const int32_t* tie_counts, const int64_t* ranges,
+                   int64_t tensors, int models) {
+  launch("select_locate", locate_tie, tensors * models, kSelectThreads, stream, state, tie_counts, ranges, models);
 }
 
-void select_position(cudaStream_t stream, const Launch& work, int64_t* state) {
+void select_position(cudaStream_t stream, const KernelLaunch& work, int64_t* state) {
   const Table table = make_table(work, 0, nullptr);
   launch("select_position", work.fp64 ? find_tie<double> : find_tie<float>, work.segments * work.models, kWarp, stream,
          table, state);

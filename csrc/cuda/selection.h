@@ -1,4 +1,4 @@
-// What the kernels of `select` share: keys, the places of a selection's state, sums over a thread block.
+// What the kernels of `select` share: keys, the segment_rows of a selection's state, sums over a thread block.
 #pragma once
 
 #include "../ops/select.h"
@@ -9,24 +9,26 @@ namespace warpmerge {
 constexpr int kSelectThreads = 256;
 constexpr int kBinColumns = kSelectBins + 2;
 
-// Groups of a thread whose loads are issued together.
-template <class Group>
-constexpr int kGroupsTogether = sizeof(Group) <= 32 ? 2 : 1;
+// Packs of a thread whose loads are issued together.
+template <class Pack>
+constexpr int kPacksTogether = sizeof(Pack) <= 32 ? 2 : 1;
 
 WM_FN int64_t* state_of(int64_t* state, const Table& table, const Chunk& chunk, int model) {
-  return state + (chunk.place[kPlaceSlot] * table.models + model) * kSelectColumns;
+  return state + (chunk.segment_row[kSegmentTensor] * table.models + model) * kSelectColumns;
 }
 
 WM_FN const int64_t* state_of(const int64_t* state, const Table& table, const Chunk& chunk, int model) {
-  return state + (chunk.place[kPlaceSlot] * table.models + model) * kSelectColumns;
+  return state + (chunk.segment_row[kSegmentTensor] * table.models + model) * kSelectColumns;
 }
 
 // A whole segment as one chunk.
-WM_FN Chunk segment_of(const Table& table, int64_t segment) { return {place_of(table, segment), segment, 0, kChunk}; }
+WM_FN Chunk whole_segment(const Table& table, int64_t segment) {
+  return {segment_row_of(table, segment), segment, 0, kChunk};
+}
 
-template <class Group>
-WM_DEVICE void load_pair(const Table& table, const Source& input, const Source& base, int at, int n, Group& x,
-                         Group& b) {
+template <class Pack>
+WM_DEVICE void load_with_base(const Table& table, const ChunkSource& input, const ChunkSource& base, int at, int n,
+                              Pack& x, Pack& b) {
   x.template load<false>(input, at, n);
   if (table.has_base)
     b.template load<false>(base, at, n);
@@ -34,20 +36,20 @@ WM_DEVICE void load_pair(const Table& table, const Source& input, const Source& 
     b.clear();
 }
 
-// Keys of a group's deltas. `count`: count what is not finite.
-template <class Group>
-WM_DEVICE void keys_of(const Table& table, const Chunk& chunk, int k, const Group& x, const Group& base, bool count,
-                       Bits<typename Group::T> (&keys)[kGroup]) {
-  using T = typename Group::T;
+// Keys of a pack's deltas. `count`: count what is not finite.
+template <class Pack>
+WM_DEVICE void keys_of(const Table& table, const Chunk& chunk, int k, const Pack& x, const Pack& base, bool count,
+                       Bits<typename Pack::T> (&keys)[kPack]) {
+  using T = typename Pack::T;
   bool finite = true;
   WM_UNROLL
-  for (int e = 0; e < kGroup; ++e) {
+  for (int e = 0; e < kPack; ++e) {
     keys[e] = magnitude_key(x.get(e) - base.get(e));
     finite &= keys[e] < FloatTraits<T>::infinity;
   }
   if (finite) return;
   WM_UNROLL
-  for (int e = 0; e < kGroup; ++e) keys[e] = magnitude_key(settle_nonfinite(x.get(e) - base.get(e), table.policy));
+  for (int e = 0; e < kPack; ++e) keys[e] = magnitude_key(settle_nonfinite(x.get(e) - base.get(e), table.policy));
   if (count) count_nonfinite(table, chunk, k, x, base);
 }
 

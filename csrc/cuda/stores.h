@@ -1,17 +1,17 @@
-// Groups of results, narrowed once and written.
+// Packs of results, rounded once and written.
 #pragma once
 
-#include "loads.h"
+#include "packs.h"
 
 namespace warpmerge {
 
-// A whole group at an aligned address, in words.
+// A whole pack at an aligned address, in words.
 template <class D>
-WM_DEVICE void store_words(char* data, const float (&y)[kGroup]) {
-  Packed<D, kGroup> packed;
+WM_DEVICE void store_words(char* data, const float (&y)[kPack]) {
+  Packed<D, kPack> packed;
   packed.clear();
   WM_UNROLL
-  for (int e = 0; e < kGroup; ++e) packed.set(e, bit_cast<typename Packed<D, kGroup>::Element>(RoundTo<D>::from(y[e])));
+  for (int e = 0; e < kPack; ++e) packed.set(e, bit_cast<typename Packed<D, kPack>::Element>(RoundTo<D>::from(y[e])));
   uint4* to = reinterpret_cast<uint4*>(data);
   WM_UNROLL
   for (int w = 0; w < packed.kWords; w += 4)
@@ -27,12 +27,12 @@ WM_DEVICE void store_elements(char* data, int n, const T (&y)[N]) {
 
 // Where output `m` has the element `at` of the chunk.
 WM_FN char* output_at(const Table& table, const Chunk& chunk, int m, int at) {
-  return reinterpret_cast<char*>(chunk.place[kPlaceInputs + table.models + m]) +
+  return reinterpret_cast<char*>(chunk.segment_row[kSegmentInputs + table.models + m]) +
          (chunk.begin + at) * itemsize(table.out);
 }
 
-// A whole group, of a launch that is aligned and has no float64.
-WM_DEVICE void store_packed(const Table& table, const Chunk& chunk, int m, int at, const float (&y)[kGroup]) {
+// A whole pack, of a launch that is aligned and has no float64.
+WM_DEVICE void store_packed(const Table& table, const Chunk& chunk, int m, int at, const float (&y)[kPack]) {
   char* data = output_at(table, chunk, m, at);
   switch (table.out) {
     case Dtype::f16:
@@ -44,7 +44,7 @@ WM_DEVICE void store_packed(const Table& table, const Chunk& chunk, int m, int a
   }
 }
 
-// The first n results of a group, whatever the launch.
+// The first n results of a pack, whatever the launch.
 template <class T, int N>
 WM_DEVICE void store_any(const Table& table, const Chunk& chunk, int m, int at, int n, const T (&y)[N]) {
   char* data = output_at(table, chunk, m, at);

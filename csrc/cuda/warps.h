@@ -2,7 +2,7 @@
 #pragma once
 
 #include "../ops/reduce.h"
-#include "loads.h"
+#include "packs.h"
 
 namespace warpmerge {
 
@@ -36,22 +36,22 @@ WM_DEVICE T sum_of_warp(T value) {
   return value;
 }
 
-// How many of a group's elements from `at` on are in the chunk; 0 or less: none.
+// How many of a pack's elements from `at` on are in the chunk; 0 or less: none.
 WM_FN int left_in(const Chunk& chunk, int at, int size) { return chunk.count - at < size ? chunk.count - at : size; }
 
 // Deltas with 0 for those that are not finite. `count`: count what is not.
-template <class Group>
-WM_DEVICE void deltas_over_finite(const Table& table, const Chunk& chunk, int k, const Group& x, const Group& base,
-                                  bool count, typename Group::T (&d)[Group::kSize]) {
-  typename Group::T poison = 0;  // NaN as soon as a delta is not finite
+template <class Pack>
+WM_DEVICE void deltas_over_finite(const Table& table, const Chunk& chunk, int k, const Pack& x, const Pack& base,
+                                  bool count, typename Pack::T (&d)[Pack::kSize]) {
+  typename Pack::T poison = 0;  // NaN as soon as a delta is not finite
   WM_UNROLL
-  for (int e = 0; e < Group::kSize; ++e) {
+  for (int e = 0; e < Pack::kSize; ++e) {
     d[e] = x.get(e) - base.get(e);
     poison = poison + (d[e] - d[e]);
   }
   if (poison == poison) return;
   WM_UNROLL
-  for (int e = 0; e < Group::kSize; ++e) d[e] = settle_nonfinite(d[e], Nonfinite::base);
+  for (int e = 0; e < Pack::kSize; ++e) d[e] = settle_nonfinite(d[e], Nonfinite::base);
   if (count) count_nonfinite(table, chunk, k, x, base);
 }
 

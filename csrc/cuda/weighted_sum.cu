@@ -24,9 +24,9 @@ WM_DEVICE T coefficient(const double* numbers, const T* staged, int i) {
   return i < kSumCoefficients ? staged[i] : T(numbers[i]);
 }
 
-// One group by any road.
+// The generic path: any dtype, any alignment.
 template <class T, int N>
-WM_DEVICE void sum_group(const Table& table, const Chunk& chunk, bool agree, int at, int n) {
+WM_DEVICE void sum_pack(const Table& table, const Chunk& chunk, bool agree, int at, int n) {
   const double* numbers = table.numbers + chunk.segment * table.numbers_per_segment;
   Widened<T, N> base;
   load_base(table, chunk, at, n, base);
@@ -60,14 +60,14 @@ WM_DEVICE void sum_group(const Table& table, const Chunk& chunk, bool agree, int
 // What a packed kernel leaves out, one element at a time to need few registers.
 WM_DEVICE void unusual_sums(const Table& table, const Chunk& chunk, bool agree, int at) {
   WM_ROLLED
-  for (int e = at; e < at + kGroup && e < chunk.count; ++e) sum_group<float, 1>(table, chunk, agree, e, 1);
+  for (int e = at; e < at + kPack && e < chunk.count; ++e) sum_pack<float, 1>(table, chunk, agree, e, 1);
 }
 
 template <class T>
 __global__ void __launch_bounds__(kSumThreads, 1) weighted_sum_any(WM_PARAM Table table, bool agree) {
   const Chunk chunk = chunk_of(table, blockIdx.x);
-  for (int at = int(threadIdx.x) * kGroup; at < chunk.count; at += kSumThreads * kGroup)
-    sum_group<T, kGroup>(table, chunk, agree, at, chunk.count - at < kGroup ? chunk.count - at : kGroup);
+  for (int at = int(threadIdx.x) * kPack; at < chunk.count; at += kSumThreads * kPack)
+    sum_pack<T, kPack>(table, chunk, agree, at, chunk.count - at < kPack ? chunk.count - at : kPack);
 }
 
 // All inputs and the base have storage type S and are aligned.
@@ -77,27 +77,27 @@ __global__ void __launch_bounds__(kSumThreads, sum_blocks(K)) weighted_sum_packe
   const Chunk chunk = chunk_of(table, blockIdx.x);
   const double* numbers = table.numbers + chunk.segment * table.numbers_per_segment;
   stage_coefficients(numbers, table.outputs * K, staged);
-  Source inputs[K];
+  ChunkSource inputs[K];
   WM_UNROLL
   for (int k = 0; k < K; ++k) inputs[k] = input_of(table, chunk, k);
-  const Source from = base_of(table, chunk);
-  uint32_t unusual = 0;  // bit i: the group of iteration i, left for the end
+  const ChunkSource from = base_of(table, chunk);
+  uint32_t unusual = 0;  // bit i: the pack of iteration i, left for the end
   WM_ROLLED
-  for (int i = 0; i < kChunk / (kSumThreads * kGroup); ++i) {
-    const int at = (i * kSumThreads + int(threadIdx.x)) * kGroup;
+  for (int i = 0; i < kChunk / (kSumThreads * kPack); ++i) {
+    const int at = (i * kSumThreads + int(threadIdx.x)) * kPack;
     if (at >= chunk.count) break;
-    bool usual = at + kGroup <= chunk.count;
+    bool usual = at + kPack <= chunk.count;
     if (usual) {
-      Packed<S, kGroup> x[K], base;
+      Packed<S, kPack> x[K], base;
       WM_UNROLL
-      for (int k = 0; k < K; ++k) x[k].template load<true>(inputs[k], at, kGroup);
+      for (int k = 0; k < K; ++k) x[k].template load<true>(inputs[k], at, kPack);
       if (table.has_base)
-        base.template load<true>(from, at, kGroup);
+        base.template load<true>(from, at, kPack);
       else
         base.clear();
       float poison = 0;  // NaN as soon as a delta is not finite
       WM_UNROLL
-      for (int e = 0; e < kGroup; ++e) {
+      for (int e = 0; e < kPack; ++e) {
         WM_UNROLL
         for (int k = 0; k < K; ++k) {
           const float d = x[k].get(e) - base.get(e);
@@ -106,11 +106,11 @@ __global__ void __launch_bounds__(kSumThreads, sum_blocks(K)) weighted_sum_packe
       }
       usual = poison == poison;
       for (int m = 0; usual && m < table.outputs; ++m) {
-        float c[K], y[kGroup];
+        float c[K], y[kPack];
         WM_UNROLL
         for (int k = 0; k < K; ++k) c[k] = coefficient(numbers, staged, m * K + k);
         WM_UNROLL
-        for (int e = 0; e < kGroup; ++e) {
+        for (int e = 0; e < kPack; ++e) {
           const float b = base.get(e), first = x[0].get(e) - b;
           float sum = c[0] * first;
           uint32_t differ = 0;
@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(kSumThreads, sum_blocks(K)) weighted_sum_packe
   }
   WM_ROLLED
   for (; unusual; unusual &= unusual - 1) {
-    const int at = ((__ffs(int(unusual)) - 1) * kSumThreads + int(threadIdx.x)) * kGroup;
+    const int at = ((__ffs(int(unusual)) - 1) * kSumThreads + int(threadIdx.x)) * kPack;
     unusual_sums(table, chunk, agree, at);
   }
 }
@@ -147,7 +147,7 @@ SumKernel weighted_sum_of(int models) {
 
 }  // namespace
 
-void weighted_sum(cudaStream_t stream, const Launch& work, bool agree, int64_t* nonfinite) {
+void weighted_sum(cudaStream_t stream, const KernelLaunch& work, bool agree, int64_t* nonfinite) {
   const Table table = make_table(work, work.outputs * work.models, nonfinite);
   SumKernel kernel = work.fp64 ? weighted_sum_any<double> : weighted_sum_any<float>;
   if (packed(work) && work.models <= kMaxPacked && work.out != Dtype::f64)

@@ -1,4 +1,4 @@
-// Storage types to the compute type and back. Widening is exact; narrowing rounds once, to nearest even, on integers,
+// Storage types to the compute type and back. Widening is exact; RoundTo rounds once, to nearest even, on integers,
 // subnormals included. Every NaN leaves as the canonical quiet NaN of its type, so that results do not depend on which
 // NaN a processor prefers.
 #pragma once

@@ -1,4 +1,4 @@
-// Exact selection of the k-th largest magnitude among n, without sorting: narrow an interval of keys until it holds
+// Exact selection of the k-th largest magnitude among n, without sorting: shrink an interval of keys until it holds
 // one.
 //
 // A sweep over the data classifies each key against an interval [low, high]; its two ends are counted, and only what

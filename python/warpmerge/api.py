@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from . import backends
+from .dtypes import DTYPES
 from .engine.file_merge import Progress, run_plan
-from .errors import RecipeError
+from .errors import UsageError
 from .models import OutputDirectory
 from .plan.file_plan import Plan, make_plan
 from .recipe import Recipe
@@ -151,12 +152,12 @@ def _resources(
 ) -> tuple[dict[str, Any], int]:
     """Options of the backend, and an upper bound on the bytes that it allocates on the host."""
     if device_limit is not None and "cuda" not in info.devices:
-        raise RecipeError(f"device_memory bounds the memory of a GPU, but backend '{info.name}' computes on the CPU.")
+        raise UsageError(f"device_memory is for GPUs, but backend '{info.name}' computes on the CPU; remove it.")
     if "cuda" in info.devices:
         from .backends.gpu.staging import host_memory
 
         if limit is not None:
-            raise RecipeError("memory bounds a merge on the CPU; on a GPU use device_memory.")
+            raise UsageError("memory is for merges on the CPU; on a GPU use device_memory.")
         budget = None if device_limit is None else parse_size(device_limit, "device_memory")
         return {"device": "cuda" if device == "auto" else device, "budget": budget}, host_memory(threads)
     tile, needed = _cpu_memory(plan, threads, limit)
@@ -167,18 +168,21 @@ def _cpu_memory(plan: Plan, threads: int, limit: int | str | None) -> tuple[int,
     """Elements of a tile, and an upper bound on the bytes that are allocated."""
     from .backends.cpu import backend as cpu
 
-    models = max((len(job.inputs) for job in plan.jobs), default=1)
-    itemsize = max((view.dtype.itemsize for job in plan.jobs for view in job.views), default=2)
-    largest = max((job.entry.count for job in plan.jobs), default=0)
+    groups = plan.jobs.groups
+    models = max((len(group.inputs) for group in groups), default=1)
+    kinds = {kind for group in groups for column in group.columns for kind in column.kinds}
+    itemsize = max((DTYPES[kind].itemsize for kind in kinds), default=2)
+    largest = max(plan.jobs.counts, default=0)
     budget = None if limit is None else parse_size(limit, "memory")
     whole = plan.whole_bytes()
     try:
         tile = cpu.tile_for(None if budget is None else budget - whole, threads, models, itemsize, largest)
     except ValueError as error:
         least = show_size(error.args[0] + whole)
-        why = f", as method '{plan.recipe.method.name}' holds more of a tensor than tiles" if whole else ""
-        raise RecipeError(
-            f"memory: {show_size(budget or 0)} is too little; {threads} threads need {least}{why}."
+        why = f", because method '{plan.recipe.method.name}' holds more of a tensor than tiles" if whole else ""
+        raise UsageError(
+            f"memory: {show_size(budget or 0)} is too little: with threads={threads} a merge needs {least}{why}; allow "
+            "more, or use fewer threads."
         ) from None
     return tile, cpu.memory(threads, tile, models, itemsize, largest) + whole
 
@@ -192,7 +196,7 @@ def describe(recipe: str | Path | Mapping[str, Any] | Recipe, **options: Any) ->
     try:
         count = thread_count(options.get("threads"))
         chosen, needed = _resources(plan, info, device, count, options.get("memory"), options.get("device_memory"))
-        merged = [job for job in plan.jobs if job.values is not None]
+        merged = len(plan.jobs.merged())
         auxiliary = {id(c): label for label, c in plan.auxiliary.items()}
         roles = {
             **auxiliary,
@@ -203,8 +207,8 @@ def describe(recipe: str | Path | Mapping[str, Any] | Recipe, **options: Any) ->
         dtypes = ", ".join(f"{d} ({show_size(n)})" for d, n in plan.dtypes.items())
         return {
             "method": plan.recipe.method.name,
-            "tensors": f"{len(plan.jobs)} ({len(merged)} merged, {len(plan.jobs) - len(merged)} copied)",
-            "passes": max((plan.passes(job) for job in plan.jobs), default=0),
+            "tensors": f"{len(plan.jobs)} ({merged} merged, {len(plan.jobs) - merged} copied)",
+            "passes": max(map(plan.passes, plan.jobs.groups), default=0),
             "bytes_read": plan.read_bytes,
             "bytes_written": plan.write_bytes,
             "output_dtypes": dtypes,
@@ -215,7 +219,7 @@ def describe(recipe: str | Path | Mapping[str, Any] | Recipe, **options: Any) ->
                 {
                     "model": str(c),
                     "role": roles[id(c)],
-                    "tensors": len(c.entries),
+                    "tensors": len(c.names),
                     "bytes": sum(s.size for s in c.shards),
                     "path": str(c.path),
                 }

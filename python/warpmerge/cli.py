@@ -70,7 +70,7 @@ def merge(recipe: Path, out_dir: Path, quiet: bool, as_json: bool, no_sync: bool
                 f"write {show_size(report.bytes_written)} in {report.shards} shard{'s' * (report.shards != 1)}"
             )
         else:
-            again = f" ({report.resumed_shards} shards from before)" if report.resumed_shards else ""
+            again = f" ({report.resumed_shards} shards were finished before)" if report.resumed_shards else ""
             click.echo(
                 f"{report.method}: {report.tensors} tensors, {show_size(report.bytes_written)} written to {report.out} "
                 f"in {show_seconds(report.seconds)}, {rate}/s read and written{again}"
@@ -82,7 +82,7 @@ def merge(recipe: Path, out_dir: Path, quiet: bool, as_json: bool, no_sync: bool
 @_merge_options
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def plan(recipe: Path, as_json: bool, **options: Any) -> None:
-    """Show what a merge would read, write and allocate, and in how many passes. Writes nothing."""
+    """Show the bytes that a merge would read, write and allocate, and its passes. Writes nothing."""
     from .api import describe
 
     rows = describe(recipe, **options)
@@ -116,7 +116,7 @@ def verify(out_dir: Path, threads: int | None) -> None:
     if report.problems:
         count = len(report.problems)
         raise MergeError(f"{out_dir} differs from its manifest in {count} tensor{'s' * (count != 1)}.")
-    click.echo(f"{out_dir}: {report.tensors} tensors, {show_size(report.nbytes)}, all as the manifest says")
+    click.echo(f"{out_dir}: {report.tensors} tensors, {show_size(report.nbytes)}, all as in the manifest")
 
 
 @cli.command()
@@ -172,11 +172,11 @@ def info() -> None:
 @cli.command()
 @click.argument("directory", required=False, type=click.Path(path_type=Path))
 def demo(directory: Path | None) -> None:
-    """Make small real checkpoints, merge them, and show what merging did (about a minute; needs torch)."""
+    """Train small models, merge them, and compare their losses (about a minute; needs torch)."""
     from .demo import run
 
     if not run(directory, echo=click.echo).ok:
-        raise MergeError("no merged model beats every single model; please report this.")
+        raise MergeError("no merged model is better than every single model; please report this.")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: set[int] | frozenset[int] = frozenset()) -> str:

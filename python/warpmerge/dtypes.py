@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .errors import RecipeError, close_matches
+from .errors import UsageError, close_matches
 
 
 @dataclass(frozen=True)
@@ -70,5 +70,5 @@ def float_dtype(name: object, where: str) -> DType:
     if found is None or not found.is_float:
         choices = [d.name for d in FLOATS]
         near = close_matches(str(name), choices) or "."
-        raise RecipeError(f"{where}: unknown dtype {name!r}{near} Choose one of {', '.join(choices)}.")
+        raise UsageError(f"{where}: unknown dtype {name!r}{near} Choose one of {', '.join(choices)}.")
     return found

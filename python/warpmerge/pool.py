@@ -1,21 +1,21 @@
-"""Models held where they are merged, to be merged again and again: for searches over merges."""
+"""Pools: models in one place, merged again and again, for searches over merges."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from . import backends
 from .dtypes import BY_NAME
-from .engine.arrays import Array, FileArray, Place, Result
-from .engine.memory_merge import Operands, resolve_values, wanted_dtype
-from .errors import CheckpointError, DeviceError, RecipeError
-from .methods import Base, TensorInfo, find
-from .methods.base import Steps
+from .engine.arrays import Array, ArrayModel, FileArray, Place, Result
+from .engine.memory_merge import Fixed, Operands, resolve_values, wanted_dtype
+from .errors import CheckpointError, DeviceError, UsageError
+from .methods import Base, find
 from .methods.parameters import LARGEST, checked_seed
 from .models import Checkpoint
 from .models.views import Memory
+from .plan.jobs import check_names
 from .requests import WeightedSum
 from .threads import thread_count
 
@@ -23,15 +23,16 @@ Source = str | Path | Mapping[str, Any]
 
 
 class Pool:
-    """A base and K models in one place: a GPU's memory, or for a CPU the page cache of their files.
+    """A base and K models in one place: the memory of a GPU, or on a CPU the page cache of their files.
 
-        pool = wm.Pool("base/", ["math/", "code/"], device="cuda")
-        merged = pool.merge("ties", weight=[0.6, 0.4], density=0.5)           # a new state dict
-        pool.merge("ties", weight=[0.5, 0.5], density=0.5, into=model)        # a module's parameters, in place
-        variants = pool.sweep([[1.0, 0.0], [0.7, 0.3], [0.5, 0.5]])           # three state dicts from one read
+    A pool is a context manager; leaving the block closes its files. On a CPU each merge reads the files, so they must
+    not change while the pool is used.
 
-    Models are directories, hub ids or state dicts of torch tensors. Results are torch tensors on the pool's device.
-    The files of a pool on a CPU are read by each merge: they must not change as long as it is used.
+    Example:
+        >>> pool = wm.Pool("base/", ["math/", "code/"], device="cuda")
+        >>> merged = pool.merge("ties", weight=[0.6, 0.4], density=0.5)     # a new state dict
+        >>> pool.merge("ties", weight=[0.5, 0.5], density=0.5, into=model)  # the parameters of a module, in place
+        >>> variants = pool.sweep([[1.0, 0.0], [0.7, 0.3], [0.5, 0.5]])     # three state dicts from one read
     """
 
     def __init__(
@@ -43,21 +44,32 @@ class Pool:
         backend: str = "auto",
         threads: int | None = None,
     ) -> None:
-        """base: what deltas are taken from; None for methods that need none. device: auto, cpu, cuda or cuda:N.
+        """Loads the models.
 
-        Raises RecipeError, CheckpointError or DeviceError (all MergeError).
+        Args:
+            base: the base: a directory, a Hugging Face id, or a state dict of torch tensors. None: there is no base.
+            models: the models, of the same kinds. All have the same names and shapes.
+            device: `auto`, `cpu`, `cuda` or `cuda:N`. `auto`: the device of the first tensor, else the best one.
+            backend: `auto`, `cuda`, `triton`, `cpu` or `torch`.
+            threads: number of threads that load files. Default: the cores that this process may use.
+
+        Raises:
+            UsageError: an argument is wrong.
+            CheckpointError: files are missing or damaged, or the models do not have the same tensors.
+            DeviceError: the device cannot be used, or the models do not fit into its memory.
         """
         if isinstance(models, (str, Path, Mapping)) or not models:
-            raise RecipeError("a pool takes a list of at least one model.")
+            raise UsageError("models must be a list of at least one model.")
         self._place = _place(device, backend, [*models, *([base] if base is not None else [])])
         self._checkpoints: list[Checkpoint] = []
         self._finite: bool | None = None
         self._prepared: dict[tuple[int, bool], Operands] = {}
         try:
             load = _Loader(self._place, thread_count(threads), self._checkpoints)
-            self._models = [load(m) for m in models]
-            self._base = None if base is None else load(base)
-            _check_names(self._models, self._base)
+            self._models = [ArrayModel(f"model {number}", load(m)) for number, m in enumerate(models)]
+            self._base = None if base is None else ArrayModel("the base", load(base))
+            for model in self._models:
+                check_names(self._source, model)
         except BaseException:
             self.close()
             raise
@@ -69,38 +81,57 @@ class Pool:
         self.close()
 
     def close(self) -> None:
-        """Closes the files. What was merged stays valid."""
+        """Closes the files. Merged tensors stay valid."""
         for checkpoint in self._checkpoints:
             checkpoint.close()
 
     @property
+    def _source(self) -> ArrayModel:
+        """The model that has the results' names and dtypes."""
+        return self._models[0] if self._base is None else self._base
+
+    @property
     def device(self) -> str:
+        """The device of the models and of results: `cpu` or `cuda:N`."""
         return self._place.device
 
     @property
     def backend(self) -> str:
+        """Name of the backend."""
         return self._place.info.name
 
     def __len__(self) -> int:
-        """The number of models, the base not counted."""
+        """K, the number of models without the base."""
         return len(self._models)
 
     def merge(self, method: str, *, into: Any = None, out_dtype: Any = None, seed: int = 0, **parameters: Any) -> Any:
-        """Merges all models of the pool; the parameters are those of `merge_tensors`.
+        """Merges all models of the pool.
 
-        into: a torch module or a state dict with the pool's tensors, on its device; they are filled, each in its own
-        dtype, and `into` is returned. Otherwise a new state dict is, in the dtypes of the base (without one, of the
-        first model) or in `out_dtype`.
+        Args:
+            method: name of the method.
+            into: a torch module or a state dict with the pool's tensors, on the pool's device. The merged tensors are
+                written into it, each in the dtype that it has there. None: a new state dict is made.
+            out_dtype: floating-point dtype of a new state dict. Default: the dtypes of the base, without one those of
+                the first model.
+            seed: seed of methods that draw at random.
+            **parameters: parameters of the method, as in `merge_tensors`.
+
+        Returns:
+            `into`, or a dictionary from names to torch tensors on the pool's device.
+
+        Raises:
+            UsageError: the method, a parameter or an argument is wrong.
+            CheckpointError: tensors of `into` do not fit, or a model has NaN or infinities.
         """
         chosen, seed = find(method), checked_seed(seed)
         if chosen.auxiliary:
-            raise RecipeError(
-                f"a pool holds models only, and method '{chosen.name}' needs each one's {chosen.auxiliary[0].name}: "
+            raise UsageError(
+                f"method '{chosen.name}' needs each model's {chosen.auxiliary[0].name}, but a pool holds models only; "
                 "use merge_state_dicts or a recipe."
             )
         models, reference = self._models, None
         if chosen.base is Base.REFERENCE and self._base is None:
-            raise RecipeError(f"method '{chosen.name}' needs a base, and this pool has none.")
+            raise UsageError(f"method '{chosen.name}' needs a base, and this pool has none; give Pool a base.")
         if chosen.base.is_reference:
             reference = self._base
         elif chosen.base is Base.ENDPOINT and self._base is not None:
@@ -114,74 +145,68 @@ class Pool:
             results = operands.results(wanted_dtype(out_dtype))
         else:
             if out_dtype is not None:
-                raise RecipeError("out_dtype and into exclude each other: the tensors of into have their dtypes.")
+                raise UsageError("out_dtype and into exclude each other: the tensors of into keep their dtypes.")
             results = _results_in(into, operands, self._place)
-        labels = ["base"] if len(models) > len(self) else []
-        labels += [f"model {i}" for i in range(len(self))] + (["base"] if reference is not None else [])
-        outputs = {name: [result] for name, result in results.items()}
-        self._place.run(operands.tasks(chosen, values, outputs, labels, seed))
+        operands.merge(chosen, values, {name: [result] for name, result in results.items()}, self._place, seed)
         return {name: result.finish() for name, result in results.items()} if into is None else into
 
     def sweep(self, coefficients: Sequence[Sequence[float]], *, out_dtype: Any = None) -> list[dict[str, Any]]:
-        """M merged models from one read: base + sum_k c[m][k] (x_k - base); without a base sum_k c[m][k] x_k.
+        """Makes M merged models from one read: base + sum_k c[m][k] (x_k - base); without a base sum_k c[m][k] x_k.
 
-        coefficients: M rows of one number per model. Returns M state dicts; integer tensors are shared by them.
+        Args:
+            coefficients: (M, K) numbers: one row per merged model.
+            out_dtype: floating-point dtype of the results. Default: the dtypes of the base, without one those of the
+                first model.
+
+        Returns:
+            A list of M dictionaries from names to torch tensors. They share integer tensors.
+
+        Raises:
+            UsageError: a row has another length than K, or a coefficient is not a finite number.
+            CheckpointError: a model has NaN or infinities.
         """
         rows = [tuple(float(c) for c in row) for row in coefficients]
         for row in rows:
             if len(row) != len(self._models):
-                raise RecipeError(f"a row of coefficients has one number per model ({len(self)}), not {len(row)}.")
+                raise UsageError(f"a row of coefficients must have one number per model ({len(self)}), not {len(row)}.")
             if not all(abs(c) <= LARGEST for c in row):
-                raise RecipeError(f"coefficients are numbers of at most {LARGEST:g} in magnitude, got {list(row)}.")
+                raise UsageError(f"coefficients must be numbers of at most {LARGEST:g} in magnitude, got {list(row)}.")
         if not rows:
             return []
         operands = self._operands(self._models, self._base)
         made = [operands.results(wanted_dtype(out_dtype)) for _ in rows]
         outputs = {
             name: [results[name] for results in made] if array.dtype.is_float else [made[0][name]]
-            for name, array in operands.metadata_source.items()
+            for name, array in operands.source.arrays.items()
         }
         values = {"nonfinite": "propagate" if self._known_finite() else "error"}
-        labels = [f"model {i}" for i in range(len(self))] + (["base"] if self._base is not None else [])
-        method = _Sweep(sum(rows, ()), self._base is not None)
-        self._place.run(operands.tasks(method, values, outputs, labels, 0))
+        method = Fixed(WeightedSum(sum(rows, ()), on_deltas=self._base is not None))
+        operands.merge(method, values, outputs, self._place)
         return [{name: of[min(m, len(of) - 1)].finish() for name, of in outputs.items()} for m in range(len(rows))]
 
-    def _operands(self, models: list[dict[str, Array]], reference: dict[str, Array] | None) -> Operands:
+    def _operands(self, models: list[ArrayModel], reference: ArrayModel | None) -> Operands:
         key = (len(models), reference is not None)
         if key not in self._prepared:
-            metadata_source = self._base if self._base is not None else models[0]
-            self._prepared[key] = Operands(models, reference, metadata_source, must_agree=self._base is None)
+            taken = self._base is not None
+            self._prepared[key] = Operands(models, reference, self._source, take_from_source=taken)
         return self._prepared[key]
 
     def _known_finite(self) -> bool:
-        """Whether all elements are finite: looked at once, where counting them each time would mean waiting."""
+        """Whether all elements are finite. On a GPU each merge would have to wait to know, so the pool looks once."""
         if not self._place.in_place:
             return False
         if self._finite is None:
             import torch
 
             everything = [*self._models, *([self._base] if self._base is not None else [])]
-            floats = [a.data for arrays in everything for a in arrays.values() if a.dtype.is_float]
+            arrays = [cast(Array, a) for model in everything for a in model.arrays.values()]
+            floats = [a.data for a in arrays if a.dtype.is_float]
             self._finite = not floats or bool(torch.stack([torch.isfinite(t).all() for t in floats]).all())
         return self._finite
 
 
-class _Sweep:
-    """Stands in for a method: coefficients of several outputs, and nothing to measure."""
-
-    name, copies = "sweep", False
-
-    def __init__(self, coefficients: tuple[float, ...], on_deltas: bool) -> None:
-        self._coefficients, self._relative = coefficients, on_deltas
-
-    def steps(self, tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
-        return WeightedSum(self._coefficients, on_deltas=self._relative)
-        yield
-
-
 def _place(device: str, backend: str, sources: Sequence[Source]) -> Place:
-    """Where the pool is: on the device that was asked for, else on that of the first tensor."""
+    """The place of the pool: the given device, else that of the first tensor."""
     first: Any = next((t for s in sources if isinstance(s, Mapping) for t in s.values()), None)
     if device == "auto" and getattr(first, "is_cuda", False):
         device = str(first.device)
@@ -191,7 +216,7 @@ def _place(device: str, backend: str, sources: Sequence[Source]) -> Place:
     if "cuda" not in info.devices:
         return Place(info, "cpu", False)
     if "," in device or device.endswith(":all"):
-        raise RecipeError(f"a pool lies on one device, not on {device!r}.")
+        raise UsageError(f"a pool is on one device, not on {device!r}; choose one, such as cuda:0.")
     try:
         import torch
     except ImportError:
@@ -208,7 +233,7 @@ class _Loader:
         if isinstance(source, Mapping):
             odd = next((name for name, t in source.items() if not hasattr(t, "data_ptr")), None)
             if odd is not None:
-                raise RecipeError(f"tensor '{odd}' is a {type(source[odd]).__name__}; a pool takes torch tensors.")
+                raise UsageError(f"tensor '{odd}' is a {type(source[odd]).__name__}; a pool needs torch tensors.")
             tensors = {name: t.to(self._place.device) for name, t in source.items()}
             return {name: Array.of(t, name, self._place) for name, t in tensors.items()}
         checkpoint = Checkpoint(str(source))
@@ -238,7 +263,7 @@ class _Loader:
             self._inbound.bring([m for m in moves if m.nbytes], arena, stream)
             stream.record().synchronize()
         except MemoryError as error:
-            raise DeviceError(f"{error}. The pool's models have to fit into the device's memory.") from None
+            raise DeviceError(f"{error}. The pool's models must fit into the device's memory.") from None
         loaded = {}
         for (name, array), move in zip(arrays.items(), moves, strict=True):
             flat = arena.tensor[move.offset : move.offset + move.nbytes]
@@ -247,22 +272,14 @@ class _Loader:
         return loaded
 
 
-def _check_names(models: list[dict[str, Array]], base: dict[str, Array] | None) -> None:
-    for number, model in enumerate(models):
-        odd = sorted(model.keys() ^ (base if base is not None else models[0]).keys())
-        if odd:
-            other = "the base" if base is not None else "model 0"
-            raise CheckpointError(f"model {number} and {other} differ in their tensors: '{odd[0]}' is in only one.")
-
-
 def _results_in(into: Any, operands: Operands, place: Place) -> dict[str, Result]:
-    """The tensors of a module or state dict as results. Those that share memory there must be one in the models too."""
+    """The tensors of a module or state dict as results. If two of them share memory, the models must share it too."""
     found = into.state_dict(keep_vars=True) if hasattr(into, "state_dict") else into
     results: dict[str, Result] = {}
     filled: dict[int, tuple[str, tuple]] = {}
-    views = (array.view() for name in operands.metadata_source for array in operands.arrays(name))
+    views = (array.view() for name in operands.source.names for array in operands.arrays(name))
     own = {view.address for view in views if isinstance(view, Memory)}
-    for name, array in operands.metadata_source.items():
+    for name, array in operands.source.arrays.items():
         if name not in found:
             raise CheckpointError(f"the target has no tensor '{name}'.")
         target = found[name].detach()
@@ -282,10 +299,13 @@ def _results_in(into: Any, operands: Operands, place: Place) -> dict[str, Result
         )
         if problem:
             raise CheckpointError(f"tensor '{name}' of the target {problem}.")
-        identity = tuple(a.identity for a in operands.arrays(name))
+        identity = operands.identity(name)
         other, known = filled.setdefault(target.data_ptr(), (name, identity)) if target.numel() else (name, identity)
         if known != identity:
-            raise CheckpointError(f"'{other}' and '{name}' are one tensor in the target, but differ in the models.")
+            raise CheckpointError(
+                f"'{other}' and '{name}' are one tensor in the target, but differ in the models; untie them in the "
+                "target."
+            )
         results[name] = (
             results[other]
             if other != name
@@ -293,6 +313,6 @@ def _results_in(into: Any, operands: Operands, place: Place) -> dict[str, Result
         )
     filled_there = set(filled)
     for name, tensor in found.items():
-        if name not in operands.metadata_source and tensor.numel() and tensor.data_ptr() not in filled_there:
-            raise CheckpointError(f"the target has the tensor '{name}', which the models lack.")
+        if name not in operands.source.arrays and tensor.numel() and tensor.data_ptr() not in filled_there:
+            raise CheckpointError(f"the target has the tensor '{name}', but the models lack it.")
     return results

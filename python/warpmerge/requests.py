@@ -1,7 +1,8 @@
-"""What methods ask of backends: measurements and one combination per tensor, and the results of measurements.
+"""Requests: what methods ask of backends. A tensor has any number of measurements and one combination.
 
-Methods build these records, backends carry them out; neither knows the other. K is the number of models of the tensor
-(the base not counted), n its number of elements. `on_deltas` means that the inputs are deltas, x_k - base.
+Methods make these records, backends carry them out; neither knows the other. K is the number of inputs, without the
+base, and n the number of elements of the tensor. With `on_deltas` the inputs are deltas x_k - base. Values are of the
+compute type: float32, or float64 if an input is float64.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from .errors import MergeError
 from .expr import library
@@ -44,10 +45,16 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class KthLargest:
-    """The `count`-th largest |delta| of each model (0: not asked) -> list of K `Selection`.
+    """Measurement: the count-th largest magnitude of each input, exactly.
 
-    `of`: of the values of a formula instead, which then take the place of the K deltas. One that is not finite counts
-    as 0.
+    Attributes:
+        counts: K integers from 0 to n; 0: not asked.
+        keep_all_ties: whether the mask of the answer keeps all ties, not only the first ones.
+        on_deltas: True: of deltas. False: of the models' own elements.
+        of: a formula whose values take the place of the inputs. A value that is not finite counts as 0.
+
+    Answer:
+        A list of K `Selection`.
     """
 
     counts: tuple[int, ...]
@@ -56,9 +63,15 @@ class KthLargest:
     of: Formula | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """`above` elements lie above the threshold key, `ties` on it; those before `tie_end` complete the count."""
+class Selection(NamedTuple):
+    """Answer of `KthLargest` for one input.
+
+    Attributes:
+        threshold: the magnitude key of the count-th largest element: the bit pattern of |d| as an unsigned integer.
+        tie_end: flat index before which ties are kept, so that `count` elements are kept in all.
+        above: number of elements above the threshold.
+        ties: number of elements that equal it.
+    """
 
     threshold: int = 0
     tie_end: int = NO_TIE_END
@@ -66,10 +79,11 @@ class Selection:
     ties: int = 0
 
     def keep(self) -> TopKMask:
+        """The mask that keeps `count` elements. It has no meaning if the count was 0: use KEEP_NONE."""
         return TopKMask(self.threshold, self.tie_end)
 
     def magnitude(self, fp64: bool) -> float:
-        """The threshold as a number. `fp64`: of keys of float64, else of float32."""
+        """The threshold as a number. fp64: whether the compute type is float64 (`TensorInfo.fp64`)."""
         key = self.threshold.to_bytes(8 if fp64 else 4, "little")
         return float(struct.unpack("<d" if fp64 else "<f", key)[0])
 
@@ -81,23 +95,31 @@ Accumulator = Literal["compute", "float64"]
 
 @dataclass(frozen=True, slots=True)
 class Reduce:
-    """Folds the values of expressions over a tensor, or over each of its rows or columns.
+    """Measurement: folds the values of expressions over a tensor, or over each of its rows or columns.
 
-    kind: `sum`; `max` or `min`; `count` of the elements whose value is not 0; `histogram` of magnitude keys.
-    of: K >= 1 values per element: a tuple of expressions, or a formula of them. None: the deltas.
-      Where rows matter, the formula's `columns` is their length; it is the tensor's last dimension by default.
-      A value that is not finite counts as 0; but in a histogram of the deltas themselves it is among the largest
-      keys, as for KthLargest.
-    over: with `row` and `column` the result has an entry for each of them.
-    accumulator: of sums. `compute`: lanes in the compute type, blocks in float64; only over a tensor. `float64`: all in
-      float64. Both orders are fixed (csrc/ops/reduce.h), so a sum has the same bits on every backend.
-    pairs: sums of products of two values instead, (i, i) is a square. In float64, where products of float32 are exact.
-    intervals: of a histogram, K pairs (low, high) of keys, both ends inside.
-    per_element: sums are divided by the tensor's number of elements. Of a model it is the sum of its tensors' means.
+    Attributes:
+        kind: `sum`, `max`, `min`, `count` of values that are not 0, or `histogram` of magnitude keys.
+        of: V >= 1 values per element, as a tuple of expressions or a Formula. None: the K deltas. Where rows matter,
+            the formula's `columns` is their length; default: the tensor's last dimension. A value that is not finite
+            counts as 0; in a histogram of the deltas themselves it is among the largest keys, as for KthLargest.
+        over: `tensor`, `row` or `column`.
+        accumulator: type of sums. `compute`: lanes in the compute type, blocks in float64; only over a tensor.
+            `float64`: all in float64. The order of sums is fixed (csrc/ops/reduce.h), so a sum has the same bits on
+            every backend.
+        pairs: indices (i, j) of values: sums of products of two values, in float64, instead of sums of values.
+            Products of float32 are exact there.
+        intervals: for a histogram, V pairs (low, high) of keys; both ends belong to the interval.
+        per_element: whether a sum over a tensor is divided by n. Over a model: the sum of the tensors' means.
+        on_deltas: True: of deltas. False: of the models' own elements.
 
-    Returns: over a tensor K floats, or integers of a count; over rows or columns (K, rows or columns) float64, where a
-    NaN is the canonical one; of a histogram K `HistogramResult`s. With pairs, K is their number. Of no elements
-    everything is 0. Over a model, sums of tensors are added up exactly (math.fsum).
+    Answer:
+        Over a tensor: a tuple of V floats; integers for `count`. Over rows or columns: a float64 array (V, rows) or
+        (V, columns), where every NaN is the canonical one. For a histogram: a list of V `HistogramResult`. With pairs,
+        V is their number. Everything is 0 for a tensor without elements. Over a model, sums of tensors are added up
+        exactly (math.fsum).
+
+    Raises:
+        MergeError: the fields do not go together.
     """
 
     kind: Kind
@@ -118,47 +140,59 @@ class Reduce:
 
     @property
     def terms(self) -> Formula | None:
-        """`of` as a formula; None: the deltas."""
+        """`of` as a Formula; None: the deltas."""
         return self.of if isinstance(self.of, Formula) else None
 
     def _problem(self) -> str:
-        """Why the fields do not go together; empty if they do."""
+        """The reason why the fields do not go together; empty if they do."""
         for value, known in ((self.kind, Kind), (self.over, Over), (self.accumulator, Accumulator)):
             if value not in get_args(known):
-                return f"{value!r} is none of {', '.join(get_args(known))}"
+                return f"{value!r} is not one of {', '.join(get_args(known))}"
         if self.kind == "sum" and self.accumulator == "compute":
             if self.over != "tensor":
-                return "sums of rows and columns are taken in float64: accumulator='float64'"
+                return "sums of rows and columns need accumulator='float64'"
             if self.pairs:
-                return "products are taken in float64: accumulator='float64'"
+                return "sums of products need accumulator='float64'"
         if self.pairs and self.kind != "sum":
-            return "only sums are taken of products"
+            return "pairs are for sums"
         if (self.kind == "histogram") != bool(self.intervals):
-            return "a histogram has intervals, nothing else has"
+            return "a histogram needs intervals, and only a histogram takes them"
         if self.kind == "histogram" and self.over != "tensor":
-            return "a histogram is of a tensor"
+            return "a histogram needs over='tensor'"
         if self.per_element and (self.kind != "sum" or self.over != "tensor"):
-            return "a mean per element is of the sum of a tensor"
+            return "per_element is for sums over a tensor"
         return ""
 
 
 @dataclass(frozen=True, slots=True)
 class Gram:
-    """Squared norms and pairwise squared distances of the K inputs -> `GramResult`."""
+    """Measurement: squared norms and mutual squared distances of the inputs, in float64.
+
+    Attributes:
+        on_deltas: True: of deltas. False: of the models' own elements.
+
+    Answer:
+        A `GramResult`.
+    """
 
     on_deltas: bool
 
 
 @dataclass(frozen=True, slots=True)
 class GramResult:
-    """`norms_sq`: K numbers; `distances_sq[i][k]`: a symmetric K x K table, zero on its diagonal."""
+    """Answer of `Gram`.
+
+    Attributes:
+        norms_sq: K squared norms.
+        distances_sq: (K, K) squared distances, symmetric, 0 on the diagonal.
+    """
 
     norms_sq: tuple[float, ...]
     distances_sq: tuple[tuple[float, ...], ...]
 
     @classmethod
     def unpack(cls, flat: list[float], models: int) -> GramResult:
-        """From K norms followed by the distances of (0,1), (0,2), ..., (1,2), ..."""
+        """Makes it from K norms, followed by the distances of (0, 1), (0, 2), ..., (1, 2), ..."""
         rest = iter(flat[models:])
         above = {(i, k): next(rest) for i in range(models) for k in range(i + 1, models)}
         table = [[above.get((min(i, k), max(i, k)), 0.0) for k in range(models)] for i in range(models)]
@@ -167,9 +201,13 @@ class GramResult:
 
 @dataclass(frozen=True, slots=True)
 class HistogramResult:
-    """`bins`: (b,) int64, bin i counts the keys from low + (i << shift) on; the backend chooses b.
+    """Answer of `Reduce("histogram")` for one value. The backend chooses the number of bins.
 
-    `only`: (b,) int64, the key in each bin that is not empty, -1 if there are several; None: not known.
+    Attributes:
+        above: number of keys above the interval.
+        shift: bin i counts the keys from low + (i << shift) to the start of the next bin.
+        bins: (bins,) int64 counts.
+        only: (bins,) int64: the one key in a bin that is not empty, -1 if it has several. None: not known.
     """
 
     above: int
@@ -180,13 +218,19 @@ class HistogramResult:
 
 @dataclass(frozen=True, slots=True)
 class TensorFunction:
-    """Any function of whole tensors, in torch -> what it returns; or a combination: base + result, or the result alone.
+    """Measurement or combination: a function of whole tensors in torch.
 
-    function(tensors, base): the K deltas (inputs if not `on_deltas`) and the base (None if not `on_deltas`) in the
-    compute type and the tensor's shape, behind the K its auxiliary tensors in theirs. The function must not
-    change the base.
-    It runs where the tensors are; memory is bounded by the tensor, not by a tile, and what it computes need not have
-    the same bits on every device.
+    Attributes:
+        function: called as function(tensors, base). `tensors` is a list of torch tensors: the K inputs in the compute
+            type and the tensor's shape, then the auxiliary tensors in their shapes. `base` is a torch tensor; None
+            without `on_deltas`. The function may change the inputs, not the base.
+        on_deltas: True: the inputs are deltas. False: the models' own elements.
+
+    As a measurement, the answer is what the function returns. As a combination, the function returns a floating-point
+    tensor of the tensor's shape; with `on_deltas` it is added to the base.
+
+    The function runs where the tensors are. It needs memory for the whole tensor, not for a tile. Its results need not
+    have the same bits on every device.
     """
 
     function: Callable[..., Any]
@@ -194,7 +238,7 @@ class TensorFunction:
 
 
 class WrittenFunction(TensorFunction):
-    """A function that a method returned: what it gives is written. The engine makes it of a TensorFunction."""
+    """A TensorFunction as a combination: its result is written. The engine makes it."""
 
     __slots__ = ()
 
@@ -204,12 +248,14 @@ INPUTS = "inputs"
 
 @dataclass(frozen=True, slots=True)
 class Map:
-    """base + value, or just the value if not `on_deltas`: one output per value of the formula.
+    """Combination: the value of an expression for each element; with `on_deltas`, base + value.
 
-    `agree`: if the first `agree` inputs are bit-identical, the output is that input; for formulas that are means.
-    `nan_of`: under `nonfinite: propagate` the outputs are NaN where this is NaN: the sum of the inputs that the formula
-    reads (INPUTS), another expression, or nothing but the values themselves (None: for what drops elements, and for
-    sums, from which NaN comes out anyway).
+    Attributes:
+        formula: one expression for each output of the task; a method has one output.
+        on_deltas: True: the inputs are deltas. False: the models' own elements.
+        agree: if the first `agree` inputs of an element are bit-identical, the output is that input. For means.
+        nan_of: under `nonfinite: propagate` the output is NaN where this is NaN. INPUTS: the sum of the inputs that the
+            formula reads, so that a comparison cannot hide NaN. An Expr: that expression. None: the values decide.
     """
 
     formula: Formula
@@ -218,7 +264,7 @@ class Map:
     nan_of: Expr | str | None = INPUTS
 
     def propagating(self) -> Map:
-        """The request for `nonfinite: propagate`: comparisons and masks cannot hide NaN."""
+        """The request for `nonfinite: propagate`, with NaN where `nan_of` is NaN."""
         formula = self.formula
         of = library.sum_of_inputs(formula.values) if isinstance(self.nan_of, str) else self.nan_of
         if of is None:
@@ -229,10 +275,13 @@ class Map:
 
 @dataclass(frozen=True, slots=True)
 class WeightedSum:
-    """y = sum_k c_k x_k, or base + sum_k c_k (x_k - base) if `on_deltas`.
+    """Combination: sum_k c_k x_k; with `on_deltas`, base + sum_k c_k (x_k - base).
 
-    `coefficients`: K numbers for each of the task's M outputs, one output after the other.
-    `agree`: the coefficients are those of a mean, so an element on which all inputs agree is that input exactly.
+    Attributes:
+        coefficients: K numbers for each output of the task; a method has one output.
+        on_deltas: True: the inputs are deltas. False: the models' own elements.
+        agree: whether the coefficients are those of a mean: if all inputs of an element are bit-identical, the output
+            is that input.
     """
 
     coefficients: tuple[float, ...]
@@ -240,16 +289,25 @@ class WeightedSum:
     agree: bool = False
 
     def as_map(self, models: int) -> Map:
-        """The same for K = `models` inputs, as expressions: what a backend without a kernel for it carries out."""
+        """The same as a Map for K = `models` inputs, for backends without a kernel for it."""
         values = library.weighted_sum(library.deltas(models), self.coefficients)
         return Map(Formula(values), self.on_deltas, models if self.agree else 0, None)
 
 
 @dataclass(frozen=True, slots=True)
 class ElectAndSum:
-    """base + lambda * (sum of agreeing value_k d_k) / (sum of agreeing divisor_k): see library.elect_and_sum.
+    """Combination: base + lambda * (sum of value_k d_k) / (sum of divisor_k), d_k masked, over the models that agree.
 
-    `keep`: the mask of each delta. `vote`, `divisor`: for an election only; one without a divisor does not divide.
+    expr/library.py defines it; docs/numerics.md does so in words.
+
+    Attributes:
+        value: K numbers.
+        keep: K masks, one for each delta.
+        vote: K numbers: the vote of model k is vote_k d_k. For an election only.
+        divisor: K numbers, for an election only. All 0: there is no division.
+        lambda_: a factor.
+        elect: whether there is an election. Without one all models agree, and there is no division.
+        on_deltas: always True.
     """
 
     value: tuple[float, ...]
@@ -261,18 +319,22 @@ class ElectAndSum:
     on_deltas: bool = True
 
     def as_map(self, models: int) -> Map:
-        """The same for K = `models` inputs, as expressions: what a backend without a kernel for it carries out."""
+        """The same as a Map for K = `models` inputs, for backends without a kernel for it."""
         kept = library.all_masked(library.deltas(models), self.keep)
         return Map(Formula((self.merged(kept),)), self.on_deltas, nan_of=None)
 
     def merged(self, kept: Sequence[Expr]) -> Expr:
-        """The merged delta of any deltas, whatever masked them."""
+        """The merged delta as an expression of K masked deltas; `keep` is not used."""
         return library.elect_and_sum(kept, self.value, self.vote, self.divisor, self.lambda_, elect=self.elect)
 
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """Input number `index` as it is."""
+    """Combination: one input, byte for byte, or converted exactly if the output has another dtype.
+
+    Attributes:
+        index: index of the input, from 0.
+    """
 
     index: int = 0
 

@@ -1,10 +1,10 @@
-"""Sizes of memory and files, as people write and read them."""
+"""Sizes and durations as text: parsed from options, shown in messages."""
 
 from __future__ import annotations
 
 import re
 
-from .errors import RecipeError, shown
+from .errors import UsageError, shown
 
 _UNITS = {
     "": 1,
@@ -29,7 +29,7 @@ def parse_size(value: int | str, name: str) -> int:
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?(b)?\s*", str(value).lower())
     count = float(found[1]) * _UNITS[found[2] or ("g" if found[3] else "")] if found else 0.0
     if not 1 <= count < 2**63:
-        raise RecipeError(f"{name}: {shown(value)} is not a size; write for example 5GB or 4GiB.")
+        raise UsageError(f"{name}: {shown(value)} is not a size; write for example 5GB or 4GiB.")
     return int(count)
 
 

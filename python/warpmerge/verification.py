@@ -1,4 +1,4 @@
-"""Checks a finished merge against its manifest."""
+"""Compares a finished merge with its manifest: names, shapes, dtypes and digests of all tensors."""
 
 from __future__ import annotations
 
@@ -72,7 +72,10 @@ def _differences(checkpoint: Checkpoint, expected: dict[str, dict[str, Any]], th
         if record is None:
             problems.append(f"tensor '{name}' is not in the manifest")
         elif [entry.dtype.name, list(entry.shape)] != [record["dtype"], record["shape"]]:
-            problems.append(f"tensor '{name}' is {entry.dtype} {list(entry.shape)}, not as the manifest says")
+            problems.append(
+                f"tensor '{name}' is {entry.dtype} {list(entry.shape)}, but {record['dtype']} {record['shape']} in the "
+                "manifest"
+            )
         else:
             view = _core.View(0, fd=shard.fd, offset=entry.offset)
             items.append((name, record["digest"], pool.copy(view, entry.nbytes, TILE_BYTES, _core.Output(0))))
@@ -81,7 +84,7 @@ def _differences(checkpoint: Checkpoint, expected: dict[str, dict[str, Any]], th
         while not launch.wait(100):
             pass
     except OSError:
-        raise CheckpointError(f"{checkpoint.path}: a file could not be read to its end.") from None
+        raise CheckpointError(f"{checkpoint.path}: a file could not be read to its end; is its disk failing?") from None
     except BaseException:
         launch.cancel()
         with contextlib.suppress(OSError):
@@ -101,10 +104,11 @@ def _expected(manifest: Path) -> dict[str, dict[str, Any]]:
         tensors = json.loads(manifest.read_text(encoding="utf-8"))["tensors"]
         return {name: {key: record[key] for key in ("dtype", "shape", "digest")} for name, record in tensors.items()}
     except (FileNotFoundError, NotADirectoryError):
+        found = "" if manifest.parent.is_dir() else "is not a directory, so it "
         raise CheckpointError(
-            f"{manifest.parent} has no {MANIFEST}: it is not a finished merge of warpmerge."
+            f"{manifest.parent} {found}has no {MANIFEST}: it is not a finished merge of warpmerge."
         ) from None
     except OSError as error:
         raise CheckpointError(f"cannot read {manifest}: {error.strerror}.") from None
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        raise CheckpointError(f"{manifest} is not a manifest of warpmerge; it is damaged.") from None
+        raise CheckpointError(f"{manifest} is damaged: it is no manifest of warpmerge.") from None

@@ -119,10 +119,10 @@ def test_nonfinite_elements():
 @pytest.mark.parametrize(
     ("function", "part"),
     [
-        (lambda x, b: x[0][0], "a floating-point tensor of the shape [2, 3], and gave one of the shape [3]"),
-        (lambda x, b: x[0].int(), "and gave a tensor of int32"),
-        (lambda x, b: x[0].numpy(), "and gave a ndarray"),
-        (lambda x, b: None, "and gave a NoneType"),
+        (lambda x, b: x[0][0], "a floating-point tensor of the shape [2, 3], but returned one of the shape [3]"),
+        (lambda x, b: x[0].int(), "but returned a tensor of int32"),
+        (lambda x, b: x[0].numpy(), "but returned a ndarray"),
+        (lambda x, b: None, "but returned a NoneType"),
         (lambda x, b: 1 / 0, "method 'mine' failed on tensor 'w': ZeroDivisionError: division by zero."),
         (lambda x, b: torch.linalg.cholesky(x[0]), "method 'mine' failed on tensor 'w': RuntimeError: linalg.cholesky"),
     ],

@@ -15,6 +15,7 @@ from kernel_helpers import (
     ISAS,
     OpenedFile,
     assert_same_bits,
+    changed,
     cpu,
     densities,
     family,
@@ -134,8 +135,9 @@ def test_inputs_at_odd_places(case, place, tmp_path):
     with open(tmp_path / "tensors", "w+b") as file:
         for isa in ISAS:
             made, result = task(method, tensors, base, **parameters)
-            made.inputs = [offset_by(b, file if place == "file" else None) for b in made.inputs]
-            made.base = made.base and offset_by(made.base, file if place == "file" else None)
+            at = file if place == "file" else None
+            inputs, base_at = [offset_by(b, at) for b in made.inputs], made.base and offset_by(made.base, at)
+            made = changed(made, inputs=inputs, base=base_at)
             run(cpu(isa, 2, 512), (made, result))
             assert_same_bits(result, wanted, isa)
 

@@ -20,7 +20,7 @@ from helpers import (
     write_model,
     write_recipe,
 )
-from warpmerge.errors import CheckpointError, MergeError, OutputError, RecipeError, close_matches, shown
+from warpmerge.errors import CheckpointError, MergeError, OutputError, UsageError, close_matches, shown
 from warpmerge.plan.file_plan import make_plan
 from warpmerge.recipe import Recipe
 from warpmerge.units import parse_size, show_size
@@ -140,7 +140,7 @@ CASES = {
     "shapes": (
         lambda p: write_model(p / "b", spoil(model__norm__weight=np.zeros(9, np.float32))),
         1,
-        [f"'{NORM}' is [8] in '{{}}/base' but [9] in '{{}}/b'"],
+        [f"'{NORM}' is [8] in model '{{}}/base' but [9] in model '{{}}/b'"],
     ),
     "quantized": (
         lambda p: [write_model(p / m, spoil(q=("F8_E4M3", (1,), b"0"))) for m in ("base", "a", "b")],
@@ -305,7 +305,7 @@ def test_sizes(text, size):
     "text", [0, -1, True, None, "", "0", "-5GB", "GB", "5 GB 1", "1e9", "9" * 400, "0.1", "5XB", "nan"]
 )
 def test_bad_sizes(text):
-    with pytest.raises(RecipeError, match=r"memory: .* is not a size; write for example 5GB"):
+    with pytest.raises(UsageError, match=r"memory: .* is not a size; write for example 5GB"):
         parse_size(text, "memory")
 
 
@@ -328,4 +328,4 @@ def test_messages_stay_short():
     assert close_matches("lienar", ["linear", "slerp"]) == "; did you mean 'linear'?"
     assert close_matches("xyz", ["linear"]) == close_matches(None, []) == ""
     assert len(shown("x" * 10**6)) <= 110 and len(shown([[["x"] * 99] * 99] * 99)) < 200 and shown("a") == "'a'"
-    assert [e.exit_status for e in (MergeError, RecipeError, CheckpointError, OutputError)] == [1, 2, 1, 1]
+    assert [e.exit_status for e in (MergeError, UsageError, CheckpointError, OutputError)] == [1, 2, 1, 1]

@@ -12,7 +12,7 @@ import warpmerge as wm
 from helpers import array, llama, read_model, write_model
 from kernel_helpers import ALL_DTYPES, assert_same_bits, family
 from warpmerge.engine import model_select
-from warpmerge.errors import CheckpointError, RecipeError
+from warpmerge.errors import CheckpointError, UsageError
 
 SHAPES = [(53, 70), (5000,), (0,), (211, 33), (), (3,)]
 WEIGHTS = [0.3, 0.4, 0.5]
@@ -201,7 +201,7 @@ def test_one_value_for_all_tensors(tmp_path):
         "models": [str(tmp_path / "a")],
         "parameters": {"weight": 1, "density": [{"filter": "mlp", "value": 0.5}, 0.9], "scope": "model"},
     }
-    with pytest.raises(RecipeError, match="one value, without gradients and filters"):
+    with pytest.raises(UsageError, match="one value, without gradients and filters"):
         wm.merge(document, tmp_path / "out")
 
 
@@ -216,9 +216,9 @@ def test_models_without_elements(case):
 
 
 def test_other_methods_have_no_such_scope():
-    with pytest.raises(RecipeError, match="no parameter 'scope'"):
+    with pytest.raises(UsageError, match="no parameter 'scope'"):
         wm.merge_tensors([torch.ones(3)], "linear", weight=1, scope="model")
-    with pytest.raises(RecipeError, match="expected one of tensor, model"):
+    with pytest.raises(UsageError, match="expected one of tensor, model"):
         wm.merge_tensors([torch.ones(3)], "ties", base=torch.ones(3), weight=1, scope="row")
 
 

@@ -18,6 +18,7 @@ from kernel_helpers import (
     assert_same_bits,
     bits,
     buffer,
+    changed,
     cpu,
     family,
     merge,
@@ -25,11 +26,11 @@ from kernel_helpers import (
     output,
     pool,
     reference,
-    run,
     task,
     work,
 )
 from warpmerge import _core
+from warpmerge.engine import loop as engine
 from warpmerge.tasks import FileSink
 
 HALVES = [torch.bfloat16, torch.float16]
@@ -179,11 +180,11 @@ def test_flushing_subnormals_in_the_caller_changes_nothing(when):
 
 def digest_of(tensor, path, *, isa=ISAS[0], tile=512, method="linear", **options):
     """What the engine reports for a result that goes to a file, and the file's bytes."""
-    made, result = task(method, [tensor, tensor] if method == "linear" else [tensor], **options)
+    made, _ = task(method, [tensor, tensor] if method == "linear" else [tensor], **options)
     seen = []
     with open(path, "w+b") as file:
-        made.sinks, made.done = [FileSink(file.fileno(), 8)], seen.append
-        run(cpu(isa, 2, tile), (made, result))
+        made = changed(made, sinks=[FileSink(file.fileno(), 8)])
+        engine.run([made], cpu(isa, 2, tile), lambda task, digest: seen.append(digest))
         file.seek(8)
         return seen[0], file.read()
 
@@ -204,10 +205,9 @@ def test_digest_is_the_documented_one(dtype, count, tmp_path):
 
 def test_reference_has_the_same_digest(tmp_path):
     tensor = family("bf16", 1, 1031)[0]
-    made, result = task("linear", [tensor], weight=1)
+    made, _ = task("linear", [tensor], weight=1)
     seen = []
-    made.done = seen.append
-    run(reference(), (made, result))
+    engine.run([made], reference(), lambda task, digest: seen.append(digest))
     assert seen == [bit_oracles.digest(bits(tensor).tobytes())]
 
 

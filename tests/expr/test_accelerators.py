@@ -30,14 +30,14 @@ def on_cpu(isa):
 def on_device(tasks):
     from warpmerge.backends.gpu import cuda
 
-    return contextlib.closing(cuda.create(threads=2, slot_bytes=1 << 16))
+    return contextlib.closing(cuda.create(threads=2, buffer_bytes=1 << 16))
 
 
 def in_tiles(tasks):
     from warpmerge.backends.gpu import cuda
 
     budget = budget_for(tasks, chunks=min(len(tasks), 2))  # sums by rank of many tensors take whole ones
-    return contextlib.closing(cuda.create(threads=2, slot_bytes=1 << 16, budget=budget))
+    return contextlib.closing(cuda.create(threads=2, buffer_bytes=1 << 16, budget=budget))
 
 
 @pytest.fixture

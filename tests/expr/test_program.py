@@ -123,7 +123,7 @@ def test_a_rank_mask_is_expanded_and_knows_its_rows():
 
 
 def test_inputs_that_are_not_there():
-    with pytest.raises(MergeError, match="names input 2 of 2"):
+    with pytest.raises(MergeError, match="names input 2, but there are 2 inputs"):
         program(delta(2))
 
 

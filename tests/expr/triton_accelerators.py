@@ -18,11 +18,11 @@ from warpmerge.backends.gpu import triton
 
 
 def on_device(tasks):
-    return contextlib.closing(triton.create(slot_bytes=1 << 16))
+    return contextlib.closing(triton.create(buffer_bytes=1 << 16))
 
 
 def in_tiles(tasks):
-    return contextlib.closing(triton.create(slot_bytes=1 << 16, budget=budget_for(tasks)))
+    return contextlib.closing(triton.create(buffer_bytes=1 << 16, budget=budget_for(tasks)))
 
 
 # Masks by rank are left to the expression, and the interpreter takes a millisecond to rank an element.

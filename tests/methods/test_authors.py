@@ -11,7 +11,7 @@ import torch
 import warpmerge as wm
 from kernel_helpers import assert_same_bits, cpu, reference, run, task
 from warpmerge.errors import MergeError
-from warpmerge.expr import Formula, add_up, delta, draw, masked, maximum, where
+from warpmerge.expr import Formula, add_up, delta, draw, masked, maximum, stream_key, where
 from warpmerge.methods import REGISTRY, find, number
 from warpmerge.requests import (
     Copy,
@@ -19,6 +19,7 @@ from warpmerge.requests import (
     Gram,
     KthLargest,
     Map,
+    RandomMask,
     RankMask,
     Reduce,
     TensorFunction,
@@ -54,6 +55,26 @@ def test_a_plain_function_is_a_method():
     assert merged([[1.0, 2.0]], [0.0, 1.0], weight=1.0).tolist() == [2.0, 3.0]
     assert find("mine").passes({"weight": (1.0,)}) == 1
     assert find("mine").reads == "1"
+
+
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+def test_random_numbers_come_from_a_stream_key(backend):
+    """The numbers that docs/numerics.md names, by public means alone; a random mask of the same key agrees."""
+
+    def numbers(tensor, p):
+        return Map(Formula((draw(stream_key(tensor.seed, tensor.name, 1)) + 0 * delta(0),)), on_deltas=True)
+
+    def kept(tensor, p):
+        mask = RandomMask(stream_key(tensor.seed, tensor.name, 1), cut=32768)
+        return Map(Formula((masked(delta(0), mask),)), on_deltas=True)
+
+    options = {"name": "model.norm.weight", "seed": 0, "backend": backend}
+    define(numbers)
+    drawn = merged([np.ones(4)], np.zeros(4), **options)
+    assert drawn.tolist() == [59160, 14763, 34936, 21051]
+    REGISTRY.pop("mine")
+    define(kept)
+    assert merged([np.ones(4)], np.zeros(4), **options).tolist() == (drawn < 32768).astype(float).tolist()
 
 
 @pytest.mark.parametrize("backend", ["cpu", "torch"])

@@ -141,7 +141,7 @@ def test_their_types_are_their_own(folder):
         np.testing.assert_allclose(array(raw), expected, rtol=1.2e-7, atol=1e-30)
 
 
-LACKS = "fisher of b lacks tensor 'model.norm.weight', which fisher of a has; add it, with zeros if need be"
+LACKS = "fisher of b lacks tensor 'model.norm.weight', but fisher of a has it; add it, filled with zeros"
 
 
 @pytest.mark.parametrize(
@@ -150,15 +150,15 @@ LACKS = "fisher of b lacks tensor 'model.norm.weight', which fisher of a has; ad
         (lambda f: f.pop("model.norm.weight"), LACKS),
         (
             lambda f: f.update({"model.nrom.weight": f["model.norm.weight"]}),
-            "has the tensor 'model.nrom.weight', which",
+            "has the tensor 'model.nrom.weight', but the model has no weight of that name",
         ),
         (
             lambda f: f.update({"model.norm.weight": np.ones((2, 4), "float32")}),
-            "tensor 'model.norm.weight' is [2, 4] in fisher of b, but belongs to a weight [8]: it must be [8].",
+            "has the shape [2, 4] in fisher of b; for a weight of shape [8] it must have the shape [8].",
         ),
         (
             lambda f: f.update({"model.norm.weight": np.ones(8, "int32")}),
-            "is int32 in fisher of b; it must be of a floating-point type",
+            "is int32 in fisher of b; it must have a floating-point dtype",
         ),
     ],
 )
@@ -183,8 +183,11 @@ def test_files_that_do_not_fit(folder, change, part):
     ("changes", "part"),
     [
         ({"models": ["a", "b"]}, "needs the parameter 'fisher' for the model 'a'"),
-        ({"models": ["a", "b"], "parameters": {"fisher": ["x", "y"]}}, "a model is a path or a Hugging Face id, got"),
-        ({"models": ["a", "b"], "parameters": {"fisher": 3}}, "a model is a path or a Hugging Face id, got 3"),
+        (
+            {"models": ["a", "b"], "parameters": {"fisher": ["x", "y"]}},
+            "a model must be a path or a Hugging Face id, got",
+        ),
+        ({"models": ["a", "b"], "parameters": {"fisher": 3}}, "a model must be a path or a Hugging Face id, got 3"),
         ({"models": ["a", "b"], "parameters": {"fisher": "./nowhere"}}, "./nowhere"),
         ({"merge_method": "linear", "parameters": {"weight": 1}}, "method 'linear' has no parameter 'fisher'"),
         ({"merge_method": "regmean"}, "method 'regmean' has no parameter 'fisher'"),
@@ -206,12 +209,15 @@ F = [torch.ones(2, 2), torch.full((2, 2), 3.0)]
     [
         ({}, "needs the parameter 'fisher'"),
         ({"fisher": F[:1]}, "expected one value per model (2), got 1"),
-        ({"fisher": 1.0}, "'fisher': expected the path of a directory, a Hugging Face id or a state dict, got 1.0"),
+        ({"fisher": 1.0}, "'fisher': expected a path, a Hugging Face id or a state dict, got 1.0"),
         ({"fisher": "folder"}, "'fisher' is a list of one state dict for each model, got 'folder'"),
         ({"fisher": ["x", "y"]}, "tensor 'w' is a str; give torch tensors or numpy arrays"),
-        ({"fisher": [F[0], None]}, "fisher of model 1 lacks tensor 'w', which fisher of model 0 has"),
+        ({"fisher": [F[0], None]}, "fisher of model 1 lacks tensor 'w', but fisher of model 0 has it"),
         ({"fisher": [None, None]}, "fisher of model 0 lacks tensor 'w'; add it"),
-        ({"fisher": [F[0], F[1][:1]]}, "tensor 'w' is [1, 2] in fisher of model 1, but belongs to a weight [2, 2]"),
+        (
+            {"fisher": [F[0], F[1][:1]]},
+            "tensor 'w' has the shape [1, 2] in fisher of model 1; for a weight of shape [2, 2]",
+        ),
         ({"fisher": [F[0], F[1].int()]}, "tensor 'w' is int32 in fisher of model 1"),
     ],
 )
@@ -239,14 +245,17 @@ def test_integer_tensors_have_none():
     models = [{"w": x, "steps": torch.tensor([3])} for x in X]
     got = wm.merge_state_dicts(models, "fisher", fisher=[{"w": f} for f in F])
     assert got["steps"].tolist() == [3]
-    with pytest.raises(wm.CheckpointError, match=r"has tensor 'steps', but a int64 weight \[1\] takes none"):
+    with pytest.raises(wm.CheckpointError, match=r"has tensor 'steps', but a int64 weight of shape \[1\] takes none"):
         wm.merge_state_dicts(models, "fisher", fisher=[{"w": f, "steps": torch.tensor([1.0])} for f in F])
 
 
 def test_a_pool_refuses_them():
     with (
         wm.Pool(None, [{"w": x} for x in X]) as pool,
-        pytest.raises(wm.RecipeError, match=r"method 'fisher' needs each one's fisher: use merge_state_dicts"),
+        pytest.raises(
+            wm.UsageError,
+            match=r"method 'fisher' needs each model's fisher, but a pool holds models only; use merge_state_dicts",
+        ),
     ):
         pool.merge("fisher", fisher=[{"w": f} for f in F])
 
@@ -278,7 +287,7 @@ def test_a_plugin_with_companions_of_another_shape():
     assert seen == [((2,), (2,), (2, 2), (2, 2))]
     assert [p.name for p in find("scaled").parameters] == ["scale", "bias", "nonfinite"]
     with pytest.raises(
-        wm.CheckpointError, match="'w' has no scale in any model, but other auxiliary tensors: give it all"
+        wm.CheckpointError, match="'w' has some auxiliary tensors, but no scale in any model; give it all kinds"
     ):
         wm.merge_tensors(X, "scaled", scale=[None, None], bias=F, name="w")
 
@@ -293,7 +302,7 @@ def test_a_plugin_is_told_that_there_are_none():
     got = wm.merge_state_dicts(vectors, "scaled", scale=[{"w": torch.ones(2)}] * 2)
     assert got["v"].tolist() == [4, 4] and got["w"].tolist() == X[1].tolist()
     with pytest.raises(
-        wm.CheckpointError, match=r"scale of model 0 has tensor 'v', but a float32 weight \[2\] takes none"
+        wm.CheckpointError, match=r"scale of model 0 has tensor 'v', but a float32 weight of shape \[2\] takes none"
     ):
         wm.merge_state_dicts(vectors, "scaled", scale=[{"v": torch.ones(2)}] * 2)
 
@@ -301,9 +310,9 @@ def test_a_plugin_is_told_that_there_are_none():
 @pytest.mark.parametrize(
     ("request_", "part"),
     [
-        (WeightedSum((1.0, 1.0), on_deltas=False), "'coefficients' has 2 entries and not one per model (4)"),
+        (WeightedSum((1.0, 1.0), on_deltas=False), "'coefficients' has 2 entries and must have one per model (4)"),
         (Copy(2), "there is no model 2"),
-        (Map(Formula((delta(4),)), on_deltas=False), "a formula names input 4 of 4"),
+        (Map(Formula((delta(4),)), on_deltas=False), "a formula names input 4, but there are 4 inputs"),
     ],
 )
 def test_requests_count_them_as_inputs(request_, part):
@@ -323,13 +332,15 @@ def test_only_whole_tensors_may_have_companions_of_another_shape():
         return Copy(0)
 
     with pytest.raises(
-        wm.MergeError, match="its auxiliary tensors are not of the tensor's shape, which only TensorFunction and Copy"
+        wm.MergeError, match="its auxiliary tensors have another shape than the tensor: only TensorFunction and Copy"
     ):
         wm.merge_tensors(X, "mine", scale=[torch.ones(2)] * 2)
 
 
 def test_companions_are_for_methods_without_deltas():
-    with pytest.raises(wm.RecipeError, match=r"'mine' has auxiliary tensors, so its base must be Base.METADATA"):
+    with pytest.raises(
+        wm.UsageError, match=r"'mine' has auxiliary tensors, so it takes no deltas: set base=Base.METADATA"
+    ):
         wm.method("mine", base=wm.Base.REFERENCE, auxiliary=[SCALE])
 
 

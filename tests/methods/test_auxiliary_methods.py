@@ -77,7 +77,7 @@ def companion_task(method, tensors, auxiliary, **parameters):
     inputs = [buffer(t) for t in [*tensors, *auxiliary]]
     sinks = [MemorySink(result.data_ptr(), result)]
     labels = [f"input {i}" for i in range(len(inputs))]
-    return TensorTask(info, find(method), values, inputs, None, inputs[0].dtype, sinks, labels), result
+    return TensorTask.alone(info, find(method), values, inputs, None, inputs[0].dtype, sinks, labels), result
 
 
 def test_equal_elements_keep_their_bits():
@@ -126,7 +126,7 @@ def test_fisher_of_bad_values():
         ({"floor": -1}, "'floor': expected a number >= 0"),
         ({"nonfinite": "base"}, "method 'fisher' has no base"),
     ):
-        with pytest.raises(wm.RecipeError, match=re.escape(part)):
+        with pytest.raises(wm.UsageError, match=re.escape(part)):
             wm.merge_tensors(tensors, "fisher", fisher=known, **options)
     known[1][0, 0] = float("nan")
     with pytest.raises(wm.CheckpointError, match="1 of 20 in 'fisher of model 1'"):
@@ -288,9 +288,9 @@ def test_weights_without_grams_become_the_mean():
         (
             [torch.eye(4), torch.eye(5)],
             wm.CheckpointError,
-            "is [5, 5] in gram of model 1, but belongs to a weight [3, 4]",
+            "has the shape [5, 5] in gram of model 1; for a weight of shape [3, 4]",
         ),
-        ([torch.eye(4), None], wm.CheckpointError, "gram of model 1 lacks tensor 'w', which gram of model 0 has"),
+        ([torch.eye(4), None], wm.CheckpointError, "gram of model 1 lacks tensor 'w', but gram of model 0 has it"),
         ([-torch.eye(4)] * 2, wm.MergeError, "ValueError: one of its grams has elements below 0 on the diagonal"),
         ([torch.eye(4), torch.eye(4) * float("inf")], wm.CheckpointError, "in 'gram of model 1'"),
     ],

@@ -35,17 +35,17 @@ REFERENCE, METADATA = wm.Base.REFERENCE, wm.Base.METADATA
             METADATA,
             None,
             WeightedSum((1.0,), on_deltas=False),
-            "'coefficients' has 1 entries and not one per model (2)",
+            "'coefficients' has 1 entries and must have one per model (2)",
         ),
         (
             METADATA,
             None,
             WeightedSum((1.0,) * 3, on_deltas=False),
-            "'coefficients' has 3 entries and not one per model (2)",
+            "'coefficients' has 3 entries and must have one per model (2)",
         ),
-        (METADATA, None, WeightedSum([1.0, 1.0], on_deltas=False), "'coefficients' is not a tuple"),
-        (METADATA, None, WeightedSum((1.0, float("nan")), on_deltas=False), "that are not finite numbers"),
-        (METADATA, None, WeightedSum(("1", 1.0), on_deltas=False), "that are not finite numbers"),
+        (METADATA, None, WeightedSum([1.0, 1.0], on_deltas=False), "'coefficients' must be a tuple"),
+        (METADATA, None, WeightedSum((1.0, float("nan")), on_deltas=False), "must hold finite numbers"),
+        (METADATA, None, WeightedSum(("1", 1.0), on_deltas=False), "must hold finite numbers"),
         (METADATA, None, WeightedSum((1.0, 1.0), on_deltas=True), "pass on_deltas=False"),
         (METADATA, Gram(on_deltas=True), None, "pass on_deltas=False"),
         (METADATA, None, Copy(2), "there is no model 2"),
@@ -54,13 +54,13 @@ REFERENCE, METADATA = wm.Base.REFERENCE, wm.Base.METADATA
             METADATA,
             None,
             ElectAndSum((1.0, 1.0), (KEEP_ALL,) * 2, on_deltas=False),
-            "needs deltas from a required base",
+            "it needs deltas: set base=Base.REFERENCE",
         ),
-        (REFERENCE, KthLargest((8, 0)), None, "counts are integers from 0 to 7"),
-        (REFERENCE, KthLargest((1,)), None, "'counts' has 1 entries and not"),
-        (REFERENCE, None, ElectAndSum((1.0, 1.0), (KEEP_ALL,) * 2, elect=True), "'ballot' has 0 entries and not"),
-        (REFERENCE, None, ElectAndSum((1.0, 1.0), (KEEP_ALL,) * 2, (1.0, 1.0)), "neither ballot nor divisor"),
-        (REFERENCE, None, ElectAndSum((1.0, 1.0), (KEEP_ALL,) * 2, lambda_=None), "lambda_ is not a finite number"),
+        (REFERENCE, KthLargest((8, 0)), None, "'counts' must hold integers from 0 to 7"),
+        (REFERENCE, KthLargest((1,)), None, "'counts' has 1 entries and must"),
+        (REFERENCE, None, ElectAndSum((1.0, 1.0), (KEEP_ALL,) * 2, elect=True), "'vote' has 0 entries and must"),
+        (REFERENCE, None, ElectAndSum((1.0, 1.0), (KEEP_ALL,) * 2, (1.0, 1.0)), "vote and divisor are for elections"),
+        (REFERENCE, None, ElectAndSum((1.0, 1.0), (KEEP_ALL,) * 2, lambda_=None), "'lambda_' must be a finite number"),
     ],
 )
 def test_requests_that_do_not_fit_are_errors_of_the_method(base, measure, combine, part):
@@ -77,7 +77,7 @@ def test_requests_that_do_not_fit_are_errors_of_the_method(base, measure, combin
 
 
 def test_what_is_no_mask_is_refused_where_it_is_used():
-    with pytest.raises(wm.MergeError, match="a mask is a TopKMask, a RandomMask or a RankMask, not 1"):
+    with pytest.raises(wm.MergeError, match="a mask must be a TopKMask, a RandomMask or a RankMask, not 1"):
         KeptMagnitudes((KEEP_ALL, 1))
 
 

@@ -133,7 +133,7 @@ def test_squares_that_overflow():
         ("iso_cts", {"common": 1.5}, "'common': expected a number in [0, 1], got 1.5"),
         ("knots", {"merge": "dare"}, "'merge': expected one of ties, task_arithmetic, got 'dare'"),
         ("knots", {"density": 1.5}, "'density': expected a number in [0, 1], got 1.5"),
-        ("knots", {"weight": [1.0, -1.0]}, "it should subtract; set merge: task_arithmetic"),
+        ("knots", {"weight": [1.0, -1.0]}, "instead of subtracted; set merge: task_arithmetic"),
         ("knots", {"weight": [1.0]}, "'weight': expected one value per model (2), got 1"),
         ("wudi", {"weight": 1}, "method 'wudi' has no parameter 'weight'"),
         ("iso_c", {"base": None}, "method 'iso_c' needs a base"),
@@ -141,7 +141,7 @@ def test_squares_that_overflow():
 )
 def test_bad_values(method, options, part):
     base, tensors = family("fp32", 2, (4, 4))
-    with pytest.raises(wm.RecipeError, match=re.escape(part)):
+    with pytest.raises(wm.UsageError, match=re.escape(part)):
         wm.merge_tensors(tensors, method, **({"base": base} | options))
 
 
@@ -201,4 +201,4 @@ def test_memory_stays_below_the_estimate(method, shape, tmp_path, monkeypatch):
     used, estimate = map(int, done.stdout.split())
     assert 0 < used <= estimate
     least = run_cli("plan", recipes[1], "--memory", "1MB", "--threads", 1)
-    assert least.status == 2 and f"as method '{method}' holds more of a tensor than tiles" in least.stderr
+    assert least.status == 2 and f"because method '{method}' holds more of a tensor than tiles" in least.stderr

@@ -9,7 +9,7 @@ from kernel_helpers import DTYPES, assert_same_bits, family
 from oracles import assert_accurate
 from test_elementwise_methods import EVERY, expected, merged
 from test_gram_degenerate import DEGENERATE
-from warpmerge.errors import CheckpointError, RecipeError
+from warpmerge.errors import CheckpointError, UsageError
 
 NAN, INF = float("nan"), float("inf")
 
@@ -121,7 +121,7 @@ def test_what_is_not_finite(case):
     assert bool(shown[3, 5].isnan()) != dropped
     assert shown[0, 0].isfinite() and int((~shown.isfinite()).sum()) <= 2
     if not given:
-        with pytest.raises(RecipeError, match="no base to take the place"):
+        with pytest.raises(UsageError, match="no base to take elements from"):
             called(case, tensors, base, nonfinite="base")
         return
     clean[-1][3, 5], clean[0][7, 0] = base[3, 5], base[7, 0]
@@ -240,7 +240,12 @@ REFUSED = [
     ("trimmed_mean", 3, {}, "needs the parameter 'beta'"),
     ("trimmed_mean", 3, {"beta": -0.1}, r"'beta': expected a number in \[0, 0.5\]"),
     ("trimmed_mean", 3, {"beta": 0.6}, r"'beta': expected a number in \[0, 0.5\]"),
-    ("trimmed_mean", 4, {"beta": 0.5}, "beta: 0.5 drops half of the models at each end; give one below 0.5, or use"),
+    (
+        "trimmed_mean",
+        4,
+        {"beta": 0.5},
+        "beta: 0.5 drops half of the models at each end; choose a beta below 0.5, or use",
+    ),
     ("trimmed_mean", 3, {"beta": 0.5}, "beta: 0.5 drops half of the models at each end"),
     ("nearswap", 1, {}, "needs the parameter 't'"),
     ("nearswap", 1, {"t": -1e-4}, "'t': expected a number >= 0"),
@@ -249,7 +254,12 @@ REFUSED = [
     ("ram", 2, {"epsilon": -1}, "'epsilon': expected a number >= 0"),
     ("ramplus_tl", 2, {"alpha": -0.2}, "'alpha': expected a number >= 0"),
     ("ramplus_tl", 2, {"overlap": "all"}, "expected one of unique, changed"),
-    ("consensus_ta", 1, {}, "k is 2, but there is only 1 model, so nothing would be kept; list more or lower k"),
+    (
+        "consensus_ta",
+        1,
+        {},
+        "k is 2, but there is only 1 model, so no element would be kept; list more models or lower k",
+    ),
     ("consensus_ta", 2, {"k": 3}, "k is 3, but there are only 2 models"),
     ("consensus_ta", 2, {"k": -1}, "integer >= 0"),
     ("consensus_ta", 2, {"mask_lambda": [0.4, -0.4]}, "'mask_lambda'"),
@@ -267,13 +277,13 @@ REFUSED = [
 
 @pytest.mark.parametrize(("method", "models", "parameters", "message"), REFUSED)
 def test_what_is_refused(method, models, parameters, message):
-    with pytest.raises(RecipeError, match=message):
+    with pytest.raises(UsageError, match=message):
         wm.merge_tensors([ONE] * models, method, base=ONE, **parameters)
 
 
 @pytest.mark.parametrize("method", ["breadcrumbs", "sce", "emr", "magmax", "ram", "ramplus_tl", "consensus_ta"])
 def test_a_base_is_needed(method):
-    with pytest.raises(RecipeError, match="needs a base"):
+    with pytest.raises(UsageError, match="needs a base"):
         wm.merge_tensors([ONE] * 2, method, **({"weight": 1} if method == "breadcrumbs" else {}))
 
 

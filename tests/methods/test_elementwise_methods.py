@@ -203,7 +203,7 @@ def test_as_many_models_as_can_be_sorted():
         merged("trimmed_mean", tensors, beta=0.1), expected("trimmed_mean", tensors, beta=0.1), share=2.0**-19
     )
     assert merged("trimmed_mean", tensors, beta=0.008, nonfinite="propagate").isfinite().all()
-    with pytest.raises(wm.RecipeError, match="1-128 models, got 129"):
+    with pytest.raises(wm.UsageError, match="1-128 models, got 129"):
         merged("median", [*tensors, tensors[0]])
 
 

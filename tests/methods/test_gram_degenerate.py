@@ -7,7 +7,7 @@ import warpmerge as wm
 from kernel_helpers import DTYPES, assert_same_bits, family
 from oracles import assert_accurate
 from test_gram_methods import CASES, expected, merged
-from warpmerge.errors import CheckpointError, RecipeError
+from warpmerge.errors import CheckpointError, UsageError
 
 
 def vector(*values):
@@ -89,7 +89,7 @@ def test_nan_counts_as_unchanged(method):
     got = wm.merge_tensors([a, b], method, base=base, **options)
     a[3], b[5] = base[3], base[5]
     assert_same_bits(got, wm.merge_tensors([a, b], method, base=base, weight=1))
-    with pytest.raises(RecipeError, match="no base"):
+    with pytest.raises(UsageError, match="no base"):
         wm.merge_tensors([a, b], method, **options)
 
 

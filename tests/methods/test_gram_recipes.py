@@ -6,7 +6,7 @@ import warpmerge as wm
 from helpers import array, llama, read_model, write_model
 from kernel_helpers import assert_same_bits
 from test_gram_methods import CASES
-from warpmerge.errors import RecipeError
+from warpmerge.errors import UsageError
 from warpmerge.methods import find
 
 ONE = torch.tensor([1, 2, -2, 0.5])
@@ -55,16 +55,16 @@ def test_a_base_is_merged_by_karcher_only_if_it_is_listed(models):
 
 
 def test_errors_of_the_base(models):
-    with pytest.raises(RecipeError, match=r"needs a 'base_model'"):
+    with pytest.raises(UsageError, match=r"needs a 'base_model'"):
         from_files(models, base=False, method="model_stock")
-    with pytest.raises(RecipeError, match=r"exactly 2 models \(a base not counted\), got 1"):
+    with pytest.raises(UsageError, match=r"exactly 2 models \(a base not counted\), got 1"):
         from_files(models, base=True, listed=("a", "base"), weight=1)
-    with pytest.raises(RecipeError, match="at least 2 models besides the base, got 1"):
+    with pytest.raises(UsageError, match="at least 2 models besides the base, got 1"):
         from_files(models, base=True, listed=("a", "base"), method="model_stock")
     for method in ("model_stock", "norm_clipped_mean", "expo"):
-        with pytest.raises(RecipeError, match="needs a base"):
+        with pytest.raises(UsageError, match="needs a base"):
             wm.merge_tensors([ONE] * (1 if method == "expo" else 2), method)
-    with pytest.raises(RecipeError, match="no base to take the place"):
+    with pytest.raises(UsageError, match="no base to take elements from"):
         from_files(models, base=False, weight=1, nonfinite="base")
 
 
@@ -88,7 +88,7 @@ REFUSED = [
     ("lawa", 2, {"k": 3}, "k is 3, but there are only 2 models"),
     ("lawa", 2, {"k": 0}, "integer >= 1"),
     ("krum", 2, {}, "at least 3 models, got 2"),
-    ("krum", 4, {"f": 1}, r"f: 1 needs at least 5 models \(2 f \+ 3\), got 4; list more or lower f"),
+    ("krum", 4, {"f": 1}, r"f: 1 needs at least 5 models \(2 f \+ 3\), got 4; list more models or lower f"),
     ("krum", 5, {"f": True}, "integer >= 0"),
     ("multi_krum", 6, {"f": 1, "m": 6}, "m is at most K - f = 5"),
     ("multi_krum", 6, {"f": 2}, "needs at least 7 models"),
@@ -103,14 +103,14 @@ REFUSED = [
 
 @pytest.mark.parametrize(("method", "models", "parameters", "message"), REFUSED)
 def test_what_is_refused(method, models, parameters, message):
-    with pytest.raises(RecipeError, match=message):
+    with pytest.raises(UsageError, match=message):
         wm.merge_tensors([ONE] * models, method, base=ONE, **parameters)
 
 
 def test_a_recipe_is_refused_before_anything_is_read(models):
-    with pytest.raises(RecipeError, match="there are only 2 models"):
+    with pytest.raises(UsageError, match="there are only 2 models"):
         from_files(models, base=False, method="lawa", k=3)
-    with pytest.raises(RecipeError, match=r"tensor 'model\.norm\.weight': .*sum to zero"):
+    with pytest.raises(UsageError, match=r"tensor 'model\.norm\.weight': .*sum to zero"):
         from_files(models, base=True, method="multislerp", weight=[{"filter": "model.norm", "value": 0}, {"value": 1}])
     assert not (models / "out").exists()
 

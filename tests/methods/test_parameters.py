@@ -1,7 +1,7 @@
 """Which value of a parameter holds for which tensor and model: gradients over the layers, filters, precedence."""
 
 import pytest
-from warpmerge.errors import RecipeError
+from warpmerge.errors import UsageError
 from warpmerge.recipe import Layers, Recipe, Resolver
 
 
@@ -105,7 +105,7 @@ def test_limits_of_numbers():
     values = values_of([-1e30, 1e30], FIVE, parameter="lambda")
     assert values[0] == -1e30 and values[-1] == 1e30
     for wrong in (1.1e30, [0, -1.1e30], {"filter": "mlp", "value": 10**40}):
-        with pytest.raises(RecipeError, match=r"'lambda': expected a number of at most 1e\+30 in magnitude"):
+        with pytest.raises(UsageError, match=r"'lambda': expected a number of at most 1e\+30 in magnitude"):
             values_of(wrong, FIVE, parameter="lambda")
     document = {"merge_method": "norm_clipped_mean", "base_model": "/m/base", "models": ["/m/a"]}
     for setting, expected in (
@@ -121,17 +121,17 @@ def test_limits_of_numbers():
 
 @pytest.mark.parametrize("parameter", ["weight", "lambda", "nonfinite", "elect"])
 def test_recipes_refuse_null(parameter):
-    with pytest.raises(RecipeError, match=f"'{parameter}': expected .* None"):
+    with pytest.raises(UsageError, match=f"'{parameter}': expected .* None"):
         values_of(None, FIVE, parameter=parameter)
 
 
 def test_required_parameters_name_the_model_and_the_tensor():
-    with pytest.raises(RecipeError, match=r"'linear' needs the parameter 'weight' for the model '/m/b'"):
+    with pytest.raises(UsageError, match=r"'linear' needs the parameter 'weight' for the model '/m/b'"):
         resolve(Recipe.load({"merge_method": "linear", "models": [entry("/m/a", 1), "/m/b"]}))
     slerp = {"merge_method": "slerp", "base_model": "/m/a", "models": ["/m/a", "/m/b"]}
-    with pytest.raises(RecipeError, match=r"'slerp' needs the parameter 't'\."):
+    with pytest.raises(UsageError, match=r"'slerp' needs the parameter 't'\."):
         resolve(Recipe.load(slerp))
-    with pytest.raises(RecipeError, match=r"'t' \(tensor 'norm.w'\)"):
+    with pytest.raises(UsageError, match=r"'t' \(tensor 'norm.w'\)"):
         resolve(Recipe.load({**slerp, "parameters": {"t": {"filter": "mlp", "value": 0.5}}}), "norm.w")
 
 

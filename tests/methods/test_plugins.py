@@ -223,9 +223,9 @@ def test_the_documents_programs():
 
 def test_a_name_is_registered_once():
     define()
-    with pytest.raises(wm.RecipeError, match=r"'mine' is already registered by .*steps of the module notebook; "):
+    with pytest.raises(wm.UsageError, match=r"'mine' is already registered by .*steps of the module notebook; "):
         define(module="other")
-    with pytest.raises(wm.RecipeError, match=r"'slerp' is already .* warpmerge\.methods\.spherical; .* of notebook"):
+    with pytest.raises(wm.UsageError, match=r"'slerp' is already .* warpmerge\.methods\.spherical; .* of notebook"):
         define("slerp")
     assert wm.methods.find("slerp").built_in and wm.methods.find("mine").module == "notebook"
 
@@ -252,7 +252,7 @@ def test_a_definition_that_is_run_again_replaces_itself():
     ],
 )
 def test_wrong_definitions_are_refused(make, part):
-    with pytest.raises(wm.RecipeError, match=re.escape(part)):
+    with pytest.raises(wm.UsageError, match=re.escape(part)):
         make()
 
 
@@ -272,5 +272,5 @@ def test_presets_of_a_plugin():
     assert wm.merge_tensors(x, "scaled", by=2) == [2]
     assert wm.merge_tensors(x, "scaled", semantics="theirs") == [-3]
     assert wm.merge_tensors(x, "scaled", semantics="theirs", by=2) == [-2]
-    with pytest.raises(wm.RecipeError, match="needs the parameter 'by'"):
+    with pytest.raises(wm.UsageError, match="needs the parameter 'by'"):
         wm.merge_tensors(x, "scaled")

@@ -134,11 +134,11 @@ def test_none_is_as_if_not_given():
 )
 def test_presets_that_a_method_lacks(method, semantics, part):
     x = [np.full(3, i) for i in (1.0, 2.0, 3.0)]
-    with pytest.raises(wm.RecipeError, match=part):
+    with pytest.raises(wm.UsageError, match=part):
         wm.merge_tensors(x[1:] if method == "slerp" else x, method, base=x[1], semantics=semantics)
     document = {"merge_method": method, "base_model": "/m/a", "models": ["/m/b", "/m/c", "/m/d"]}
     part = part.removeprefix("'linear': ").removeprefix("'slerp': ")
-    with pytest.raises(wm.RecipeError, match=f"recipe: parameters: .*{part}"):
+    with pytest.raises(wm.UsageError, match=f"recipe: parameters: .*{part}"):
         Recipe.load({**document, "parameters": {"semantics": semantics}})
 
 
@@ -173,7 +173,7 @@ def test_filters_and_gradients_beside_a_preset():
     assert values(by_name)["ties"] == "lowest_index" and values(by_name, name="norm")["ties"] == "keep_all"
     short = {"semantics": "peft", "weight": 2, "normalize": {"filter": "attn", "value": False}}
     assert values(short)["divisor"] == "count" and values(short, name="attn")["divisor"] is None
-    with pytest.raises(wm.RecipeError, match="needs the parameter 'weight' for the model '/m/a'"):
+    with pytest.raises(wm.UsageError, match="needs the parameter 'weight' for the model '/m/a'"):
         values({"semantics": "peft"})
 
 

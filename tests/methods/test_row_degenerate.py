@@ -8,7 +8,7 @@ from helpers import array, llama, read_model, write_model
 from kernel_helpers import DTYPES, assert_same_bits, cpu, family, reference, run, task
 from oracles import assert_accurate
 from test_row_methods import CASES, drawing, expected, merged, method_of, tensor
-from warpmerge.errors import CheckpointError, RecipeError
+from warpmerge.errors import CheckpointError, UsageError
 from warpmerge.methods import find
 
 ONE = tensor([1, 2, -2, 0.5], [0.25, -3, 1, 1])
@@ -99,7 +99,7 @@ def test_nan_and_infinity(case):
     there[2, 3] = there[5, 1] = False
     assert merged(case, tensors, base, nonfinite="propagate")[there].isfinite().all()
     if not given:
-        with pytest.raises(RecipeError, match="no base"):
+        with pytest.raises(UsageError, match="no base"):
             merged(case, tensors, base, nonfinite="base")
         return
     repaired = [torch.where(t.isfinite(), t, base) for t in tensors]
@@ -150,7 +150,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("method", "models", "parameters", "message"), REFUSED)
 def test_what_is_refused(method, models, parameters, message):
-    with pytest.raises(RecipeError, match=message):
+    with pytest.raises(UsageError, match=message):
         wm.merge_tensors([ONE] * models, method, base=ONE, **parameters)
 
 
@@ -173,7 +173,7 @@ def test_as_many_models_as_make_a_formula(method, models, parameters, dtype):
 
 @pytest.mark.parametrize("method", ["della", "arcee_fusion", "pcb", "widen"])
 def test_a_base_is_needed(method):
-    with pytest.raises(RecipeError, match="needs a base"):
+    with pytest.raises(UsageError, match="needs a base"):
         wm.merge_tensors([ONE], method, **({"weight": 1} if method == "della" else {}))
 
 

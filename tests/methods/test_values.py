@@ -62,7 +62,7 @@ def test_lambda():
     ("arguments", "message"),
     [
         ({"method": "tise", "weight": 1}, r"unknown merge method 'tise'.*did you mean 'ties'"),
-        ({"method": "nothing like it", "weight": 1}, r"Known: .*dare_linear, dare_ties, "),
+        ({"method": "nothing like it", "weight": 1}, r"lists all methods"),
         (
             {"weight": 1, "densty": 0.5},
             r"'ties' has no parameter 'densty'.*did you mean 'density'.*It takes: cancelled,",
@@ -95,9 +95,9 @@ def test_lambda():
         ),
         ({"method": "fisher", "fisher": torch.ones(2, 8)}, r"'fisher' is a list of one tensor.* got a Tensor"),
         ({"method": "fisher", "fisher": None}, r"'fisher' needs the parameter 'fisher'"),
-        ({"weight": 1, "seed": 1.0}, r"seed is an integer, got 1.0"),
-        ({"weight": 1, "seed": True}, r"seed is an integer, got True"),
-        ({"weight": 1, "seed": None}, r"seed is an integer, got None"),
+        ({"weight": 1, "seed": 1.0}, r"seed must be an integer, got 1.0"),
+        ({"weight": 1, "seed": True}, r"seed must be an integer, got True"),
+        ({"weight": 1, "seed": None}, r"seed must be an integer, got None"),
         ({"weight": 1, "name": None}, r"name is .* a string, got None"),
         ({"weight": 1, "name": 3}, r"name is .* a string, got 3"),
         ({"weight": 1, "density": 1.5}, r"'density': expected a number in \[0, 1\], got 1.5"),
@@ -114,16 +114,16 @@ def test_lambda():
 def test_wrong_calls(arguments, message):
     base, models = family("fp32", 2, 8)
     call = {"tensors": models, "method": "ties", "base": base} | arguments
-    with pytest.raises(wm.RecipeError, match=f"(?s){message}"):
+    with pytest.raises(wm.UsageError, match=f"(?s){message}"):
         wm.merge_tensors(**call)
 
 
 @pytest.mark.parametrize(
     ("models", "message"),
     [
-        ([torch.ones(2, 3), torch.ones(3, 2)], r"\[2, 3\] but \[3, 2\] in model 1"),
-        ([torch.ones(6), torch.ones(2, 3)], r"\[6\] but \[2, 3\] in model 1"),
-        ([torch.ones(2), torch.ones(2, dtype=torch.int32)], r"float32 but int32 in model 1"),
+        ([torch.ones(2, 3), torch.ones(3, 2)], r"\[2, 3\] in model 0 but \[3, 2\] in model 1"),
+        ([torch.ones(6), torch.ones(2, 3)], r"\[6\] in model 0 but \[2, 3\] in model 1"),
+        ([torch.ones(2), torch.ones(2, dtype=torch.int32)], r"float32 in model 0 but int32 in model 1"),
         ([torch.ones(2, dtype=torch.float8_e4m3fn)] * 2, r"quantized"),
         ([torch.ones(2), [1.0, 2.0]], r"is a list; give torch tensors or numpy arrays"),
         ([torch.ones(2, dtype=torch.complex128)] * 2, r"complex128, which cannot be merged"),
@@ -137,7 +137,7 @@ def test_tensors_that_do_not_fit(models, message):
 
 @pytest.mark.parametrize("weight", [[1, -1, 0], [1, -1, 1e-300], [1, -1, 1e-9], [1e30, -1e30, 1e20], [0, 0, 0]])
 def test_weights_that_cannot_be_normalized(weight):
-    with pytest.raises(wm.RecipeError, match="sum to zero"):
+    with pytest.raises(wm.UsageError, match="sum to zero"):
         wm.merge_tensors([torch.ones(2)] * 3, "linear", weight=weight)
 
 
@@ -154,14 +154,14 @@ def test_weights_of_any_size_are_normalized(weight):
             {"weight": [1, 1e20], "lambda_": 1e20},
             "'weight' (1e+20) times 'lambda' (1e+20)",
         ),
-        ("task_arithmetic", {"weight": 1e30, "lambda_": -1e30}, "is 1e+60, which may overflow; write numbers whose"),
+        ("task_arithmetic", {"weight": 1e30, "lambda_": -1e30}, "is 1e+60 and may overflow; choose numbers whose"),
         ("tsv", {"lambda_": 2, "weight": 1e30}, "product is at most 1e+30"),
         ("ramplus_tl", {"r": -1e16, "alpha": 1e16}, "method 'ramplus_tl': 'r' (1e+16) times 'alpha' (1e+16)"),
     ],
 )
 def test_products_that_overflow(method, options, part):
     base, models = family("fp32", 2, (3, 4))
-    with pytest.raises(wm.RecipeError, match=re.escape(part)):
+    with pytest.raises(wm.UsageError, match=re.escape(part)):
         wm.merge_tensors(models, method, base=base, **options)
 
 
@@ -189,18 +189,18 @@ def test_seeds_of_numpy():
 
 def test_state_dicts_check_the_same():
     model = {"w": ONE}
-    with pytest.raises(wm.RecipeError, match="seed is an integer, got '1'"):
+    with pytest.raises(wm.UsageError, match="seed must be an integer, got '1'"):
         wm.merge_state_dicts([model] * 2, "linear", weight=1, seed="1")
     with pytest.raises(
-        wm.RecipeError, match=r"'fisher': expected a model reference, got an array of the shape \[2, 8\]"
+        wm.UsageError, match=r"'fisher': expected a model reference, got an array of the shape \[2, 8\]"
     ):
         wm.merge_state_dicts([model] * 2, "fisher", fisher=torch.ones(2, 8))
-    with pytest.raises(wm.RecipeError, match="'fisher': expected a model reference, got None"):
+    with pytest.raises(wm.UsageError, match="'fisher': expected a model reference, got None"):
         wm.merge_state_dicts([model] * 2, "fisher", fisher=[None, model])
     with wm.Pool(None, [model] * 2, device="cpu") as pool:
-        with pytest.raises(wm.RecipeError, match=r"seed is an integer, got 1\.5"):
+        with pytest.raises(wm.UsageError, match=r"seed must be an integer, got 1\.5"):
             pool.merge("linear", weight=1, seed=1.5)
-        with pytest.raises(wm.RecipeError, match=r"at most 1e\+30 in magnitude, got \[1.0, 1e\+300\]"):
+        with pytest.raises(wm.UsageError, match=r"at most 1e\+30 in magnitude, got \[1.0, 1e\+300\]"):
             pool.sweep([[1, 1e300]])
 
 
@@ -210,10 +210,10 @@ def test_a_clip_of_infinity_clips_nothing():
     for clip in ("inf", float("inf"), np.float32("inf"), 1e300):
         assert_same_bits(wm.merge_tensors(models, "norm_clipped_mean", base=base, clip=clip), wanted)
     for clip in (float("nan"), float("-inf"), "-inf"):
-        with pytest.raises(wm.RecipeError, match="'clip': expected a"):
+        with pytest.raises(wm.UsageError, match="'clip': expected a"):
             wm.merge_tensors(models, "norm_clipped_mean", base=base, clip=clip)
 
 
 def test_the_seed_of_a_merge_of_files():
-    with pytest.raises(wm.RecipeError, match=r"seed is an integer, got 1\.5"):
+    with pytest.raises(wm.UsageError, match=r"seed must be an integer, got 1\.5"):
         wm.merge({"merge_method": "linear", "models": ["a"], "parameters": {"weight": 1}}, "out", seed=1.5)

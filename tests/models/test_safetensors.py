@@ -33,8 +33,8 @@ def two(first, second, size):
 
 # Each: the content of a file, and what the message must contain.
 BAD = {
-    "empty": (b"", ["0 bytes", "too short"]),
-    "seven bytes": (b"\2\0\0\0\0\0\0", ["7 bytes", "too short"]),
+    "empty": (b"", ["0 bytes", "too few"]),
+    "seven bytes": (b"\2\0\0\0\0\0\0", ["7 bytes", "too few"]),
     "no header": (bytes(8), ["not valid JSON"]),
     "cut in the header": (file_bytes({"t": entry(0, 4)})[:20], ["truncated"]),
     "cut in the data": (one()[:-1], ["truncated"]),

@@ -11,7 +11,7 @@ import warpmerge as wm
 from helpers import read_model, write_model, write_recipe
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from kernel_helpers import ISAS, OpenedFile, assert_same_bits, buffer, cpu, pool, reference, run, work
+from kernel_helpers import ISAS, OpenedFile, assert_same_bits, buffer, changed, cpu, pool, reference, run, work
 from view_helpers import Views, shape_of
 from warpmerge import _core
 from warpmerge.backends.reference.backend import digest
@@ -134,8 +134,9 @@ def test_merges_have_the_bits_of_tensors(method, seed, count, dtype):
 def test_a_copy_of_a_view(index):
     with Views(5) as views:
         composed, plain = views.task("linear", (300, 70), 2, weight=[1.0, 1.0])
-        for made, _ in (composed, plain):
-            made.method, made.inputs = None, [made.inputs[index]]
+        composed, plain = (
+            (changed(made, method=None, inputs=[made.inputs[index]]), result) for made, result in (composed, plain)
+        )
         for backend in (reference(), cpu(tile=512)):
             assert_same_bits(run(backend, composed)[0], run(backend, plain)[0])
 
@@ -170,14 +171,11 @@ def planned(tmp_path, models):
 
 def with_views(plan, index):
     """The plan with the tensor `embed` put together anew from its rows."""
-    jobs = {job.name: job for job in plan.jobs}
-    job = jobs["embed"]
-    found = [
-        GatheredRows(JoinedParts([c.view("low"), c.view("high")], 0, "embed"), index, "embed")
-        for c in [*plan.inputs, plan.base]
-    ]
-    job.inputs, job.base = found[:-1], found[-1]
-    return job
+    row = list(plan.jobs.names).index("embed")
+    for checkpoint, column in zip([*plan.inputs, plan.base], plan.jobs.group(row).columns, strict=True):
+        joined = JoinedParts([checkpoint.view("low"), checkpoint.view("high")], 0, "embed")
+        column.replace({row: GatheredRows(joined, index, "embed")})
+    return row
 
 
 def test_a_plan_of_views_is_merged_from_files(tmp_path, permuted):
@@ -185,8 +183,8 @@ def test_a_plan_of_views_is_merged_from_files(tmp_path, permuted):
     wm.merge(planned(tmp_path, plain).recipe, tmp_path / "wanted", sync=False)
     plan = planned(tmp_path, cut)
     before = plan.read_bytes
-    job = with_views(plan, index)
-    assert job.read_bytes == 3 * 300 * 40 * 4 and plan.read_bytes == before
+    row = with_views(plan, index)
+    assert plan.jobs.read_bytes(row) == 3 * 300 * 40 * 4 and plan.read_bytes == before
     seen = []
     directory = OutputDirectory(tmp_path / "out", inputs=[], overwrite=False, resume=False, sync=False)
     file_merge.run_plan(plan, directory, cpu(tile=512), lambda done, total: seen.append((done, total)))
@@ -207,8 +205,7 @@ class Background:
 def test_a_plan_of_views_is_read_ahead(tmp_path, permuted):
     _, cut, index = permuted
     plan, background = planned(tmp_path, cut), Background()
-    job = with_views(plan, index)
-    ReadAhead([job], background).advance(0)
+    ReadAhead(plan.jobs, [with_views(plan, index)], background).advance(0)
     # The two tensors lie behind one another: a request for each file.
     wanted = [(low.file.fd, low.offset, 300 * 40 * 4) for low in (c.view("low") for c in [*plan.inputs, plan.base])]
     assert sorted(background.asked) == sorted(wanted)
@@ -247,9 +244,9 @@ def test_a_view_needs_the_memory_of_tiles():
 @pytest.mark.parametrize(
     ("index", "message"),
     [
-        ([0, 3], "tensor 'embed': row 3 is asked for at place 1; there are 3 rows"),
-        ([-1], "tensor 'embed': row -1 is asked for at place 0"),
-        (np.array([2**64 - 1], np.uint64), "tensor 'embed': row 18446744073709551615"),
+        ([0, 3], "tensor 'embed': index 1 asks for row 3, but there are 3 rows"),
+        ([-1], "tensor 'embed': index 0 asks for row -1"),
+        (np.array([2**64 - 1], np.uint64), "tensor 'embed': index 0 asks for row 18446744073709551615"),
         ([[0]], "not by int64 of the shape [1, 1]"),
         ([0.0], "not by float64"),
     ],

@@ -8,7 +8,7 @@ import torch
 from helpers import write_recipe
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from warpmerge.errors import RecipeError
+from warpmerge.errors import UsageError
 from warpmerge.methods import REGISTRY, Parameter
 from warpmerge.recipe import Layers, ModelRef, Recipe, Resolver
 
@@ -74,7 +74,7 @@ BAD = {
     "number as parameter": (f"{TIES}parameters: {{1: 1}}\n", ["no parameter '1'"]),
     "global under a model": (
         "merge_method: linear\nmodels: [{model: /m/a, parameters: {normalize: true}}]\n",
-        ["models[0] (/m/a)", "'normalize'", "top-level"],
+        ["models[0] (/m/a)", "'normalize'", "top level"],
     ),
     "weight is a word": (f"{TIES}parameters: {{weight: heavy}}\n", ["'weight'", "number", "'heavy'"]),
     "weight is quoted": (f"{TIES}parameters: {{weight: '0.5'}}\n", ["'weight'", "number", "'0.5'"]),
@@ -120,7 +120,7 @@ BOMB = "[&a0 [x]" + "".join(f", &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i 
 def test_bad_recipes(tmp_path, name):
     text, expected = BAD[name]
     path = write_recipe(tmp_path / "r.yml", text)
-    with pytest.raises(RecipeError) as caught:
+    with pytest.raises(UsageError) as caught:
         Recipe.load(path)
     message = str(caught.value)
     assert "\n" not in message
@@ -136,7 +136,7 @@ def test_bad_recipes(tmp_path, name):
 def test_values_that_would_be_huge_are_not_spelt_out(tmp_path, line):
     key = line.split(":")[0]
     others = [other for other in TIES.splitlines() if not other.startswith(key)]
-    with pytest.raises(RecipeError, match=key) as caught:
+    with pytest.raises(UsageError, match=key) as caught:
         Recipe.load(write_recipe(tmp_path / "r.yml", "\n".join([*others, line.format(BOMB)])))
     assert len(str(caught.value)) < 1000
 
@@ -146,15 +146,15 @@ def test_recipe_that_cannot_be_read(tmp_path, content, reason):
     path = tmp_path / "r.yml"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(RecipeError, match=reason):
+    with pytest.raises(UsageError, match=reason):
         Recipe.load(path)
 
 
 @pytest.mark.parametrize("source", [tuple(), 7, None])
 def test_recipe_of_a_wrong_type(source):
-    with pytest.raises(RecipeError, match="a recipe is a path, a dictionary or a Recipe"):
+    with pytest.raises(UsageError, match="a recipe must be a path, a dictionary or a Recipe"):
         Recipe.load(source)
-    with pytest.raises(RecipeError, match="Is a directory"):
+    with pytest.raises(UsageError, match="Is a directory"):
         Recipe.load("/")
 
 
@@ -177,7 +177,7 @@ def test_dictionaries_take_what_python_callers_have(tmp_path):
     assert again.to_yaml() == recipe.to_yaml()
     endless = {}
     endless["models"] = endless
-    with pytest.raises(RecipeError, match="contains itself"):
+    with pytest.raises(UsageError, match="contains itself"):
         Recipe.load(endless)
 
 
@@ -248,7 +248,7 @@ def test_whatever_parameters_hold_is_refused_or_means_the_same_when_written_down
             try:
                 recipe = Recipe.load(source)
                 values = Resolver(recipe, layers).values("layers.1.a")
-            except RecipeError as error:
+            except UsageError as error:
                 assert len(str(error)) < 400 + len(str(path))
                 seen["refused"] += 1
                 continue

@@ -1,8 +1,7 @@
-"""Backends: who carries out measurements and combinations. One file each, chosen here.
+"""Backends carry out measurements and combinations. This module lists them and chooses one.
 
-A backend is a class with `launch(work) -> Ticket`, `cancel()` and `close()`; a ticket has `wait() -> list[Outcome]` in
-the order of the work. It may say how the engine should divide the work: `batch_bytes`, `batch_inputs`, `in_flight`. An
-explicit choice that is not available is an error; the automatic one takes the best that is.
+backends/protocol.py says what a backend is. If the backend that somebody asks for is not available, that is an error.
+The choice `auto` takes the best one that is available.
 """
 
 from __future__ import annotations
@@ -15,12 +14,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..callable_package import make_callable
-from ..errors import RecipeError, close_matches
+from ..errors import UsageError, close_matches
 
 
 @dataclass(frozen=True)
 class BackendInfo:
-    """`reason` says why the backend is not available, None if it is. `devices`: device types it computes on."""
+    """A backend that warpmerge has, available on this machine or not.
+
+    Attributes:
+        name: `cuda`, `triton`, `cpu` or `torch`.
+        summary: one line that describes it.
+        devices: types of devices that it computes on: `cpu`, `cuda`.
+        module: name of its module in `warpmerge.backends`.
+        why_not: function that returns why it is not available, or None.
+    """
 
     name: str
     summary: str
@@ -30,10 +37,12 @@ class BackendInfo:
 
     @property
     def reason(self) -> str | None:
+        """Why the backend is not available on this machine; None if it is."""
         return self.why_not()
 
     @property
     def available(self) -> bool:
+        """Whether the backend can be used on this machine."""
         return self.reason is None
 
 
@@ -75,15 +84,16 @@ BACKENDS = (
 
 
 def find(name: str) -> BackendInfo:
+    """The backend of this name, available or not. Raises UsageError if there is none."""
     for info in BACKENDS:
         if info.name == name:
             return info
     names = [b.name for b in BACKENDS]
-    raise RecipeError(f"unknown backend {name!r}{close_matches(name, names) or '.'} Known: {', '.join(names)}.")
+    raise UsageError(f"unknown backend {name!r}{close_matches(name, names) or '.'} Choose one of {', '.join(names)}.")
 
 
 def gpus() -> list[str]:
-    """A line for each GPU that can be used."""
+    """Descriptions of the GPUs that can be used, one line each."""
     for info in BACKENDS:
         if "cuda" in info.devices and info.available:
             return importlib.import_module(f".{info.module}", __name__).devices()
@@ -91,30 +101,38 @@ def gpus() -> list[str]:
 
 
 def choose(name: str | None = "auto", device: str = "auto") -> BackendInfo:
-    """The backend of this name, computing on `device` (`auto`, `cpu`, or a GPU such as `cuda:1`).
+    """Chooses an available backend.
 
-    `auto` means $WARPMERGE_BACKEND, else the best available one for the device.
+    Args:
+        name: name of a backend. None or `auto`: $WARPMERGE_BACKEND, else the best available one for the device.
+        device: `auto`, `cpu`, or a GPU such as `cuda:1`.
+
+    Raises:
+        UsageError: name or device is unknown, or no such backend is available.
     """
     kind = device.partition(":")[0]
     if kind not in ("auto", "cpu", "cuda") or (kind != "cuda" and kind != device):
-        raise RecipeError(f"unknown device {device!r}. Choose auto, cpu, cuda, cuda:N, cuda:N,M or cuda:all.")
+        raise UsageError(f"unknown device {device!r}. Choose one of auto, cpu, cuda, cuda:N, cuda:N,M or cuda:all.")
     if name in (None, "auto"):
         name = os.environ.get("WARPMERGE_BACKEND") or "auto"
     if name != "auto":
         info = find(name)
         if kind != "auto" and kind not in info.devices and not _interprets(info):
-            raise RecipeError(f"backend '{name}' computes on {info.devices[0]}, not on {device}.")
+            raise UsageError(
+                f"backend '{name}' computes on {info.devices[0]}, not on {device}; choose another backend or device."
+            )
         if info.reason:
-            raise RecipeError(f"backend '{name}' is not available: {info.reason}.")
+            raise UsageError(f"backend '{name}' is not available: {info.reason}.")
         return info
     if os.environ.get("WARPMERGE_ISA") and find("cpu").reason:
-        raise RecipeError(f"backend 'cpu' is not available: {find('cpu').reason}.")
+        raise UsageError(f"backend 'cpu' is not available: {find('cpu').reason}.")
     able = [b for b in BACKENDS if kind == "auto" or kind in b.devices]
     for info in able:
         if info.available and not _interprets(info):
             return info
     where = "" if kind == "auto" else f" for device '{device}'"
-    raise RecipeError(f"no backend is available{where}: {'; '.join(f'{b.name}: {b.reason}' for b in able)}.")
+    reasons = "; ".join(f"backend '{b.name}': {b.reason}" for b in able)
+    raise UsageError(f"no backend is available{where} ({reasons}); `warpmerge info` shows all backends.")
 
 
 def computes_on_host_tensors(info: BackendInfo) -> bool:
@@ -123,24 +141,35 @@ def computes_on_host_tensors(info: BackendInfo) -> bool:
 
 
 def _interprets(info: BackendInfo) -> bool:
-    """Whether the backend's GPU is played by the CPU: only for those who ask for it by name."""
+    """Whether the CPU plays the backend's GPU. `auto` never chooses such a backend."""
     return info.name == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def create(info: BackendInfo, **options: Any) -> Any:
-    """An instance. Options, None for the default: `threads`; `tile` (elements) of those on the CPU; `device` and
-    `budget` (bytes of its memory) of those on a GPU.
+    """Makes an instance.
+
+    Args:
+        info: the backend.
+        **options: `threads`, a number; on the CPU `tile`, a number of elements; on a GPU `device`, a string, and
+            `budget`, bytes of its memory. None: the default.
     """
     return importlib.import_module(f".{info.module}", __name__).create(**options)
 
 
 def create_in_place(info: BackendInfo, device: Any) -> Any:
-    """An instance for tensors of a torch device: it works on them where they are, on torch's current stream."""
+    """Makes an instance that works on tensors of a torch device in place, on torch's current stream."""
     return importlib.import_module(f".{info.module}", __name__).create_in_place(device)
 
 
 def list_backends() -> tuple[BackendInfo, ...]:
-    """Every backend, the best first: its name, the devices it computes on, and why it is not available here."""
+    """All backends, best first, available on this machine or not.
+
+    Returns:
+        A tuple of BackendInfo. `reason` says why a backend is not available.
+
+    Example:
+        >>> [info.name for info in wm.list_backends() if info.available]
+    """
     return BACKENDS
 
 

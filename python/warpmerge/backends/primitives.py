@@ -114,7 +114,7 @@ def columns_of(task: TensorTask, formula: Formula | None) -> int:
     """Elements of a row: of those that the formula is about, else along the tensor's last dimension."""
     count, columns = task.info.count, (formula.columns if formula is not None else 0) or task.info.columns
     if count and (columns < 1 or count % columns):
-        raise MergeError(f"{task.info}: a formula has rows of {columns} elements, but the tensor has {count} in all.")
+        raise MergeError(f"{task.info}: a formula has rows of {columns} elements, but the tensor has {count} elements.")
     return columns
 
 

@@ -134,8 +134,8 @@ def _checked(task: TensorTask, found: Any, like: torch.Tensor) -> torch.Tensor:
     else:
         return found.detach().to(like.device, like.dtype)
     raise MergeError(
-        f"the function that method '{_name(task)}' returned for {task.info} must give {wanted}, and gave {problem}; "
-        "that is an error in the method."
+        f"the function of method '{_name(task)}' for {task.info} must return {wanted}, but returned {problem}; that is "
+        "an error in the method."
     )
 
 
@@ -176,6 +176,6 @@ def _lacks_memory(error: Exception) -> bool:
 def _too_little(task: TensorTask) -> DeviceError:
     return DeviceError(
         f"method '{_name(task)}' works on whole tensors, and there is too little memory for {task.info} "
-        f"({list(task.info.shape or (task.info.count,))}, {len(task.inputs)} inputs): merge where there is more, "
-        "such as on the CPU, or fewer models at a time."
+        f"({list(task.info.shape or (task.info.count,))}, {len(task.inputs)} inputs); merge on the CPU, or merge fewer "
+        "models at a time."
     )

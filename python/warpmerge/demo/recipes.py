@@ -1,4 +1,4 @@
-"""The merges of the demo, as mergekit recipes: one of each common kind, over all fine-tunes."""
+"""The recipes of the demo: four common methods, each over all fine-tunes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-# Parameters of each model, parameters of the merge. With three fine-tunes the mean loss is flat between
-# weights of 0.33 and 0.5 and rises beyond, where the deltas begin to interfere.
+# Parameters of each model, and of the merge. With three fine-tunes the mean loss is flat for weights from 0.33 to 0.5.
+# It rises for larger weights, because the deltas begin to interfere.
 METHODS: dict[str, tuple[dict[str, float], dict[str, Any]]] = {
     "linear": ({"weight": 1.0}, {"normalize": True}),
     "task_arithmetic": ({"weight": 0.4}, {"normalize": False}),
@@ -18,10 +18,10 @@ METHODS: dict[str, tuple[dict[str, float], dict[str, Any]]] = {
 
 
 def recipe(method: str, base: Path, models: list[Path]) -> dict[str, Any]:
-    """The recipe of one merge; paths are absolute, so that it runs from any directory."""
+    """The recipe of one merge. Its paths are absolute, so it can be run from any directory."""
     per_model, overall = METHODS[method]
     head: dict[str, Any] = {"merge_method": method}
-    if method != "linear":  # a mean of models: no deltas, so no base
+    if method != "linear":  # linear takes no deltas, so it needs no base
         head["base_model"] = str(base.resolve())
     return {
         **head,

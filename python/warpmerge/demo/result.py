@@ -1,4 +1,4 @@
-"""What a demo found: a loss for each model and domain, what each merge cost, and the verdict."""
+"""The results of a demo: a loss for each model and domain, the time of each merge, and the verdict."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Merge:
-    """What one merge cost."""
+    """Time and bytes of one merge."""
 
     method: str
     seconds: float
@@ -41,7 +41,7 @@ class Merge:
 
 @dataclass
 class DemoResult:
-    """The outcome of `warpmerge.demo.run`; `ok` is what the command's exit status says."""
+    """The results of `warpmerge.demo.run`. The command fails unless `ok`."""
 
     directory: Path
     domains: tuple[str, ...]
@@ -60,19 +60,21 @@ class DemoResult:
 
     @property
     def ok(self) -> bool:
-        """Every merged directory has the layout of the base, and one beats every single model on the mean."""
+        """Whether every output has the base's layout, and one merge has a lower mean loss than every single model."""
         return not self.problems and self.best_merge.mean < self.best_single.mean
 
     @property
     def verdict(self) -> str:
         merge, single = self.best_merge, self.best_single
-        figures = f"mean loss {merge.mean:.3f}, best single model ({single.model}) {single.mean:.3f}"
-        failed = "" if merge.mean < single.mean else "no merge beats every single model; "
-        return f"{failed}{merge.model}: {figures}"
+        failed = "" if merge.mean < single.mean else "No merge is better than every single model. "
+        return (
+            f"{failed}Best merge: {merge.model}, mean loss {merge.mean:.3f}. Best single model: {single.model}, "
+            f"{single.mean:.3f}."
+        )
 
     @property
     def table(self) -> str:
-        """Models by domains, losses in nats per byte; the best mean is marked."""
+        """A line per model: its loss in each domain, in nats per byte, and their mean. The best mean is marked."""
         rows = [*self.singles, *self.merged]
         best = min(rows, key=lambda row: row.mean)
         lines = [f"{'':<{LABEL}}" + "".join(f"{name:>10}" for name in (*self.domains, "mean"))]

@@ -1,4 +1,4 @@
-"""The demo from beginning to end: text, training, merging, evaluating, verdict."""
+"""The demo from beginning to end: text, training, merges, losses, verdict."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from .workspace import Workspace
 
 Echo = Callable[[str], Any]
 
-# How many steps for the base and for each fine-tune. A base that is trained for longer, or annealed, is
-# almost as good on the mix as any merge (after 600 annealed steps the best gains 0.014); one that is trained
-# for less lets its fine-tunes drift apart (after 200 + 3 x 200 steps a weight above 0.5 gains nothing).
+# Steps of the base and of each fine-tune. A base that is trained for longer, or annealed, is almost as good on the mix
+# as any merge: after 600 annealed steps the best merge gains 0.014. The fine-tunes of a base that is trained for less
+# drift apart: after 200 + 3 x 200 steps a weight above 0.5 gains nothing.
 BASE_STEPS, BASE_RATE = 400, 4e-3
 TUNE_STEPS, TUNE_RATE = 150, 1e-3
 
 
 def tell(directory: Path, seconds: float, echo: Echo) -> DemoResult:
-    """Runs the whole demo, with about so many seconds of training."""
+    """Runs the whole demo, with about this many seconds of training."""
     started = time.perf_counter()
     config, domains = Config(), text.load()
     names = tuple(domain.name for domain in domains)
@@ -43,25 +43,27 @@ def tell(directory: Path, seconds: float, echo: Echo) -> DemoResult:
     space = Workspace(directory, settings)
     result = DemoResult(directory, names)
     sizes = ", ".join(f"{domain.name} {len(domain.train) / 1000:.0f} kB" for domain in domains)
-    echo(f"text: {sizes}, from this Python's standard library")
-    echo(f"model: Llama, {config.num_hidden_layers} layers of width {config.hidden_size}, saved as bf16")
+    echo(f"Text, from this Python's standard library: {sizes}")
+    echo(f"Model: a Llama with {config.num_hidden_layers} layers of width {config.hidden_size}, saved in bf16")
     with one_thread():
-        echo(f"\ntraining for about {seconds:.0f} s on one core, in {directory / 'models'}")
+        echo(
+            f"\nTraining a base on all texts and a fine-tune on each, about {seconds:.0f} s, in {directory / 'models'}"
+        )
         train_models(space, config, domains, plan, echo)
-        echo(f"\nmerging {len(names)} fine-tunes, in {directory / 'merged'}")
+        echo(f"\nMerging the {len(names)} fine-tunes, into {directory / 'merged'}")
         merge_models(space, result, echo)
         evaluate_models(space, config, domains, result)
 
-    echo(f"\nheld-out loss, nats per byte\n{result.table}\n")
+    echo(f"\nLoss on text that no model was trained on, in nats per byte; lower is better\n{result.table}\n")
     for problem in result.problems:
-        echo(f"problem: {problem}")
-    echo(f"{result.verdict} ({time.perf_counter() - started:.0f} s in all)")
-    echo(f"again: warpmerge merge {shlex.quote(str(space.recipe(result.best_merge.model)))} OUT_DIR")
+        echo(f"Problem: {problem}.")
+    echo(f"{result.verdict} The demo took {time.perf_counter() - started:.0f} s.")
+    echo(f"To merge again: warpmerge merge {shlex.quote(str(space.recipe(result.best_merge.model)))} OUT_DIR")
     return result
 
 
 def schedules(domains: tuple[str, ...], scale: float) -> dict[str, Schedule]:
-    """The training of the base and of each fine-tune; the seed is the position."""
+    """How the base and each fine-tune are trained, by name. The seed is the position in this list."""
     base_steps, tune_steps = (max(5, round(scale * steps)) for steps in (BASE_STEPS, TUNE_STEPS))
     plan = {"base": Schedule(base_steps, BASE_RATE, anneal=False, seed=0)}
     for seed, name in enumerate(domains, start=1):
@@ -72,13 +74,13 @@ def schedules(domains: tuple[str, ...], scale: float) -> dict[str, Schedule]:
 def train_models(
     space: Workspace, config: Config, domains: list[text.Domain], plan: dict[str, Schedule], echo: Echo
 ) -> None:
-    """The base on all domains, then from its saved weights one fine-tune per domain."""
+    """Trains the base on all domains, then one fine-tune per domain from the saved base."""
     texts = {domain.name: [domain.train] for domain in domains}
     texts["base"] = [domain.train for domain in domains]
     for name, schedule in plan.items():
         label = f"{name:<{LABEL}}"
         if space.has(name):
-            echo(f"{label}trained before, used again")
+            echo(f"{label}from an earlier run, used again")
             continue
         started = time.perf_counter()
         if name == "base":
@@ -92,8 +94,8 @@ def train_models(
 
 
 def merge_models(space: Workspace, result: DemoResult, echo: Echo) -> None:
-    """Each recipe through the ordinary entry point; what it wrote must have the layout of the base."""
-    from .. import merge  # the package imports the demo only when asked, and the demo the package
+    """Merges with each recipe through the public function. The output must have the layout of the base."""
+    from .. import merge  # here, because the package imports the demo only when it is asked to
 
     base, models = space.model("base"), [space.model(name) for name in result.domains]
     expected = checkpoint.layout(base)
@@ -106,11 +108,11 @@ def merge_models(space: Workspace, result: DemoResult, echo: Echo) -> None:
         found = checkpoint.layout(out)
         for name in sorted(expected.keys() | found.keys()):
             if (here := found.get(name)) != (there := expected.get(name)):
-                result.problems.append(f"{out}: {name} is {here}, in the base {there}")
+                result.problems.append(f"{out}: {name} is {here}, but {there} in the base")
 
 
 def evaluate_models(space: Workspace, config: Config, domains: list[text.Domain], result: DemoResult) -> None:
-    """Loads every directory from the disk and fills the table."""
+    """Loads every model from the disk and fills the table of losses."""
 
     def row(name: str, directory: Path) -> Row:
         model = checkpoint.load(directory, config)

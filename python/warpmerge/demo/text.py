@@ -1,4 +1,4 @@
-"""Three kinds of real text that every Python installation carries."""
+"""Three kinds of text that every Python installation has: prose, source code, and the Unicode database."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ..errors import MergeError
 SIZE = 400_000  # bytes per domain: a fine-tune reads 150 kB
 BLOCK = 2_048  # the unit of the split between training and held-out text
 HELD_OUT = 8  # blocks per domain, spread evenly over its text
-ENOUGH = 50_000  # bytes; an installation without its sources has less
+ENOUGH = 50_000  # bytes of training text; an installation without its sources has less
 
 
 @dataclass(frozen=True)
 class Domain:
-    """One kind of text, split into what is trained on and what is only evaluated."""
+    """One kind of text, split into a part for training and a held-out part for evaluation."""
 
     name: str
     train: bytes
@@ -28,12 +28,12 @@ class Domain:
 
 
 def prose() -> str:
-    """Paragraphs of the language reference, as `help()` shows them; examples and grammar are left out."""
+    """Paragraphs of the language reference, as in `help()`, without examples and grammar."""
     from pydoc_data.topics import topics
 
     paragraphs = (dedent(p) for _, text in sorted(topics.items()) for p in text.split("\n\n"))
     wanted = (p for p in paragraphs if p[:1].isupper() and p.endswith(".") and "\n  " not in p)
-    return "\n\n".join(dict.fromkeys(wanted))  # topics repeat one another: a paragraph counts once
+    return "\n\n".join(dict.fromkeys(wanted))  # topics share paragraphs: each is taken once
 
 
 def source() -> str:
@@ -55,7 +55,7 @@ def characters() -> str:
     for code in range(0x20000):
         char = chr(code)
         name = unicodedata.name(char, "")
-        if not name or name.startswith(("CJK", "HANGUL SYLLABLE")):  # names that a rule generates
+        if not name or name.startswith(("CJK", "HANGUL SYLLABLE")):  # their names follow a rule
             continue
         fields = (
             f"{code:04X}",
@@ -78,7 +78,10 @@ def load() -> list[Domain]:
     domains = [split(name, read()) for name, read in READERS.items()]
     for domain in domains:
         if len(domain.train) < ENOUGH:
-            raise MergeError(f"the demo needs a full standard library: too little {domain.name} text here")
+            raise MergeError(
+                f"the demo needs a full standard library: there is too little {domain.name} text in this one; use "
+                "another Python."
+            )
     return domains
 
 
@@ -92,7 +95,7 @@ def split(name: str, text: str) -> Domain:
 
 
 def digest(domains: list[Domain]) -> str:
-    """A fingerprint of the text: it differs between Python versions, and so do the models."""
+    """A fingerprint of the text. Text and models differ between versions of Python."""
     state = hashlib.sha256()
     for domain in domains:
         state.update(domain.train + domain.held_out)

@@ -1,4 +1,4 @@
-"""The demo's directory: it is marked as the demo's own, and remembers which models it already holds."""
+"""The demo's directory. A marker file says that it is the demo's, and names the models that are finished."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MARKER = "warpmerge-demo.json"
 
 
 class Workspace:
-    """A directory that is new, empty, or was made by an earlier demo; any other is refused and left alone."""
+    """A directory that is new, empty, or an earlier demo's. Any other directory is refused and not touched."""
 
     def __init__(self, root: Path, settings: dict[str, Any]) -> None:
         self.root = root
@@ -31,7 +31,7 @@ class Workspace:
         return self.root / "merged" / method
 
     def has(self, name: str) -> bool:
-        """Whether this model was trained here, to its end, with the same settings."""
+        """Whether an earlier run with the same settings trained this model to its end."""
         return name in self.trained and (self.model(name) / "model.safetensors.index.json").is_file()
 
     def finished(self, name: str) -> None:
@@ -40,7 +40,7 @@ class Workspace:
 
     def _claim(self) -> dict[str, Any]:
         if self.root.exists() and not self.root.is_dir():
-            raise OutputError(f"{self.root} is a file; the demo needs a directory of its own")
+            raise OutputError(f"{self.root} is a file; the demo needs a directory of its own.")
         self.root.mkdir(parents=True, exist_ok=True)
         if not any(self.root.iterdir()):
             return {}
@@ -49,8 +49,8 @@ class Workspace:
             return {"settings": earlier["settings"], "trained": list(earlier["trained"])}
         except (OSError, ValueError, TypeError, KeyError):
             raise OutputError(
-                f"{self.root} is not empty and was not made by the demo (it has no valid {MARKER});"
-                " name a new or an empty directory"
+                f"{self.root} is not empty and was not made by the demo (it has no valid {MARKER}); name a new or an "
+                "empty directory."
             ) from None
 
     def _remember(self) -> None:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from .. import backends
 from ..dtypes import BY_NAME, DType
-from ..errors import DeviceError, RecipeError
+from ..errors import DeviceError, UsageError
+from ..models.view_columns import ListColumn
 from ..models.views import FileRegion, Memory
-from ..tasks import DeviceSink, MemorySink, Sink, TensorTask
-from . import loop as engine
-from . import model_scope
+from ..tasks import DeviceSink, MemorySink, Sink
 
 _shared: dict[tuple, Any] = {}
 _locks: dict[int, threading.Lock] = {}
@@ -38,14 +37,14 @@ class Place:
         """`array`: one of the tensors; the others must be where it is."""
         device = _device_of(array)
         if device == "meta":
-            raise RecipeError("the tensors are on the device meta, which holds no data.")
+            raise UsageError("the tensors are on the device meta and hold no data; load the models first.")
         automatic = backend in (None, "auto") and not os.environ.get("WARPMERGE_BACKEND")
         if device == "cpu":
             info = backends.choose(backend, "cpu" if automatic else "auto")
             return cls(info, device, hasattr(array, "data_ptr") and backends.computes_on_host_tensors(info))
         try:
             info = backends.choose(backend, device if automatic else "auto")
-        except RecipeError:
+        except UsageError:
             if not automatic:
                 raise
             info = backends.choose("auto", "cpu")  # by way of the host's memory
@@ -64,14 +63,14 @@ class Place:
                 )
             return _shared[key]
 
-    def run(self, tasks: Sequence[TensorTask]) -> None:
-        """Merges. Calls from several threads take turns: an error of one must not cancel the work of another, and each
-        uses all cores, or the whole device, as it is. In place there is nothing to share.
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[Any]:
+        """The backend, for the caller alone: calls from several threads take turns. An error of one must not cancel the
+        work of another, and each uses all cores, or the whole device, as it is. In place there is nothing to share.
         """
         backend = self.backend()
         with contextlib.nullcontext() if self.in_place else _lock_of(os.getpid()):
-            model_scope.solve_in_memory(tasks, backend)
-            engine.run(tasks, backend)
+            yield backend
 
 
 def _device_of(array: Any) -> str:
@@ -88,7 +87,7 @@ class Array:
     def of(cls, array: Any, name: str, place: Place) -> Array:
         what = f"tensor '{name}'" if name else "a tensor"
         if _device_of(array) != place.device:
-            raise RecipeError(
+            raise UsageError(
                 f"{what} is on {_device_of(array)} in one model, others are on {place.device}; move all to one device."
             )
         if isinstance(array, np.ndarray):
@@ -99,9 +98,9 @@ class Array:
             data = array.detach() if place.in_place else array.detach().cpu()
             data = data.contiguous()
         else:
-            raise RecipeError(f"{what} is a {type(array).__name__}; give torch tensors or numpy arrays.")
+            raise UsageError(f"{what} is a {type(array).__name__}; give torch tensors or numpy arrays.")
         if dtype is None:
-            raise RecipeError(f"{what} has the dtype {array.dtype}, which cannot be merged.")
+            raise UsageError(f"{what} has the dtype {array.dtype}, which cannot be merged.")
         return cls(array, data, dtype, tuple(array.shape), place.in_place)
 
     @property
@@ -151,6 +150,33 @@ class FileArray:
         return Result(torch.empty(self.shape, dtype=getattr(torch, dtype.name)), dtype, None, False)
 
 
+class ArrayModel:
+    """Named tensors of one place as a model (models.view_columns.Model). `title`: what messages call it."""
+
+    def __init__(self, title: str, arrays: Mapping[str, Array | FileArray]) -> None:
+        self.title, self.arrays = title, arrays
+        self.names = list(arrays)
+        self._listed: Sequence[str] = []
+        self._column = ListColumn([])
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Any], title: str, place: Place) -> ArrayModel:
+        """Tensors and arrays, each asked for once: a mapping may make them when asked. They are held as long as the
+        model is, as freed ones would lend their addresses to the next."""
+        return cls(title, {name: Array.of(tensors[name], name, place) for name in tensors})
+
+    def column(self, names: Sequence[str]) -> ListColumn:
+        """The views of these tensors, in this order; rows of names that the model lacks must not be used."""
+        if names != self._listed:  # kept: a pool merges the same tensors again and again
+            found = map(self.arrays.get, names)
+            self._column = ListColumn([None if array is None else array.view() for array in found])
+            self._listed = names
+        return self._column
+
+    def is_quantized(self) -> bool:
+        return False
+
+
 class Result:
     """A tensor to merge into. `device`: where it is to be in the end, None if it is there."""
 
@@ -171,4 +197,4 @@ def numpy_dtype(dtype: DType) -> Any:
     try:
         return np.dtype(dtype.name)
     except TypeError:
-        raise RecipeError(f"numpy has no {dtype}; import ml_dtypes, or choose another out_dtype.") from None
+        raise UsageError(f"numpy has no {dtype}; import ml_dtypes, or choose another out_dtype.") from None

@@ -1,40 +1,110 @@
-"""Runs tasks on a backend: each task's method generator measures, solves and combines, many tensors at a time.
+"""Runs requests on a backend: each tensor's method measures, decides and combines, many tensors at a time.
 
-Tasks are taken in batches. A batch's next request is launched as soon as its last one is answered, and several batches
-are in flight, so the backend always has work while Python solves.
+Tasks are taken in batches. A batch's next requests are launched as soon as its last ones are answered, and several
+batches are in flight, so the backend always has work while Python decides. This is the only such loop: merges of files
+and of memory, and measurements of whole models, differ in the steps that their tasks take.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..backends.protocol import Backend
 from ..errors import CheckpointError, MergeError
 from ..requests import Copy, Map, TensorFunction, WeightedSum, WrittenFunction
-from ..tasks import Outcome, TensorTask, Work, same_bytes
+from ..tasks import Outcome, Request, TensorTask, same_bytes
 
 Progress = Callable[[int], None]  # bytes read since the last call
+Done = Callable[[TensorTask, Any], None]  # a task and the value of its last outcome
 
 
 def silent(done: int) -> None: ...
 
 
-def batches(
-    tasks: Iterable[TensorTask], backend: Backend, most_inputs: int | None = None
-) -> Iterator[list[TensorTask]]:
+def ignored(task: TensorTask, value: Any) -> None: ...
+
+
+class Step(NamedTuple):
+    """A request of a task. `steps`: what is sent the answer and asks for the next one; None: this one is the last."""
+
+    task: TensorTask
+    request: Request
+    steps: Generator[Any, Any, Any] | None = None
+
+
+def in_flight(
+    steps: Iterable[Step],
+    backend: Backend,
+    done: Done = ignored,
+    progress: Progress = silent,
+    most_inputs: int | None = None,
+) -> Iterator[None]:
+    """Takes the steps of all tasks. Yields whenever a batch has answered; batches whose steps are few end in order.
+
+    Args:
+        steps: the first step of each task.
+        done: called with each task and the value of its last outcome.
+        progress: called with the bytes that a batch has read.
+        most_inputs: of a batch; the default is the backend's.
+
+    Raises:
+        MergeError, or OSError of a file; what has started is finished or dropped first.
+    """
+    flights: deque[_Flight] = deque()
+    try:
+        for batch in _batches(steps, backend, most_inputs or backend.batch_inputs):
+            flights.append(_Flight(batch, backend))
+            while len(flights) >= backend.in_flight:
+                _turn(flights, done, progress)
+                yield
+        while flights:
+            _turn(flights, done, progress)
+            yield
+    except BaseException:
+        backend.cancel()
+        raise
+
+
+def run(
+    tasks: Iterable[TensorTask],
+    backend: Backend,
+    done: Done = ignored,
+    progress: Progress = silent,
+    solved: Callable[[str], Any] | None = None,
+) -> None:
+    """Merges every task. `solved`: the combination for a tensor's name, where the whole model has decided it."""
+    for _ in in_flight((_first(task, solved) for task in tasks), backend, done, progress):
+        pass
+
+
+def measure(
+    work: Iterable[tuple[TensorTask, Request]],
+    backend: Backend,
+    progress: Progress = silent,
+    most_inputs: int | None = None,
+) -> Iterator[Any]:
+    """The results of one measurement of each task, in order.
+
+    Raises MergeError for elements that are not finite, unless a tensor is the same in all inputs.
+    """
+    answers: deque[Any] = deque()
+    steps = (Step(task, request) for task, request in work)
+    for _ in in_flight(steps, backend, lambda task, value: answers.append(value), progress, most_inputs):
+        while answers:
+            yield answers.popleft()
+
+
+def _batches(steps: Iterable[Step], backend: Backend, most_inputs: int) -> Iterator[list[Step]]:
     """Batches of the size that suits the backend, or of at most so many inputs."""
-    nbytes, most = backend.batch_bytes, most_inputs or backend.batch_inputs
-    batch: list[TensorTask] = []
+    batch: list[Step] = []
     size = inputs = 0
-    for task in tasks:
-        batch.append(task)
-        size += task.nbytes
-        inputs += len(task.inputs)
-        if size >= nbytes or inputs >= most:
+    for step in steps:
+        batch.append(step)
+        size += step.task.nbytes
+        inputs += len(step.task.group.inputs)
+        if size >= backend.batch_bytes or inputs >= most_inputs:
             yield batch
             batch, size, inputs = [], 0, 0
     if batch:
@@ -42,126 +112,110 @@ def batches(
 
 
 class _Flight:
-    """A batch under way: each unfinished task with its generator and its present request."""
+    """A batch under way: the present step of each unfinished task."""
 
-    def __init__(self, batch: list[TensorTask], backend: Backend) -> None:
-        self._backend = backend
-        self._steps = []
-        for task in batch:
-            steps = _steps(task)
-            self._steps.append((steps, *next(steps)))
+    def __init__(self, batch: list[Step], backend: Backend) -> None:
+        self._backend, self._steps = backend, batch
         self._launch()
 
     def _launch(self) -> None:
-        self._ticket = self._backend.launch([(task, request) for _, task, request in self._steps])
+        self._ticket = self._backend.launch([(task, request) for task, request, _ in self._steps])
 
-    def advance(self, progress: Progress) -> bool:
+    def advance(self, done: Done, progress: Progress) -> bool:
         """Waits for the present requests and launches the next ones. False when the batch is complete."""
         outcomes = self._ticket.wait()
-        following = []
-        for (steps, task, request), outcome in zip(self._steps, outcomes, strict=True):
-            progress(task.inputs[request.index].read_bytes if isinstance(request, Copy) else task.nbytes)
+        following: list[Step] = []
+        read, measured = 0, []
+        for (task, request, steps), outcome in zip(self._steps, outcomes, strict=True):
+            read += task.inputs[request.index].read_bytes if isinstance(request, Copy) else task.nbytes
             if outcome.nonfinite and task.values["nonfinite"] == "error":
                 if not _identical(task):
                     raise _nonfinite_error(task, outcome)
-                # The same in every input: it comes out as it is, like any tensor that no model changes.
-                for alone in _one_by_one(task):
-                    steps = _steps(alone, frozen=True)
-                    following.append((steps, *next(steps)))
+                if task.sinks:
+                    # The same in every input: it comes out as it is, like any tensor that no model changes.
+                    following += [_copy(alone, 0) for alone in _one_by_one(task)]
+                    continue
+            if steps is not None:
+                following.append(_next(task, steps, outcome.value))
                 continue
-            with contextlib.suppress(StopIteration):
-                following.append((steps, *steps.send(outcome)))
+            done(task, outcome.value)
+            if not task.sinks:
+                measured.append(task)
+        if measured:
+            self._backend.release(measured)
+        progress(read)
         self._steps = following
         if following:
             self._launch()
         return bool(following)
 
 
-def _steps(task: TensorTask, frozen: bool = False) -> Generator[Work, Outcome, None]:
-    """Requests of one task, the combination last, each with the task that it is on; it is sent outcomes."""
-    combine: Any
-    if task.method is None or frozen:
-        combine = Copy()
-    elif task.solved is not None:
-        combine = task.solved
-    else:
-        steps = task.method.steps(task.info, task.values)
-        answer = None
-        while True:
-            try:
-                request = steps.send(answer)
-            except StopIteration as stop:
-                combine = stop.value
-                break
-            answer = (yield task, request).value
-        if isinstance(combine, TensorFunction):
-            combine = WrittenFunction(combine.function, combine.on_deltas)
-    if isinstance(combine, Map) and task.values["nonfinite"] == "propagate":
-        combine = combine.propagating()
-    outcome = yield as_copy(task, combine.index) if isinstance(combine, Copy) else (task, combine)
-    if task.done:
-        task.done(outcome.value)
+def _turn(flights: deque[_Flight], done: Done, progress: Progress) -> None:
+    flight = flights.popleft()
+    if flight.advance(done, progress):
+        flights.append(flight)
 
 
-def as_copy(task: TensorTask, index: int) -> Work:
-    """A copy of one input: bytes where the dtype stays, the exact value rounded once where it changes."""
-    if task.inputs[index].dtype == task.out_dtype:
-        return task, Copy(index)
-    if len(task.inputs) > 1:  # the others are not to be read
-        task = dataclasses.replace(
-            task, inputs=[task.inputs[index]], labels=[task.labels[index]], cache={}, replaces=task
-        )
-    return task, WeightedSum((1.0,), on_deltas=False, agree=True)
+def _first(task: TensorTask, solved: Callable[[str], Any] | None) -> Step:
+    """The first step of a task that is merged or copied."""
+    group = task.group
+    if group.method is None:
+        _check_same(task)
+        return _copy(task, 0)
+    if solved is not None:
+        return _last(task, solved(group.jobs.names[task.row]))
+    combine = group.combine(task.row)
+    if combine is not None:
+        return _last(task, combine)
+    return _next(task, group.method.steps(task.info, group.values), None)
 
 
-def measure(
-    work: Iterable[Work], backend: Backend, progress: Progress = silent, most_inputs: int | None = None
-) -> Iterator[Any]:
-    """The results of one measurement of each task, in order, while batches (of at most so many inputs) are in flight.
-
-    Raises MergeError for elements that are not finite, unless a tensor is the same in all inputs.
-    """
-    flights: deque[tuple[list[TensorTask], Any]] = deque()
-    in_flight = backend.in_flight
-
-    def answered() -> Iterator[Any]:
-        tasks, ticket = flights.popleft()
-        outcomes = ticket.wait()
-        backend.release(tasks)
-        for task, outcome in zip(tasks, outcomes, strict=True):
-            progress(task.nbytes)
-            if outcome.nonfinite and task.values["nonfinite"] == "error" and not _identical(task):
-                raise _nonfinite_error(task, outcome)
-            yield outcome.value
-
+def _next(task: TensorTask, steps: Generator[Any, Any, Any], answer: Any) -> Step:
     try:
-        requests: dict[int, Any] = {}
+        return Step(task, steps.send(answer), steps)
+    except StopIteration as end:
+        return _last(task, end.value)
 
-        def asked() -> Iterator[TensorTask]:
-            for task, request in work:
-                requests[id(task)] = request
-                yield task
 
-        for batch in batches(asked(), backend, most_inputs):
-            flights.append((batch, backend.launch([(task, requests.pop(id(task))) for task in batch])))
-            while len(flights) >= in_flight:
-                yield from answered()
-        while flights:
-            yield from answered()
-    except BaseException:
-        backend.cancel()
-        raise
+def _last(task: TensorTask, combine: Any) -> Step:
+    """The step that writes the result."""
+    if isinstance(combine, Copy):
+        return _copy(task, combine.index)
+    if isinstance(combine, TensorFunction):
+        combine = WrittenFunction(combine.function, combine.on_deltas)
+    elif isinstance(combine, Map) and task.values["nonfinite"] == "propagate":
+        combine = combine.propagating()
+    return Step(task, combine)
+
+
+def _copy(task: TensorTask, index: int) -> Step:
+    """A copy of one input: bytes where the dtype stays, the exact value rounded once where it changes."""
+    if task.group.inputs[index].dtype(task.row) == task.out_dtype:
+        return Step(task, Copy(index))
+    if len(task.group.inputs) > 1 or task.group.base is not None:  # the others are not to be read
+        narrowed = TensorTask(task.group.only(index), task.row, task.sinks, replaces=task)
+        narrowed.residency, task = task.residency, narrowed
+    return Step(task, WeightedSum((1.0,), on_deltas=False, agree=True))
 
 
 def _one_by_one(task: TensorTask) -> list[TensorTask]:
     """A task for each output: a copy has one."""
     if len(task.sinks) == 1:
         return [task]
-    first, *others = ([sink] for sink in task.sinks)
-    return [
-        dataclasses.replace(task, sinks=first, cache={}),  # stays on its flight, if it is on one, and ends it
-        *(dataclasses.replace(task, sinks=sinks, cache={}, flight=None) for sinks in others),
-    ]
+    alone = [TensorTask(task.group, task.row, [sink]) for sink in task.sinks]
+    alone[0].residency = task.residency  # it ends the task's residency
+    return alone
+
+
+def _check_same(task: TensorTask) -> None:
+    """Raises CheckpointError if the models differ in a tensor that is never averaged."""
+    first, *others = (column.view(task.row) for column in (task.group.inputs[0], *task.group.same))
+    for view, label in zip(others, task.labels[1:], strict=False):
+        if view.count != first.count or not same_bytes([first, view]):
+            raise CheckpointError(
+                f"{task.info} ({first.dtype}) differs between '{task.labels[0]}' and '{label}' and cannot be averaged; "
+                "give a base, in a recipe base_model, to take it from."
+            )
 
 
 def _identical(task: TensorTask) -> bool:
@@ -179,25 +233,3 @@ def _nonfinite_error(task: TensorTask, outcome: Outcome) -> MergeError:
         f"{task.info} has NaN or infinite elements: {where}. Repair the model, or set the parameter "
         "nonfinite to 'propagate' or 'base'."
     )
-
-
-def run(tasks: Iterable[TensorTask], backend: Backend, progress: Progress = silent) -> None:
-    """Merges every task. Raises MergeError, or OSError of a file; what has started is finished or dropped first."""
-    flights: deque[_Flight] = deque()
-    in_flight = backend.in_flight
-    try:
-        for batch in batches(tasks, backend):
-            flights.append(_Flight(batch, backend))
-            while len(flights) >= in_flight:
-                _turn(flights, progress)
-        while flights:
-            _turn(flights, progress)
-    except BaseException:
-        backend.cancel()
-        raise
-
-
-def _turn(flights: deque[_Flight], progress: Progress) -> None:
-    flight = flights.popleft()
-    if flight.advance(progress):
-        flights.append(flight)

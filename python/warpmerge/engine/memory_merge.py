@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any
 
-from ..dtypes import FLOAT64, DType, float_dtype
-from ..errors import CheckpointError, RecipeError, shown
+from ..dtypes import DTYPES, DType, float_dtype
+from ..errors import UsageError, shown
 from ..methods import Base, Method, Parameter, TensorInfo, find
+from ..methods.base import Steps
 from ..methods.parameters import checked_seed
-from ..models.views import View
+from ..plan.jobs import check_names, make_jobs
 from ..recipe.resolve import complete_values
-from ..tasks import TensorTask, same_bytes
-from .arrays import Array, Place, Result
-from .auxiliary import AuxiliaryTensors
+from ..requests import Combine
+from ..tasks import TensorTask
+from . import loop, model_scope
+from .arrays import Array, ArrayModel, FileArray, Place, Result
 
 
 def merge_tensors(
@@ -31,25 +33,42 @@ def merge_tensors(
 ) -> Any:
     """Merges K tensors of one shape.
 
-    tensors: torch tensors or numpy arrays of a floating-point dtype, any shape, all on one device. base: the tensor
-    that deltas are taken from; for slerp the one at t = 0 (without it, the first). parameters: those of the method
-    (`wm.list_methods()`), each a scalar or, where it is per model, a list or 1-d array of K, and None as if it were not
-    given; what a method needs beside the models, such as `fisher`, is a list of K tensors (None: there is none); write
-    `lambda_` for lambda. name, seed: which random numbers a dropping method draws; `name` is the tensor's name in its
-    model. Returns a new tensor of the same kind and device, in the dtype of the base (of the first tensor without one)
-    unless `out_dtype` says otherwise.
+    CUDA tensors are merged where they are, on torch's current stream. The call waits for the device if the method
+    measures, and once to learn whether elements are not finite; with `nonfinite="propagate"` a method of one pass does
+    not wait.
 
-    CUDA tensors are merged where they are, on torch's current stream. The call waits for the device where the method
-    measures, and to count elements that are not finite; with nonfinite="propagate" a method of one pass does not wait.
+    Args:
+        tensors: K torch tensors or numpy arrays of one shape and a floating-point dtype, all on one device. They are
+            not changed.
+        method: name of the method.
+        base: the tensor that deltas are taken from; for `slerp` the tensor at t = 0. None: there is no base.
+        out_dtype: floating-point dtype of the result. Default: that of the base, without one that of the first tensor.
+        backend: `auto`, `cuda`, `triton`, `cpu` or `torch`.
+        name: the tensor's name in its model. Name and seed decide the random numbers of a method that draws.
+        seed: seed of methods that draw at random.
+        **parameters: parameters of the method (`wm.list_methods()`); write `lambda_` for lambda. A per-model parameter
+            is a number, or a list or 1-d array of K. None: the default. Auxiliary tensors, such as `fisher`, are a list
+            of K tensors, None for a model without one.
+
+    Returns:
+        A new tensor of the kind and on the device of the inputs.
+
+    Raises:
+        UsageError: the method, a parameter or an argument is wrong.
+        CheckpointError: the tensors do not fit, or one has NaN or infinities.
+        DeviceError: the device has too little memory.
+
+    Example:
+        >>> y = wm.merge_tensors([a, b, c], "ties", base=x0, weight=[0.5, 0.3, 0.2], density=0.5)
     """
     if not isinstance(name, str):
-        raise RecipeError(f"name is the tensor's name in its model, a string, got {shown(name)}.")
+        raise UsageError(f"name must be a string, the tensor's name in its model, got {shown(name)}.")
     for kind in find(method).auxiliary:
         listed = parameters.get(kind.name)
         if isinstance(listed, (list, tuple)):
             parameters[kind.name] = [{} if t is None else {name: t} for t in listed]
         elif hasattr(listed, "ndim"):
-            raise RecipeError(
+            raise UsageError(
                 f"'{kind.name}' is a list of one tensor for each model, got a {type(listed).__name__}; split a stacked "
                 "one with list()."
             )
@@ -75,40 +94,55 @@ def merge_state_dicts(
     seed: int = 0,
     **parameters: Any,
 ) -> dict[str, Any]:
-    """Merges K state dicts that have the same names and shapes; see merge_tensors.
+    """Merges K state dicts of the same names and shapes.
 
-    Auxiliary tensors are lists of state dicts.
+    Integer and boolean tensors are copied from the base; without a base all models must agree on them. Names that share
+    one tensor in every model (tied weights) share the merged tensor.
 
-    Integer and boolean tensors are taken from the base (without one, all models must agree on them). Names that share
-    one tensor in every model (tied weights) share the merged one.
+    Args:
+        state_dicts: K mappings from names to torch tensors or numpy arrays, all on one device. They are not changed.
+        method: name of the method.
+        base: the state dict that deltas are taken from; for `slerp` that at t = 0. None: there is no base.
+        out_dtype: floating-point dtype of the results. Default: the dtypes of the base, without one of the first model.
+        backend: `auto`, `cuda`, `triton`, `cpu` or `torch`.
+        seed: seed of methods that draw at random. Name and seed decide the random numbers, as in a merge of files.
+        **parameters: parameters of the method, as in `merge_tensors`. Auxiliary tensors are a list of K state dicts.
+
+    Returns:
+        A dictionary from names to new tensors, of the kind and on the device of the inputs.
+
+    Raises:
+        UsageError: the method, a parameter or an argument is wrong.
+        CheckpointError: names, shapes or integer tensors differ, or a model has NaN or infinities.
+        DeviceError: the device has too little memory.
+
+    Example:
+        >>> merged = wm.merge_state_dicts([sd1, sd2], "linear", weight=[1, 2])
     """
     chosen, seed = find(method), checked_seed(seed)
     models, reference = _inputs(chosen, list(state_dicts), base)
     chosen.check_models(len(models))
-    metadata_source = base if base is not None else models[0]
-    labels = [f"model {i}" for i in range(len(models))] + (["base"] if reference is not None else [])
-    for label, other in zip(labels, [*models, *([reference] if reference is not None else [])], strict=True):
-        if other.keys() != metadata_source.keys():
-            odd = sorted(other.keys() ^ metadata_source.keys())[0]
-            raise CheckpointError(f"{label} and the others do not have the same tensors: '{odd}' is in only some.")
+    source = base if base is not None else models[0]
     values = resolve_values(chosen, len(models), parameters, on_deltas=reference is not None)
-    place = Place.of(backend, next(iter(metadata_source.values()), None))
-    # All are held until the end: a mapping may make its tensors when asked, and freed ones would lend their addresses
-    # to the next.
-    seen = {
-        id(d): {name: Array.of(d[name], name, place) for name in metadata_source}
-        for d in [*models, reference, metadata_source]
-        if d
-    }
+    place = Place.of(backend, next(iter(source.values()), None))
+    # Mappings that come twice are one model.
+    seen: dict[int, ArrayModel] = {}
+
+    def taken(tensors: Mapping[str, Any], title: str) -> ArrayModel:
+        if id(tensors) not in seen:
+            seen[id(tensors)] = ArrayModel.of(tensors, title, place)
+        return seen[id(tensors)]
+
+    inputs = [taken(model, f"model {number}") for number, model in enumerate(models)]
     operands = Operands(
-        models=[seen[id(m)] for m in models] if metadata_source else [{} for _ in models],
-        reference=None if reference is None else seen.get(id(reference), {}),
-        metadata_source=seen.get(id(metadata_source), {}),
-        must_agree=base is None,
-        auxiliary=AuxiliaryTensors(chosen, values, labels, metadata_source, place),
+        inputs,
+        None if reference is None else taken(reference, "the base"),
+        taken(source, "the base"),
+        take_from_source=base is not None,
+        auxiliary=_auxiliary(chosen, values, inputs, place),
     )
     results = operands.results(wanted_dtype(out_dtype))
-    place.run(operands.tasks(chosen, values, {n: [r] for n, r in results.items()}, labels, seed))
+    operands.merge(chosen, values, {n: [r] for n, r in results.items()}, place, seed)
     return {name: result.finish() for name, result in results.items()}
 
 
@@ -117,127 +151,117 @@ def wanted_dtype(out_dtype: Any) -> DType | None:
 
 
 class Operands:
-    """The tensors of a merge by name. `metadata_source` has the result's names, shapes, dtypes and integers.
+    """The models of a merge. What can be known of them once is kept, for merging them again.
 
-    `must_agree`: without a base all models must have the same integer tensors. What can be known once is kept, for
-    merging the same operands again.
+    Args:
+        models: the K merged models.
+        reference: what deltas are taken from, or None.
+        source: has the results' names, shapes and dtypes.
+        take_from_source: integer tensors are the source's; otherwise the models must agree on them.
+        auxiliary: by label the auxiliary tensors of each model.
+
+    Raises CheckpointError for models that do not have the same tensors.
     """
 
     def __init__(
         self,
-        models: list[dict[str, Array]],
-        reference: dict[str, Array] | None,
-        metadata_source: dict[str, Array],
-        must_agree: bool,
-        auxiliary: AuxiliaryTensors | None = None,
+        models: Sequence[ArrayModel],
+        reference: ArrayModel | None,
+        source: ArrayModel,
+        *,
+        take_from_source: bool,
+        auxiliary: Mapping[str, ArrayModel] = MappingProxyType({}),
     ) -> None:
-        self.auxiliary = auxiliary or AuxiliaryTensors()
-        self.models, self.reference, self.metadata_source, self.must_agree = (
-            models,
-            reference,
-            metadata_source,
-            must_agree,
-        )
-        self._entries: dict[bool, list[_Entry]] = {}
+        self.models, self.reference, self.source = models, reference, source
+        self._take_from_source, self._auxiliary = take_from_source, auxiliary
+        for model in [*models, *([reference] if reference else [])]:
+            check_names(source, model)
         first: dict[tuple, str] = {}
         # Names that share one tensor in every model share one result: each with the first of them.
-        self._shared = {name: first.setdefault(self._identity(name), name) for name in metadata_source}
+        self._shared = {name: first.setdefault(self.identity(name), name) for name in source.names}
 
-    def arrays(self, name: str) -> list[Array]:
-        return [*(m[name] for m in self.models), *([self.reference[name]] if self.reference is not None else [])]
+    def arrays(self, name: str) -> list[Array | FileArray]:
+        """Those of the models and the reference."""
+        return [model.arrays[name] for model in [*self.models, *([self.reference] if self.reference else [])]]
 
-    def _identity(self, name: str) -> tuple:
-        return tuple(a.identity for a in [*self.arrays(name), *self.auxiliary.arrays(name)])
+    def identity(self, name: str) -> tuple:
+        """Equal for two names that are one tensor in every model."""
+        beside = [model.arrays[name] for model in self._auxiliary.values() if name in model.arrays]
+        return tuple(array.identity for array in [*self.arrays(name), *beside])
 
     def results(self, out_dtype: DType | None) -> dict[str, Result]:
         """Empty tensors to merge into."""
         results: dict[str, Result] = {}
-        for name, owner in self.metadata_source.items():
+        for name, owner in self.source.arrays.items():
             shared = results.get(self._shared[name])
             dtype = (out_dtype or owner.dtype) if owner.dtype.is_float else owner.dtype
             results[name] = shared if shared is not None else owner.empty(dtype)
         return results
 
-    def tasks(
+    def merge(
         self,
         method: Any,
         values: Mapping[str, Any],
-        results: Mapping[str, list[Result]],
-        labels: list[str],
-        seed: int,
-    ) -> list[TensorTask]:
-        """One task per result and the names that share it; `results`: a list for each name, one per output."""
-        copying = method.copies
-        if copying not in self._entries:
-            self._entries[copying] = [self._entry(name, labels, copying) for name in self.metadata_source]
-        done = set()
-        tasks = []
-        for entry in self._entries[copying]:
-            outputs, count = results[entry.name], len(entry.inputs) - len(entry.auxiliary)
-            if id(outputs[0]) in done:
-                continue
-            done.add(id(outputs[0]))
-            tasks.append(
-                TensorTask(
-                    info=TensorInfo(entry.name, entry.count, count, seed, entry.shape, entry.fp64, entry.auxiliary),
-                    method=method if entry.merged else None,
-                    values=values,
-                    inputs=entry.inputs,
-                    base=entry.base,
-                    out_dtype=outputs[0].dtype,
-                    sinks=[output.sink() for output in outputs],
-                    labels=[*labels, *self.auxiliary.labels],
-                    fp64=entry.fp64,
-                )
-            )
-        return tasks
-
-    def _entry(self, name: str, labels: list[str], copying: bool) -> _Entry:
-        what = str(TensorInfo(name, 0, 0))
-        owner, arrays = self.metadata_source[name], self.arrays(name)
-        for label, array in zip(labels, arrays, strict=True):
-            if array.shape != owner.shape:
-                raise CheckpointError(f"{what} has the shape {list(owner.shape)} but {list(array.shape)} in {label}.")
-            if array.dtype.is_float != owner.dtype.is_float:
-                raise CheckpointError(f"{what} is {owner.dtype} but {array.dtype} in {label}.")
-        count = math.prod(owner.shape)
-        views: list[View] = [a.view() for a in arrays]
-        auxiliary, shapes = self.auxiliary.of(name, owner)
-        if owner.dtype.is_float:
-            base = views.pop() if self.reference is not None else None
-            fp64 = any(a.dtype == FLOAT64 for a in [*arrays, *auxiliary])
-            views += [a.view() for a in auxiliary]
-            return _Entry(name, owner.shape, count, True, views, base, fp64, shapes)
-        if owner.dtype.is_quantized and not copying:
-            raise CheckpointError(f"{what} is quantized ({owner.dtype}); dequantize it before merging.")
-        if self.must_agree:
-            for label, view in zip(labels, views, strict=True):
-                if not same_bytes([view, owner.view()]):
-                    raise CheckpointError(
-                        f"{what} ({owner.dtype}) differs in {label} and cannot be averaged; give a base."
-                    )
-        return _Entry(name, owner.shape, count, False, [owner.view()], None, False)
+        results: Mapping[str, Sequence[Any]],
+        place: Place,
+        seed: int = 0,
+    ) -> None:
+        """Merges into `results`: of each name one `Result` for each output of the method, some shared by names."""
+        labels = [*(model.title for model in self.models), *self._auxiliary]
+        jobs = make_jobs(
+            method,
+            self.source,
+            self.models,
+            self.reference,
+            values=lambda name: values,
+            out_kinds=lambda kinds: bytes(DTYPES.index(results[name][0].dtype) for name in self.source.names),
+            labels=[*labels, *([self.reference.title] if self.reference else [])],
+            auxiliary=self._auxiliary,
+            take_from_source=self._take_from_source,
+            seed=seed,
+        )
+        first: dict[int, int] = {}
+        for row, name in enumerate(jobs.names):  # names that share a result are merged once
+            first.setdefault(id(results[name][0]), row)
+        rows = list(first.values())
+        tasks = [TensorTask(jobs.group(r), r, [result.sink() for result in results[jobs.names[r]]]) for r in rows]
+        with place.turn() as backend:
+            loop.run(tasks, backend, solved=model_scope.decided(jobs, rows, backend))
 
 
-class _Entry(NamedTuple):
-    """What all tasks of one tensor have in common. `merged`: its elements are averaged, not copied."""
+class Fixed:
+    """Stands in for a method: one combination of all tensors."""
 
-    name: str
-    shape: tuple[int, ...]
-    count: int  # type: ignore[assignment]
-    merged: bool
-    inputs: list[View]
-    base: View | None
-    fp64: bool
-    auxiliary: tuple[tuple[int, ...], ...] = ()
+    name, copies, auxiliary = "fixed", False, ()
+
+    def __init__(self, combine: Combine) -> None:
+        self._combine = combine
+
+    def steps(self, tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
+        return self._combine
+        yield
+
+
+def _auxiliary(
+    method: Method, values: Mapping[str, Any], models: Sequence[ArrayModel], place: Place
+) -> dict[str, ArrayModel]:
+    """The auxiliary tensors of each model by label, all models of one kind before those of the next."""
+    found = {}
+    for kind in method.auxiliary:
+        for model, given in zip(models, values[kind.name], strict=True):
+            if not isinstance(given, Mapping):
+                raise UsageError(f"'{kind.name}' is a list of one state dict for each model, got {given!r}.")
+            label = kind.label(model.title)
+            found[label] = ArrayModel.of(given, label, place)
+    return found
 
 
 def _inputs(method: Method, models: list, base: Any) -> tuple[list, Any]:
     """The merged models in order, and the reference."""
     if not models:
-        raise RecipeError("there is nothing to merge: give at least one model.")
+        raise UsageError("there is nothing to merge: give at least one model.")
     if method.base is Base.REFERENCE and base is None:
-        raise RecipeError(f"method '{method.name}' needs a base.")
+        raise UsageError(f"method '{method.name}' needs a base; pass base=.")
     if method.base.is_reference:
         return models, base
     if method.base is Base.ENDPOINT and base is not None:
@@ -269,7 +293,7 @@ def resolve_values(method: Method, models: int, given: Mapping[str, Any], *, on_
         rows,
         models,
         on_deltas=on_deltas,
-        missing=lambda parameter, _: RecipeError(f"method '{method.name}' needs the parameter '{parameter.name}'."),
+        missing=lambda parameter, _: UsageError(f"method '{method.name}' needs the parameter '{parameter.name}'."),
     )
 
 
@@ -300,7 +324,7 @@ def _plain(parameter: Parameter, value: Any) -> Any:
 def _naming(method: Method, parameter: str) -> Iterator[None]:
     try:
         yield
-    except RecipeError:
+    except UsageError:
         raise
     except ValueError as error:
-        raise RecipeError(f"method '{method.name}': '{parameter}': {error}.") from None
+        raise UsageError(f"method '{method.name}': '{parameter}': {error}.") from None

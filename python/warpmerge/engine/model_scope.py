@@ -12,10 +12,10 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from ..errors import MergeError, RecipeError
+from ..errors import MergeError, UsageError
 from ..methods import TensorInfo
 from ..requests import Copy, ElectAndSum, Gram, GramResult, KthLargest, Reduce
-from ..tasks import TensorTask
+from ..tasks import Jobs, TensorTask
 from . import loop as engine
 
 HISTOGRAMS = 24  # of a batch: half a megabyte each
@@ -26,21 +26,33 @@ def wanted(values: Mapping[str, Any]) -> bool:
     return values.get("scope") == "model"
 
 
+def decided(
+    jobs: Jobs, rows: Iterable[int], backend: Any, progress: engine.Progress = engine.silent
+) -> Callable[[str], Any] | None:
+    """The combination for a tensor by its name, if the method decides once for the whole model: for these rows."""
+    if not any(wanted(group.values) for group in jobs.groups):
+        return None
+    scope = ModelScope(jobs, rows, backend, progress)
+    return scope.solve(scope.method)
+
+
 class ModelScope:
-    """A model while it is measured: the tasks of all its tensors that are merged, which need no sinks."""
+    """A model while it is measured: the tasks of these rows, without sinks. From here on they have one compute type:
+    thresholds are bit patterns."""
 
     def __init__(
-        self, tasks: Iterable[TensorTask], backend: Any, progress: engine.Progress = lambda done: None
+        self, jobs: Jobs, rows: Iterable[int], backend: Any, progress: engine.Progress = engine.silent
     ) -> None:
         self.backend, self.progress = backend, progress
-        self.tasks = found = list(tasks)
-        _check_values(found)
-        # Thresholds are bit patterns of one compute type.
-        self.fp64 = any(t.fp64 for t in found)
-        for task in found:
-            task.fp64 = self.fp64
-        ends = list(itertools.accumulate((t.info.count for t in found), initial=0))
-        self.first = {t.info.name: first for t, first in zip(found, ends, strict=False)}
+        merged = [group for group in jobs.groups if group.method is not None]
+        self.method = merged[0].method
+        self.tasks = [TensorTask(jobs.group(row), row) for row in rows if jobs.group(row).method is not None]
+        _check_values(self.tasks)
+        self.fp64 = any(group.fp64 for group in merged)
+        for group in merged:
+            group.fp64 = self.fp64
+        ends = list(itertools.accumulate((jobs.counts[t.row] for t in self.tasks), initial=0))
+        self.first = {jobs.names[t.row]: first for t, first in zip(self.tasks, ends, strict=False)}
         self.count = ends[-1]
 
     def solve(self, method: Any) -> Callable[[str], Any]:
@@ -48,7 +60,7 @@ class ModelScope:
         if not self.count:
             return lambda name: Copy()  # of nothing: there is nothing to measure either
         some = self.tasks[0]
-        info = TensorInfo("", self.count, some.info.models, some.info.seed, fp64=self.fp64)
+        info = TensorInfo("", self.count, some.group.models, some.group.jobs.seed, fp64=self.fp64)
         steps = method.steps(info, some.values)
         answer = None
         while True:
@@ -74,7 +86,7 @@ class ModelScope:
                 return tuple(total(parts) for parts in zip(*self.each(request), strict=True))
             case Gram():
                 return _total_gram(list(self.each(request)))
-        raise MergeError(f"{type(request).__name__} has no meaning for a whole model; that is an error in the method.")
+        raise MergeError(f"{type(request).__name__} cannot be asked of a whole model; that is an error in the method.")
 
     def each(self, request: Any, tasks: Sequence[TensorTask] | None = None, report: bool = True) -> Iterable[Any]:
         """The request's result for each tensor, in order; those without elements are left out."""
@@ -83,15 +95,6 @@ class ModelScope:
         progress = self.progress if report else engine.silent
         most = HISTOGRAMS if isinstance(request, Reduce) and request.kind == "histogram" else None
         return engine.measure(work, self.backend, progress, most)
-
-
-def solve_in_memory(tasks: Sequence[TensorTask], backend: Any) -> None:
-    """Gives the tasks of a model their combinations if the method decides once for all of them."""
-    scoped = [t for t in tasks if t.method is not None and wanted(t.values)]
-    if scoped:
-        combination = ModelScope(scoped, backend).solve(scoped[0].method)
-        for task in scoped:
-            task.solved = combination(task.info.name)
 
 
 def placed(request: Any, first: int) -> Any:
@@ -107,10 +110,13 @@ def placed(request: Any, first: int) -> Any:
 
 
 def _check_values(tasks: Sequence[TensorTask]) -> None:
-    for task in tasks[1:]:
+    first: dict[int, TensorTask] = {}
+    for task in tasks:
+        first.setdefault(id(task.group), task)
+    for task in first.values():
         for name, value in task.values.items():
             if value != tasks[0].values[name]:
-                raise RecipeError(
+                raise UsageError(
                     f"scope: model decides once for all tensors, but '{name}' is {tasks[0].values[name]} for "
                     f"'{tasks[0].info.name}' and {value} for '{task.info.name}'; give it one value, without gradients "
                     "and filters."

@@ -214,15 +214,16 @@ def _sample(runs: Sequence[tuple[TensorTask, int]], size: int, fp64: bool) -> Te
             row[:] = np.resize(_elements(cast(View, which(task)), at, min(RUN, task.info.count)), RUN)
         return Memory(dtype, (data.size,), data.ctypes.data, data)
 
-    return replace(
-        first,
-        info=replace(first.info, count=size, shape=(size,), fp64=fp64),
-        values={**first.values, "nonfinite": "propagate"},
+    return TensorTask.alone(
+        replace(first.info, count=size, shape=(size,), fp64=fp64),
+        first.method,
+        {**first.values, "nonfinite": "propagate"},
+        [gathered(functools.partial(_input, k)) for k in range(len(first.inputs))],
+        gathered(lambda task: task.base) if first.base is not None else None,
+        first.out_dtype,
+        (),
+        first.labels,
         fp64=fp64,
-        inputs=[gathered(functools.partial(_input, k)) for k in range(len(first.inputs))],
-        base=gathered(lambda task: task.base) if first.base is not None else None,
-        cache={},
-        flight=None,
     )
 
 

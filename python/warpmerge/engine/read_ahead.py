@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
-from ..models.views import View
-from ..plan.file_plan import Job
+from ..models.view_columns import ViewColumn
+from ..tasks import Jobs
 
 WINDOW = 256 << 20  # bytes: what a fast disk reads in the time that the merge takes for the batches in flight
+Range = tuple[int, int, int]  # descriptor, offset, bytes
 STEP = 8 << 20  # bytes of one request; a large tensor's inputs take turns
 
 
 class ReadAhead:
-    """`advance(n)` is called before job n is started. Neighbouring small tensors of a file become one request."""
+    """`advance(n)` is called before the n-th of these rows is started. Neighbouring small tensors of a file become one
+    request."""
 
-    def __init__(self, jobs: list[Job], background: Any) -> None:
-        self._ranges = _ranges(jobs)
+    def __init__(self, jobs: Jobs, rows: Sequence[int], background: Any) -> None:
+        self._ranges = _ranges(jobs, rows)
         self._background = background
-        self._ends = []  # bytes that lie before each job
-        total = 0
-        for job in jobs:
-            self._ends.append(total)
-            total += job.read_bytes
+        self._ends = list(accumulate((jobs.read_bytes(row) for row in rows), initial=0))  # bytes before each row
         self._asked = 0
 
     def advance(self, index: int) -> None:
@@ -37,10 +36,10 @@ class ReadAhead:
             self._asked += nbytes
 
 
-def _ranges(jobs: list[Job]) -> Iterator[tuple[int, int, int]]:
+def _ranges(jobs: Jobs, rows: Sequence[int]) -> Iterator[Range]:
     pending: dict[int, tuple[int, int]] = {}
-    for job in jobs:
-        for fd, offset, nbytes in _in_turn(job.views):
+    for row in rows:
+        for fd, offset, nbytes in _in_turn(jobs.group(row).columns, row):
             first, length = pending.get(fd, (offset, 0))
             if length and (first + length != offset or length + nbytes > STEP):
                 yield fd, first, length
@@ -50,10 +49,21 @@ def _ranges(jobs: list[Job]) -> Iterator[tuple[int, int, int]]:
         yield fd, first, length
 
 
-def _in_turn(views: list[View]) -> Iterator[tuple[int, int, int]]:
-    """What these views read from files, STEP bytes of each at a time."""
-    for start in range(0, max((view.nbytes for view in views), default=0), STEP):
-        for view in views:
-            size = view.dtype.itemsize
-            if start < view.nbytes:
-                yield from view.ranges(start // size, min(STEP, view.nbytes - start) // size)
+def _in_turn(columns: Sequence[ViewColumn], row: int) -> Iterable[Range]:
+    """What a row's views read from files, STEP bytes of each at a time."""
+    sizes = [column.nbytes(row) for column in columns]
+    if max(sizes, default=0) <= STEP:
+        return [
+            part
+            for column, nbytes in zip(columns, sizes, strict=True)
+            if nbytes
+            for part in column.ranges(row, 0, nbytes)
+        ]
+    return _steps(columns, sizes, row)
+
+
+def _steps(columns: Sequence[ViewColumn], sizes: Sequence[int], row: int) -> Iterator[Range]:
+    for start in range(0, max(sizes, default=0), STEP):
+        for column, nbytes in zip(columns, sizes, strict=True):
+            if start < nbytes:
+                yield from column.ranges(row, start, min(STEP, nbytes - start))

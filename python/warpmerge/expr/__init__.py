@@ -1,5 +1,6 @@
-"""Expressions: what is computed of each element, and the programs that backends carry out."""
+"""Expressions: a value for each element, written as arithmetic. docs/plugins.md shows how methods use them."""
 
+from ..random import stream_key
 from .expression import (
     Expr,
     add_up,
@@ -47,6 +48,7 @@ __all__ = [
     "rank",
     "row",
     "sqrt",
+    "stream_key",
     "tanh",
     "value",
     "where",

@@ -1,7 +1,9 @@
-"""Functions expanded into operations, so that exponentials and logarithms too have one result everywhere.
+"""Exponentials and logarithms, expanded into basic operations, so that they have the same bits everywhere.
 
-Each expansion takes its argument and whether the compute type is float64, and reduces the argument so that a short
-series is exact enough. All its constants are literals. csrc/ops/elementary.h has the same operations in the same order.
+The functions of a mathematical library differ from machine to machine. Each function here is a fixed sequence of
+additions, multiplications and the like, each rounded once. It reduces its argument to a small range, where a short
+series is exact to a few ulp. All constants are literals. csrc/ops/elementary.h has the same operations in the same
+order: a CPU carries out each function as one operation, other backends carry out the expansion.
 """
 
 from __future__ import annotations

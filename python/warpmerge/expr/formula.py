@@ -1,4 +1,8 @@
-"""Formulas: what a request is about, one or several expressions that are computed together."""
+"""Formulas: one or several expressions over the same inputs, as requests hold them.
+
+Backends compute the expressions of a formula together: each input is loaded once, and common parts are computed once. A
+formula keeps the programs that were made of it.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +15,10 @@ from .program import Program, program_of
 class Formula:
     """One or several expressions over the same inputs.
 
-    values: the expressions. columns: length of a row, for expressions that know rows or columns, unless a
-    `rank` knows it. first: the masks count
-    elements from here before the tensor's first one.
+    Attributes:
+        values: the expressions.
+        columns: length of a row, for expressions with `row`, `column` or `rank`; 0: there are none.
+        first: flat index of the tensor's first element, for masks of a part of a tensor.
     """
 
     __slots__ = ("_programs", "columns", "first", "values")
@@ -26,15 +31,19 @@ class Formula:
         return f"Formula({len(self.values)} values, columns={self.columns}, first={self.first})"
 
     def starting(self, first: int) -> Formula:
-        """The formula for a tensor whose first element is element `first` for the masks."""
+        """The formula for the part of a tensor that begins at flat index `first`."""
         return Formula(self.values, self.columns, first)
 
     def program(self, inputs: int, fp64: bool, functions: bool = False) -> Program:
-        """For this many inputs (the base not counted), in float64 if `fp64`.
+        """The program of the expressions.
 
-        functions: the backend has instructions for them; else they are expanded.
+        Args:
+            inputs: number of inputs, without the base.
+            fp64: whether the compute type is float64.
+            functions: whether the backend has instructions for `exp` and the like; else they are expanded.
 
-        Raises MergeError if it is too long or names an input that is not there.
+        Raises:
+            MergeError: the program is too long, or names an input that does not exist.
         """
         key = inputs, fp64, functions
         found = self._programs.get(key)

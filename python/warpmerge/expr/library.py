@@ -1,7 +1,9 @@
-"""What several methods and backends mean by the same words, each defined once, as expressions.
+"""The library: expressions with a name, each defined once.
 
-A backend may have a faster way for one of them, an accelerator. tests/expr/test_accelerators.py compares each with its
-expression bit for bit.
+Methods and backends refer to a weighted sum, to elect-and-sum or to masked deltas by name. This module says what the
+name means, as an expression. A backend may have a kernel for it, an accelerator; tests/expr/test_accelerators.py
+compares each accelerator with its expression, bit for bit. A backend without one carries out the expression. It takes a
+few more operations per element, and needs no code.
 """
 
 from __future__ import annotations
@@ -13,12 +15,12 @@ from .masks import Mask
 
 
 def deltas(models: int) -> list[Expr]:
-    """Those of models 0 to `models` - 1."""
+    """The deltas of models 0 to `models` - 1."""
     return [delta(k) for k in range(models)]
 
 
 def weighted_sum(x: Sequence[Expr], coefficients: Sequence[float]) -> list[Expr]:
-    """sum_k c_k x_k, for each K of the coefficients."""
+    """Sums sum_k c_k x_k: one for each group of K = len(x) coefficients."""
     models = len(x)
     rows = [coefficients[first : first + models] for first in range(0, len(coefficients), models)]
     return [add_up([d * float(c) for d, c in zip(x, row, strict=True)]) for row in rows]
@@ -33,10 +35,19 @@ def elect_and_sum(
     *,
     elect: bool,
 ) -> Expr:
-    """lambda * (sum of agreeing weight_k d_k) / (sum of agreeing divisor_k), for deltas d_k as masks left them.
+    """The merged delta lambda * (sum of weight_k d_k) / (sum of divisor_k), both sums over the models that agree.
 
-    Model k votes with vote_k d_k. It agrees where its vote has the sign of the sum of all votes, plus where that is 0.
-    A divisor of 0 counts as 1. Where the votes are NaN, so is the result. Without an election all agree.
+    The vote of model k is vote_k d_k. The elected sign is that of the sum of votes, plus if the sum is 0. A model
+    agrees if its vote is not 0 and has the elected sign. A sum of divisors of 0 counts as 1. If the sum of votes is
+    NaN, so is the result. Without an election all models agree, and there is no division.
+
+    Args:
+        kept: K masked deltas.
+        weights: K numbers.
+        votes: K numbers; for an election only.
+        divisor: K numbers; empty or all 0: no division.
+        lambda_: a factor.
+        elect: whether there is an election.
     """
     weight = [value(w) for w in weights]
     terms = [d * w for d, w in zip(kept, weight, strict=True)]
@@ -55,7 +66,7 @@ def elect_and_sum(
 
 
 def _votes(kept: Sequence[Expr], terms: Sequence[Expr], weights: Sequence[float], votes: Sequence[float]) -> list[Expr]:
-    """What each model votes with: its delta, its term, or a multiple of its own."""
+    """The votes. If they equal the deltas or the terms, these are shared, so that they are computed once."""
     if all(v == 1 for v in votes):
         return list(kept)
     if tuple(votes) == tuple(weights):
@@ -64,7 +75,7 @@ def _votes(kept: Sequence[Expr], terms: Sequence[Expr], weights: Sequence[float]
 
 
 def all_masked(d: Sequence[Expr], masks: Sequence[Mask]) -> list[Expr]:
-    """What each mask leaves of its delta."""
+    """Each delta, masked by its mask."""
     return [masked(x, mask) for x, mask in zip(d, masks, strict=True)]
 
 
@@ -84,6 +95,6 @@ def sum_of_inputs(values: Sequence[Expr]) -> Expr | None:
 
 
 def with_nan(values: Sequence[Expr], of: Expr) -> list[Expr]:
-    """The values, but NaN where `of` is."""
+    """The values, with NaN where `of` is NaN."""
     is_number = equal(of, of)
     return [where(is_number, v, of) for v in values]

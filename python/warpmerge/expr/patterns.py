@@ -1,7 +1,7 @@
-"""Formulas that are asked for so often that a backend may know a faster way for them.
+"""Patterns: formulas that are used so often that a backend may have a kernel for them.
 
-A pattern is its expressions. A kernel for it is an accelerator: it has the same bits, and a backend without such a
-kernel evaluates the expressions.
+A pattern is a formula, so every backend can evaluate its expressions. Its class tells a backend what the expressions
+are, without a search. A kernel for a pattern is an accelerator: it has the same bits.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .masks import Mask
 
 
 class KeptMagnitudes(Formula):
-    """2 K values: |delta(0)|, |what keep[0] leaves of it|, then those of the other deltas."""
+    """2 K values: |delta(0)|, |delta(0) masked by keep[0]|, then the same of the other deltas."""
 
     __slots__ = ("keep",)
 
@@ -26,5 +26,5 @@ class KeptMagnitudes(Formula):
         super().__init__(values)
 
     def starting(self, first: int) -> KeptMagnitudes:
-        """The pattern for a tensor whose first element is element `first` for the masks."""
+        """The pattern for the part of a tensor that begins at flat index `first`."""
         return KeptMagnitudes(tuple(mask.offset_by(first) for mask in self.keep))

@@ -1,10 +1,10 @@
-"""Programs: straight-line code that a backend carries out for each element, and how expressions become it.
+"""Programs: expressions as straight-line code, the form that backends carry out for each element.
 
-A model has thousands of tensors, and a method builds the same expressions with other numbers for each. So a program has
-two parts: its structure, which is compiled once and kept, and what fills its slots. `_Walk` goes over the expressions
-once. It writes down their structure as a tuple of integers, by which compiled structures are looked up, and collects
-the numbers, masks, keys and vectors. For an election among three models, 32 instructions, it takes 15 us to build the
-expressions, 160 us to compile them and 12 us to find the compiled structure again.
+A model has thousands of tensors. A method builds the same expressions for each tensor, with other numbers. So a program
+has two parts: a structure, compiled once and kept, and the values of its slots. `_Walk` visits each expression once. It
+writes down the structure as a tuple of integers, the key of compiled structures, and collects the numbers, masks, keys
+and vectors. For an election among three models, 32 instructions, it takes 15 us to build the expressions, 160 us to
+compile them and 12 us to find the compiled structure again.
 """
 
 from __future__ import annotations
@@ -27,12 +27,19 @@ Row = tuple[int, int, int, int, int, int]
 
 
 class Structure:
-    """What is the same for all programs of expressions that differ in what fills their slots only.
+    """A program without the values of its slots. Programs that differ in these values only share a structure.
 
-    code: rows of (op, target, a, b, c, payload); targets are temporaries, unused fields 0. Operands are numbered:
-    `inputs` deltas, the base, `registers` temporaries, the constants in slots, the literals. outputs: operand numbers.
-    by_row: of each vector, whether it has an entry per row or per column. ranked: inputs whose row ranks are asked for,
-    in order. native: a backend's own form of the code, made by it.
+    Operands are numbered in this order: deltas, base, temporaries, constants in slots, literals.
+
+    Attributes:
+        code: rows of (op, target, a, b, c, payload). Targets are temporaries; unused fields are 0.
+        inputs: number of deltas.
+        registers: number of temporaries.
+        outputs: operand numbers of the values.
+        literals: the literals' numbers.
+        by_row: for each vector, whether it has an entry per row, else per column.
+        ranked: the inputs whose ranks are needed, in order.
+        native: a backend's own form of the code; that backend sets it.
     """
 
     __slots__ = ("by_row", "code", "inputs", "literals", "native", "outputs", "ranked", "registers")
@@ -53,10 +60,14 @@ class Structure:
 
 
 class Program:
-    """A structure and what fills its slots.
+    """A structure and the values of its slots.
 
-    constants: numbers, those of slots before the literals. rules: masks. keys: of random streams. vectors: float64
-    arrays. columns: length of a row, 0 if it is not known.
+    Attributes:
+        constants: numbers of the slots, then the literals.
+        rules: masks.
+        keys: keys of random numbers.
+        vectors: float64 arrays, (rows,) or (columns,) each.
+        columns: length of a row; 0 if it does not matter.
     """
 
     __slots__ = ("columns", "constants", "keys", "native", "rules", "structure", "vectors")
@@ -103,7 +114,7 @@ _kept: OrderedDict[tuple, Structure] = OrderedDict()
 
 
 def program_of(values: Sequence[Expr], columns: int, first: int, inputs: int, fp64: bool, functions: bool) -> Program:
-    """See Formula."""
+    """The program of expressions, with a structure from the cache if there is one. Arguments: see Formula."""
     walk = _Walk(values)
     key = inputs, fp64, functions, *walk.key
     structure = _kept.get(key)
@@ -193,7 +204,9 @@ class _Compiler:
         literals = [n for n, (op, *_) in enumerate(self.nodes) if op == LITERAL]
         steps = [n for n, (op, *_) in enumerate(self.nodes) if op >= 0]
         if len(steps) > LONGEST:
-            raise MergeError(f"a formula of {len(steps)} operations is longer than the {LONGEST} that are supported.")
+            raise MergeError(
+                f"a formula of {len(steps)} operations is longer than {LONGEST}, the most that are supported."
+            )
         where_is, used = self._registers(steps, results)
         first = self.inputs + 1
         literal_at = {n: first + used + self.slots + number for number, n in enumerate(literals)}
@@ -203,7 +216,9 @@ class _Compiler:
             if op >= 0:
                 return first + where_is[n]
             if op == DELTA and not 0 <= payload < self.inputs:
-                raise MergeError(f"a formula names input {payload} of {self.inputs}.")
+                raise MergeError(
+                    f"a formula names input {payload}, but there are {self.inputs} inputs, counted from 0."
+                )
             if op == SLOT:
                 return first + used + payload
             return payload if op == DELTA else self.inputs if op == BASE else literal_at[n]

@@ -1,4 +1,8 @@
-"""Merge methods, one file per family. Importing this package registers them; docs/plugins.md says how to add others."""
+"""Merge methods, one file per family.
+
+Importing this package registers the built-in methods. docs/plugins.md says how to write others, CONTRIBUTING.md how to
+add one here. A family's file starts with an essay; the first words of the essay are its title in docs/methods.md.
+"""
 
 from ..callable_package import make_callable
 from . import della, dense, fisher, fusion, linear, masks, order, pcb, robust, sparse, spherical, task_vectors, widen

@@ -1,13 +1,13 @@
 """Auxiliary tensors: tensors that a method needs of each model beside its weights, such as a Fisher information.
 
-    FISHER = Auxiliary tensor("fisher", help="directory of the model's diagonal Fisher information")
+    FISHER = AuxiliaryTensor("fisher", help="directory of the model's diagonal Fisher information")
 
     @method("fisher", base=Base.METADATA, auxiliary=[FISHER], ...)
 
-They are checkpoints of their own, one per model, whose tensors have the names of the weights that they belong to. A
-recipe gives them as a per-model parameter of that name, a call on tensors as a list with one entry per model. A method
-sees them as inputs K, K + 1, ..., those of its first kind before those of the next; `TensorInfo.auxiliary` has
-their shapes.
+Each model has a checkpoint of auxiliary tensors. A tensor in it has the name of the weight that it belongs to. A recipe
+names the checkpoints in a per-model parameter. A call on tensors gives a list with one entry per model. A method sees
+auxiliary tensors as inputs K, K + 1, ...: K of its first kind, then K of the next. `TensorInfo.auxiliary` has their
+shapes.
 """
 
 from __future__ import annotations
@@ -31,8 +31,15 @@ def same_shape(weight: Shape) -> Shape | None:
 
 @dataclass(frozen=True)
 class AuxiliaryTensor:
-    """`shape`: from a weight's shape to its auxiliary tensor's; None for a weight that can have none. `required`:
-    every weight has one, else each weight has one in all models or in none."""
+    """A kind of auxiliary tensor of a method.
+
+    Attributes:
+        name: name of the parameter that gives it.
+        help: its meaning, for `warpmerge methods`.
+        shape: function from a weight's shape to the shape of its auxiliary tensor, or to None if that weight has none.
+            Default: the same shape.
+        required: True: every weight has one. False: a weight has one in all models or in none.
+    """
 
     name: str
     help: str
@@ -50,8 +57,8 @@ class AuxiliaryTensor:
         extra = next((name for name in names if name not in weights), None)
         if extra is not None:
             raise CheckpointError(
-                f"{label} has the tensor '{extra}', which the model lacks; its tensors have the names of the weights "
-                "that they belong to."
+                f"{label} has the tensor '{extra}', but the model has no weight of that name; remove the tensor or "
+                "rename it."
             )
 
     def check(self, name: str, weight: Found, found: Sequence[Found | None], labels: Sequence[str]) -> bool:
@@ -67,27 +74,27 @@ class AuxiliaryTensor:
             return False
         for label, one in zip(labels, found, strict=True):
             if one is None:
-                other = f", which {present[0]} has" if present else ""
-                raise CheckpointError(f"{label} lacks {what}{other}; add it, with zeros if need be.")
+                other = f", but {present[0]} has it" if present else ""
+                raise CheckpointError(f"{label} lacks {what}{other}; add it, filled with zeros if nothing is known.")
             if wanted is None:
                 raise CheckpointError(
-                    f"{label} has {what}, but a {dtype} weight {list(own)} takes none: remove it there."
+                    f"{label} has {what}, but a {dtype} weight of shape {list(own)} takes none; remove it there."
                 )
             shape, kind = one
             if shape != wanted:
                 raise CheckpointError(
-                    f"{what} is {list(shape)} in {label}, but belongs to a weight {list(own)}: it must be "
-                    f"{list(wanted)}."
+                    f"{what} has the shape {list(shape)} in {label}; for a weight of shape {list(own)} it must have "
+                    f"the shape {list(wanted)}."
                 )
             if not kind.is_float:
-                raise CheckpointError(f"{what} is {kind} in {label}; it must be of a floating-point type.")
+                raise CheckpointError(f"{what} is {kind} in {label}; it must have a floating-point dtype.")
         return True
 
 
 def _source(value: Any) -> Any:
     if isinstance(value, Mapping) or (isinstance(value, (str, os.PathLike)) and str(value)):
         return value
-    raise ValueError(f"expected the path of a directory, a Hugging Face id or a state dict, got {shown(value)}")
+    raise ValueError(f"expected a path, a Hugging Face id or a state dict, got {shown(value)}")
 
 
 def check_auxiliary(
@@ -105,6 +112,6 @@ def check_auxiliary(
     if any(there) and not all(there):
         missing = kinds[there.index(False)].name
         raise CheckpointError(
-            f"tensor '{name}' has no {missing} in any model, but other auxiliary tensors: give it all."
+            f"tensor '{name}' has some auxiliary tensors, but no {missing} in any model; give it all kinds."
         )
     return tuple(one[0] for one in found if one is not None)

@@ -1,13 +1,13 @@
-"""What a merge method is: a record of its parameters, and a function that measures, solves and combines.
+"""A merge method: a record of its parameters, and a function that measures, solves and combines.
 
     @method("ties", base=Base.REFERENCE, parameters=[WEIGHT, DENSITY], ...)
     def ties(tensor, p):
-        selected = yield KthLargest(...)      # measure: one read of the inputs; the result comes back
+        selected = yield KthLargest(...)      # measure: one read of the inputs; the answer comes back
         ...                                   # solve: float64, on the host
         return ElectAndSum(...)               # combine: one read, one write
 
-Each `yield` is one pass over the inputs, the `return` is the last. A method that measures nothing is a plain function.
-A method names no backend.
+Each `yield` is one pass over the inputs, the `return` is the last pass. A method that measures nothing is a plain
+function. A method knows no backend.
 """
 
 from __future__ import annotations
@@ -20,51 +20,68 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import RecipeError, close_matches
+from ..errors import UsageError, close_matches
 from ..requests import Combine, Measure
 from .auxiliary import AuxiliaryTensor
 from .parameters import LARGEST, Parameter
 
 
 class Base(enum.Enum):
-    """What a recipe's `base_model` is to a method."""
+    """The role of a recipe's `base_model` for a method.
+
+    Attributes:
+        REFERENCE: required; deltas are taken from it.
+        OPTIONAL: with a base, deltas are taken from it; without one, the models themselves are merged.
+        ENDPOINT: required; it is one of the two models, the one at t = 0.
+        METADATA: optional; it gives config, tokenizer, tensor names and integer tensors, nothing else.
+    """
 
     REFERENCE = "required; deltas are taken from it"
-    OPTIONAL = "optional; deltas are taken from it, without one the models themselves are merged"
+    OPTIONAL = "optional; with a base, deltas are taken from it; without one, the models themselves are merged"
     ENDPOINT = "required; one of the two models, the one at t = 0"
     METADATA = "optional; gives the config and tokenizer only"
 
     @property
     def required(self) -> bool:
+        """Whether a recipe without a base is an error."""
         return self in (Base.REFERENCE, Base.ENDPOINT)
 
     @property
     def is_reference(self) -> bool:
-        """Whether it is what deltas are taken from. Without one, a `on_deltas` request means the tensors themselves."""
+        """Whether deltas are taken from the base. Without a base, `on_deltas` means the models' own elements."""
         return self in (Base.REFERENCE, Base.OPTIONAL)
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What a method may know of the tensor it merges."""
+    """The tensor that a method merges.
+
+    Attributes:
+        name: its name in the output.
+        count: number of elements; it may be 0.
+        models: K, the number of inputs without a reference base.
+        seed: the merge's seed, for random numbers.
+        shape: its shape. None: one dimension.
+        fp64: True if the compute type is float64, False if it is float32.
+        auxiliary: shapes of the auxiliary tensors, the inputs from K on.
+    """
 
     name: str
-    count: int  # number of elements
-    models: int  # number of inputs, a reference base not counted
+    count: int
+    models: int
     seed: int = 0
-    shape: tuple[int, ...] | None = None  # None: one dimension
-    fp64: bool = False  # computed in float64, else in float32
-    auxiliary: tuple[
-        tuple[int, ...], ...
-    ] = ()  # shapes of the inputs behind the models' own, if it has auxiliary tensors
+    shape: tuple[int, ...] | None = None
+    fp64: bool = False
+    auxiliary: tuple[tuple[int, ...], ...] = ()
 
     @property
     def columns(self) -> int:
-        """Length of a row, the last dimension; a vector is one row, and a number a row of one element."""
+        """Length of a row: the last dimension. A vector is one row, and a scalar is a row of one element."""
         return self.count if self.shape is None else self.shape[-1] if self.shape else 1
 
     @property
     def rows(self) -> int:
+        """Number of rows; 0 if there are no elements."""
         return self.count // self.columns if self.count else 0
 
     def __str__(self) -> str:
@@ -75,13 +92,13 @@ Steps = Generator[Measure, Any, Combine]
 
 
 def usual_models(limits: tuple[int, int | None]) -> int:
-    """Three, or as near as a method's least and most inputs are to it."""
+    """Three models, or the nearest number that the method accepts."""
     least, most = limits
     return max(least, 3 if most is None else min(most, 3))
 
 
 def as_steps(function: Callable[..., Steps | Combine]) -> Callable[..., Steps]:
-    """A method's function as a generator function; a plain one takes no steps before it returns."""
+    """A method's function as a generator function. A plain function becomes one that yields nothing."""
     if inspect.isgeneratorfunction(function):
         return function
 
@@ -96,20 +113,41 @@ def as_steps(function: Callable[..., Steps | Combine]) -> Callable[..., Steps]:
 
 @dataclass(frozen=True)
 class Method:
-    """A merge method. `presets`: by name, the options that give the meaning of one implementation; the first is the
-    default. `differences`: from whom, and in what. `formula` uses the notation of docs/methods.md."""
+    """A merge method, as `method` registers it.
+
+    Attributes:
+        name: its name in recipes.
+        summary: one sentence that describes it.
+        base: the role of the base.
+        parameters: its parameters, `nonfinite` included.
+        steps: the method's function as a generator function.
+        passes: number of reads of the inputs, as a function of the parameters' values.
+        models: least and largest number of inputs, without a reference base; None: no limit.
+        check: raises UsageError if values do not go together; called with them and the number of inputs.
+        auxiliary: kinds of auxiliary tensors that it needs.
+        copies: whether it can take tensors of any dtype as they are.
+        memory: for a method that holds more of a tensor than tiles: a bound on those bytes for a shape and a number of
+            inputs.
+        reads_text: the number of passes in words, if it depends on parameters.
+        formula: its formula in the notation of docs/methods.md.
+        paper: its source.
+        notes: sentences for its description.
+        differences: sentences by implementation: how that one differs.
+        presets: options by name of an implementation. The first preset is the default.
+        by_name: the parameters by name.
+    """
 
     name: str
     summary: str
     base: Base
     parameters: tuple[Parameter, ...]
     steps: Callable[[TensorInfo, Mapping[str, Any]], Steps]
-    passes: Callable[[Mapping[str, Any]], int]  # reads of the inputs for these values: those of a matrix
-    models: tuple[int, int | None] = (1, None)  # least and most inputs, a reference base not counted
+    passes: Callable[[Mapping[str, Any]], int]
+    models: tuple[int, int | None] = (1, None)
     check: Callable[[Mapping[str, Any], int], None] = lambda values, models: None
-    auxiliary: tuple[AuxiliaryTensor, ...] = ()  # what it needs of each model beside its weights
-    copies: bool = False  # takes tensors as they are: integers and quantised ones too, from the model
-    memory: Callable[[tuple[int, ...], int], int] | None = None  # bytes of a tensor and so many models, where not tiles
+    auxiliary: tuple[AuxiliaryTensor, ...] = ()
+    copies: bool = False
+    memory: Callable[[tuple[int, ...], int], int] | None = None
     reads_text: str = ""
     formula: str = ""
     paper: str = ""
@@ -123,27 +161,29 @@ class Method:
 
     @property
     def module(self) -> str:
+        """Name of the module that defines it."""
         return self.steps.__module__ or "__main__"  # code that is run from text has none
 
     @property
     def built_in(self) -> bool:
+        """Whether it is a part of warpmerge."""
         return self.module.startswith(f"{__package__}.")
 
     @property
     def reads(self) -> str:
-        """`passes`, for people: its text, or the number with the defaults."""
+        """The number of passes as text: with the defaults, or in words if it depends on parameters."""
         return self.reads_text or str(self.passes(self.defaults()))
 
     def defaults(self) -> dict[str, Any]:
-        """Values of all parameters for the usual number of models; some number for those without a default."""
+        """A value for each parameter, for the usual number of models. Required parameters get some number."""
         models = usual_models(self.models)
         values = {p.name: 0.25 if p.required and p.default is None else p.default for p in self.parameters}
         return {p.name: (values[p.name],) * models if p.per_model else values[p.name] for p in self.parameters}
 
     def preset(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The options that `given["semantics"]` sets, but not those whose short form is given.
+        """The options of the preset that `given["semantics"]` names.
 
-        The caller lets a value that is given win over one of these.
+        An option whose short form is given is left out. The caller lets given values win over these.
         """
         if not self.presets:
             return {}
@@ -152,50 +192,54 @@ class Method:
         try:
             options = self.presets[semantics.default if chosen is None else semantics.convert(chosen)]
         except ValueError as error:
-            raise RecipeError(f"method '{self.name}': 'semantics': {error}.") from None
+            raise UsageError(f"method '{self.name}': 'semantics': {error}.") from None
         short = {p.short_for for p in self.parameters if given.get(p.name) is not None}
         return {name: value for name, value in options.items() if name not in short}
 
     def check_values(self, values: Mapping[str, Any], models: int, *, on_deltas: bool) -> None:
-        """Raises RecipeError if values that are valid each do not go together, or not with so many models.
+        """Raises UsageError if the values do not go together, or do not fit the number of models.
 
-        on_deltas: whether deltas are taken from a base.
+        Args:
+            values: a valid value for each parameter.
+            models: number of inputs, without a reference base.
+            on_deltas: whether deltas are taken from a base.
         """
         if values["nonfinite"] == "base" and not on_deltas:
-            raise RecipeError(
-                f"method '{self.name}' has no base to take the place of values that are not finite; "
-                "set nonfinite to 'error' or 'propagate'."
+            raise UsageError(
+                f"method '{self.name}' has no base to take elements from in place of NaN and infinities; set nonfinite "
+                "to 'error' or 'propagate'."
             )
         check_products(self.name, values)
         self.check(values, models)
 
     def parameter(self, name: str, where: str = "") -> Parameter:
+        """The parameter of this name. Raises UsageError if there is none; `where` begins the message."""
         where = where and f"{where}: "
         if name not in self.by_name:
             known = ", ".join(sorted(self.by_name))
-            raise RecipeError(
+            raise UsageError(
                 f"{where}method '{self.name}' has no parameter '{name}'"
                 f"{close_matches(name, self.by_name) or '.'} It takes: {known}."
             )
         return self.by_name[name]
 
     def check_models(self, count: int) -> None:
-        """Raises if this many inputs (a reference base not counted) cannot be merged."""
+        """Raises UsageError if the method cannot merge `count` inputs, a reference base not counted."""
         least, most = self.models
         if least <= count and (most is None or count <= most):
             return
         wanted = f"exactly {least}" if least == most else f"at least {least}" if most is None else f"{least}-{most}"
         besides = {Base.REFERENCE: " besides the base", Base.OPTIONAL: " (a base not counted)"}.get(self.base, "")
-        raise RecipeError(
+        raise UsageError(
             f"method '{self.name}' merges {wanted} model{'s' if wanted[-2:] != ' 1' else ''}{besides}, got {count}."
         )
 
 
-ZERO_SHARE = 1e-8  # a sum that is a smaller share of its terms' magnitudes is what their rounding left of zero
+ZERO_SHARE = 1e-8  # a sum that is a smaller share of its terms' magnitudes is rounding: it counts as zero
 
 
 def total(weights: Sequence[float]) -> float:
-    """Their sum, exactly rounded: the same in every version of Python."""
+    """The sum of numbers, rounded once, so that it is the same in every version of Python. Infinity on overflow."""
     try:
         return math.fsum(weights)
     except OverflowError:
@@ -206,7 +250,7 @@ MULTIPLIED = (("weight", "lambda"), ("r", "alpha"))
 
 
 def check_products(method: str, values: Mapping[str, Any]) -> None:
-    """Raises RecipeError if parameters that are multiplied with each other have a product beyond what one may be."""
+    """Raises UsageError if the product of parameters that are multiplied with each other may overflow."""
     for names in MULTIPLIED:
         if not all(name in values for name in names):
             continue
@@ -217,16 +261,22 @@ def check_products(method: str, values: Mapping[str, Any]) -> None:
         product = math.prod(largest)
         if product > LARGEST:
             first, second = names
-            raise RecipeError(
-                f"method '{method}': '{first}' ({largest[0]:g}) times '{second}' ({largest[1]:g}) is {product:g}, "
-                f"which may overflow; write numbers whose product is at most {LARGEST:g}."
+            raise UsageError(
+                f"method '{method}': '{first}' ({largest[0]:g}) times '{second}' ({largest[1]:g}) is {product:g} and "
+                f"may overflow; choose numbers whose product is at most {LARGEST:g}."
             )
 
 
 def check_sum(method: str, weights: Sequence[float], instead: str) -> None:
-    """Raises RecipeError if the weights cannot be divided by their sum: it overflows, or they cancel."""
+    """Raises UsageError if weights cannot be divided by their sum, because it overflows or they cancel.
+
+    Args:
+        method: name of the method, for the message.
+        weights: the weights.
+        instead: what to do instead, for the message.
+    """
     by = abs(total(weights))
     if not 0 < by < math.inf or by < ZERO_SHARE * total([abs(w) for w in weights]):
-        raise RecipeError(
+        raise UsageError(
             f"method '{method}': the weights sum to zero or overflow, so they cannot be normalized; {instead}."
         )

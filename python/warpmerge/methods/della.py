@@ -1,9 +1,11 @@
-"""Drops by rank: of each row's changes the larger ones are kept more likely, drawn for each element.
+"""Drops by rank: the larger an element is in its row, the more likely it is kept.
 
-DELLA drops elements at random like DARE, but an element's chance to stay rises with its rank among the magnitudes of
-its row, from density - epsilon to density + epsilon. Ranks need whole rows at once, so a row is sorted where it is
-read: no other method here needs that. One more read measures what was dropped, so that the rest can be scaled up;
-`rescale: inverse_probability` divides each element by its own chance instead, in a single read.
+DELLA drops elements at random like DARE, but the probability to keep an element rises with the rank of its magnitude
+in its row, from density - epsilon to density + epsilon. A rank needs the whole row. Most draws are so far from the
+threshold of their rank that they are decided without the exact rank, so rows are not sorted (csrc/cpu/by_rank.inl).
+
+With `rescale: l1` one more read measures the masked deltas, so that the rest can be scaled up. With `rescale:
+inverse_probability` each element is divided by its own probability, in a single read; that needs every exact rank.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import math
 from collections.abc import Generator, Mapping
 from typing import Any
 
-from ..errors import RecipeError
+from ..errors import UsageError
 from ..expr.expression import Expr, delta, draw, literal, rank_cut, where, wrap
 from ..expr.formula import Formula
 from ..random import stream_key
@@ -39,20 +41,21 @@ from .task_vectors import (
 )
 
 STEPS = 65536  # probabilities are drawn in 16 bits
-MOST = {"della": 192, "della_linear": 288}  # models: drops of more would be a longer formula than there may be
+MOST = {"della": 192, "della_linear": 288}  # models: for more, the expression would exceed the longest program
 EPSILON = number(
     "epsilon",
     low=0,
     default=0.15,
     per_model=True,
-    help="the keep probability goes from density - epsilon (least of the row) to density + epsilon (largest)",
+    help="the probability rises from density - epsilon (smallest of the row) to density + epsilon (largest)",
 )
 RESCALE = choice(
     "rescale",
     ["l1", "inverse_probability", "false"],
     default="l1",
     aliases={True: "l1", False: "false"},
-    help="restore the delta's L1 norm (true, l1: mergekit), divide each element by its probability (paper), or neither",
+    help="scale up so that the delta keeps its L1 norm (true, l1: mergekit), divide each element by its probability "
+    "(paper), or neither",
 )
 
 
@@ -60,9 +63,9 @@ def _check_density(p: Mapping[str, Any], models: int) -> None:
     for density, epsilon in zip(p["density"], p["epsilon"], strict=True):
         if 0 < density < 1 and not (density - epsilon > 0 and density + epsilon < 1):
             most = min(density, 1 - density)
-            raise RecipeError(
+            raise UsageError(
                 f"density {density:g} with epsilon {epsilon:g} gives probabilities from {density - epsilon:g} to "
-                f"{density + epsilon:g}, which must lie between 0 and 1: set epsilon below {most:g}."
+                f"{density + epsilon:g}, but a probability lies between 0 and 1; set epsilon below {most:g}."
             )
 
 
@@ -72,19 +75,19 @@ def _check_della(p: Mapping[str, Any], models: int) -> None:
 
 
 def cuts(tensor: TensorInfo, density: float, epsilon: float) -> tuple[float, float]:
-    """Keep probabilities in 65536ths: of the lowest rank, and a step; the density where a row has one element."""
+    """The cut of the lowest rank and the step from rank to rank, in 65536ths. One element in a row: the density, 0."""
     if tensor.columns < 2:
         return density * STEPS, 0.0
     return (density - epsilon) * STEPS, 2 * epsilon * STEPS / (tensor.columns - 1)
 
 
 def decisions(shape: tuple[int, ...], models: int) -> int:
-    """Bytes: a bit per element and model, for what the second pass keeps."""
+    """Bytes for the decisions of the first pass: a bit per element and model."""
     return models * (math.prod(shape) // 8 + 64)
 
 
 def drop_by_rank(tensor: TensorInfo, p: Mapping[str, Any]) -> tuple[Mask, ...]:
-    """Of each row keeps the larger elements more likely."""
+    """A rank mask for each delta."""
     keep: list[Mask] = []
     for ordinal, (density, epsilon) in enumerate(zip(p["density"], p["epsilon"], strict=True)):
         if 0 < density < 1:
@@ -96,7 +99,7 @@ def drop_by_rank(tensor: TensorInfo, p: Mapping[str, Any]) -> tuple[Mask, ...]:
 
 
 def divided(k: int, rule: Mask) -> Expr:
-    """What a mask leaves of delta k, divided by the probability that it was kept with."""
+    """The masked delta k, each element divided by its probability to be kept."""
     if not isinstance(rule, RankMask):
         return delta(k) if rule is KEEP_ALL else wrap(0)
     cut = rank_cut(delta(k), rule)
@@ -111,32 +114,32 @@ def _della(tensor: TensorInfo, p: Mapping[str, Any], *, elect: bool) -> Generato
     if p["rescale"] == "inverse_probability":
         left = [divided(k, rule) for k, rule in enumerate(keep)]
         record = merge_kept(p, (), [1.0] * tensor.models, elect=elect)
-        # Dropped elements that are not finite stay dropped.
+        # A dropped NaN or infinity stays dropped.
         return Map(Formula((record.merged(left),), tensor.columns), on_deltas=True, nan_of=None)
     scale = yield from rescaling(p, keep)
     return merge_kept(p, keep, scale, elect=elect)
 
 
-READS = "1 by default; 2 where a density is between 0 and 1, unless rescale is inverse_probability or false"
+READS = "1 by default; 2 with rescale: l1 if a density is between 0 and 1"
 DROPPED = """t_k = r_k m_k d_k,  m_k = 1 with probability q_k, else 0, drawn for each element
-q_k = density_k - epsilon_k + 2 epsilon_k rank / (C - 1),  density_k for rows of one element
-rank = 0 to C - 1: place of |d_k| among those of its row of C elements, of equals the first is lower
+q_k = density_k - epsilon_k + 2 epsilon_k rank / (C - 1);  q_k = density_k in rows of one element
+rank = place of |d_k| in its row of C elements, from 0 (smallest) to C - 1;  of equals the first is lower
 r_k = |d_k|_1 / |m_k d_k|_1 (rescale: l1),  1 / q_k (inverse_probability),  1 (false)
 """
 PAPER = "Deep et al. 2024, DELLA-Merging, arXiv 2406.11617"
 NOTES = [
-    "Rows are along the last dimension; a vector is one row. A density of 1 keeps all, one of 0 nothing.",
-    "Probabilities are rounded to steps of 1/65536, for rescale: inverse_probability too.",
+    "Rows lie along the last dimension. A vector is one row. A density of 1 keeps all elements, a density of 0 none.",
+    "Probabilities are rounded to multiples of 1/65536. rescale: inverse_probability divides by the rounded ones.",
 ]
 IN_MERGEKIT = [
     DRAWS,
-    "Its rows lie along the second dimension, also of tensors with three or more.",
-    "Ranks are exact, also in rows of more than 256 elements in bfloat16; of equal magnitudes the first is lower.",
-    "Rows of one element are an error there.",
+    "mergekit's rows lie along the second dimension, in tensors of three or more dimensions too.",
+    "mergekit's ranks in bfloat16 are not exact in rows of more than 256 elements. warpmerge's are.",
+    "Rows of one element are an error in mergekit.",
 ]
 IN_PAPER = [
-    "It rescales each element by 1 / q_k, which takes one pass instead of two.",
-    "Its epsilon is the whole width of the window, so twice this one.",
+    "The paper rescales each element by 1 / q_k. That takes one pass instead of two.",
+    "The paper's epsilon is the whole width of the window: twice warpmerge's.",
 ]
 
 
@@ -155,7 +158,7 @@ IN_PAPER = [
     presets={"mergekit": {}, "paper": {"rescale": "inverse_probability"}},
 )
 def della(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
-    """Drops the smaller elements of each row more likely, then elects a sign per element as in TIES."""
+    """Drops elements of each row, smaller ones more likely, then elects a sign for each element as in TIES."""
     return (yield from _della(tensor, p, elect=True))
 
 
@@ -170,9 +173,9 @@ def della(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     formula=DROPPED + SUMMED,
     paper=PAPER,
     notes=NOTES,
-    differences={"mergekit": IN_MERGEKIT, "the paper": ["It elects signs, which is della.", *IN_PAPER]},
+    differences={"mergekit": IN_MERGEKIT, "the paper": ["The paper elects signs, as della does.", *IN_PAPER]},
     presets={"mergekit": {}, "paper": {"rescale": "inverse_probability"}},
 )
 def della_linear(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
-    """Drops the smaller elements of each row more likely, adds the weighted sum of what is left to the base."""
+    """Drops elements of each row, smaller ones more likely, and adds the weighted sum of the rest to the base."""
     return (yield from _della(tensor, p, elect=False))

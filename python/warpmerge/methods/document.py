@@ -1,4 +1,4 @@
-"""What there is to say of a method, for `warpmerge methods` and docs/methods.md.
+"""The description of a method, for `warpmerge methods` and docs/methods.md.
 
 python -m warpmerge.methods.document > docs/methods.md
 """
@@ -9,32 +9,42 @@ from collections.abc import Iterator, Sequence
 
 from . import FAMILIES, REGISTRY, Base, Method, Parameter
 
-PARAMETERS = ("parameter", "scope", "default", "values", "meaning")
+PARAMETERS = ("parameter", "given", "default", "values", "meaning")
 INTRODUCTION = """# Methods
 
-Made from the methods' own descriptions by `python -m warpmerge.methods.document`. `warpmerge methods NAME` shows the
-same for one of them, those of [plug-ins](plugins.md) included.
+`python -m warpmerge.methods.document` makes this page from the methods' own descriptions. `warpmerge methods NAME`
+shows the same for one method, also for a method of a [plug-in](plugins.md).
 
-In the formulas `x_1 ... x_K` are one tensor of the merged models, `x_0` is that of the base, `d_k = x_k - x_0`, `n` its
-number of elements and `y` the result. Sums and means run over the models `k`; `w_k` is a model's `weight`; `|v|` is the
-root of the sum of squares of all elements, `|v|_1` the sum of their magnitudes (but `|d_k|` in a comparison of elements
-is a magnitude). Everything is done for each tensor by itself. [numerics.md](numerics.md) says how it is rounded,
-[recipes.md](recipes.md) how parameters are given and what differs from mergekit whatever the method.
+**Formulas.** `x_1 ... x_K` are one tensor of the merged models. `x_0` is the base's tensor, `d_k = x_k - x_0` a delta,
+`n` the number of elements, `y` the result. Sums and means run over the models `k`. `w_k` is a model's `weight`. `|v|`
+is the norm of a tensor, the root of the sum of squares; `|v|_1` is the sum of magnitudes. `|d_k|` in a comparison of
+elements is the magnitude of one element. `polar(M)` is the orthogonal factor of M's polar decomposition.
 
-A **pass** is one read of all inputs; the last one also writes. Every method has the parameter `nonfinite` as well:
-`error` (default) stops the merge at a NaN or infinity, `propagate` lets it through, `base` counts it as unchanged.
+**Scope.** A method merges one tensor after the other. Its statistics are those of the tensor. With `scope: model` they
+are those of the whole model: one threshold, one norm or one decision then holds for all tensors.
 
-`semantics` names a **preset**: a set of options that give a method the meaning it has elsewhere. An option that is
-given wins over the preset, for single models and tensors too; `normalize` wins over a preset's `divisor`. Where a paper
-has no weights, its preset sets them to 1. Presets set nothing that people tune, such as `density` or `lambda`.
+**Passes.** A pass is one read of all inputs. The last pass also writes.
+
+**NaN.** Every method has the parameter `nonfinite` too: `error` (default) stops the merge at a NaN or infinity,
+`propagate` lets it through, `base` takes the base's element instead.
+
+**Presets.** The parameter `semantics` names a preset: a set of options that gives a method the meaning of one
+implementation. An option that you set wins over the preset, also for a single model or tensor. `normalize` wins over a
+preset's `divisor`. If a paper has no weights, its preset sets them to 1. No preset sets `density` or `lambda`: people
+tune these.
+
+[numerics.md](numerics.md) says how results are rounded. [recipes.md](recipes.md) says how to give parameters, and
+lists the differences from mergekit that hold for every method.
 """
 
 
-def scope(parameter: Parameter) -> str:
+def given(parameter: Parameter) -> str:
+    """To whom a value belongs: a parameter has one for each model, or one for all models."""
     return "per model" if parameter.per_model else "all models"
 
 
 def default(parameter: Parameter) -> str:
+    """Its default as text: `required` if it has none, `-` if it may be left out."""
     return "required" if parameter.required else "-" if parameter.default is None else _shown(parameter.default)
 
 
@@ -43,11 +53,12 @@ def _shown(value: object) -> str:
 
 
 def parameter_rows(method: Method) -> list[list[str]]:
-    return [[p.name, scope(p), default(p), p.kind, p.help] for p in method.parameters]
+    """One row for each parameter, with the columns PARAMETERS."""
+    return [[p.name, given(p), default(p), p.kind, p.help] for p in method.parameters]
 
 
 def preset_rows(method: Method) -> list[list[str]]:
-    """The presets, and the options that each one sets."""
+    """One row for each preset: its name, and the options that it sets."""
     rows = []
     for number, (preset, options) in enumerate(method.presets.items()):
         sets = ", ".join(f"{name}: {_shown(value)}" for name, value in options.items())
@@ -56,12 +67,12 @@ def preset_rows(method: Method) -> list[list[str]]:
 
 
 def facts(method: Method) -> Iterator[tuple[str, str]]:
-    """Titles and texts."""
+    """Lines of a description as pairs of a title and a text."""
     least, most = method.models
     count = f"exactly {least}" if most == least else f"at least {least}" if most is None else f"{least} to {most}"
     yield (
         "models",
-        count + {Base.REFERENCE: " besides the base", Base.OPTIONAL: ", a base not counted"}.get(method.base, ""),
+        count + {Base.REFERENCE: " besides the base", Base.OPTIONAL: ", without the base"}.get(method.base, ""),
     )
     yield "base_model", method.base.value
     yield "passes", method.reads

@@ -1,8 +1,8 @@
-"""Means weighted by what each model knows: every element counts by its Fisher information.
+"""Means weighted by Fisher information: an element counts as much as a model's predictions depend on it.
 
-The Fisher information of an element says how much a model's predictions depend on it. It comes in a checkpoint beside
-each model, whose tensors are read along with the weights. The merge itself is one expression per element, in one
-read; normalizing measures the norms of the informations first.
+The Fisher informations of each model come in a checkpoint of their own. Its tensors are read along with the weights,
+as auxiliary tensors. The merge is one expression per element, in one read. `normalize` takes one more read first, for
+the norms of the informations.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from .parameters import boolean, choice, number, scope
 from .registry import method
 
 FISHER = AuxiliaryTensor(
-    "fisher", help="checkpoint with the model's diagonal Fisher information, under the weights' names"
+    "fisher",
+    help="checkpoint of the model's diagonal Fisher informations, one tensor per weight, under the weight's name",
 )
 LARGEST_EXPONENT = 100  # of a norm: scaling by its power of two then stays within float32
 
@@ -37,35 +38,35 @@ def _check(p: Mapping[str, Any], models: int) -> None:
     base=Base.METADATA,
     auxiliary=[FISHER],
     parameters=[
-        number("weight", low=0, default=1.0, per_model=True, help="how much the model counts beside the others"),
-        number("floor", low=0, default=0.0, help="least Fisher information of an element; smaller ones count as it"),
+        number("weight", low=0, default=1.0, per_model=True, help="factor of the model's Fisher informations"),
+        number("floor", low=0, default=0.0, help="a smaller Fisher information counts as this"),
         choice(
             "floor_of",
             ["all", "first"],
             default="all",
-            help="whose it is: all models', or the first's, which then has its way where none knows anything",
+            help="whose informations have the floor; with first, the first model decides where all informations are 0",
         ),
         boolean("normalize", default=False, help="divide each model's Fisher information by its norm"),
         scope("tensor", "model"),
     ],
     check=_check,
-    reads="1, or 2 with normalize",
+    reads="1; 2 with normalize",
     formula="y = sum c_k F_k x_k / sum c_k F_k,  the weighted mean where all F_k are 0\n"
-    "F_k = max(fisher_k, floor),  c_k = w_k, with normalize w_k / |fisher_k|",
+    "F_k = max(fisher_k, floor),  c_k = w_k;  with normalize  c_k = w_k / |fisher_k|",
     paper="Matena and Raffel 2021, Merging models with Fisher-weighted averaging, arXiv 2111.09832",
     notes=[
-        "Each model has a checkpoint of Fisher informations, with a tensor of each weight's name and shape: "
-        "`parameters: {fisher: PATH}` under the model.",
-        "Elements are taken relative to the largest information, so that products of small ones do not vanish.",
-        "An information below 0 counts as 0.",
+        "Write `parameters: {fisher: PATH}` under each model. The checkpoint has a tensor of each weight's name and "
+        "shape.",
+        "The informations of an element are divided by the largest of them, so that small ones do not underflow.",
+        "A negative information counts as 0.",
     ],
     differences={
         "mergekit": "mergekit does not implement this method.",
-        "the paper": "Its program has `normalize: true`, `scope: model`, `floor: 1e-6` and `floor_of: first`.",
+        "the paper": "The authors' code has `normalize: true`, `scope: model`, `floor: 1e-6` and `floor_of: first`.",
     },
 )
 def fisher(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
-    """Mean in which every element counts by its Fisher information in each model."""
+    """Mean of the models, each element weighted by its Fisher information in that model."""
     models = range(tensor.models)
     norms = [1.0] * tensor.models
     if p["normalize"]:
@@ -83,7 +84,7 @@ def fisher(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
 
 
 def fisher_mean(weights: Sequence[float], norms: Sequence[float], floors: Sequence[float]) -> Expr:
-    """Of inputs K that are followed by their K informations; models of weight 0 are left out."""
+    """The merged element of K inputs and their K informations, inputs K to 2 K - 1. Models of weight 0 are left out."""
     largest = max(weights)
     used = [k for k, weight in enumerate(weights) if weight > 0]
     known, factors = [], []

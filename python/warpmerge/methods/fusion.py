@@ -1,11 +1,11 @@
-"""Fusion: a model's most important changes are taken whole, the others not at all.
+"""Fusion: the most important elements are the model's, all others stay the base's.
 
-The importance of an element is the size of its change times how much its row changed as a probability distribution:
-the divergence of the row's softmax. Elements far above the median importance are taken from the model.
+The importance of an element is the magnitude of its delta times the divergence of its row: how far the softmax of the
+row changed. Elements whose importance is far above the median are taken from the model.
 
-Two reads add up exponentials and the divergence of each row, a third one selects the quartiles of the importance, a
-fourth one merges. A fine-tune changes little, so plain formulas would subtract nearly equal numbers. Differences of
-exponentials and the divergence come from series where the operands are close.
+The first read adds up exponentials of each row, the second one the divergence, the third one finds quartiles of the
+importance, the fourth one merges. A fine-tune changes little, so a plain formula would subtract nearly equal numbers.
+If the operands are close, differences of exponentials and the divergence come from series instead.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from .rows import each
 SMOOTHING = 1e-8  # added to every probability (mergekit)
 LARGE = 1e27  # exponentials of rows whose sum is below this, and its inverse, are normal float32 numbers
 NEAR = 0.35  # differences of exponentials of numbers this close come from a series
-ROUNDING = 2.0**-19  # a logarithm that is this share of what it is a difference of is rounding
+ROUNDING = 2.0**-19  # a difference of logarithms that is a smaller share of the delta is rounding
 
 
 class _Softmax:
-    """Of the rows of base and model: a - log(sum exp a) is what x_0 is as a probability, a + b is x_1 - max x_1.
+    """The softmax of the rows of base and model: exp(a) / sum exp(a) and exp(a + b) / sum exp(a + b).
 
-    a, b: x_0 and the delta, less the `shifts`: the rows' largest elements, and how they change. None: they are small.
+    a, b: x_0 and the delta, less the `shifts`: the rows' largest elements, and how these change. None: no shift, for
+    rows whose elements are small.
     """
 
     def __init__(self, shifts: tuple[Any, Any] | None) -> None:
@@ -45,12 +46,12 @@ class _Softmax:
         return old, new, where(abs(self.b) < literal(NEAR), old * expm1_near(self.b), new - old)
 
     def sums(self) -> tuple[Expr, ...]:
-        """What is added up along each row: exp(a), the difference, and exp(a + b) if it does not follow from them."""
+        """The terms of each row's sums: exp(a), the difference, and exp(a + b) unless its sum follows from theirs."""
         old, new, difference = self.exponentials()
         return (old, difference, new) if self.shifted else (old, difference)
 
     def logarithm(self, constant: Any) -> Expr:
-        """ln(p / q): the delta up to a constant of the row, 0 where that constant is all there is."""
+        """ln(p / q): the delta less a constant of the row. 0 if the rest is rounding."""
         ratio = self.b - row(constant)
         return where(abs(ratio) <= abs(delta(0)) * literal(ROUNDING), 0, ratio)
 
@@ -79,7 +80,7 @@ def constants(old: Any, difference: Any, new: Any = None) -> Any:
 
 
 def _is_near(old: Any, difference: Any) -> Any:
-    """Whether the sums of a row are so alike that the sum of exp(a + b) is theirs."""
+    """Whether the two sums of a row are so close that `old + difference` is exact enough for the sum of exp(a + b)."""
     return abs(difference) < 0.5 * old
 
 
@@ -88,7 +89,7 @@ def _row_sums(values: Sequence[Expr], columns: int) -> Reduce:
 
 
 def _divergences(tensor: TensorInfo) -> Generator[Reduce, Any, Any]:
-    """Of each row. Reads the tensor twice, or four times if there is a row whose exponentials must be shifted."""
+    """The divergence of each row, (rows,) float64. Two reads; four if the exponentials of a row must be shifted."""
     columns, softmax = tensor.columns, _Softmax(None)
     old, difference = sums = yield _row_sums(softmax.sums(), columns)
     plain = (old < LARGE) & (old > 1 / LARGE) & _is_near(old, difference)
@@ -116,23 +117,25 @@ def quartiles(count: int) -> tuple[int, int, int]:
     "arcee_fusion",
     base=Base.REFERENCE,
     models=(1, 1),
-    formula="""y = x_0 + d_1 where I >= median(I) + 1.5 (Q_3(I) - Q_1(I)),  x_0 elsewhere
-I = |d_1| KL_r for the elements of row r,  KL_r = sum over the row of p ln(p / q)
+    formula="""y = x_0 + d_1 where I >= median(I) + 1.5 (Q_3(I) - Q_1(I)),  else x_0
+I = |d_1| KL_r in row r,  KL_r = sum over the row of p ln(p / q)
 p = softmax(row of x_1) + 1e-8,  q = softmax(row of x_0) + 1e-8""",
     paper="Arcee 2025, Arcee Fusion (mergekit)",
     notes=[
-        "Rows are along the last dimension; a vector is one row.",
-        "Quartiles are elements: of the sorted I the one at floor(q (n - 1)), counted from 0.",
-        "Tensors with a row of elements beyond 60, or whose sum of exponentials changes by half, are read six times.",
+        "Rows lie along the last dimension. A vector is one row.",
+        "Quartiles are elements: in sorted order the one at floor(q (n - 1)), counted from 0.",
+        "A tensor is read six times if a row has elements beyond 60 or its sum of exponentials changes by half.",
     ],
     differences={
-        "mergekit": "Quartiles of tensors of more than a million elements are estimated there, from random samples, "
-        "and the divergence is rounded to the type of the weights."
+        "mergekit": [
+            "In tensors of more than a million elements, mergekit estimates the quartiles from random samples.",
+            "mergekit rounds the divergence to the dtype of the weights.",
+        ]
     },
     presets={"mergekit": {}},
 )
 def arcee_fusion(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
-    """Takes one model's large changes in rows whose softmax they change, and keeps the rest of the base."""
+    """The base with the model's important elements: large changes in rows whose softmax changes."""
     import numpy as np
 
     if not tensor.count:

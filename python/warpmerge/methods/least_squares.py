@@ -1,4 +1,10 @@
-"""Least squares in closed form: matrices that come closest to what several models compute, in torch."""
+"""Least squares in closed form: matrices whose outputs come closest to those of several models, in torch.
+
+`wudi` asks for the matrix that interferes least with the deltas, `regmean` for the matrix whose outputs on given inputs
+are closest to the models' own. Both are linear equations X H = N with a positive semidefinite H of the size of a side.
+linalg.solve takes a Cholesky factor of H, or its eigenvectors. So the minimum costs a few matrix products instead of
+hundreds of steps of descent; it needs float64 copies of square matrices.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +15,7 @@ import torch
 from ..finite import all_finite
 from .linalg import Rows, gram, product, quotient, rows_of, solve
 
-TILE = 256  # rows and columns; of a matrix of 4864, in tiles 0.07 s, at once 0.37 s (one thread)
+TILE = 256  # rows and columns; a matrix of 4864 takes 0.07 s in tiles, 0.37 s at once (one thread)
 
 
 def least_interference(deltas: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -24,8 +30,8 @@ def least_interference(deltas: Sequence[torch.Tensor]) -> torch.Tensor:
         squares = torch.stack([gram(rows_of(d), m, n, d).div_(length**2) for d, length in kept])
         return quotient(beside([d for d, _ in kept]), squares.view(-1, n), squares.sum(0), out)
 
-    # With fewer rows than columns: the same on the rows' side, t = B (A A^T)^+ A with the deltas, of length 1, below
-    # each other in A and |d_k| A_k A_k^T beside each other in B.
+    # With fewer rows than columns, the same on the side of the rows: t = B (A A^T)^+ A. A has the deltas, divided by
+    # their norms, below each other. B has |d_k| A_k A_k^T side by side.
     def columns(part: slice) -> torch.Tensor:
         return torch.cat([d.T[part].double() / length for d, length in kept], 1)
 
@@ -42,11 +48,16 @@ def least_squares(
     alpha: float,
     ridge: float,
 ) -> torch.Tensor:
-    """sum d_k (s_k (G_k - G) (G + r I)^-1 + s_k I), G = sum s_k G_k, from the differences d_k to the first model.
+    """The merged weights: the first model plus sum d_k (s_k (G_k - G) (G + r I)^-1 + s_k I), G = sum s_k G_k.
 
-    So the first one takes no product, and models that are alike stay as they are.
+    d_k is the difference to the first model. So the first model needs no product, and equal models keep their bits.
 
-    weights: (out, in) each. grams: (in, in). shares: s_k of the models, their sum is 1.
+    Args:
+        weights: K matrices (out, in).
+        grams: K matrices (in, in).
+        shares: K numbers s_k with the sum 1.
+        alpha: factor of the off-diagonal elements of the grams.
+        ridge: r, as a share of the mean diagonal element of G.
     """
     if float(min(g.diagonal().min() for g in grams)) < 0:
         raise ValueError("one of its grams has elements below 0 on the diagonal, so it is not X^T X of any inputs")
@@ -69,14 +80,14 @@ def least_squares(
 
 
 def beside(matrices: Sequence[torch.Tensor], less: torch.Tensor | None = None) -> Rows:
-    """The matrices beside each other, each less the same one."""
+    """The matrices side by side, as Rows. less: a matrix to subtract from each."""
     if less is None:
         return lambda part: torch.cat([m[part].double() for m in matrices], 1)
     return lambda part: torch.cat([m[part].double() - less[part].double() for m in matrices], 1)
 
 
 def _scaled(gram: torch.Tensor, alpha: float, share: float, out: torch.Tensor) -> None:
-    """share times its symmetric part in float64, the elements off the diagonal times alpha."""
+    """Writes share times the symmetric part of a gram into `out`, float64. Off-diagonal elements: times alpha too."""
     parts = [slice(start, start + TILE) for start in range(0, len(gram), TILE)]
     for i, down in enumerate(parts):
         for across in parts[: i + 1]:

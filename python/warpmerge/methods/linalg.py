@@ -1,9 +1,9 @@
-"""Dense algebra for methods that merge matrices: in float64, in blocks of rows, and on the range only.
+"""Dense algebra for methods on matrices: in float64, in blocks of rows, and on the range only.
 
 Singular values and vectors come from the Gram matrix of the short side. In float64 that resolves ratios of singular
-values down to about 1e-7, which is what differences of float32 weights carry. It costs two matrix products and one
-symmetric eigenproblem however long the other side is, and never holds a float64 copy of a tensor. Where a matrix has a
-lower rank, what it does not determine is left at zero: no arbitrary vectors of a null space enter a result.
+values down to about 1e-7. Differences of float32 weights carry no more. It takes two matrix products and one symmetric
+eigenproblem, however long the other side is. It never holds a float64 copy of a tensor. If a matrix has a lower rank,
+the undetermined part of a result is zero: arbitrary vectors of a null space are never used.
 """
 
 from __future__ import annotations
@@ -15,28 +15,30 @@ import torch
 from ..finite import all_finite
 
 BLOCK = 1 << 23  # float64 elements of a block of rows
-PANEL = 384  # columns of a Gram matrix made at a time: 0.65 of the time of whole products, for they need no upper half
-RANGE = 1e-6  # singular values below this share of the largest are rounding, where no parameter says otherwise
+PANEL = 384  # columns of a Gram matrix at a time: 0.65 of the time of whole products, as the upper half is mirrored
+RANGE = 1e-6  # singular values below this share of the largest are rounding, unless a parameter says otherwise
 WELL_CONDITIONED = 1e-9  # of a Cholesky factor's squared diagonal, least to largest
 
-Rows = Callable[[slice], torch.Tensor]  # a tall matrix: some of its rows in float64
-Times = Callable[[torch.Tensor], Rows]  # its product with a matrix on its right
+Rows = Callable[[slice], torch.Tensor]  # a tall matrix: gives some of its rows in float64
+Times = Callable[[torch.Tensor], Rows]  # gives its product with a matrix on the right
 
 
 def blocks(rows: int, columns: int) -> Iterator[slice]:
+    """Slices of the rows, about BLOCK elements each."""
     step = max(1, BLOCK // max(1, columns))
     for start in range(0, rows, step):
         yield slice(start, min(rows, start + step))
 
 
 def added(terms: Iterable[torch.Tensor]) -> torch.Tensor:
-    """Their sum, the first two first; at least one."""
+    """The sum of at least one term, added from the first to the last."""
     total = sum(terms)
     assert isinstance(total, torch.Tensor)
     return total
 
 
 def rows_of(a: torch.Tensor) -> Rows:
+    """A matrix as Rows."""
     return lambda part: a[part].double()
 
 
@@ -57,8 +59,10 @@ def gram(rows: Rows, count: int, columns: int, like: torch.Tensor) -> torch.Tens
 def singular(
     symmetric: torch.Tensor, cutoff: float, most: int | None = None, largest: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Singular values of A and right singular vectors as columns, from A^T A: the `most` largest of those above cutoff
-    times the first, or times `largest` if that is more."""
+    """Singular values of A, largest first, and right singular vectors as columns, from A^T A.
+
+    Only values above cutoff times the largest one, or times `largest` if that is more; at most `most` of them.
+    """
     squares, vectors = torch.linalg.eigh(symmetric)
     values, vectors = squares.flip(0).clamp(min=0).sqrt(), vectors.flip(1)
     rank = int((values > cutoff * max(largest, float(values[0]))).sum())
@@ -67,22 +71,23 @@ def singular(
 
 
 def inverse_root(symmetric: torch.Tensor) -> torch.Tensor:
-    """(A^T A)^(-1/2) on the range of A: A times it is its polar factor, the nearest with orthonormal columns."""
+    """(A^T A)^(-1/2) on the range of A. A times it is A's polar factor: the nearest matrix of orthonormal columns."""
     values, vectors = singular(symmetric, RANGE)
     return (vectors / values) @ vectors.T
 
 
 def product(rows: Rows, right: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """A right, in blocks of rows, into `out`, which is returned."""
+    """Computes A right in blocks of rows, into `out`, and returns `out`."""
     for part in blocks(out.shape[0], max(right.shape)):
         out[part] = (rows(part) @ right).to(out.dtype)
     return out
 
 
 def solve(numerator: torch.Tensor, symmetric: torch.Tensor) -> torch.Tensor:
-    """X with X H = N and no part outside the range of a positive semidefinite H. (m, n), (n, n) -> (m, n) float64.
+    """Solves X H = N for X, (m, n) float64, with no part outside the range of H.
 
-    By Cholesky where H is well conditioned, else by its eigenvectors.
+    N is (m, n); H is (n, n) and positive semidefinite. By a Cholesky factor if H is well conditioned, else by
+    eigenvectors.
     """
     factor, info = torch.linalg.cholesky_ex(symmetric)
     squares = factor.diagonal() ** 2
@@ -95,9 +100,9 @@ def solve(numerator: torch.Tensor, symmetric: torch.Tensor) -> torch.Tensor:
 def quotient(
     rows: Rows, middle: torch.Tensor, symmetric: torch.Tensor, out: torch.Tensor, shares: Sequence[float] = ()
 ) -> torch.Tensor:
-    """A M H^+ into `out`, which is returned; of A = [A_1 A_2 ...] with `shares` also sum s_k A_k.
+    """Computes A M H^+ into `out`, and returns `out`. With `shares`, sum s_k A_k is added, for A = [A_1 A_2 ...].
 
-    In the order that takes less: A (m, k) by its rows, M (k, n), H (n, n) as in `solve`.
+    A is (m, k) as Rows, M is (k, n), H is (n, n) as in `solve`. The order of products is the cheaper one.
     """
     k, n = middle.shape
     if out.shape[0] > k:
@@ -113,9 +118,9 @@ def quotient(
 
 
 class Part:
-    """Singular triplets of a tall matrix A: values (k,), right vectors (n, k), and left ones as A times `weights`.
+    """Singular triplets of a tall matrix A: values (k,), right vectors (n, k), left vectors as A times `weights`.
 
-    times: where there is a shorter way to A B than through the rows of A.
+    times: a shorter way to A B than through the rows of A, if there is one.
     """
 
     def __init__(self, rows: Rows, values: torch.Tensor, vectors: torch.Tensor, times: Times | None = None) -> None:
@@ -124,9 +129,9 @@ class Part:
 
 
 def recombined(parts: Sequence[Part], diagonal: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """polar(U) diag(diagonal) polar(V)^T of the parts' columns side by side, into `out` (m, n).
+    """Computes polar(U) diag(diagonal) polar(V)^T into `out` (m, n). U and V are the parts' vectors side by side.
 
-    U is never held: its rows are made twice, once for U^T U and once for the product.
+    U is never held: its rows are computed twice, once for U^T U and once for the product.
     """
     if not diagonal.numel():
         return out.zero_()

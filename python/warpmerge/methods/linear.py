@@ -1,8 +1,8 @@
 """Weighted means, extrapolation and copies: one pass, nothing to measure.
 
-All of these are one sum of the models with fixed coefficients. The coefficients follow from the parameters alone, so
-each tensor is read once and written once. Where the coefficients are those of a mean, an element that is the same in
-all models stays bit for bit as it is.
+Each of these methods is one sum of the models with fixed coefficients. The coefficients follow from the parameters
+alone, so each tensor is read once and written once. If the coefficients are those of a mean, an element that is the
+same in all models keeps its bits.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import RecipeError
+from ..errors import UsageError
 from ..requests import Combine, Copy, WeightedSum
 from .base import Base, TensorInfo, check_sum, total
 from .parameters import boolean, integer, number
@@ -29,9 +29,14 @@ def _check_linear(p: Mapping[str, Any], models: int) -> None:
     base=Base.METADATA,
     parameters=[WEIGHT, boolean("normalize", default=True, help="divide by the sum of the weights")],
     check=_check_linear,
-    formula="y = sum w_k x_k / Z,  Z = sum w_k,  1 with normalize: false",
+    formula="y = sum w_k x_k / Z,  Z = sum w_k (normalize: true),  1 (false)",
     paper="Wortsman et al. 2022, Model soups, arXiv 2203.05482",
-    differences={"the paper": "Its uniform soup has weights of 1. Its greedy soup needs evaluations between merges."},
+    differences={
+        "the paper": [
+            "The paper's uniform soup has weights of 1.",
+            "The paper's greedy soup evaluates models between merges. warpmerge does not offer it.",
+        ]
+    },
     presets={"mergekit": {}, "paper": {"weight": 1.0}},
 )
 def linear(tensor: TensorInfo, p: Mapping[str, Any]) -> Combine:
@@ -48,10 +53,10 @@ def linear(tensor: TensorInfo, p: Mapping[str, Any]) -> Combine:
     paper="Tarvainen and Valpola 2017, Mean teachers, arXiv 1703.01780",
     notes=[
         "List the checkpoints from the oldest to the newest.",
-        "Computed as one sum, so that small steps do not vanish as they do in a mean that is kept in 16 bits.",
+        "The result is computed as one sum. A running mean that is stored in 16 bits would lose small steps.",
     ],
     differences={
-        "mergekit": "mergekit does not implement this method; its linear with the weights of that sum is the same."
+        "mergekit": "mergekit does not implement this method. Its linear gives the same with the weights of that sum."
     },
 )
 def ema(tensor: TensorInfo, p: Mapping[str, Any]) -> Combine:
@@ -63,7 +68,9 @@ def ema(tensor: TensorInfo, p: Mapping[str, Any]) -> Combine:
 
 def _check_lawa(p: Mapping[str, Any], models: int) -> None:
     if p["k"] is not None and p["k"] > models:
-        raise RecipeError(f"method 'lawa': k is {p['k']}, but there are only {models} models; list more or lower k.")
+        raise UsageError(
+            f"method 'lawa': k is {p['k']}, but there are only {models} models; list more models or lower k."
+        )
 
 
 @method(
@@ -74,7 +81,9 @@ def _check_lawa(p: Mapping[str, Any], models: int) -> None:
     formula="y = (x_(K-k+1) + ... + x_K) / k",
     paper="Kaddour 2022, Stop wasting my time! (latest weight averaging), arXiv 2209.14981",
     notes="List the checkpoints from the oldest to the newest.",
-    differences={"mergekit": "mergekit does not implement this method; its linear of those k models is the same."},
+    differences={
+        "mergekit": "mergekit does not implement this method. Its linear of the last k models gives the same."
+    },
 )
 def lawa(tensor: TensorInfo, p: Mapping[str, Any]) -> Combine:
     """Mean of the last k checkpoints."""
@@ -89,9 +98,9 @@ def lawa(tensor: TensorInfo, p: Mapping[str, Any]) -> Combine:
     parameters=[number("alpha", required=True, help="how far to go beyond the model; 0 gives the model")],
     formula="y = x_1 + alpha d_1 = x_0 + (1 + alpha) d_1",
     paper="Zheng et al. 2024, Weak-to-strong extrapolation expedites alignment, arXiv 2404.16792",
-    notes="The base is the model before alignment (SFT), the model the one after.",
+    notes="The base is the model before alignment, such as the SFT model. The merged model is the aligned one.",
     differences={
-        "mergekit": "mergekit does not implement this method; its task_arithmetic with weight 1 + alpha is the same."
+        "mergekit": "mergekit does not implement this method. Its task_arithmetic with weight 1 + alpha gives the same."
     },
 )
 def expo(tensor: TensorInfo, p: Mapping[str, Any]) -> Combine:
@@ -104,8 +113,10 @@ def expo(tensor: TensorInfo, p: Mapping[str, Any]) -> Combine:
     base=Base.METADATA,
     copies=True,
     models=(1, 1),
-    parameters=[number("scale", per_model=True, optional=True, help="factor; none: the bytes are copied")],
-    formula="y = x_1,  scale x_1 with a scale",
+    parameters=[
+        number("scale", per_model=True, optional=True, help="factor of every element; default: the bytes are copied")
+    ],
+    formula="y = x_1;  with a scale  y = scale x_1",
     presets={"mergekit": {}},
 )
 def passthrough(tensor: TensorInfo, p: Mapping[str, Any]) -> Combine:

@@ -1,9 +1,9 @@
-"""Order statistics of each element: the values of the K models are sorted, and what lies in the middle is merged.
+"""Order statistics of each element: the K values are sorted, and those in the middle are averaged.
 
 A mean follows any model that is far off; a median or a trimmed mean does not. A sorting network orders the K values
-of each element with K log^2 K / 4 pairs of minimum and maximum, without a branch, so a processor works on many
-elements at once. Values that the result does not use are not computed. One read, nothing to measure, at most 128
-models.
+of each element with K log^2 K / 4 pairs of minimum and maximum. It has no branches, so a processor works on many
+elements at once. Values that the result does not use are not computed. There is one read and nothing to measure. 128
+models are the limit of a program's length.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ..errors import RecipeError
+from ..errors import UsageError
 from ..expr.expression import Expr, add_up, equal, maximum, minimum, where
 from ..expr.formula import Formula
 from ..expr.library import deltas
@@ -21,7 +21,7 @@ from .parameters import choice, number
 from .registry import method
 
 NOT_THERE = "mergekit does not implement this method."
-MOST = 128  # models: sorting more would be a longer formula than there may be
+MOST = 128  # models: for more, the sorting network would exceed the longest program
 YIN = "Yin et al. 2018, Byzantine-robust distributed learning, arXiv 1803.01498"
 
 
@@ -43,17 +43,17 @@ def comparators(count: int) -> Iterator[tuple[int, int]]:
 
 
 def ordered(values: Sequence[Expr]) -> list[Expr]:
-    """From the least to the largest. What is not used of it is not computed."""
+    """The values from the least to the largest. A program computes only those that are used."""
     values = list(values)
     for low, high in comparators(len(values)):
         a, b = values[low], values[high]
-        # Of equal ones each side takes another, so that -0 and 0 both stay.
+        # If both are equal, each side takes another one, so that -0 and 0 both stay.
         values[low], values[high] = minimum(a, b), maximum(b, a)
     return values
 
 
 def mean_of(values: Sequence[Expr]) -> Expr:
-    """The mean of values in order. They are added and then divided, as is usual, unless their sum overflows."""
+    """The mean of sorted values: their sum divided by their number, or a sum of quotients if the sum overflows."""
     count = len(values)
     if count == 1:
         return values[0]
@@ -85,31 +85,31 @@ def _of_middle(tensor: TensorInfo, low: int, high: int) -> Map | WeightedSum:
             "even",
             ["mean", "lower"],
             default="mean",
-            help="of an even number of models: the mean of the two in the middle, or the lower one (torch.median)",
+            help="for an even number of models: the mean of the two middle values, or the lower one (torch.median)",
         )
     ],
-    formula="y = x_((K+1)/2) of the sorted x_(1) <= ... <= x_(K);  for an even K\n"
-    "y = (x_(K/2) + x_(K/2+1)) / 2 (even: mean),  x_(K/2) (lower)",
+    formula="y = x_((K+1)/2) of the sorted x_(1) <= ... <= x_(K)\n"
+    "for an even K  y = (x_(K/2) + x_(K/2+1)) / 2 (even: mean),  x_(K/2) (lower)",
     paper=YIN,
-    notes="An element of a model may be anything, as long as most models are right.",
+    notes="An element of a minority of the models may have any value without much effect on the result.",
     differences={"mergekit": NOT_THERE},
 )
 def median(tensor: TensorInfo, p: Mapping[str, Any]) -> Combine:
-    """Median of the models, for each element by itself."""
+    """Median of the models, element by element."""
     low, high = (tensor.models - 1) // 2, tensor.models // 2 + 1
     return _of_middle(tensor, low, low + 1 if p["even"] == "lower" else high)
 
 
 def dropped(beta: float, models: int) -> int:
-    """How many are dropped at each end: the float64 product truncated."""
+    """How many models are dropped at each end: the truncated float64 product."""
     return int(beta * models)
 
 
 def _check_trimmed(p: Mapping[str, Any], models: int) -> None:
     if p["beta"] >= 0.5:
-        raise RecipeError(
-            f"method 'trimmed_mean': beta: {p['beta']:g} drops half of the models at each end; give one below 0.5, or "
-            "use median."
+        raise UsageError(
+            f"method 'trimmed_mean': beta: {p['beta']:g} drops half of the models at each end; choose a beta below "
+            "0.5, or use median."
         )
 
 
@@ -118,15 +118,15 @@ def _check_trimmed(p: Mapping[str, Any], models: int) -> None:
     base=Base.METADATA,
     models=(1, MOST),
     parameters=[
-        number("beta", low=0, high=0.5, required=True, help="share of the models to drop at each end, below 0.5")
+        number("beta", low=0, high=0.5, required=True, help="share of the models to drop at each end; below 0.5")
     ],
     check=_check_trimmed,
     formula="b = int(beta K)\ny = (x_(b+1) + ... + x_(K-b)) / (K - 2 b) of the sorted x_(1) <= ... <= x_(K)",
     paper=YIN,
-    notes="A beta below 1 / K drops nothing: that is the mean.",
+    notes="A beta below 1 / K drops no model: the result is the mean.",
     differences={"mergekit": NOT_THERE},
 )
 def trimmed_mean(tensor: TensorInfo, p: Mapping[str, Any]) -> Combine:
-    """Mean of the models without the largest and the smallest, for each element by itself."""
+    """Mean of the models without the largest and the smallest values, element by element."""
     drop = dropped(p["beta"], tensor.models)
     return _of_middle(tensor, drop, tensor.models - drop)

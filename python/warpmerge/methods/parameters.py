@@ -1,4 +1,4 @@
-"""Parameters of merge methods: what values they take, and what they are where nothing is said."""
+"""Parameters of merge methods: the values that each one takes, and its default."""
 
 from __future__ import annotations
 
@@ -8,30 +8,50 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
-from ..errors import RecipeError, close_matches, shown
+from ..errors import UsageError, close_matches, shown
 
-LARGEST = 1e30  # magnitude of a number without bounds of its own: its products with weights must stay in float32
+LARGEST = 1e30  # bound of numbers without bounds of their own: their products with weights must not overflow float32
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of a method. `convert` turns a value from a recipe into its final form or raises ValueError."""
+    """A parameter of a method. `number`, `integer`, `boolean` and `choice` make parameters.
+
+    Attributes:
+        name: its name in recipes.
+        convert: turns a value of a recipe into its final form. Raises ValueError for a wrong value.
+        kind: the values that it takes, for messages: `number in [0, 1]`.
+        default: its value if no source gives one.
+        required: whether a missing value is an error.
+        per_model: whether each model has a value of its own.
+        interpolates: whether gradients interpolate between values; else they advance in steps.
+        help: its meaning, for `warpmerge methods`.
+        short_for: another parameter that this one stands for. If this one is given, a preset does not set the other.
+    """
 
     name: str
     convert: Callable[[Any], Any]
-    kind: str  # for people: "number in [0, 1]"
+    kind: str
     default: Any = None
     required: bool = False
     per_model: bool = False
     interpolates: bool = False
     help: str = ""
-    short_for: str = ""  # another parameter that this one sets too; giving it keeps a preset from setting that
+    short_for: str = ""
 
 
 def number(
     name: str, *, low: float | None = None, high: float | None = None, optional: bool = False, **more: Any
 ) -> Parameter:
-    """A float; lists of it are gradients. A side without a bound ends at `LARGEST`; `high` may be infinite."""
+    """A parameter whose values are floats. A list of values is a gradient and interpolates.
+
+    Args:
+        name: name of the parameter.
+        low: least value. None: -1e30.
+        high: largest value; it may be infinite. None: 1e30.
+        optional: whether None is a value.
+        **more: `default`, `required`, `per_model`, `help` and other fields of Parameter.
+    """
     least, most = -LARGEST if low is None else low, LARGEST if high is None else high
     if low is not None and high is not None and high < math.inf:
         kind = f"number in [{low:g}, {high:g}]"
@@ -59,7 +79,14 @@ def number(
 
 
 def integer(name: str, *, low: int, optional: bool = False, **more: Any) -> Parameter:
-    """A whole number; lists of it advance in steps."""
+    """A parameter whose values are integers. A list of values is a gradient and advances in steps.
+
+    Args:
+        name: name of the parameter.
+        low: least value.
+        optional: whether None is a value.
+        **more: `default`, `required`, `per_model`, `help` and other fields of Parameter.
+    """
     kind = f"integer >= {low}"
 
     def convert(value: Any) -> int | None:
@@ -73,6 +100,13 @@ def integer(name: str, *, low: int, optional: bool = False, **more: Any) -> Para
 
 
 def boolean(name: str, **more: Any) -> Parameter:
+    """A parameter whose values are True and False. It takes 0 and 1 too.
+
+    Args:
+        name: name of the parameter.
+        **more: `default`, `required`, `per_model`, `help` and other fields of Parameter.
+    """
+
     def convert(value: Any) -> bool:
         if isinstance(value, bool):
             return value
@@ -84,7 +118,14 @@ def boolean(name: str, **more: Any) -> Parameter:
 
 
 def choice(name: str, values: list[str], *, aliases: Mapping[Any, Any] | None = None, **more: Any) -> Parameter:
-    """One of `values`; `aliases` are other spellings, such as true and false."""
+    """A parameter whose values are some strings.
+
+    Args:
+        name: name of the parameter.
+        values: the strings.
+        aliases: other spellings, such as True, with the string that each one means.
+        **more: `default`, `required`, `per_model`, `help` and other fields of Parameter.
+    """
     aliases = dict(aliases or {})
 
     def convert(value: Any) -> Any:
@@ -99,27 +140,28 @@ def choice(name: str, values: list[str], *, aliases: Mapping[Any, Any] | None = 
 
 
 SCOPES = {
-    "tensor": "each tensor by itself",
-    "row": "each row by itself",
-    "model": "the whole model at once, which reads the inputs once more",
+    "tensor": "each tensor",
+    "row": "each row",
+    "model": "the whole model, which costs one more read of the inputs",
 }
 
 
 def scope(*values: str) -> Parameter:
-    """Over what a method measures: some of `SCOPES`, the first of them by default."""
+    """The parameter `scope`: over what a method takes statistics. The first of the values is the default."""
     about = "; ".join(f"{value}: {SCOPES[value]}" for value in values)
-    return choice("scope", list(values), default=values[0], help=f"what is measured together ({about})")
+    return choice("scope", list(values), default=values[0], help=f"over what statistics are taken ({about})")
 
 
 NONFINITE = choice(
     "nonfinite",
     ["error", "propagate", "base"],
     default="error",
-    help="what a NaN or infinity in a weight does: stop the merge, pass through, or count as unchanged",
+    help="what a NaN or infinity in a model does: stop the merge, pass through, or count as the base's element",
 )
 
 
 def checked_seed(seed: Any) -> int:
+    """The seed as an int. Raises UsageError if it is no integer."""
     if isinstance(seed, bool) or not isinstance(seed, Integral):
-        raise RecipeError(f"seed is an integer, got {shown(seed)}.")
+        raise UsageError(f"seed must be an integer, got {shown(seed)}.")
     return int(seed)

@@ -1,6 +1,7 @@
-"""How often a method reads its inputs: counted on the steps that it takes for a tensor that is not there.
+"""Counts how often a method reads its inputs.
 
-The method is sent answers as they would come from the deltas of an ordinary matrix. No element is read.
+The method's function runs for a tensor that does not exist. It is sent answers as they would come from the deltas of an
+ordinary matrix, and each request is one pass. No element is read.
 """
 
 from __future__ import annotations
@@ -22,14 +23,17 @@ from .parameters import Parameter
 
 SIDE = 256  # rows and columns of the matrix
 KEY = 0x3F800000  # of the magnitude 1 in float32
-MOST = 64  # measurements: a method that takes more is taken to be caught by an answer
+MOST = 64  # measurements: after more of them, the method is taken to loop over the made-up answers
 
 
 Values = Mapping[str, Any]
 
 
 class Counted:
-    """Reads of the inputs by the values of a method's parameters. models: least and most inputs it takes."""
+    """The number of passes of a method, as a function of its parameters' values. Counts are kept.
+
+    models: least and largest number of inputs that the method accepts.
+    """
 
     def __init__(
         self,
@@ -50,7 +54,7 @@ class Counted:
 
     @property
     def _sources(self) -> set[str]:
-        """Values that say where tensors are, not what is made of them."""
+        """Names of parameters that say where auxiliary tensors are. They do not change the steps."""
         return {kind.name for kind in self._auxiliary}
 
     def _count(self, values: Values) -> int:
@@ -62,15 +66,15 @@ class Counted:
         for measured in range(MOST):
             try:
                 request = steps.send(answer)
-            except Exception:  # its end, or an answer that it cannot use: the real ones will show that
+            except Exception:  # it returned, or it cannot use a made-up answer; a real merge will show an error
                 return measured + 1
             if type(request) not in _ANSWERS:
-                return measured + 2  # what a function answers is not known: the combination is taken to follow
+                return measured + 2  # the answer of a TensorFunction is not known; the combination is taken to follow
             answer = _ANSWERS[type(request)](request, tensor)
         return MOST
 
     def _models(self, values: Values) -> int:
-        """How many models the values are for; where none tells, a number that the method takes."""
+        """The number of models that the values are for. If no value is per model: one that the method accepts."""
         for name in self._per_model:
             if isinstance(values.get(name), tuple) and values[name]:
                 return len(values[name])
@@ -78,7 +82,7 @@ class Counted:
 
 
 def _selections(request: KthLargest, tensor: TensorInfo) -> list[Selection]:
-    # The fewer elements are above a magnitude, the larger it is.
+    # The smaller the count, the larger the magnitude.
     return [Selection(KEY + (tensor.count - count) * 64, above=max(0, count - 1), ties=1) for count in request.counts]
 
 
@@ -99,7 +103,7 @@ def _gram(request: Gram, tensor: TensorInfo) -> GramResult:
 
 
 def _rows(terms: int) -> Any:
-    """A little more than the number of columns, and a quarter of it from value to value."""
+    """Sums a little above the number of columns; each value's is a quarter of the one before."""
     import numpy as np
 
     share = 0.25 ** np.arange(terms)[:, None]
@@ -107,7 +111,7 @@ def _rows(terms: int) -> Any:
 
 
 def _products(request: Reduce) -> Any:
-    """Vectors of length 1 at right angles to each other."""
+    """Products of orthogonal vectors of length 1."""
     import numpy as np
 
     return np.array([[float(i == k)] * SIDE for i, k in request.pairs])

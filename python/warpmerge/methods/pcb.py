@@ -1,12 +1,11 @@
-"""Parameter competition: each element is shared out among the models by how much it matters to each, and to all.
+"""Parameter competition: the models compete for each element with a score, and share it by their scores.
 
-An element counts for a model by two things: how large its change is among the model's own changes, and how far it
-agrees with the sum of all models' changes. The score of both decides how the models share the element. Only the
-elements with the highest scores compete at all.
+A model's score for an element grows with two things: how large its delta is among the model's own deltas, and how far
+that delta agrees with the sum of all models' deltas. Only the elements of the highest scores compete at all.
 
 That takes four order statistics of each model: two bounds of its magnitudes, the score at the cut and the largest
-score. Each is selected exactly, in one read for the bounds and one for the scores, and a third read merges. The score
-is an expression with an exponential and a tangent, evaluated anew in each read: that costs less than to store it.
+score. All are exact. One read finds the bounds, one the scores, and a third read merges. The score is an expression
+with an exponential and a hyperbolic tangent. Each read evaluates it anew: that costs less than to store it.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ from .base import Base, Steps, TensorInfo
 from .parameters import number, scope
 from .registry import method
 
-TAIL = 1e-4  # share of the magnitudes at each end that count as the last one inside
-MOST = 36  # models: the scores of more would be a longer formula than there may be, in float64
-LEAST = 1e-12  # sums of scores below this count as it
+TAIL = 1e-4  # share of the magnitudes at each end that are clipped
+MOST = 36  # models: for more, the expressions would exceed the longest program, in float64
+LEAST = 1e-12  # a smaller sum of scores counts as this
 SERIES = (1.0, -1 / 3, 2 / 15, -17 / 315, 62 / 2835)  # of tanh(x) / x in x^2
 
 
@@ -35,12 +34,12 @@ def tails(count: int) -> tuple[int, int]:
 
 
 def cut(ratio: float, count: int) -> int:
-    """Rank of the score above which elements compete: of the sorted, the one at int((1 - ratio) n)."""
+    """Rank of the score above which elements compete: in ascending order the one at int((1 - ratio) n)."""
     return max(1, count - int((1 - ratio) * count))
 
 
 def bounded_tanh(x: Expr, terms: int) -> Expr:
-    """So many terms of its series in x; 0: the function of any x."""
+    """tanh(x) by the first `terms` terms of its series; 0: by the function, for any x."""
     if terms == 0:
         return tanh(x)
     square, total = x * x, literal(SERIES[terms - 1])
@@ -50,7 +49,7 @@ def bounded_tanh(x: Expr, terms: int) -> Expr:
 
 
 def terms_of(bound: float, fp64: bool) -> int:
-    """How many terms are as good as the function for arguments up to `bound`; 0 if it takes more than there are."""
+    """The number of terms that are as good as the function for |x| up to `bound`; 0: SERIES has too few."""
     if bound > 1:
         return 0
     ulp = 2.0 ** (-53 if fp64 else -24)
@@ -59,7 +58,7 @@ def terms_of(bound: float, fp64: bool) -> int:
 
 
 class Competition:
-    """What the K models make of an element.
+    """The scores of the K models for an element, and the merged delta.
 
     bounds: of each model the least and the largest magnitude that count. terms: see `bounded_tanh`.
     """
@@ -70,7 +69,7 @@ class Competition:
         self.from_zero = all(low == 0 for low, _ in bounds)
         factor = math.sqrt(len(bounds))
         self.ends = [(value(low), value(high), value(-high)) for low, high in bounds]
-        # Times it, a magnitude above the least one is its share of the range times the root of K.
+        # A magnitude less the lower bound, times this root twice, is sqrt(K) times its share of the range.
         self.roots = [value(root_of(high - low, factor)) if high > low else None for low, high in bounds]
         self.scores = [self._score(k) for k in range(len(bounds))]
 
@@ -83,9 +82,9 @@ class Competition:
         return ((d > 0) - (d < 0)) * minimum(maximum(abs(d), low), high)
 
     def _score(self, k: int) -> Expr:
-        """How the model fares: exp(K share^2) tanh(d sum d), share: where its magnitude lies between its bounds.
+        """exp(K share^2) tanh(d sum d). share: 0 for a magnitude at the lower bound, 1 at the upper one.
 
-        0 if its magnitudes are all the same.
+        The score is 0 if all magnitudes of the model are the same.
         """
         root = self.roots[k]
         if root is None:
@@ -96,7 +95,7 @@ class Competition:
         return exp(share * share) * bounded_tanh(self.deltas[k] * self.together, self.terms)
 
     def signed(self, sign: int) -> list[Expr]:
-        """What is above zero of each score, or what is below if the sign is -1."""
+        """max(score, 0) of each model, or max(-score, 0) if the sign is -1."""
         return [maximum(q if sign > 0 else -q, 0) for q in self.scores]
 
     def merged(self, ends: Sequence[tuple[float, float]], factor: float) -> Expr:
@@ -107,7 +106,7 @@ class Competition:
                 start = value(least)
                 shares.append(scaled(maximum(self.scores[k], start) - start, value(root_of(most - least))))
                 values.append(self.change(k) * shares[-1])
-        if not shares:  # nothing competes, and what is not a number still shows
+        if not shares:  # nothing competes: 0, or NaN if there is one
             return where(equal(self.together, self.together), 0, self.together)
         return add_up(values) / maximum(add_up(shares), literal(LEAST)) * factor
 
@@ -132,27 +131,27 @@ def root_of(span: float, factor: float = 1.0) -> float:
         scope("tensor", "model"),
     ],
     passes=lambda p: 3 + (p["ratio"] > 0.5),
-    reads="3 by default; 4 where fewer elements than the share `ratio` agree with the sum, as with one above 0.5",
-    formula="""a_k = |d_k| kept between its quantiles 0.0001 and 0.9999,  P_k = (a_k - min a_k) / (max a_k - min a_k)
+    reads="3 by default; 4 if fewer elements than the share `ratio` have Q_k > 0, as with a ratio above 0.5",
+    formula="""a_k = |d_k| clipped to its quantiles 0.0001 and 0.9999,  P_k = (a_k - min a_k) / (max a_k - min a_k)
 Q_k = exp(K P_k^2) tanh(d_k sum d_j),  q_k = the quantile 1 - ratio of Q_k
-s_k = (max(Q_k, q_k) - q_k) / (max Q_k - q_k),  0 where a_k or Q_k is the same everywhere
+s_k = (max(Q_k, q_k) - q_k) / (max Q_k - q_k),  0 if a_k or Q_k is constant
 y = x_0 + lambda sum sign(d_k) a_k s_k / max(sum s_k, 1e-12)""",
     paper="Du et al. 2024, Parameter competition balancing for model merging, arXiv 2410.02396",
     notes=[
-        "Quantiles are elements, those at int(n / 10000), int(0.9999 n - 1) and int((1 - ratio) n) of the sorted.",
-        "Nothing competes in tensors of up to 1 / ratio elements, 10 by default, nor in those of one or two: they stay "
-        "as they are in the base.",
+        "Quantiles are elements: in sorted order those at int(n / 10000), int(0.9999 n - 1) and int((1 - ratio) n).",
+        "In tensors of one or two elements, and of up to 1 / ratio elements (10 by default), nothing competes. The "
+        "output is the base.",
     ],
     differences={
         "mergekit": "mergekit does not implement this method.",
         "the paper": [
-            "It measures the whole model at once, which is scope: model.",
-            "It tunes ratio, from 0.05 to 0.1, and lambda, about 1.2.",
+            "The paper measures the whole model at once: scope: model.",
+            "The paper tunes ratio, from 0.05 to 0.1, and lambda, about 1.2.",
         ],
     },
 )
 def pcb(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
-    """Mean of the deltas, weighted by how large each is among its own and how much it agrees with the others."""
+    """Mean of the deltas. Large deltas that agree with the sum of all models weigh more."""
     models, count, fp64 = tensor.models, tensor.count, tensor.fp64
     if not count:
         return Copy()
@@ -164,7 +163,7 @@ def pcb(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     competition = Competition(bounds, terms)
     at = cut(p["ratio"], count)
     ends = yield from _ends(competition, 1, (at, 1), fp64)
-    if 0.0 in ends:  # fewer scores than that are above zero: it is one from the bottom of those below
+    if 0.0 in ends:  # too few scores are above zero, so the cut is among those below: count it from the smallest
         below = yield from _ends(competition, -1, (count - at + 1, count), fp64)
         ends = [high if high > 0 else -low for high, low in zip(ends, below, strict=True)]
     ranges = list(zip(ends[::2], ends[1::2], strict=True))

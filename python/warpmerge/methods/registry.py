@@ -1,4 +1,4 @@
-"""Which methods there are: the built-in ones, those that a program registers, and those of installed plug-ins.
+"""The registry of methods: built-in ones, methods that a program registers, and methods of installed plug-ins.
 
 A plug-in is an entry point of the group `warpmerge.methods`; see docs/plugins.md.
 """
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from ..errors import RecipeError, close_matches
+from ..errors import UsageError, close_matches
 from .auxiliary import AuxiliaryTensor
 from .base import Base, Method, as_steps
 from .checked import checked
@@ -21,7 +21,7 @@ from .passes import Counted
 
 Function = TypeVar("Function", bound=Callable[..., Any])  # of a TensorInfo and the values of the parameters
 GROUP = "warpmerge.methods"
-# Words of merge_tensors, merge_state_dicts and Pool.merge, and parameters that every method gets by itself.
+# Arguments of merge_tensors, merge_state_dicts and Pool.merge, and parameters that every method has.
 RESERVED = {
     *("backend", "base", "into", "method", "name", "nonfinite", "out_dtype", "seed", "self", "semantics"),
     *("state_dicts", "tensors"),
@@ -45,29 +45,43 @@ def method(
     auxiliary: Sequence[AuxiliaryTensor] = (),
     **more: Any,
 ) -> Callable[[Function], Function]:
-    """Registers a function of a TensorInfo and the parameters' values as a merge method.
+    """Registers a function as a merge method.
 
-    The function returns what combines the tensor's inputs. One that measures them first is a generator: it yields what
-    it asks, and is sent the answer. The first line of its documentation is the method's summary.
+    warpmerge calls the function with a TensorInfo and a mapping from parameters to values, once for each tensor. The
+    function returns a combination (`warpmerge.requests`). A function that measures first is a generator: it yields each
+    measurement, is sent the answer, and returns the combination. The first line of its docstring is the method's
+    summary.
 
-    base: what `base_model` is to the method. parameters: made by number, integer, boolean and choice. reads: how often
-    the inputs are read, in words, if it depends on the parameters. passes: the same as a number, or a function of the
-    parameters' values; only for a method whose number of measurements depends on what it measures, since the steps it
-    takes show it else. models: the least and the largest (or None) number of models. check: called with the values and
-    the number of models, raises RecipeError if they do not go together. auxiliary: tensors that it needs of each model
-    beside its weights; only where the base is a metadata source. memory: of one that holds more of a tensor than tiles,
-    a bound on those bytes for a shape and number of models. formula, paper, notes, differences: for people. presets:
-    named sets of options; the first one is the default and best empty.
+    Args:
+        name: the name in recipes and calls.
+        base: the role of `base_model`.
+        parameters: made by `number`, `integer`, `boolean` and `choice` of `warpmerge.methods`.
+        passes: number of reads of the inputs, or a function from the parameters' values to that number. Only for a
+            method whose number of measurements depends on an answer; for any other method it is counted.
+        reads: the number of passes in words, if it depends on parameters.
+        notes: sentences for the method's description.
+        differences: sentences by implementation ("mergekit", "the paper", "PEFT"): how that one differs.
+        presets: options by name of an implementation, for the parameter `semantics`. The first preset is the default
+            and is best empty.
+        auxiliary: kinds of tensors that the method needs of each model beside its weights. The base must be
+            `Base.METADATA`.
+        **more: further fields of `Method`: `models` (least and largest number of inputs), `check`, `copies`, `memory`,
+            `formula`, `paper`.
 
-    copies: whether it takes tensors as they are, whatever their dtype.
+    Returns:
+        A decorator that registers a function and returns it unchanged.
 
-    Raises RecipeError if another function has registered the name.
+    Raises:
+        UsageError: another function has registered the name, or a parameter or preset is wrong.
+
+    Example:
+        >>> @wm.method("half", base=wm.Base.REFERENCE)
+        ... def half(tensor, p):
+        ...     return WeightedSum((0.5 / tensor.models,) * tensor.models, on_deltas=True)
     """
     parameters = (*(c.parameter() for c in auxiliary), *parameters)
     if auxiliary and base is not Base.METADATA:
-        raise RecipeError(
-            f"merge method '{name}' has auxiliary tensors, so its base must be Base.METADATA: it takes no deltas."
-        )
+        raise UsageError(f"merge method '{name}' has auxiliary tensors, so it takes no deltas: set base=Base.METADATA.")
     _check_parameters(name, parameters)
     meant = _converted(name, parameters, presets or {})
     if meant:
@@ -113,12 +127,12 @@ def _listed(text: str | Sequence[str]) -> tuple[str, ...]:
 
 def _check_parameters(method_name: str, parameters: Sequence[Parameter]) -> None:
     if not isinstance(method_name, str) or not method_name:
-        raise RecipeError(f"the name of a merge method is a string, got {method_name!r}.")
+        raise UsageError(f"the name of a merge method is a string, got {method_name!r}.")
     names = [p.name for p in parameters]
     for name in names:
         if name in RESERVED or names.count(name) > 1:
             why = "is reserved" if name in RESERVED else "is given twice"
-            raise RecipeError(f"merge method '{method_name}': the parameter name '{name}' {why}; choose another.")
+            raise UsageError(f"merge method '{method_name}': the parameter name '{name}' {why}; choose another.")
 
 
 def _converted(
@@ -128,7 +142,7 @@ def _converted(
     try:
         return {preset: {k: by_name[k].convert(v) for k, v in sets.items()} for preset, sets in presets.items()}
     except (KeyError, ValueError) as error:
-        raise RecipeError(f"merge method '{method_name}': a preset is wrong: {error}.") from None
+        raise UsageError(f"merge method '{method_name}': a preset is wrong: {error}.") from None
 
 
 def _semantics(presets: list[str]) -> Parameter:
@@ -141,37 +155,51 @@ def _semantics(presets: list[str]) -> Parameter:
 
 
 def _check_new(made: Method) -> None:
-    """Raises RecipeError if the name is taken. A definition that is run again replaces itself."""
+    """Raises UsageError if another function has the name. A definition that is run again replaces itself."""
     old = REGISTRY.get(made.name)
     if old is not None and (old.module, old.steps.__qualname__) != (made.module, made.steps.__qualname__):
-        raise RecipeError(
+        raise UsageError(
             f"merge method '{made.name}' is already registered by {old.steps.__qualname__} of the module {old.module}; "
-            f"give the one of {made.module} another name."
+            f"give the method of {made.module} another name."
         )
 
 
 def find(name: object) -> Method:
-    """The method of this name; plug-ins are looked for if there is no other. Raises RecipeError."""
+    """The method of this name. Plug-ins are loaded if no other method has it.
+
+    Raises:
+        UsageError: there is none. The message has similar names, and the plug-ins that could not be loaded.
+    """
     if not isinstance(name, str):
-        raise RecipeError(f"the name of a merge method is a string, got {name!r}.")
+        raise UsageError(f"the name of a merge method is a string, got {name!r}.")
     if name not in REGISTRY:
         load_plugins()
     if name not in REGISTRY:
         failed = "".join(f" The plug-in {plugin} could not be loaded: {why}." for plugin, why in _failures.items())
         near = close_matches(name, REGISTRY)
-        listed = " `warpmerge methods` lists them all." if near else f". Known: {', '.join(sorted(REGISTRY))}."
-        raise RecipeError(f"unknown merge method {name!r}{near}{listed}{failed}")
+        raise UsageError(f"unknown merge method {name!r}{near or '.'} `warpmerge methods` lists all methods.{failed}")
     return REGISTRY[name]
 
 
 def list_methods() -> tuple[Method, ...]:
-    """All methods by name, those of plug-ins included."""
+    """All methods, also those of plug-ins, sorted by name.
+
+    Returns:
+        A tuple of Method. `name`, `summary`, `parameters`, `formula` and `paper` describe each one.
+
+    Example:
+        >>> [method.name for method in wm.list_methods() if method.base is wm.Base.REFERENCE]
+    """
     load_plugins()
     return tuple(REGISTRY[name] for name in sorted(REGISTRY))
 
 
 def load_plugins() -> Mapping[str, str]:
-    """Loads the plug-ins that are installed, the first time. Returns those that could not be loaded, and why."""
+    """Loads the installed plug-ins, once.
+
+    Returns:
+        The reason for each plug-in that could not be loaded, by its name.
+    """
     global _looked
     with _lock:
         if not _looked:
@@ -191,7 +219,7 @@ def _load(entry: Any) -> None:
         package = f" of {entry.dist.name} {entry.dist.version}" if entry.dist else ""
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         _failures[f"'{entry.name}'{package}"] = reason.rstrip(".: ")
-        # Python has forgotten a module that failed half-way; what it had registered must not stay either.
+        # Python forgets a module that fails while it is loaded, so the registry forgets its methods.
         for name in REGISTRY.keys() - before:
             if REGISTRY[name].module not in sys.modules:
                 del REGISTRY[name]

@@ -1,8 +1,8 @@
-"""Robust aggregation: results that a few bad models cannot move far. All from norms and mutual distances.
+"""Robust aggregation: means that a few bad models cannot move far.
 
-One read measures the distances between the K tensors, the coefficients are computed from them on the host, and a
-second read forms the sum, or copies the chosen tensor. `scope: model` adds up the distances of all tensors first, as
-the papers do, so that one decision holds for the whole model.
+One read measures the norms and mutual distances of the K tensors. The host computes coefficients from them. A second
+read forms the sum, or copies the chosen tensor. With `scope: model` the distances of all tensors are added up first,
+as in the papers, so that one decision holds for the whole model.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..errors import RecipeError
+from ..errors import UsageError
 from ..requests import Copy, GramResult, WeightedSum
 from .base import Base, Steps, TensorInfo, check_sum, total
 from .geometry import Table, distances_to, measure
@@ -22,7 +22,9 @@ from .registry import method
 
 WEIGHT = number("weight", low=0, default=1.0, per_model=True, help="how much the model counts")
 NOT_THERE = "mergekit does not implement this method."
-BAD = integer("f", low=0, optional=True, help="how many models may be bad; default: the most there can be, (K - 3) / 2")
+BAD = integer(
+    "f", low=0, optional=True, help="how many models may be bad; default: the largest possible number, (K - 3) / 2"
+)
 
 
 def _bad(p: Mapping[str, Any], models: int) -> int:
@@ -31,14 +33,14 @@ def _bad(p: Mapping[str, Any], models: int) -> int:
 
 def _check_krum(name: str, p: Mapping[str, Any], models: int) -> None:
     if models < 2 * _bad(p, models) + 3:
-        raise RecipeError(
+        raise UsageError(
             f"method '{name}': f: {p['f']} needs at least {2 * p['f'] + 3} models (2 f + 3), got {models}; "
-            "list more or lower f."
+            "list more models or lower f."
         )
 
 
 def krum_order(gram: GramResult, bad: int) -> list[int]:
-    """The models, best first: by the sum of squared distances to their K - f - 2 nearest, then by index."""
+    """The models in order of their sum of squared distances to their K - f - 2 nearest ones, then of their index."""
     models = len(gram.norms_sq)
     others = [sorted(d for k, d in enumerate(row) if k != i) for i, row in enumerate(gram.distances_sq)]
     scores = [math.fsum(near[: models - bad - 2]) for near in others]
@@ -52,16 +54,16 @@ def krum_order(gram: GramResult, bad: int) -> list[int]:
     parameters=[BAD, scope("tensor", "model")],
     check=lambda p, models: _check_krum("krum", p, models),
     formula="s_i = sum of |x_i - x_j|^2 over the K - f - 2 nearest x_j\n"
-    "y = the x_i with the least s_i, of equals the first",
+    "y = the x_i with the least s_i, the first one of several",
     paper="Blanchard et al. 2017, Machine learning with adversaries, arXiv 1703.02757",
     notes=[
         "The chosen tensor is copied byte for byte.",
         "At tensor scope the result can mix tensors of several models.",
     ],
-    differences={"mergekit": NOT_THERE, "the paper": "It decides once for the whole model, which is scope: model."},
+    differences={"mergekit": NOT_THERE, "the paper": "The paper decides once for the whole model: scope: model."},
 )
 def krum(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
-    """The one model that lies nearest to its neighbours."""
+    """The model with the least sum of squared distances to its nearest models."""
     gram = yield from measure(tensor, on_deltas=False)
     return Copy(krum_order(gram, _bad(p, tensor.models))[0])
 
@@ -70,7 +72,7 @@ def _check_multi_krum(p: Mapping[str, Any], models: int) -> None:
     _check_krum("multi_krum", p, models)
     most = models - _bad(p, models)
     if p["m"] is not None and p["m"] > most:
-        raise RecipeError(f"method 'multi_krum': m is at most K - f = {most} of these {models} models, got {p['m']}.")
+        raise UsageError(f"method 'multi_krum': m is at most K - f = {most} of these {models} models, got {p['m']}.")
 
 
 @method(
@@ -85,10 +87,10 @@ def _check_multi_krum(p: Mapping[str, Any], models: int) -> None:
     check=_check_multi_krum,
     formula="s_i = sum of |x_i - x_j|^2 over the K - f - 2 nearest x_j\ny = mean of the m x_i with the least s_i",
     paper="Blanchard et al. 2017, Machine learning with adversaries, arXiv 1703.02757",
-    differences={"mergekit": NOT_THERE, "the paper": "It decides once for the whole model, which is scope: model."},
+    differences={"mergekit": NOT_THERE, "the paper": "The paper decides once for the whole model: scope: model."},
 )
 def multi_krum(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
-    """Mean of the m models that lie nearest to their neighbours."""
+    """Mean of the m models with the least sums of squared distances to their nearest models."""
     gram = yield from measure(tensor, on_deltas=False)
     bad = _bad(p, tensor.models)
     chosen = krum_order(gram, bad)[: p["m"] or tensor.models - bad - 2]
@@ -107,27 +109,27 @@ def _check_weight(name: str, p: Mapping[str, Any]) -> None:
     base=Base.METADATA,
     parameters=[
         WEIGHT,
-        number("eps", low=1e-12, default=1e-6, help="distances below it count as it"),
-        integer("max_iter", low=0, default=100, help="most steps; they cost nothing, the models are read twice anyway"),
-        number("tol", low=0, default=1e-6, help="ends when a step lowers the sum of distances by less than this share"),
+        number("eps", low=1e-12, default=1e-6, help="a smaller distance counts as this"),
+        integer("max_iter", low=0, default=100, help="largest number of steps; a step reads nothing"),
+        number("tol", low=0, default=1e-6, help="stop when a step lowers the sum of distances by a smaller share"),
         scope("tensor", "model"),
     ],
     check=lambda p, models: _check_weight("geometric_median", p),
     formula="y = the v with the least sum w_k |x_k - v|\n"
-    "v <- sum b_k x_k / sum b_k,  b_k = w_k / max(eps, |x_k - v|),  from the weighted mean on",
+    "v <- sum b_k x_k / sum b_k,  b_k = w_k / max(eps, |x_k - v|);  v starts as the weighted mean",
     paper="Pillutla et al. 2019, Robust aggregation for federated learning, arXiv 1912.13445",
     notes="The smoothed Weiszfeld algorithm.",
-    differences={"mergekit": NOT_THERE, "the paper": "It takes the median of whole models, which is scope: model."},
+    differences={"mergekit": NOT_THERE, "the paper": "The paper takes the median of whole models: scope: model."},
 )
 def geometric_median(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
-    """The point with the least weighted sum of distances to the models."""
+    """The point of the least weighted sum of distances to the models."""
     gram = yield from measure(tensor, on_deltas=False)
     coefficients = weiszfeld(p["weight"], gram.distances_sq, p["eps"], p["max_iter"], p["tol"])
     return WeightedSum(tuple(coefficients), on_deltas=False, agree=True)
 
 
 def weiszfeld(weight: Sequence[float], distances_sq: Table, eps: float, max_iter: int, tol: float) -> list[float]:
-    """Coefficients of the points for their geometric median, from their weighted mean on."""
+    """Coefficients of the points for their geometric median. The iteration starts at their weighted mean."""
     weight = point = _shares(weight)
     distances = distances_to(point, distances_sq)
     objective = _objective(weight, distances)
@@ -150,7 +152,7 @@ def _objective(weight: Sequence[float], distances: Sequence[float]) -> float:
 
 
 def _clip() -> Parameter:
-    about = "longest norm of a delta; auto, the default: the median norm; inf: any"
+    about = "largest norm of a delta; auto, the default: the median of the norms; inf: no limit"
     plain = number("clip", low=0, high=math.inf, optional=True, help=about)
 
     def convert(value: Any) -> float | None:
@@ -170,11 +172,11 @@ def _clip() -> Parameter:
     paper="Sun et al. 2019, Can you really backdoor federated learning?, arXiv 1911.07963",
     differences={
         "mergekit": NOT_THERE,
-        "the paper": "It clips the norm of a whole model's delta, which is scope: model.",
+        "the paper": "The paper clips the norm of the whole task vector: scope: model.",
     },
 )
 def norm_clipped_mean(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
-    """Base plus the weighted mean of the deltas, those longer than `clip` shortened to it."""
+    """Base plus the weighted mean of the deltas. A delta whose norm is above `clip` is scaled down to it."""
     gram = yield from measure(tensor, on_deltas=True)
     norms = [math.sqrt(n) for n in gram.norms_sq]
     clip = statistics.median(norms) if p["clip"] is None else p["clip"]

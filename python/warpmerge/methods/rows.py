@@ -1,8 +1,9 @@
-"""Geometry of many short vectors: the rows or columns of a tensor, each with norms and angles of its own.
+"""The geometry of many short vectors: the rows or columns of a tensor, each with norms and angles of its own.
 
-Arrays are float64 with an entry for each vector. Sums have one order, and functions are those of `math`, since numpy's
-depend on the processor. Cosines come from dot products, which sums in float64 know to a few 1e-16: where vectors are
-alike that leaves an angle with half the digits, but what is done with it depends on its square.
+Arrays are float64 with an entry for each vector. Sums have one order. Functions are those of `math`, because numpy's
+depend on the processor. Cosines come from dot products in float64, exact to a few 1e-16. If vectors are alike, the
+angle then has half the digits. That is enough, because the results depend on the square of the angle. In return one
+read measures all rows; distances would take a second one.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from ..requests import Map, Over, Reduce
 from .base import TensorInfo
 from .geometry import NO_DIRECTION, SHORTEST
 
-# Squares of float64 leave its range: vectors whose sums lie beyond these are multiplied by 2^600 or 2^-600 first.
+# Squares of float64 may overflow or underflow: a vector whose sum of squares is outside is scaled by 2^600 or 2^-600.
 SAFE = (2.0**-900, 2.0**900)
 SCALE = 600
 
 
 def each(function: Callable[[float], float], values: Any) -> Any:
-    """The function of each entry."""
+    """The function, applied to each entry of an array."""
     import numpy as np
 
     flat = np.fromiter(map(function, values.ravel().tolist()), np.float64, values.size)
@@ -33,15 +34,19 @@ def each(function: Callable[[float], float], values: Any) -> Any:
 
 
 def is_matrix(tensor: TensorInfo) -> bool:
-    """Whether it has rows and columns: two dimensions or more, and elements."""
+    """Whether the tensor has rows and columns: at least two dimensions, and at least one element."""
     return tensor.count > 0 and tensor.shape is not None and len(tensor.shape) > 1
 
 
 @dataclass(frozen=True)
 class Vectors:
-    """The K vectors of each of n rows or columns: cosines[i, k] with i < k, (n,) each; and where all K are zero.
+    """The angles of K vectors, in each of n rows or columns.
 
-    One that is zero, or too short beside the others, has no direction: it counts as at right angles to all others.
+    A vector that is zero, or too short beside the others, has no direction: it counts as orthogonal to all others.
+
+    Attributes:
+        cosines: (n,) cosines for each pair (i, k) of models, i < k.
+        zero: (n,) booleans: whether all K vectors have no direction.
     """
 
     cosines: dict[tuple[int, int], Any]
@@ -49,11 +54,11 @@ class Vectors:
 
     @classmethod
     def of(cls, squares: Any, dots: dict[tuple[int, int], Any], exponents: Any) -> Vectors:
-        """From products of vectors that were multiplied by 2^exponent first, each by its own: (K, n) of both."""
+        """Makes it from (K, n) squared norms and (n,) dot products of vectors scaled by 2^exponents, (K, n)."""
         import numpy as np
 
         lengths = np.sqrt(squares)
-        true = np.ldexp(lengths, exponents.min(axis=0) - exponents)  # of the scale of the longest
+        true = np.ldexp(lengths, exponents.min(axis=0) - exponents)  # in the scale of the longest
         directed = true > SHORTEST * true.max(axis=0)
         cosines = {}
         with np.errstate(all="ignore"):
@@ -63,14 +68,14 @@ class Vectors:
         return cls(cosines, ~directed.any(axis=0))
 
     def cosine(self) -> Any:
-        """The mean over the pairs."""
+        """(n,) mean cosine over the pairs."""
         return sum(self.cosines.values()) / len(self.cosines)
 
 
 def vectors_of(tensor: TensorInfo, *, along_first: bool) -> Generator[Reduce, Any, Vectors]:
-    """Of the rows of the deltas, or of the vectors along their first dimension.
+    """The angles between the models' rows, or between their vectors along the first dimension.
 
-    One read. Another one for inputs of float64 where squares leave its range, with those vectors scaled.
+    One read. For inputs of float64 whose squares overflow or underflow, one more, with these vectors scaled.
     """
     import numpy as np
 
@@ -92,12 +97,12 @@ def vectors_of(tensor: TensorInfo, *, along_first: bool) -> Generator[Reduce, An
 
 
 def _columns(tensor: TensorInfo, along_first: bool) -> int:
-    """The length of a row of the matrix whose rows, or columns, are the vectors."""
+    """The length of a row of the matrix whose rows (or columns, along_first) are the vectors."""
     return tensor.count // tensor.shape[0] if along_first and tensor.shape else tensor.columns
 
 
 def arcs(vectors: Vectors, t: float) -> tuple[Any, Any, Any]:
-    """Coefficients of spherical interpolation between two vectors, and where they are those of a straight line."""
+    """(n,) coefficients of both vectors for spherical interpolation, and where it is linear."""
     import numpy as np
 
     theta = 2 * each(math.asin, np.sqrt((1 - vectors.cosines[0, 1]) / 2))
@@ -110,9 +115,9 @@ def arcs(vectors: Vectors, t: float) -> tuple[Any, Any, Any]:
 
 
 def interpolated(tensor: TensorInfo, vectors: Vectors, t: float, *, along_first: bool) -> Map:
-    """Spherical interpolation of rows, or of the vectors along the first dimension.
+    """Spherical interpolation of rows, or of vectors along the first dimension.
 
-    On a straight line an element that is the same in both stays as it is.
+    Where it is linear, an element that is the same in both models keeps its bits.
     """
     columns = _columns(tensor, along_first)
     first, second, straight = arcs(vectors, t)
@@ -125,7 +130,7 @@ def interpolated(tensor: TensorInfo, vectors: Vectors, t: float, *, along_first:
 
 
 def stock(tensor: TensorInfo, vectors: Vectors) -> Map:
-    """Model stock with an angle for each row: see spherical.model_stock."""
+    """Model stock with one angle for each row; spherical.model_stock has the formula."""
     import numpy as np
 
     models = tensor.models

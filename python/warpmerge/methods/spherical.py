@@ -1,9 +1,9 @@
-"""Interpolation on spheres. Norms and mutual distances of the inputs are all that is needed.
+"""Interpolation on spheres: means of tensors that keep their norm.
 
-A mean of two long vectors is shorter than both; interpolation on a sphere keeps their length. One read measures the
-norms and mutual distances of the K tensors. All further steps, also the iterations of `karcher`, work on these few
-numbers in float64. A second read forms the sum with the coefficients that come out. So an iteration costs nothing,
-however large the model is.
+The mean of two vectors is shorter than both; interpolation on a sphere keeps their length. One read measures the norms
+and mutual distances of the K tensors. All further steps work on these few numbers in float64, the iterations of
+`karcher` too. A second read forms the sum with the coefficients that they give. So iterations cost nothing, however
+large the model is. `nuslerp` and `model_stock` can do the same for each row (rows.py).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from operator import mul
 from typing import Any
 
-from ..errors import RecipeError
+from ..errors import UsageError
 from ..requests import WeightedSum
 from .base import Base, Steps, TensorInfo, check_sum, total
 from .geometry import (
@@ -35,7 +35,7 @@ from .rows import interpolated, is_matrix, stock, vectors_of
 
 PARALLEL = 0.9995  # |cos| above which slerp is lerp, as in mergekit
 ZERO_NORM = 1e-8
-ZERO_SUM = 1e-6  # weights of nuslerp that sum to less say nothing about t (mergekit)
+ZERO_SUM = 1e-6  # if the weights of nuslerp sum to less, t is not defined (mergekit)
 
 
 def slerp_coefficients(norm0_sq: float, norm1_sq: float, distance_sq: float, t: float) -> tuple[float, float, bool]:
@@ -67,14 +67,14 @@ def _arc(theta: float, t: float) -> tuple[float, float]:
     models=(2, 2),
     parameters=[number("t", required=True, help="0 gives the base model, 1 the other")],
     formula="""y = (sin((1 - t) theta) x_0 + sin(t theta) x_1) / sin theta,  theta = angle(x_0, x_1)
-y = (1 - t) x_0 + t x_1  where |cos theta| > 0.9995""",
+y = (1 - t) x_0 + t x_1  if |cos theta| > 0.9995""",
     paper="Shoemake 1985, Animating rotation with quaternion curves",
     notes=[
         "One angle per tensor. Most fine-tunes of one base have |cos theta| > 0.9995.",
-        "A tensor of zeros counts as at right angles to the other.",
+        "A tensor of zeros counts as orthogonal to the other.",
     ],
     differences={
-        "mergekit": "Its angle comes from a dot product in float32, this one from distances summed in float64."
+        "mergekit": "mergekit takes the angle from a dot product in float32, warpmerge from distances in float64."
     },
     presets={"mergekit": {}},
 )
@@ -88,9 +88,9 @@ def slerp(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
 
 def _check_nuslerp(p: Mapping[str, Any], models: int) -> None:
     if not ZERO_SUM <= abs(total(p["weight"])) < float("inf"):
-        raise RecipeError(
-            "method 'nuslerp': the weights sum to zero or overflow, and t is the second one's share of their sum; "
-            "weights of 1 and 1 give the middle."
+        raise UsageError(
+            "method 'nuslerp': the weights sum to zero or overflow, so t, the second weight's share of the sum, is not "
+            "defined; weights of 1 and 1 give the middle."
         )
 
 
@@ -100,31 +100,31 @@ def _check_nuslerp(p: Mapping[str, Any], models: int) -> None:
     models=(2, 2),
     parameters=[
         WEIGHT,
-        boolean("nuslerp_flatten", default=True, help="one angle per tensor; false: one per row or column"),
+        boolean("nuslerp_flatten", default=True, help="true: one angle per tensor; false: one per row or column"),
         boolean(
             "nuslerp_row_wise",
             default=False,
-            help="with nuslerp_flatten: false, an angle for each vector along the first dimension, not along the last",
+            help="with nuslerp_flatten: false, one angle for each vector along the first dimension, not along the last",
         ),
     ],
     check=_check_nuslerp,
     formula="""t = w_2 / (w_1 + w_2),  theta = angle(v_1, v_2),  v_k = d_k with a base, else x_k
 y = [x_0 +] (sin((1 - t) theta) v_1 + sin(t theta) v_2) / sin theta
-y = [x_0 +] (1 - t) v_1 + t v_2  where sin theta < 1e-6""",
+y = [x_0 +] (1 - t) v_1 + t v_2  if sin theta < 1e-6""",
     notes=[
-        "Spherical for angles of any size; with a base_model between the deltas, where angles are large.",
-        "nuslerp_row_wise: true means columns, the vectors along the first dimension, as in mergekit; a vector is one.",
+        "Interpolates spherically at any angle. With a base_model it interpolates the deltas. Their angles are large.",
+        "nuslerp_row_wise: true means columns, as in mergekit: vectors along the first dimension.",
     ],
     differences={
         "mergekit": [
-            "Weights whose sum is nearly 0 are refused.",
-            "Opposite vectors, and those of zeros, are told from others exactly.",
+            "Weights whose sum is nearly 0 are an error.",
+            "warpmerge recognises opposite vectors and vectors of zeros exactly.",
         ]
     },
     presets={"mergekit": {}},
 )
 def nuslerp(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
-    """Spherical interpolation between two models by weight, or between what they changed in a base."""
+    """Spherical interpolation between two models by weight, or between their deltas."""
     t = p["weight"][1] / total(p["weight"])
     if not p["nuslerp_flatten"] and is_matrix(tensor):
         along_first = p["nuslerp_row_wise"]
@@ -148,20 +148,25 @@ def _check_multislerp(p: Mapping[str, Any], models: int) -> None:
     parameters=[
         WEIGHT,
         boolean("normalize_weights", default=True, help="divide by the sum of the weights"),
-        number("eps", low=0, default=1e-8, help="added to a norm before dividing by it; sums shorter than it are zero"),
+        number(
+            "eps",
+            low=0,
+            default=1e-8,
+            help="is added to a norm before the division by it; a shorter sum of directions counts as 0",
+        ),
     ],
     check=_check_multislerp,
     formula="""m = sum w_k v_k / (|v_k| + eps),  v_k = d_k with a base, else x_k
 y = [x_0 +] (sum w_k |v_k|) m / |m|
-y = [x_0 +] sum w_k v_k  where the directions cancel: |m| near 0
-w_k divided by sum w_k with normalize_weights""",
+y = [x_0 +] sum w_k v_k  if the directions cancel: |m| near 0
+with normalize_weights each w_k is divided by sum w_k""",
     paper="Goddard, multislerp (mergekit)",
-    notes="The weighted mean of the directions, as long as the weighted mean of the norms.",
-    differences={"mergekit": "Its tangent step is zero in exact arithmetic and left out."},
+    notes="The direction is the weighted mean of the directions. The norm is the weighted mean of the norms.",
+    differences={"mergekit": "mergekit adds a tangent step. It is zero in exact arithmetic, so warpmerge has none."},
     presets={"mergekit": {}},
 )
 def multislerp(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
-    """Weighted mean of any number of models on a sphere, or of what they changed in a base."""
+    """Weighted mean of any number of models on a sphere, or of their deltas."""
     gram = yield from measure(tensor, on_deltas=True)
     by = total(p["weight"]) if p["normalize_weights"] else 1.0
     weight = [w / by for w in p["weight"]]
@@ -186,19 +191,21 @@ def _along(units: Sequence[float], norms: Sequence[float], length: float) -> Wei
     "karcher",
     base=Base.METADATA,
     parameters=[
-        integer("max_iter", low=0, default=10, help="most steps; they cost nothing, the models are read twice anyway"),
-        number("tol", low=0, default=1e-5, help="a step shorter than this (radians) is the last"),
+        integer("max_iter", low=0, default=10, help="largest number of steps; a step reads nothing"),
+        number("tol", low=0, default=1e-5, help="a step shorter than this (radians) is the last one"),
     ],
     paper="Karcher 1977, Riemannian center of mass and mollifier smoothing",
     formula="""y = (mean of |x_k|) u,  u = the unit vector with the least sum angle(u, x_k)^2
 u <- cos|s| u + sin|s| s / |s|,  s = mean of (theta_k / sin theta_k) (x_k / |x_k| - cos theta_k u),
-theta_k = angle(u, x_k),  from u along sum x_k / |x_k| on""",
-    notes="All models count the same, a zero tensor with its norm only.",
-    differences={"mergekit": "It averages a base_model as well; here it is merged only if it is listed."},
+theta_k = angle(u, x_k);  u starts along sum x_k / |x_k|""",
+    notes="All models count the same. A tensor of zeros has no direction: it counts in the mean norm only.",
+    differences={
+        "mergekit": "mergekit averages the base_model too. warpmerge does so only if it is listed under models."
+    },
     presets={"mergekit": {}},
 )
 def karcher(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
-    """Mean of the models on a sphere: least sum of squared angles, as long as their mean norm."""
+    """Mean of the models on a sphere: the direction of the least sum of squared angles, with the mean norm."""
     gram = yield from measure(tensor, on_deltas=False)
     share = 1 / tensor.models
     if all_equal(gram):
@@ -212,7 +219,8 @@ def karcher(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
 def _karcher_mean(parts: Sequence[float], chords: Table, max_iter: int, tol: float) -> list[float]:
     """Coefficients of the unit vectors for their mean; `parts`: how much each one counts.
 
-    A vector opposite to the mean has no direction from there and is passed over. Where all cancel: the first.
+    A vector opposite to the mean pulls in no direction and is passed over. If all vectors cancel, the mean starts at
+    the first one.
     """
     length = norm_of_units(parts, chords)
     if length > max(tol, NO_DIRECTION):
@@ -241,14 +249,14 @@ def _stretch(theta: float) -> float:
     return theta / math.sin(theta) if theta > 0 else 1.0
 
 
-MOST_FILTERS = 16  # models whose products with each other, row by row, are asked for
+MOST_FILTERS = 16  # models: every pair has a product for each row
 
 
 def _check_model_stock(p: Mapping[str, Any], models: int) -> None:
     if p["filter_wise"] and models > MOST_FILTERS:
-        raise RecipeError(
+        raise UsageError(
             f"method 'model_stock': filter_wise: true takes at most {MOST_FILTERS} models besides the base, got "
-            f"{models}; list fewer, or remove it for one angle per tensor."
+            f"{models}; list fewer models, or set filter_wise: false for one angle per tensor."
         )
 
 
@@ -256,25 +264,25 @@ def _check_model_stock(p: Mapping[str, Any], models: int) -> None:
     "model_stock",
     base=Base.REFERENCE,
     models=(2, None),
-    parameters=[boolean("filter_wise", default=False, help="one angle per row; a vector is one row")],
+    parameters=[boolean("filter_wise", default=False, help="true: one angle per row; a vector is one row")],
     check=_check_model_stock,
     paper="Jang et al. 2024, Model Stock: All we need is just a few fine-tuned models, arXiv 2403.19522",
     formula="""c = mean of cos angle(d_i, d_j) over all pairs
 t = K c / (1 + (K - 1) c)
 y = x_0 + t (mean of d_k)""",
     notes=[
-        "Where the deltas are opposed on the whole, it goes away from them (t < 0), as in mergekit.",
-        "Where they cancel, it gives the base.",
+        "If the mean cosine is negative, t is negative: the result lies on the other side of the base, as in mergekit.",
+        "If the deltas cancel, the result is the base.",
     ],
     differences={
-        "mergekit": "The cosines of small deltas are not made smaller.",
-        "the paper": "It says nothing of the angle of more than two models: here, as in mergekit, one per tensor, the "
-        "mean cosine of all pairs.",
+        "mergekit": "mergekit makes the cosines of small deltas smaller.",
+        "the paper": "The paper does not define the angle of more than two models. Here, as in mergekit, the cosine is "
+        "the mean over all pairs.",
     },
     presets={"mergekit": {}},
 )
 def model_stock(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
-    """Between the base and the mean of the models, nearer to the mean the more their changes point the same way."""
+    """Between the base and the mean of the models: the more the deltas point one way, the nearer to the mean."""
     if p["filter_wise"] and is_matrix(tensor):
         return stock(tensor, (yield from vectors_of(tensor, along_first=False)))
     gram = yield from measure(tensor, on_deltas=True)

@@ -1,7 +1,7 @@
-"""Merges of singular vectors: functions of the deltas of one matrix, (rows, columns) each, in torch.
+"""Merges of singular vectors, in torch: functions of the K deltas of one matrix, (rows, columns) each.
 
-Each returns what is added to the base, in the deltas' type. Deltas are turned so that their short side is the columns:
-then linalg.py works on tall matrices only.
+Each function returns the merged delta, in the deltas' dtype. Deltas are transposed if they have more columns than rows,
+so that linalg.py works on tall matrices only. Its Gram matrices are then of the short side.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import torch
 from .linalg import Part, Rows, Times, added, blocks, gram, product, recombined, rows_of, singular
 from .task_vectors import kept_count
 
-CANCELLED = {torch.float32: 2.0**-20, torch.float64: 2.0**-40}  # sums up to this share of their magnitudes are rounding
+CANCELLED = {torch.float32: 2.0**-20, torch.float64: 2.0**-40}  # a sum up to this share of its magnitudes is rounding
 
 
 def _tall(tensors: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor, bool]:
-    """The matrices with their short side as columns, room for a result like them, and whether they are transposed."""
+    """The matrices, transposed if wide; an empty matrix like them for the result; whether they are transposed."""
     transposed = tensors[0].shape[0] < tensors[0].shape[1]
     tall = [t.T if transposed else t for t in tensors]
     return tall, torch.empty_like(tall[0]), transposed
@@ -32,7 +32,7 @@ def _times(t: torch.Tensor, right: torch.Tensor) -> Rows:
 
 
 def task_singular_vectors(deltas: Sequence[torch.Tensor], weights: Sequence[float], cutoff: float) -> torch.Tensor:
-    """U diag(w_1 S_1, ..., w_K S_K) V^T, where U and V are the polar factors of the deltas' first vectors."""
+    """U diag(w_1 S_1, ..., w_K S_K) V^T. U and V are polar factors of the deltas' first singular vectors."""
     tall, out, transposed = _tall(deltas)
     count, short = out.shape
     parts = []
@@ -45,7 +45,7 @@ def task_singular_vectors(deltas: Sequence[torch.Tensor], weights: Sequence[floa
 
 
 def isotropic(deltas: Sequence[torch.Tensor], weights: Sequence[float], cutoff: float) -> torch.Tensor:
-    """The weighted sum with all singular values made equal to their mean."""
+    """The weighted sum of the deltas, with the mean singular value in place of each singular value."""
     tall, out, transposed = _tall(deltas)
     count, short = out.shape
     rows = _sum(tall, weights)
@@ -55,7 +55,7 @@ def isotropic(deltas: Sequence[torch.Tensor], weights: Sequence[float], cutoff: 
 
 
 def shared_directions(short: int, models: int, common: float) -> int:
-    """How many of the `short` directions are common; the models share the others evenly."""
+    """The number of common directions among `short` ones. Each model gets the same number of the others."""
     own = round((short - int(short * common)) / models) * models
     return short - (own if own <= short else own - models)
 
@@ -63,7 +63,7 @@ def shared_directions(short: int, models: int, common: float) -> int:
 def isotropic_in_parts(
     deltas: Sequence[torch.Tensor], weights: Sequence[float], common: float, cutoff: float
 ) -> torch.Tensor:
-    """Common directions and those of single models, made orthogonal, all with the mean singular value."""
+    """Common directions and directions of single models, made orthogonal, each with the mean singular value."""
     tall, out, transposed = _tall(deltas)
     count, short = out.shape
     shared = shared_directions(short, len(tall), common)
@@ -73,9 +73,9 @@ def isotropic_in_parts(
     both = Part(rows, values[:shared], vectors[:, :shared])
 
     def remainder(t: torch.Tensor, weight: float) -> tuple[Rows, Times]:
-        """w d - U_c U_c^T w d. U_c are left vectors of the deltas, right ones of their transposes.
+        """w d - U_c U_c^T w d, and its products. U_c are left vectors of the deltas, right vectors of transposed ones.
 
-        What it is multiplied by has few columns: what is on the right comes first, so the long side meets no more.
+        The matrix on the right has few columns. It is multiplied first, so that the long side meets few columns.
         """
         if transposed:
             rest = both.right @ (both.right.T * -weight)
@@ -104,7 +104,7 @@ def isotropic_in_parts(
 def aligned(
     deltas: Sequence[torch.Tensor], cutoff: float, merge: Callable[[list[torch.Tensor]], torch.Tensor]
 ) -> torch.Tensor:
-    """U m, where m is what `merge` makes of the models' parts (n, rank), the transposed S V_k^T."""
+    """U m. `merge` makes m from the models' parts, the transposed S V_k^T, (n, rank) each."""
     m, n = deltas[0].shape
     if m <= len(deltas) * n:
         squares = added(gram(rows_of(d.T), n, m, d) for d in deltas)
@@ -123,9 +123,9 @@ def aligned(
 def merged_parts(
     parts: Sequence[torch.Tensor], weights: Sequence[float], densities: Sequence[float], elect: bool
 ) -> torch.Tensor:
-    """Trimmed and weighted parts, summed; or, with an election, the weighted mean of those that agree in sign.
+    """The weighted sum of masked parts; with an election, the weighted mean of those that agree in sign.
 
-    0 where votes cancel: the sign of a singular vector is arbitrary, so neither side is the one to take.
+    0 where votes sum to 0: the sign of a singular vector is arbitrary, so no side is preferred.
     """
     values = [w * trimmed(t, density) for t, w, density in zip(parts, weights, densities, strict=True)]
     votes = added(values)
@@ -139,7 +139,7 @@ def merged_parts(
 
 
 def trimmed(t: torch.Tensor, density: float) -> torch.Tensor:
-    """The largest magnitudes, those that equal the last one included; 0 elsewhere."""
+    """The elements of largest magnitude, with all ties; 0 elsewhere."""
     count = kept_count(density, t.numel())
     if count >= t.numel():
         return t

@@ -1,16 +1,16 @@
-"""Task arithmetic and its sparsified, sign-electing kin: deltas from a base, trimmed or dropped, voted on, summed.
+"""Task arithmetic and elect-and-sum: deltas from a base are masked, rescaled, voted on and summed.
 
 A task vector is what fine-tuning changed: d_k = x_k - x_0. Task arithmetic adds a weighted sum of them to the base.
-Where several models change the same element in different directions, a sum loses both changes. The methods here work
-against that in two steps. First each delta is made sparse: `ties` keeps its largest elements, `dare` drops elements
-at random and scales up the rest. Then the models vote on the sign of each element, and only those that agree are
-added.
+If two models change an element in opposite directions, their sum loses both changes. The methods here work against
+that in two steps. First a mask makes each delta sparse: `ties` keeps the elements of largest magnitude, `dare` drops
+elements at random and scales up the rest. Then the models vote on the sign of each element, and only the deltas of
+that sign are added.
 
-Trimming and rescaling need statistics of the whole tensor, so each costs one more read of the inputs. Random drops
-need none: the draw of an element follows from seed, tensor name, model and element. Kernels merge the result
-(requests.ElectAndSum), and expr/library.py defines it.
+A threshold and an L1 norm are statistics of the whole tensor, so each costs one more read of the inputs. Random masks
+need no statistics: the draw of an element follows from seed, tensor name, model and index. expr/library.py defines
+elect-and-sum as an expression; a backend may have a kernel for it (requests.ElectAndSum).
 
-The defaults are mergekit's; where the papers differ, the named options reach their meaning.
+The defaults are mergekit's. Options select the meaning of a paper, and `semantics` sets them together.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..errors import RecipeError
+from ..errors import UsageError
 from ..expr.expression import add_up, delta, masked
 from ..expr.patterns import KeptMagnitudes
 from ..random import stream_key
@@ -39,33 +39,33 @@ from .parameters import Parameter, boolean, choice, number, scope
 from .registry import method
 
 WEIGHT = number("weight", required=True, per_model=True, help="coefficient of the model's delta")
-DENSITY = number("density", low=0, high=1, default=1.0, per_model=True, help="share of the delta that is kept")
+DENSITY = number("density", low=0, high=1, default=1.0, per_model=True, help="share of the delta's elements to keep")
 LAMBDA = number("lambda", default=1.0, help="factor of the merged delta")
-INT8_MASK = boolean("int8_mask", default=False, help="accepted for mergekit's sake; changes nothing")
+INT8_MASK = boolean("int8_mask", default=False, help="accepted for mergekit's recipes; has no effect")
 ELECT = choice(
     "elect",
     ["weighted", "unweighted"],
     default="weighted",
-    help="votes are weighted deltas (mergekit) or bare ones (paper, PEFT)",
+    help="a vote is the masked delta times the weight (mergekit), or the masked delta alone (paper, PEFT)",
 )
 TIES = choice(
     "ties",
     ["lowest_index", "keep_all"],
     default="lowest_index",
-    help="of equal magnitudes at the threshold keep the first, for an exact count, or all",
+    help="which ties to keep: the first ones, so that the count is exact, or all",
 )
 CANCELLED = choice(
     "cancelled",
     ["plus", "majority"],
     default="plus",
-    help="the sign where votes cancel: plus (mergekit, PEFT), or that of most elements (the paper's authors)",
+    help="the elected sign if votes sum to 0: plus (mergekit, PEFT), or that of most elements (the paper's authors)",
 )
-ZERO_SUM = 1e-8  # without an election, weights that sum to less are not divided by (mergekit)
-ZERO_L1 = 1e-7  # sums of magnitudes below this are not rescaled by (mergekit)
+ZERO_SUM = 1e-8  # without an election, a smaller sum of weights counts as 1 (mergekit)
+ZERO_L1 = 1e-7  # a delta whose L1 norm is smaller is not rescaled (mergekit)
 
 
 def normalize_option(default: bool) -> Parameter:
-    about = "short for divisor: weights (true) or none (false)"
+    about = "true is short for divisor: weights, false for divisor: none"
     return boolean("normalize", default=default, help=about, short_for="divisor")
 
 
@@ -75,7 +75,7 @@ def divisor_option() -> Parameter:
         ["weights", "count", "none"],
         default=None,
         aliases={None: None},
-        help="divide by the sum of the agreeing weights, by their number (paper, PEFT), or not; default: see normalize",
+        help="divide by the sum of agreeing weights, by their number (paper, PEFT), or by 1; default: see normalize",
     )
 
 
@@ -85,7 +85,7 @@ def rescale_option(default: str) -> Parameter:
         ["l1", "inverse_density", "false"],
         default=default,
         aliases={True: "l1", False: "false"},
-        help="restore the delta's L1 norm (true, l1: mergekit), divide by the density (paper), or neither",
+        help="scale up so that a delta keeps its L1 norm (true, l1: mergekit), divide by density (paper), or neither",
     )
 
 
@@ -94,7 +94,7 @@ def divisor_of(p: Mapping[str, Any]) -> str:
 
 
 def kept_count(density: float, count: int) -> int:
-    """How many of `count` elements a density keeps: the float64 product truncated, at least 1 where density > 0."""
+    """How many of `count` elements a density keeps: the truncated float64 product, at least 1 if density > 0."""
     return max(1, int(density * count)) if density > 0 else 0
 
 
@@ -103,21 +103,18 @@ def is_sparse(p: Mapping[str, Any]) -> bool:
 
 
 def trim(tensor: TensorInfo, p: Mapping[str, Any]) -> Generator[KthLargest, Any, tuple[Mask, ...]]:
-    """Keeps the largest magnitudes of each delta, per tensor."""
-    counts = [kept_count(d, tensor.count) for d in p["density"]]
-    partial = [0 < c < tensor.count for c in counts]
-    if any(partial):
-        asked = tuple(c if part else 0 for c, part in zip(counts, partial, strict=True))
-        selected = yield KthLargest(asked, keep_all_ties=p["ties"] == "keep_all")
-        return tuple(
-            s.keep() if part else (KEEP_ALL if d > 0 else KEEP_NONE)
-            for s, part, d in zip(selected, partial, p["density"], strict=True)
-        )
-    return tuple(KEEP_ALL if d > 0 else KEEP_NONE for d in p["density"])
+    """A top-k mask for each delta."""
+    whole = [KEEP_ALL if density > 0 else KEEP_NONE for density in p["density"]]
+    counts = [kept_count(density, tensor.count) for density in p["density"]]
+    asked = tuple([count if count < tensor.count else 0 for count in counts])
+    if not any(asked):
+        return tuple(whole)
+    selected = yield KthLargest(asked, keep_all_ties=p["ties"] == "keep_all")
+    return tuple([s.keep() if count else rule for s, count, rule in zip(selected, asked, whole, strict=True)])
 
 
 def drop_at_random(tensor: TensorInfo, p: Mapping[str, Any]) -> tuple[Mask, ...]:
-    """Keeps each element with the probability `density`, in steps of 1/65536."""
+    """A random mask for each delta. Its probability is the density, rounded to a multiple of 1/65536."""
     keep: list[Mask] = []
     for ordinal, density in enumerate(p["density"]):
         if density >= 1:
@@ -131,11 +128,11 @@ def drop_at_random(tensor: TensorInfo, p: Mapping[str, Any]) -> tuple[Mask, ...]
 
 
 def rescaling(p: Mapping[str, Any], keep: tuple[Mask, ...]) -> Generator[Reduce, Any, list[float]]:
-    """The factor that makes up for what was dropped, per model."""
+    """One factor for each model: it makes up for the elements that its mask dropped."""
     if p["rescale"] == "false" or not is_sparse(p):
         return [1.0] * len(keep)
     if p["rescale"] == "inverse_density":
-        # A drawn element survives with the realised probability cut / 65536.
+        # An element is kept with the probability cut / 65536, which is the density, rounded.
         kept = [k.cut / 65536 if isinstance(k, RandomMask) else d for k, d in zip(keep, p["density"], strict=True)]
         return [1.0 / d if d > 0 else 1.0 for d in kept]
     sums = yield Reduce("sum", KeptMagnitudes(keep))
@@ -143,19 +140,19 @@ def rescaling(p: Mapping[str, Any], keep: tuple[Mask, ...]) -> Generator[Reduce,
 
 
 def restored(whole: float, left: float) -> float:
-    """The factor that makes the sum of magnitudes that is left as large as the whole one."""
+    """The factor that gives a masked delta the L1 norm of the whole delta."""
     return whole / left if whole >= ZERO_L1 and left >= ZERO_L1 else 1.0
 
 
 def merge_kept(p: Mapping[str, Any], keep: tuple[Mask, ...], scale: list[float], *, elect: bool) -> ElectAndSum:
-    """ElectAndSum of the kept, rescaled deltas. Without an election the divisor is one number and joins lambda."""
+    """ElectAndSum of the masked, rescaled deltas. Without an election the divisor is one number, a part of lambda."""
     weights = p["weight"]
     value = tuple(w * s for w, s in zip(weights, scale, strict=True))
     divisor = divisor_of(p)
     if not elect:
         by = {"weights": total(weights), "count": float(len(weights)), "none": 1.0}[divisor]
         return ElectAndSum(value, keep, lambda_=p["lambda"] / (by if abs(by) >= ZERO_SUM else 1.0))
-    share = {"weights": tuple(weights), "count": (1.0,) * len(weights), "none": (0.0,) * len(weights)}[divisor]
+    share = tuple(weights) if divisor == "weights" else (1.0 if divisor == "count" else 0.0,) * len(weights)
     vote = value if p["elect"] == "weighted" else tuple(scale)
     return ElectAndSum(value, keep, vote, share, p["lambda"], elect=True)
 
@@ -169,11 +166,11 @@ def majority(keep: tuple[Mask, ...], vote: tuple[float, ...]) -> Generator[Reduc
 
 
 def refuse_negative(weights: Sequence[float], instead: str) -> None:
-    """Raises RecipeError: a mean of a negative delta by its own negative weight is that delta."""
+    """Raises UsageError if a weight is negative: w d / w is d, so the sign of w would be lost."""
     if min(weights, default=0) < 0:
-        raise RecipeError(
-            "a negative weight under a sign election that divides by the agreeing weights would add the task vector it "
-            f"should subtract; set {instead}."
+        raise UsageError(
+            f"'weight' is {min(weights):g}: with a negative weight and a division by the weights, the sign cancels and "
+            f"the delta is added instead of subtracted; set {instead}."
         )
 
 
@@ -184,17 +181,20 @@ def check_elected(p: Mapping[str, Any], models: int) -> None:
 
 ELECTED = [ELECT, divisor_option(), LAMBDA, INT8_MASK]
 ELECTION = """S = sum w_k t_k,  sum t_k with elect: unweighted;  s = +1 where S >= 0, else -1
-A = the models whose part of S has the sign s, zeros left out
+A = the models whose term of S is not 0 and has the sign s
 y = x_0 + lambda sum_A w_k t_k / Z
 Z = sum_A w_k (divisor: weights),  number of models in A (count),  1 (none);  a Z of 0 counts as 1"""
 DROPPED = """t_k = r_k m_k d_k,  m_k = 1 with probability density_k, else 0, drawn for each element
 r_k = |d_k|_1 / |m_k d_k|_1 (rescale: l1),  1 / density_k (inverse_density),  1 (false)"""
 SUMMED = """y = x_0 + lambda sum w_k t_k / Z
-Z = 1 (divisor: none),  sum w_k (weights; near 0 it counts as 1),  K (count)"""
+Z = 1 (divisor: none),  sum w_k (weights; a sum near 0 counts as 1),  K (count)"""
 NO_NEGATIVE = "With `divisor: weights` negative weights are an error: the sign cancels in the division."
-DRAWS = "Drops depend on seed, tensor name, model and element only; there on a global generator and the schedule."
-DARE_READS = "1 by default; 2 where a density is between 0 and 1, unless rescale is inverse_density or false"
-ONCE_PER_MODULE = "It merges the factors A and B of adapters, each by itself; here whole weights are merged."
+DRAWS = (
+    "mergekit draws from a global generator, so its drops depend on the order of work. warpmerge's depend on seed, "
+    "tensor name, model and index only."
+)
+DARE_READS = "1 by default; 2 with rescale: l1 if a density is between 0 and 1"
+ONCE_PER_MODULE = "PEFT merges the factors A and B of adapters, each by itself. warpmerge merges whole weights."
 
 
 @method(
@@ -204,12 +204,12 @@ ONCE_PER_MODULE = "It merges the factors A and B of adapters, each by itself; he
         WEIGHT,
         boolean("normalize", default=False, help="divide by the sum of the weights"),
         LAMBDA,
-        boolean("rescale", default=False, help="accepted for mergekit's sake; changes nothing"),
+        boolean("rescale", default=False, help="accepted for mergekit's recipes; has no effect"),
         INT8_MASK,
     ],
-    formula="y = x_0 + lambda sum w_k d_k / Z,  Z = 1,  sum w_k with normalize: true (near 0 it counts as 1)",
+    formula="y = x_0 + lambda sum w_k d_k / Z\nZ = 1 (normalize: false),  sum w_k (true; a sum near 0 counts as 1)",
     paper="Ilharco et al. 2022, Editing models with task arithmetic, arXiv 2212.04089",
-    differences={"the paper": "It has one coefficient for all models, which is lambda."},
+    differences={"the paper": "The paper has one coefficient for all models: lambda."},
     presets={"mergekit": {}, "paper": {"weight": 1.0}},
 )
 def task_arithmetic(tensor: TensorInfo, p: Mapping[str, Any]) -> Combine:
@@ -233,22 +233,22 @@ def task_arithmetic(tensor: TensorInfo, p: Mapping[str, Any]) -> Combine:
         scope("tensor", "model"),
     ],
     check=check_elected,
-    reads="1; 2 where a density is between 0 and 1, 3 if rescale is l1 as well; 1 more for cancelled: majority",
+    reads="1; 2 if a density is between 0 and 1, 3 with rescale: l1; 1 more with cancelled: majority",
     formula="t_k = r_k d_k where |d_k| is one of the int(density_k n) largest of the tensor, else 0\n"
     "r_k = 1 (rescale: false),  |d_k|_1 / |kept d_k|_1 (l1),  1 / density_k (inverse_density)\n" + ELECTION,
     paper="Yadav et al. 2023, TIES-Merging, arXiv 2306.01708",
     notes="A density above 0 keeps at least one element.",
     differences={
-        "mergekit": ["Of equal magnitudes at the threshold the first are kept; there any of them.", NO_NEGATIVE],
+        "mergekit": ["mergekit keeps any of the ties. warpmerge keeps the first ones.", NO_NEGATIVE],
         "the paper": [
-            "It trims the whole model at once.",
-            "It elects on bare deltas, divides by the number of agreeing models and has no weights.",
-            "Its authors' code keeps all magnitudes that equal the threshold.",
-            "Where votes cancel, its authors' code takes the sign of the whole vector's majority.",
-            "Its authors' code keeps one element more than int(density n). No preset does that.",
+            "The paper has one threshold for the whole model.",
+            "The paper's votes are the deltas alone. It divides by the number of agreeing models and has no weights.",
+            "The authors' code keeps all ties.",
+            "If the votes sum to 0, the authors' code takes the sign of most elements of the whole task vector.",
+            "The authors' code keeps one element more than int(density n). No preset does that.",
         ],
         "PEFT": [
-            "It elects on bare deltas and divides by the number of agreeing models.",
+            "PEFT's votes are the deltas alone. It divides by the number of agreeing models.",
             ONCE_PER_MODULE,
         ],
     },
@@ -266,13 +266,13 @@ def task_arithmetic(tensor: TensorInfo, p: Mapping[str, Any]) -> Combine:
     },
 )
 def ties(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
-    """Trims each delta to its largest magnitudes, elects a sign per element, averages those who agree."""
+    """Keeps each delta's largest elements, elects a sign for each element, and averages the deltas of that sign."""
     keep = yield from trim(tensor, p)
     scale = yield from rescaling(p, keep)
     merged = merge_kept(p, keep, scale, elect=True)
     if p["cancelled"] == "majority":
         ahead = yield from majority(keep, merged.vote)
-        if ahead <= 0:  # votes seen from the other side: cancelled ones count as plus there
+        if ahead <= 0:  # a sum of 0 elects plus; with negated votes that plus means minus
             merged = replace(merged, vote=tuple(-b for b in merged.vote))
     return merged
 
@@ -284,11 +284,14 @@ def ties(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     reads=DARE_READS,
     formula=DROPPED + "\n" + SUMMED,
     paper="Yu et al. 2023, Language models are Super Mario, arXiv 2311.03099",
-    notes="Densities are rounded to steps of 1/65536, for rescale: inverse_density too.",
+    notes="Densities are rounded to multiples of 1/65536. rescale: inverse_density divides by the rounded density.",
     differences={
         "mergekit": DRAWS,
-        "the paper": "It rescales by 1 / density, which takes one pass instead of two, and has no weights.",
-        "PEFT": ["It rescales by 1 / density.", ONCE_PER_MODULE],
+        "the paper": [
+            "The paper rescales by 1 / density. That takes one pass instead of two.",
+            "The paper has no weights.",
+        ],
+        "PEFT": ["PEFT rescales by 1 / density.", ONCE_PER_MODULE],
     },
     presets={
         "mergekit": {},
@@ -297,7 +300,7 @@ def ties(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     },
 )
 def dare_linear(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
-    """Drops elements of each delta at random, rescales the rest, adds the weighted sum to the base."""
+    """Drops elements of each delta at random, rescales the rest, and adds the weighted sum to the base."""
     keep = drop_at_random(tensor, p)
     scale = yield from rescaling(p, keep)
     return merge_kept(p, keep, scale, elect=False)
@@ -311,16 +314,16 @@ def dare_linear(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     reads=DARE_READS,
     formula=DROPPED + "\n" + ELECTION,
     paper="Yu et al. 2023, Language models are Super Mario, arXiv 2311.03099",
-    notes="Densities are rounded to steps of 1/65536, for rescale: inverse_density too.",
+    notes="Densities are rounded to multiples of 1/65536. rescale: inverse_density divides by the rounded density.",
     differences={
         "mergekit": [DRAWS, NO_NEGATIVE],
         "the paper": [
-            "It rescales by 1 / density, and its election is that of the TIES paper.",
-            "Where votes cancel, its election takes the majority's sign. No preset does that.",
-            "Its authors' code also trims what is left by magnitude, over the whole model. No preset does that.",
+            "The paper rescales by 1 / density and elects as the TIES paper does.",
+            "If the votes sum to 0, the paper takes the majority's sign. No preset does that.",
+            "The authors' code also applies a top-k mask over the whole model after the drops. No preset does that.",
         ],
         "PEFT": [
-            "It rescales by 1 / density, elects on bare deltas and divides by the number of agreeing models.",
+            "PEFT rescales by 1 / density. Its votes are the deltas alone. It divides by the number that agree.",
             ONCE_PER_MODULE,
         ],
     },
@@ -331,7 +334,7 @@ def dare_linear(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
     },
 )
 def dare_ties(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
-    """Like dare_linear, with a sign election per element as in TIES."""
+    """Like dare_linear, with an election of each element's sign as in TIES."""
     keep = drop_at_random(tensor, p)
     scale = yield from rescaling(p, keep)
     return merge_kept(p, keep, scale, elect=True)

@@ -1,9 +1,9 @@
-"""Weight disentanglement: magnitudes and directions of columns say how much of each model's change is taken.
+"""Weight disentanglement: changes of the norm and the direction of a column decide each model's share of it.
 
-A weight matrix is taken apart into magnitudes and directions of its columns. The more a column's magnitude or
-direction changed beside the model's other columns, the larger the model's share of it. One read measures the products
-of base and deltas along the columns, from which magnitudes and angles follow; the shares are computed on the host; a
-second read merges. A vector has no columns: there every element counts by its own change.
+A column of a weight matrix has a norm and a direction. The more a model changed them, compared with the model's other
+columns, the larger its share of that column. One read measures products of base and deltas along the columns; norms
+and angles follow from these. The shares are computed on the host, and a second read merges. In a vector every element
+counts by its own change.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from .parameters import number
 from .registry import method
 from .rows import is_matrix
 
-ROUNDING = 2.0**-40  # a delta of which less than this share of its square is across the vector does not turn it
-SLACK = 1 + 2.0**-30  # of a mean: more than float64 sums of up to 2^30 elements are off by, and no step of float32
+ROUNDING = 2.0**-40  # a delta turns a vector if a larger share of its square is across that vector
+SLACK = 1 + 2.0**-30  # more than the error of a float64 sum of 2^30 elements, less than a step of float32
 EMBEDDINGS = ("embed_tokens", "word_embeddings", "tok_embeddings", "wte")
 
 
@@ -44,7 +44,7 @@ def changes(base_sq: Any, products: Any, deltas_sq: Any) -> tuple[Any, Any]:
 
 
 def ranked(change: Any) -> Any:
-    """(K, n) places of the entries of each row in its order, from 0 up; of equal ones the first is lower."""
+    """(K, n) ranks of the entries of each row, 0 for the smallest; of equal entries the first has the lower rank."""
     import numpy as np
 
     order = np.argsort(change, axis=1)  # twice as fast as a stable one, which ties need
@@ -65,7 +65,7 @@ def _powers(count: int) -> Any:
 
 
 def scored(change: Any, ratio: float, calibration: float) -> Any:
-    """(K, n) shares of the models: softmax of the changes' ranks, `calibration` for those of a model that stand out."""
+    """(K, n) shares of the models: the softmax of the changes' ranks; `calibration` for changes that stand out."""
     import numpy as np
 
     ranks = ranked(change)
@@ -75,7 +75,7 @@ def scored(change: Any, ratio: float, calibration: float) -> Any:
 
 
 def of_elements(d: Sequence[Expr], calibration: float, bounds: Sequence[float]) -> Expr:
-    """The sum of the models' shares of an element, which is as significant as its delta is large.
+    """The merged delta of an element of a vector: the sum of the models' shares of their deltas.
 
     calibration: the share of a model's delta that is larger than its bound.
     """
@@ -106,31 +106,34 @@ def sums(shape: tuple[int, ...], models: int) -> int:
     "widen",
     base=Base.REFERENCE,
     parameters=[
-        number("ratio", low=0, default=1.0, help="what is more significant than this times the mean stands out"),
-        number("calibration", default=1.0, help="share of a model's delta where it stands out"),
+        number("ratio", low=0, default=1.0, help="a column stands out if its rank is above this times the mean rank"),
+        number("calibration", default=1.0, help="share of a model's delta in columns that stand out"),
     ],
     memory=sums,
-    formula="""y = x_0 + sum (s_k + t_k) / 2 d_k,  for each column j
-s_k = softmax over the models of R_k,  calibration where R_k > ratio (mean of R_k over the columns)
-R_k = rank of ||x_k,j| - |x_0,j|| among the columns / their number,  t_k likewise of 1 - cos angle(x_k,j, x_0,j)
-y = x_0 + sum s_k d_k  for a vector,  with R_k = |d_k|""",
+    formula="""y = x_0 + sum (s_k + t_k) / 2 d_k  in each column j
+s_k = softmax over the models of R_k;  s_k = calibration where R_k > ratio (mean of R_k over the columns)
+R_k = rank of ||x_k,j| - |x_0,j|| among the columns / their number;  t_k: the same of 1 - cos angle(x_k,j, x_0,j)
+y = x_0 + sum s_k d_k  in a vector,  with R_k = |d_k|""",
     paper="Yu et al. 2024, Extend model merging from fine-tuned to pre-trained LLMs via WIDEN, arXiv 2408.03092",
     notes=[
-        "Ranks go up from 0; of equal changes the first column's is lower.",
-        "A token embedding (" + ", ".join(EMBEDDINGS) + " in its name) is taken row by row: a row is what a token has.",
-        "Tensors of three dimensions or more are matrices whose columns are along the last one.",
-        "In a vector, |d_k| stands out where it is above the mean by more than the rounding of the mean, 2^-30 of it.",
+        "Ranks start at 0 for the smallest change. Of equal changes the first column has the lower rank.",
+        "In a token embedding ("
+        + ", ".join(EMBEDDINGS)
+        + " in its name) rows take the place of columns: a row is a token's.",
+        "A tensor of three dimensions or more counts as a matrix. Its last dimension gives the columns.",
+        "In a vector, |d_k| stands out if it is above ratio times its mean by more than rounding: a share of 2^-30.",
     ],
     differences={
         "mergekit": "mergekit does not implement this method.",
         "the paper": [
-            "Its authors' code knows an embedding by embed_tokens only, and refuses three dimensions.",
-            "Where a column is zero its authors' code gives NaN; here its direction has not changed.",
+            "The authors' code recognises an embedding by embed_tokens only.",
+            "The authors' code refuses tensors of three dimensions.",
+            "The authors' code gives NaN for a column of zeros. Here its direction counts as unchanged.",
         ],
     },
 )
 def widen(tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
-    """Base plus the deltas, each column of each model by its share: the more it changed, the larger."""
+    """Base plus the deltas, each column times a model's share: the more it changed the column, the larger."""
     ratio, calibration = p["ratio"], p["calibration"]
     if not tensor.count:
         return Copy()

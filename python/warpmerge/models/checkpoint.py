@@ -1,4 +1,4 @@
-"""A model directory as a source: its index, its shards, and where its tensors lie."""
+"""A model directory as an input: its index, its shards, and the places of its tensors."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import json
 import os
 import resource
 from array import array
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError, RecipeError, close_matches, shown
+from ..errors import CheckpointError, UsageError, close_matches, shown
 from .reference import ModelRef
 from .safetensors import Columns, TensorEntry, read_columns
+from .view_columns import ABSENT, FileColumn
 from .views import FileRegion
 
 INDEX = "model.safetensors.index.json"
@@ -47,7 +49,7 @@ class Shard:
             except OSError as error:
                 raise self._unreadable(error) from None
             if changed:
-                raise CheckpointError(f"{self.path} changed while it was being read.")
+                raise CheckpointError(f"{self.path} changed while it was being read; run the merge again.")
         return self._fd
 
     def _unreadable(self, error: OSError) -> CheckpointError:
@@ -60,7 +62,7 @@ class Shard:
 
 
 def allow_open_files(count: int) -> None:
-    """Raises the process's soft limit of open files to `count` and some, as far as its hard limit lets it."""
+    """Raises the process's soft limit of open files to `count` and some more, at most to its hard limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = count + 256  # what else the process has open
     wanted = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
@@ -87,11 +89,28 @@ class Checkpoint:
         self._check_unique()
         self._check_index()
         if not self.columns.names:
-            raise CheckpointError(f"{self.path} holds no tensors.")
+            raise CheckpointError(f"{self.path} holds no tensors; is it the right directory?")
+
+    @property
+    def title(self) -> str:
+        return f"model '{self.ref}'"
+
+    @property
+    def names(self) -> Sequence[str]:
+        return self.columns.names
+
+    def column(self, names: Sequence[str]) -> FileColumn:
+        """The views of these tensors, in this order; rows of names that the checkpoint lacks must not be used."""
+        column = FileColumn(self.columns, self.shard_of, self.shards)
+        return column if names == self.names else column.take([self.rows.get(name, ABSENT) for name in names])
+
+    def is_quantized(self) -> bool:
+        """Whether the config says that the weights are codes."""
+        return bool(self.config().get("quantization_config"))
 
     @cached_property
     def rows(self) -> dict[str, int]:
-        """Where in the columns each tensor is."""
+        """The row of each tensor in `columns`."""
         return {name: row for row, name in enumerate(self.columns.names)}
 
     @cached_property
@@ -108,14 +127,14 @@ class Checkpoint:
             for name in shard.columns.names:
                 if name in first:
                     files = f"{first[name].path.name} and {shard.path.name}"
-                    raise CheckpointError(f"{self.path}: tensor '{name}' is in both {files}.")
+                    raise CheckpointError(f"{self.path}: tensor '{name}' is in both {files}; remove one of them.")
                 first[name] = shard
 
     def __str__(self) -> str:
         return str(self.ref)
 
     def _shard_paths(self) -> list[Path]:
-        """The single file where there is one, as transformers has it, else what the index names."""
+        """The single file if there is one, as in transformers, else the files that the index names."""
         self._weight_map: dict[str, str] | None = None
         if (self.path / SINGLE).is_file():
             return [self.path / SINGLE]
@@ -123,28 +142,32 @@ class Checkpoint:
         document = _read_json(index)
         self._weight_map = document.get("weight_map")
         if not isinstance(self._weight_map, dict):
-            raise CheckpointError(f"{index}: not a valid index; it has no 'weight_map' from tensors to files.")
+            raise CheckpointError(f"{index}: not a valid index: it has no 'weight_map'. Download the model again.")
         paths: dict[Any, Path] = {}
         for tensor, name in self._weight_map.items():
             if isinstance(name, str) and name in paths:
                 continue
             if not isinstance(name, str) or Path(name).name != name or name in ("", ".."):
                 raise CheckpointError(
-                    f"{index}: tensor '{tensor}' is in {shown(name)}, which does not name a file in this directory."
+                    f"{index}: it says that tensor '{tensor}' is in {shown(name)}, but that is no file in this "
+                    "directory."
                 )
             if not os.path.isfile(self.path / name):
-                raise CheckpointError(f"{index}: it names {name}, which is missing. Download the model again.")
+                raise CheckpointError(f"{index}: the file {name} is missing. Download the model again.")
             paths[name] = self.path / name
         return [paths[name] for name in sorted(paths)]
 
     def _check_index(self) -> None:
-        """The index is no more than a check, and not kept."""
+        """Raises CheckpointError if the index and the headers differ. The index is not needed after that."""
         weight_map, self._weight_map = self._weight_map or {}, None
         files = [shard.path.name for shard in self.shards]
         for name, file in weight_map.items():
             row = self.rows.get(name)
             if row is None or files[self.shard_of[row]] != file:
-                raise CheckpointError(f"{self.path / INDEX}: tensor '{name}' is not in {file}, where the index says.")
+                raise CheckpointError(
+                    f"{self.path / INDEX}: it says that tensor '{name}' is in {file}, but it is not. Download the "
+                    "model again."
+                )
 
     def view(self, name: str) -> FileRegion:
         shard, entry = self.entries[name]
@@ -177,25 +200,27 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def resolve(ref: ModelRef) -> Path:
-    """The directory of a model: a path, else the hub's cache, else a download. Raises RecipeError if there is none."""
+    """The directory of a model: a path, else the hub's cache, else a download. Raises UsageError if there is none."""
     path = Path(os.path.expanduser(ref.path))
     if os.path.isdir(path):
         if ref.revision is not None:
-            raise RecipeError(f"model '{ref}': {ref.path} is a directory, which has no revisions; remove the '@'.")
+            raise UsageError(
+                f"model '{ref}': {ref.path} is a directory and has no revisions; remove the '@' and what follows it."
+            )
         return _with_weights(path)
     if os.path.isfile(path):
-        raise RecipeError(f"model '{ref}' is a file; give the directory that holds it.")
+        raise UsageError(f"model '{ref}' is a file; name the directory that holds it.")
     reason = ""
     if not ref.path.startswith((".", "/", "~")) and ref.path.count("/") <= 1:
         found, why = _hub(ref)
         if found:
             return _with_weights(found)
-        reason = f", nor can it be had from the Hugging Face hub ({why})"
+        reason = f", and the Hugging Face hub did not provide it ({why})"
     try:
         siblings = [p.name for p in path.parent.iterdir() if p.is_dir()]
     except (OSError, ValueError):
         siblings = []
-    raise RecipeError(f"model '{ref}' is not a directory{reason}{close_matches(path.name, siblings) or '.'}")
+    raise UsageError(f"model '{ref}' is not a directory{reason}{close_matches(path.name, siblings) or '.'}")
 
 
 def _has_weights(path: Path) -> bool:
@@ -206,15 +231,17 @@ def _with_weights(path: Path) -> Path:
     if _has_weights(path):
         return path
     if list(path.glob("pytorch_model*.bin")):
-        raise CheckpointError(f"{path} holds only pytorch_model*.bin; convert it to safetensors first.")
-    raise CheckpointError(f"{path} holds neither {INDEX} nor {SINGLE}.")
+        raise CheckpointError(
+            f"{path} holds no safetensors files, only pytorch_model*.bin; convert it to safetensors first."
+        )
+    raise CheckpointError(f"{path} holds neither {SINGLE} nor {INDEX}; name the directory of a model.")
 
 
 _HUB_ERRORS = {
-    "GatedRepoError": "access has to be granted there first",
-    "HFValidationError": "that is no id",
+    "GatedRepoError": "you need access to it: ask for it there",
+    "HFValidationError": "it is not a valid id",
     "LocalEntryNotFoundError": "there is no connection",
-    "RepositoryNotFoundError": "there is none, or it needs a login",
+    "RepositoryNotFoundError": "it is not there, or needs a login",
     "RevisionNotFoundError": "there is no such revision",
 }
 
@@ -232,7 +259,7 @@ def _hub(ref: ModelRef) -> tuple[Path | None, str]:
             path = Path(
                 snapshot_download(ref.path, revision=ref.revision, local_files_only=cached, allow_patterns=patterns)
             )
-        except Exception as error:  # the hub's errors share no base: whatever it was, the model is not there
+        except Exception as error:  # the hub's errors have no common base class; each means that the model is not there
             name = type(error).__name__
             why = _HUB_ERRORS.get(name, name)
             continue

@@ -1,7 +1,8 @@
-"""The output directory: nothing in it looks complete before everything is.
+"""The output directory. It looks complete only when it is.
 
-While a merge runs, its files lie in a staging directory inside the output. Publishing moves them up, and the index (or
-the single weight file) last: a directory that has one is complete.
+While a merge runs, its files lie in a staging directory inside the output. `publish` moves them up, the index (or the
+single weight file) last. So a directory with an index is complete. A journal in the staging directory names finished
+shards, for --resume.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ class OutputDirectory:
     def _check(self, inputs: list[Path]) -> None:
         try:
             if self.path.exists() and not self.path.is_dir():
-                raise OutputError(f"the output {self.path} exists and is not a directory.")
+                raise OutputError(f"the output {self.path} is a file; choose another name.")
             here = Path(os.path.realpath(self.path))
             for source in inputs:
                 there = Path(os.path.realpath(source))
@@ -65,9 +66,9 @@ class OutputDirectory:
         if self.path.is_dir() and not self._overwrite and any(p.name != STAGING for p in self.path.iterdir()):
             raise OutputError(f"the output {self.path} is not empty; choose another directory or pass --overwrite.")
 
-    def open(self, fingerprint: str, needed: int) -> dict[str, dict[str, str]]:
+    def open(self, fingerprint: str, needed: int) -> dict[str, list[int]]:
         """Makes and locks the staging directory. Returns the shards that an interrupted run of the same merge finished,
-        each with its tensors' digests. Raises OutputError if there is no room for `needed` bytes."""
+        each with its tensors' digests in order. Raises OutputError if there is no room for `needed` bytes."""
         try:
             self._created = not self.path.exists()
             self.staging.mkdir(parents=True, exist_ok=True)
@@ -77,7 +78,9 @@ class OutputDirectory:
         if not self._locked():
             os.close(self._lock)
             self._lock = None
-            raise OutputError(f"another merge is writing to {self.path}.")
+            raise OutputError(
+                f"another merge is writing to {self.path}; wait for its end, or choose another directory."
+            )
         done = self._done = self._finished(fingerprint) if self._resume else {}
         try:
             self._refuse_existing()
@@ -89,15 +92,16 @@ class OutputDirectory:
             free = shutil.disk_usage(self.path).free
             if needed > free:
                 raise OutputError(
-                    f"no space for the output: {self.path} has {show_size(free)} free, {show_size(needed)} are needed."
+                    f"no space for the output: {self.path} has {show_size(free)} free, but {show_size(needed)} are "
+                    "needed; free some space, or choose another disk."
                 )
         except BaseException as error:
             self.abort()
             raise self.error(error) if isinstance(error, OSError) else error from None
-        return {name: record["digests"] for name, record in done.items()}
+        return {name: _digests(record["digests"]) for name, record in done.items()}
 
     def _locked(self) -> bool:
-        """Whether no other merge writes here. Where the file system has no locks, that is taken for granted."""
+        """Whether no other merge writes here. A file system without locks is trusted."""
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -117,7 +121,7 @@ class OutputDirectory:
             sizes = {path.name: path.stat().st_size for path in self.staging.iterdir()}
             first, *records = (self.staging / JOURNAL).read_text(encoding="utf-8").splitlines()
             for record in map(json.loads, records) if first == fingerprint else ():
-                if record["digests"] and sizes.get(record["name"]) == record["bytes"]:
+                if _digests(record["digests"]) and sizes.get(record["name"]) == record["bytes"]:
                     done[record["name"]] = record
         except (OSError, ValueError, LookupError, TypeError):
             pass  # no journal, or its last line was being written when the machine stopped
@@ -137,36 +141,38 @@ class OutputDirectory:
         return fd
 
     def error(self, error: OSError) -> MergeError:
-        """What a failed write means, in the user's terms."""
+        """The error that a user sees after a failed write."""
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return OutputError(f"no space left for the output in {self.path}. Free some, then run again with --resume.")
+            return OutputError(
+                f"no space left for the output in {self.path}. Free some space, then run again with --resume."
+            )
         return OutputError(f"cannot write to {self.path}: {error.strerror or error}.")
 
-    def finish_shard(self, name: str, digests: Mapping[str, str]) -> None:
-        """All tensors of the shard are written."""
+    def finish_shard(self, name: str, digests: Sequence[int]) -> None:
+        """All tensors of the shard are written; these are their digests, in order."""
         fd = self._fds.pop(name)
         if self._syncer is None:
             self._close_shard(fd, name, digests)
         else:
             self._syncing.append(self._syncer.submit(self._close_shard, fd, name, digests))
 
-    def _close_shard(self, fd: int, name: str, digests: Mapping[str, str]) -> None:
+    def _close_shard(self, fd: int, name: str, digests: Sequence[int]) -> None:
         try:
             if self.sync:
                 os.fdatasync(fd)
             nbytes = os.fstat(fd).st_size
         finally:
             os.close(fd)
-        self._done[name] = {"name": name, "bytes": nbytes, "digests": dict(digests)}
+        self._done[name] = {"name": name, "bytes": nbytes, "digests": "".join(f"{d:016x}" for d in digests)}
         self._write_journal(json.dumps(self._done[name]))
 
     def _write_journal(self, *lines: str) -> None:
-        """Adds to what --resume reads: a line of the merge's fingerprint, then one for each shard."""
+        """Adds lines to the journal: first the merge's fingerprint, then one line for each shard."""
         with open(self.staging / JOURNAL, "a", encoding="utf-8") as file:
             file.writelines(line + "\n" for line in lines)
 
     def publish(self, shards: list[str], index: Mapping[str, Any] | None, others: Mapping[str, bytes]) -> None:
-        """Moves everything in place; the index, or the only shard, last."""
+        """Moves everything into its place; the index, or the only shard, last."""
         try:
             for future in self._syncing:
                 future.result()
@@ -177,7 +183,9 @@ class OutputDirectory:
             names = [*others, *(s for s in shards if s != last), last]
             for name in names:
                 if (self.path / name).is_dir():
-                    raise OutputError(f"{self.path / name} is a directory; remove it.")
+                    raise OutputError(
+                        f"{self.path / name} is a directory, but a file of that name is to be written; remove it."
+                    )
             if self._overwrite:
                 self._retire_old(set(names))
             self._move(names)
@@ -192,7 +200,7 @@ class OutputDirectory:
         self.close()
 
     def _move(self, names: list[str]) -> None:
-        """From the staging directory to where they belong, in this order; all back again if it comes to no end."""
+        """Moves files from the staging directory to the output, in this order. If one move fails, all are undone."""
         try:
             for name in names:
                 (self.staging / name).replace(self.path / name)
@@ -260,8 +268,13 @@ class OutputDirectory:
             self._lock = None
 
 
+def _digests(text: str) -> list[int]:
+    """The journal's digests of a shard: 16 digits each, in the order of its tensors."""
+    return [int(text[at : at + 16], 16) for at in range(0, len(text), 16)]
+
+
 def _index_text(index: Mapping[str, Any]) -> str:
-    """As json.dumps indents it by 2, but for the long map at C's speed: it has one level of strings."""
+    """The text that json.dumps makes with an indent of 2. The long map is written by C code."""
     quoted = json.encoder.encode_basestring_ascii
     entries = ",".join([f"\n    {quoted(name)}: {quoted(file)}" for name, file in index["weight_map"].items()])
     rest = {name: value for name, value in index.items() if name != "weight_map"}

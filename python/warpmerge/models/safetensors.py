@@ -1,4 +1,4 @@
-"""The safetensors file format: headers that are believed only as far as they can be checked, and headers for output.
+"""The safetensors file format: reading and checking headers, and making headers for output.
 
 A file is an 8-byte little-endian header length, the header (JSON, padded with spaces) and the data. Offsets in the
 header count from the start of the data. Format: https://github.com/huggingface/safetensors
@@ -24,7 +24,7 @@ LARGEST = 2**63 - 1  # of an offset, a length or a number of elements
 
 
 class TensorEntry(NamedTuple):
-    """Where a tensor lies: `offset` counts from the start of the file."""
+    """The place of a tensor in a file: `offset` is counted in bytes from the start of the file."""
 
     name: str
     dtype: DType
@@ -46,8 +46,8 @@ class Columns(NamedTuple):
     names: Sequence[str]
     kinds: bytes
     shapes: Sequence[tuple[int, ...]]
-    offsets: Sequence[int]
-    sizes: Sequence[int]
+    offsets: array[int]
+    sizes: array[int]
 
     @classmethod
     def of(cls, entries: Sequence[TensorEntry]) -> Columns:
@@ -116,13 +116,13 @@ def _header_of(path: Path) -> tuple[bytes, int]:
         prefix = file.read(8)
         if len(prefix) < 8:
             raise CheckpointError(
-                f"{path}: {size} bytes is too short for a safetensors file; it is truncated or empty."
+                f"{path}: {size} bytes are too few for a safetensors file; it is truncated or empty. Copy it again."
             )
         length = int.from_bytes(prefix, "little")
         if length > MAX_HEADER or 8 + length > size:
             raise CheckpointError(
-                f"{path}: the header claims {length:,} bytes but the file has {size:,}; "
-                "it is truncated or not safetensors."
+                f"{path}: the header claims {length:,} bytes but the file has {size:,}; it is truncated, or it is not "
+                "a safetensors file."
             )
         return file.read(length), size
 
@@ -137,8 +137,10 @@ def _entries(path: Path, header: Mapping[str, Any], start: int, size: int) -> li
             raise CheckpointError(f"{path}: tensor '{entry.name}' {what}; the header is wrong.")
         expected += entry.nbytes
     if expected != size:
-        problem = "is truncated" if expected > size else "has bytes that no tensor owns"
-        raise CheckpointError(f"{path}: the tensors end at byte {expected:,} but the file at {size:,}; it {problem}.")
+        problem = "is truncated. Copy it again" if expected > size else "has bytes that no tensor owns"
+        raise CheckpointError(
+            f"{path}: by its header the file has {expected:,} bytes, but it has {size:,}; it {problem}."
+        )
     return entries
 
 
@@ -150,7 +152,7 @@ def _parse(raw: bytes, path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         if len(result) != len(pairs):
             names = [name for name, _ in pairs]
             twice = next(name for number, name in enumerate(names) if name in names[:number])
-            raise CheckpointError(f"{path}: the header has '{twice}' twice.")
+            raise CheckpointError(f"{path}: the header names '{twice}' twice.")
         return result
 
     def constant(text: str) -> None:
@@ -175,7 +177,7 @@ def _parse(raw: bytes, path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _integer(text: str) -> int | float:
-    """-0 and what exceeds 64 bits are no integers; Python would refuse very long ones with an error of its own."""
+    """An integer of up to 64 bits; -0 and longer ones become floats, so that a later check refuses them."""
     return float(text) if text == "-0" or len(text) > 20 else int(text)
 
 
@@ -214,7 +216,7 @@ def _entry(path: Path, name: str, fields: Any, start: int) -> TensorEntry:
 def layout(
     tensors: Iterable[tuple[str, DType, tuple[int, ...]]], metadata: Mapping[str, str]
 ) -> tuple[bytes, Columns, int]:
-    """Header bytes for tensors stored in the given order, where each will lie, and the size of the file.
+    """Header bytes for tensors in the given order, the place of each tensor, and the size of the file.
 
     The header is padded with spaces so that the data starts on a page.
     """

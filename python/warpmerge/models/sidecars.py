@@ -1,8 +1,9 @@
-"""The small files beside the weights: config, tokenizer, model card, manifest."""
+"""The small files of the output: sidecar files of the metadata source, model card, manifest."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +67,7 @@ def _dtypes(config: dict[str, Any]) -> list[str]:
 
 
 def card(plan: Plan) -> bytes:
-    """A model card that says what was merged and how."""
+    """The model card: the models and the recipe."""
     recipe = plan.recipe
     base = [recipe.base] if recipe.base else []
     models = list(dict.fromkeys([*base, *(m.ref for m in recipe.models)]))
@@ -94,8 +95,8 @@ Seed {plan.seed}. `warpmerge verify` checks the weights against `{MANIFEST}`.
     return text.encode(errors="backslashreplace")  # paths need not be Unicode
 
 
-def manifest(plan: Plan, version: str, digests: dict[str, str]) -> bytes:
-    """What was merged from what, and each tensor's digest (docs/numerics.md says how it is taken)."""
+def manifest(plan: Plan, version: str, digests: Sequence[int]) -> bytes:
+    """The manifest: recipe, inputs, and the digest of each tensor (docs/numerics.md defines it)."""
     roles = {id(c): {"auxiliary tensor": label} for label, c in plan.auxiliary.items()}
     document = {
         "warpmerge": version,
@@ -118,19 +119,26 @@ def manifest(plan: Plan, version: str, digests: dict[str, str]) -> bytes:
     return f'{text},\n "tensors": {_tensors(plan, digests)}\n}}\n'.encode()
 
 
-def _tensors(plan: Plan, digests: dict[str, str]) -> str:
-    """As json.dumps indents them, which takes ten times as long: what tensors have in common is written once."""
+def _tensors(plan: Plan, digests: Sequence[int]) -> str:
+    """The text that json.dumps makes with an indent of 1, ten times as fast: common parts are formatted once."""
+    jobs = plan.jobs
     common: dict[tuple, str] = {}
     written = []
-    for job in plan.jobs:
-        key = job.shard, job.dtype.name, job.shape, job.values is None
+    for name, shape, number, shard, digest in zip(
+        jobs.names, jobs.shapes, jobs.group_of, plan.shard_of, digests, strict=True
+    ):
+        key = shard, number, shape
         if key not in common:
+            group = jobs.groups[number]
             fields = {
-                "shard": plan.shards[job.shard].name,
-                "dtype": job.dtype.name,
-                "shape": list(job.shape),
-                "method": plan.recipe.method.name if job.values is not None else "copy",
+                "shard": plan.shards[shard].name,
+                "dtype": group.out_dtype.name,
+                "shape": list(shape),
+                "method": "copy" if group.method is None else group.method.name,
             }
             common[key] = json.dumps(fields, indent=1).removesuffix("\n}").replace("\n", "\n  ")
-        written.append(f'\n  {json.dumps(job.name)}: {common[key]},\n   "digest": "{digests[job.name]}"\n  }}')
+        written.append(f'\n  {_quoted(name)}: {common[key]},\n   "digest": "{digest:016x}"\n  }}')
     return "{" + ",".join(written) + "\n }" if written else "{}"
+
+
+_quoted = json.encoder.encode_basestring_ascii

@@ -195,7 +195,7 @@ class GatheredRows(View):
         bad = np.flatnonzero((found < 0) | (found >= rows))
         if bad.size:
             raise CheckpointError(
-                f"tensor '{name}': row {int(found[bad[0]])} is asked for at place {int(bad[0])}; there are {rows} rows."
+                f"tensor '{name}': index {int(bad[0])} asks for row {int(found[bad[0]])}, but there are {rows} rows."
             )
         self.source, self.dtype = source, source.dtype
         self.index = np.ascontiguousarray(found, np.int64)

@@ -1,5 +1,6 @@
-"""Recipe x models -> jobs. Everything that can be known before a weight is read is checked here."""
+"""Models x method -> jobs; recipe x checkpoints -> plan. What can be known before a weight is read is checked here."""
 
-from .file_plan import Job, OutputShard, Plan, index_document, make_plan
+from .file_plan import OutputShard, Plan, index_document, make_plan
+from .jobs import make_jobs
 
-__all__ = ["Job", "OutputShard", "Plan", "index_document", "make_plan"]
+__all__ = ["OutputShard", "Plan", "index_document", "make_jobs", "make_plan"]

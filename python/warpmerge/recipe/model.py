@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from ..dtypes import DType, float_dtype
-from ..errors import RecipeError, close_matches, shown
+from ..errors import UsageError, close_matches, shown
 from ..methods import Base, Method, find
 from ..models.reference import ModelRef
 from .settings import Constant, Setting, parse_setting
@@ -79,9 +79,9 @@ class Recipe:
             try:
                 return parse(_plain(source), "recipe")
             except RecursionError:
-                raise RecipeError("recipe: it contains itself or is nested too deeply.") from None
+                raise UsageError("recipe: it contains itself or is nested too deeply.") from None
         if not isinstance(source, (str, os.PathLike)):
-            raise RecipeError(f"a recipe is a path, a dictionary or a Recipe, got {shown(source)}.")
+            raise UsageError(f"a recipe must be a path, a dictionary or a Recipe, got {shown(source)}.")
         path = Path(source)
         return parse(_read(path), str(path))
 
@@ -111,9 +111,9 @@ class Recipe:
         for model in self.inputs:
             setting = model.parameters.get(name) or self.parameters.get(name)
             if not isinstance(setting, Constant):
-                raise RecipeError(
-                    f"method '{self.method.name}' needs the parameter '{name}' for the model '{model.ref}': where its "
-                    f"{name} is."
+                raise UsageError(
+                    f"method '{self.method.name}' needs the parameter '{name}' for the model '{model.ref}': the path "
+                    f"of its checkpoint of {name} tensors."
                 )
             found.append(setting.value)
         return tuple(found)
@@ -129,23 +129,23 @@ def _read(path: Path) -> Any:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path that no file can have
         reason = getattr(error, "strerror", None) or "not a text file"
-        raise RecipeError(f"cannot read the recipe {path}: {reason}.") from None
+        raise UsageError(f"cannot read the recipe {path}: {reason}.") from None
     try:
         return yaml.load(text, Loader=_Loader)
-    except RecipeError:
+    except UsageError:
         raise
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = " ".join(part for part in (error.context, error.problem) if part)
-        raise RecipeError(f"{path}{place}: not valid YAML: {problem}.") from None
+        raise UsageError(f"{path}{place}: not valid YAML: {problem}.") from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise RecipeError(f"{path}, line {line}: not valid YAML: a character that YAML does not allow.") from None
+        raise UsageError(f"{path}, line {line}: not valid YAML: a character that YAML does not allow.") from None
     except RecursionError:
-        raise RecipeError(f"{path}: nested too deeply.") from None
+        raise UsageError(f"{path}: nested too deeply.") from None
     except ValueError as error:  # a date or a number that there cannot be
-        raise RecipeError(f"{path}: not valid YAML: {error}.") from None
+        raise UsageError(f"{path}: not valid YAML: {error}.") from None
 
 
 class _Loader(yaml.SafeLoader):
@@ -171,18 +171,18 @@ _Loader.add_implicit_resolver(
 
 def parse(document: Any, where: str) -> Recipe:
     if not isinstance(document, Mapping):
-        raise RecipeError(f"{where}: a recipe is a mapping with the keys {', '.join(KEYS)}.")
+        raise UsageError(f"{where}: a recipe must be a mapping with the keys {', '.join(KEYS)}.")
     for key in document:
         if key in LATER and document[key] is not None:
-            raise RecipeError(f"{where}: '{key}' is not supported yet: {LATER[key]}.")
+            raise UsageError(f"{where}: '{key}' is not supported yet: {LATER[key]}.")
         if key not in KEYS and key not in LATER:
             near = close_matches(key, KEYS) or "."
-            raise RecipeError(f"{where}: unknown key {shown(key)}{near} Keys: {', '.join(KEYS)}.")
+            raise UsageError(f"{where}: unknown key {shown(key)}{near} Keys: {', '.join(KEYS)}.")
     method = _method(document, where)
     listed = document.get("models")
     if not isinstance(listed, list) or not listed:
         got = "" if listed is None else f", got {shown(listed)}"
-        raise RecipeError(f"{where}: 'models' must be a list of at least one model{got}.")
+        raise UsageError(f"{where}: 'models' must be a list of at least one model{got}.")
     base = document.get("base_model")
     base = None if base is None else _model_ref(base, f"{where}: base_model")
     models = tuple(_model(entry, method, f"{where}: models[{i}]") for i, entry in enumerate(listed))
@@ -198,22 +198,22 @@ def parse(document: Any, where: str) -> Recipe:
     )
     try:
         method.check_models(len(recipe.inputs))
-    except RecipeError as error:
+    except UsageError as error:
         outside = method.base is Base.ENDPOINT and base not in [m.ref for m in models]
-        raise RecipeError(f"{where}: {error}{' The base_model counts as one of them.' * outside}") from None
+        raise UsageError(f"{where}: {error}{' The base_model counts as one of them.' * outside}") from None
     return recipe
 
 
 def _method(document: Mapping[str, Any], where: str) -> Method:
     name = document.get("merge_method")
     if name is None:
-        raise RecipeError(f"{where}: 'merge_method' is missing.")
+        raise UsageError(f"{where}: 'merge_method' is missing; add a line such as `merge_method: ties`.")
     if not isinstance(name, str):
-        raise RecipeError(f"{where}: merge_method is the name of a method, got {shown(name)}.")
+        raise UsageError(f"{where}: merge_method must be the name of a method, got {shown(name)}.")
     try:
         return find(name)
-    except RecipeError as error:
-        raise RecipeError(f"{where}: {error}") from None
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from None
 
 
 def _dtype(document: Mapping[str, Any], key: str, where: str) -> DType | None:
@@ -221,7 +221,7 @@ def _dtype(document: Mapping[str, Any], key: str, where: str) -> DType | None:
     if name is None:
         return None
     if not isinstance(name, str):
-        raise RecipeError(f"{where}: {key} is the name of a floating-point type, got {shown(name)}.")
+        raise UsageError(f"{where}: {key} must be the name of a floating-point type, got {shown(name)}.")
     return float_dtype(name, f"{where}: {key}")
 
 
@@ -229,25 +229,29 @@ def _check_models(method: Method, models: tuple[RecipeModel, ...], base: ModelRe
     refs = [m.ref for m in models]
     for ref in refs:
         if refs.count(ref) > 1:
-            raise RecipeError(f"{where}: the model '{ref}' is listed twice; give it once, with the sum of the weights.")
+            raise UsageError(f"{where}: the model '{ref}' is listed twice; give it once, with the sum of the weights.")
     if base is None and method.base.required:
-        raise RecipeError(f"{where}: method '{method.name}' needs a 'base_model'.")
+        raise UsageError(
+            f"{where}: method '{method.name}' needs a 'base_model'; add the model that the others come from."
+        )
 
 
 def _model(entry: Any, method: Method, where: str) -> RecipeModel:
     if isinstance(entry, str):
         return RecipeModel(_model_ref(entry, where))
     if not isinstance(entry, Mapping) or "model" not in entry:
-        raise RecipeError(f"{where}: each entry is a mapping with 'model' and, if needed, 'parameters'.")
+        raise UsageError(f"{where}: an entry must be a path, or a mapping with 'model' and, if needed, 'parameters'.")
     for key in entry:
         if key not in ("model", "parameters"):
-            raise RecipeError(f"{where}: unknown key {shown(key)}{close_matches(key, ['model', 'parameters']) or '.'}")
+            raise UsageError(f"{where}: unknown key {shown(key)}{close_matches(key, ['model', 'parameters']) or '.'}")
     ref = _model_ref(entry["model"], where)
     where = f"{where} ({ref})"
     parameters = _parameters(entry.get("parameters"), method, where)
     for name in parameters:
         if not method.by_name[name].per_model:
-            raise RecipeError(f"{where}: '{name}' holds for all models; move it to the top-level 'parameters'.")
+            raise UsageError(
+                f"{where}: '{name}' has one value for all models; move it to the 'parameters' at the top level."
+            )
     return RecipeModel(ref, parameters)
 
 
@@ -255,12 +259,12 @@ def _model_ref(value: Any, where: str) -> ModelRef:
     if isinstance(value, Mapping):
         return _mapped_ref(value, where)
     if not isinstance(value, str) or not value:
-        raise RecipeError(f"{where}: a model is a path or a Hugging Face id, got {shown(value)}.")
+        raise UsageError(f"{where}: a model must be a path or a Hugging Face id, got {shown(value)}.")
     if not os.path.exists(os.path.expanduser(value)):
         if "+" in value:
-            raise RecipeError(
-                f"{where}: '{value}' is not a directory. If a LoRA adapter follows the '+': that is not supported yet, "
-                "merge it into its model first."
+            raise UsageError(
+                f"{where}: '{value}' is not a directory. LoRA adapters after a '+' are not supported yet: merge the "
+                "adapter into its model first."
             )
         path, found, revision = value.partition("@")
         if found:
@@ -271,21 +275,24 @@ def _model_ref(value: Any, where: str) -> ModelRef:
 def _mapped_ref(value: Mapping[str, Any], where: str) -> ModelRef:
     """mergekit's long form: {model: {path, revision}, lora, override_architecture}."""
     if value.get("lora") is not None:
-        raise RecipeError(f"{where}: 'lora' is not supported yet: merge the adapter into its model first.")
+        raise UsageError(f"{where}: 'lora' is not supported yet: merge the adapter into its model first.")
     if value.get("override_architecture") is not None:
-        raise RecipeError(f"{where}: 'override_architecture' is not supported: remove it; the tensors' names count.")
+        raise UsageError(
+            f"{where}: 'override_architecture' is not supported: remove it. Models fit if their tensors have the same "
+            "names."
+        )
     inner = value.get("model", value)
     if not isinstance(inner, Mapping):
         inner = {"path": inner}
     known = {"path", "revision"} if inner is value else {"model", "lora", "override_architecture"}
     unknown = [*(k for k in value if k not in known), *(k for k in inner if k not in ("path", "revision"))]
     if unknown:
-        raise RecipeError(f"{where}: unknown key {shown(unknown[0])} of a model reference.")
+        raise UsageError(f"{where}: unknown key {shown(unknown[0])}; a model has 'path' and 'revision'.")
     path, revision = inner.get("path"), inner.get("revision")
     if revision is None:
         return _model_ref(path if not isinstance(path, Mapping) else None, where)
     if not isinstance(path, str) or not isinstance(revision, str):
-        raise RecipeError(f"{where}: 'path' and 'revision' of a model are strings (quote them).")
+        raise UsageError(f"{where}: 'path' and 'revision' of a model must be strings; put them in quotes.")
     return ModelRef(path, revision)
 
 
@@ -293,7 +300,7 @@ def _parameters(value: Any, method: Method, where: str) -> dict[str, Setting]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise RecipeError(f"{where}: parameters are a mapping of names to values, got {shown(value)}.")
+        raise UsageError(f"{where}: parameters must be a mapping from names to values, got {shown(value)}.")
     references = {c.name for c in method.auxiliary}
     return {
         name: Constant(_model_ref(v, f"{where}: {name}"))

@@ -1,4 +1,4 @@
-"""A recipe's parameters for one tensor: which layer it belongs to, and which source's value wins."""
+"""A recipe's parameters for one tensor. Gradients need the tensor's layer; of several sources the first one wins."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from ..errors import RecipeError
+from ..errors import UsageError
 from ..methods import Method, Parameter
 from .model import Recipe
 from .settings import Setting
@@ -18,8 +18,8 @@ _LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.([0-9]{1,9})(?=\.
 class Layers:
     """Places tensors on the layer axis: t runs from 0 (first layer) to 1 (last) in each stack of layers.
 
-    Tensors outside of any layer (embeddings, final norm, head) are at t = 0 and a single layer is at t = 1, as in
-    mergekit. Stacks (an encoder and a decoder, say) are told apart by what comes before the number.
+    As in mergekit, tensors outside of any layer (embeddings, final norm, head) are at t = 0, and a single layer is at
+    t = 1. A stack is known by the part of the name before the number: an encoder and a decoder are two stacks.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -44,13 +44,22 @@ def complete_values(
     models: int,
     *,
     on_deltas: bool,
-    missing: Callable[[Parameter, int], RecipeError],
+    missing: Callable[[Parameter, int], UsageError],
 ) -> dict[str, Any]:
-    """The final value of each parameter: what is given, else the preset's, else the default.
+    """The final value of each parameter: the given value, else the preset's, else the default.
 
-    given: by parameter one value, or K where it is per model; None: not given. missing: the error for a required
-    parameter that the model of this index lacks. Returns a value each, a tuple of K where the parameter is per model.
-    Raises RecipeError if the values do not go together.
+    Args:
+        method: the method.
+        given: for each parameter a sequence of values, K of them if it is per model, else one; None: not given.
+        models: K, the number of inputs.
+        on_deltas: whether deltas are taken from a base.
+        missing: makes the error for a required parameter that the model of this index lacks.
+
+    Returns:
+        A value for each parameter; a tuple of K values if it is per model.
+
+    Raises:
+        UsageError: values do not go together.
     """
     preset = method.preset({p.name: given[p.name][0] for p in method.parameters if not p.per_model})
     values: dict[str, Any] = {}
@@ -68,8 +77,8 @@ def complete_values(
 class Resolver:
     """Values of all parameters of a recipe's method, tensor by tensor.
 
-    Per model: the model's own `parameters` win over the recipe's; a source whose filters match nothing is passed over.
-    What no source has comes from the preset that `semantics` names, else it is the default.
+    The sources of a value, first to last: the model's own `parameters`, the recipe's, the preset that `semantics`
+    names, the default. A source whose filters match nothing is passed over.
     """
 
     def __init__(self, recipe: Recipe, layers: Layers) -> None:
@@ -108,25 +117,23 @@ class Resolver:
                     missing=lambda parameter, index: _Missing(str(self._missing(parameter, index, name))),
                 )
             except _Missing as error:
-                raise RecipeError(str(error)) from None
-            except RecipeError as error:
-                raise RecipeError(f"tensor '{name}': {error}" if name else str(error)) from None
+                raise UsageError(str(error)) from None
+            except UsageError as error:
+                raise UsageError(f"tensor '{name}': {error}" if name else str(error)) from None
         return self._known[key]
 
-    def _missing(self, parameter: Parameter, index: int, name: str) -> RecipeError:
+    def _missing(self, parameter: Parameter, index: int, name: str) -> UsageError:
         model = f" for the model '{self._recipe.inputs[index].ref}'" if parameter.per_model else ""
         tensor = f" (tensor '{name}')" if name else ""
-        return RecipeError(
-            f"method '{self._recipe.method.name}' needs the parameter '{parameter.name}'{model}{tensor}."
-        )
+        return UsageError(f"method '{self._recipe.method.name}' needs the parameter '{parameter.name}'{model}{tensor}.")
 
 
-class _Missing(RecipeError):
-    """Says itself for which tensor."""
+class _Missing(UsageError):
+    """An error whose message names the tensor already."""
 
 
 def _first(row: list[Setting], name: str, t: float) -> Any:
-    """The first setting's value that there is for this tensor."""
+    """The value of the first setting that has one for this tensor."""
     for setting in row:
         value = setting.at(name, t)
         if value is not None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import RecipeError, close_matches, shown
+from ..errors import UsageError, close_matches, shown
 from ..methods import Parameter
 
 
@@ -74,10 +74,10 @@ def _unfiltered(value: Any, parameter: Parameter, where: str) -> Constant | Grad
     if not isinstance(value, list):
         return Constant(_scalar(value, parameter, where))
     if not value:
-        raise RecipeError(f"{where}: '{parameter.name}' is an empty list.")
+        raise UsageError(f"{where}: '{parameter.name}' is an empty list; write a value or a list of values.")
     values = tuple(_scalar(v, parameter, where) for v in value)
     if None in values:
-        raise RecipeError(f"{where}: '{parameter.name}': a gradient has a value at each of its points, not null.")
+        raise UsageError(f"{where}: '{parameter.name}': a gradient needs a value at each of its points, got null.")
     return Gradient(values, parameter.interpolates)
 
 
@@ -87,12 +87,12 @@ def _entry(item: Any, parameter: Parameter, where: str) -> tuple[str | None, Con
         return None, _unfiltered(item, parameter, where)
     for key in item:
         if key not in ("filter", "value"):
-            raise RecipeError(f"{here}: unknown key {shown(key)}{close_matches(key, ['filter', 'value']) or '.'}")
+            raise UsageError(f"{here}: unknown key {shown(key)}{close_matches(key, ['filter', 'value']) or '.'}")
     if "value" not in item:
-        raise RecipeError(f"{here}: an entry with a filter needs a 'value'.")
+        raise UsageError(f"{here}: an entry with a filter needs a 'value'.")
     pattern = item.get("filter")
     if pattern is not None and not isinstance(pattern, str):
-        raise RecipeError(f"{here}: a filter is part of a tensor's name, got {shown(pattern)}.")
+        raise UsageError(f"{here}: a filter must be a part of tensor names, got {shown(pattern)}.")
     return None if pattern in (None, "*") else pattern, _unfiltered(item["value"], parameter, where)
 
 
@@ -102,4 +102,4 @@ def _scalar(value: Any, parameter: Parameter, where: str) -> Any:
             raise ValueError(f"expected a {parameter.kind}, got {shown(value)}")
         return parameter.convert(value)
     except (ValueError, OverflowError) as error:
-        raise RecipeError(f"{where}: '{parameter.name}': {error}.") from None
+        raise UsageError(f"{where}: '{parameter.name}': {error}.") from None

@@ -11,12 +11,11 @@ from typing import Any, cast
 import numpy as np
 
 from ..dtypes import FLOAT32, FLOAT64, DType
-from ..engine.arrays import Array, FileArray, Place, Result, numpy_dtype
-from ..engine.memory_merge import Operands, wanted_dtype
-from ..errors import CheckpointError, RecipeError
-from ..methods import TensorInfo
-from ..methods.base import Steps
+from ..engine.arrays import Array, ArrayModel, FileArray, Place, Result, numpy_dtype
+from ..engine.memory_merge import Fixed, Operands, wanted_dtype
+from ..errors import CheckpointError, UsageError
 from ..models import Checkpoint, Shard
+from ..plan.jobs import check_names, check_views
 from ..requests import Combine, WeightedSum
 from ..tasks import same_bytes
 from .state_files import described, directory_targets, file_targets, in_memory, key, open_state, write_state
@@ -49,7 +48,7 @@ class Running:
         if self._file is not None and self._file.exists():
             self._count, options, self._state, self._shard = open_state(self._file, type(self).__name__, self.parts)
             if options != self.options():
-                raise RecipeError(f"{self._file} was made with {options}, not with {self.options()}.")
+                raise UsageError(f"{self._file} was made with {options}, not with {self.options()}.")
 
     @property
     def count(self) -> int:
@@ -71,11 +70,17 @@ class Running:
     # --- updating ---------------------------------------------------------------------------------------------------
 
     def update(self, checkpoint: Source) -> None:
-        """Takes one more checkpoint: a model directory, a hub id, a safetensors file, or name -> tensor.
+        """Takes one more checkpoint. An error leaves the state as it was.
 
-        Tensors are torch tensors on one device, or numpy arrays; their names and shapes are those of the first
-        checkpoint, in any floating-point dtypes. Integer and boolean tensors have to be the same in all. Raises
-        CheckpointError if they do not fit, are not finite or cannot be read, RecipeError for what is no checkpoint.
+        Args:
+            checkpoint: a model directory, a Hugging Face id, a `.safetensors` file, or a mapping from names to tensors:
+                torch tensors on one device, or numpy arrays. Names and shapes must be those of the first checkpoint;
+                floating-point dtypes may differ. Integer and boolean tensors must be the same in all checkpoints.
+
+        Raises:
+            UsageError: the argument is no checkpoint.
+            CheckpointError: tensors do not fit, are not finite or cannot be read.
+            OutputError: the state's file cannot be written.
         """
         number = self.count + 1
         with self._opened(checkpoint, number) as (found, place, label), self._reading():
@@ -84,10 +89,10 @@ class Running:
             first = next(iter(found.values()))
             state = [self._arrays(part, place, first) for part in self._state]
             self._check(found, state, label)
-            operands, combine, labels = self._operands(found, state, label)
+            operands, combine = self._operands(found, state, label)
             with self._following(found, state, number) as results:
                 try:
-                    place.run(operands.tasks(_Step(combine), {"nonfinite": "error"}, results, labels, 0))
+                    operands.merge(Fixed(combine), {"nonfinite": "error"}, results, place)
                 except OSError as error:
                     if error.errno != errno.EFAULT:  # that of what cannot be read; others come from writing
                         raise
@@ -125,17 +130,18 @@ class Running:
             if shard is not None:
                 shard.close()
 
-    def _operands(self, found: dict, state: list[dict], label: str) -> tuple[Operands, Combine, list[str]]:
+    def _operands(self, found: dict, state: list[dict], label: str) -> tuple[Operands, Combine]:
         """The first checkpoint becomes the mean, and 0 the other parts."""
+        taken = ArrayModel(label, found)
         if not state:
-            combine: Any = WeightedSum((1.0,) + (0.0,) * (len(self.parts) - 1), on_deltas=False)
-            return Operands([found], None, found, must_agree=False), combine, [label]
-        combine = self.step()
+            first: Any = WeightedSum((1.0,) + (0.0,) * (len(self.parts) - 1), on_deltas=False)
+            return Operands([taken], None, taken, take_from_source=True), first
+        combine: Any = self.step()
+        mean = ArrayModel(STATE, state[0])
         if combine.on_deltas:
-            return Operands([found], state[0], state[0], must_agree=False), combine, [label, STATE]
-        others = [{**state[0], **part} for part in state[1:]]  # with the integer tensors
-        models = [state[0], *others, found]
-        return Operands(models, None, state[0], must_agree=False), combine, [STATE] * len(state) + [label]
+            return Operands([taken], mean, mean, take_from_source=True), combine
+        others = [ArrayModel(STATE, {**state[0], **part}) for part in state[1:]]  # with the integer tensors
+        return Operands([mean, *others, taken], None, mean, take_from_source=True), combine
 
     @contextlib.contextmanager
     def _opened(self, checkpoint: Source, number: int) -> Iterator[tuple[dict, Place, str]]:
@@ -148,7 +154,7 @@ class Running:
             yield {n: Array.of(t, n, place) for n, t in checkpoint.items()}, place, f"checkpoint {number}"
             return
         if not isinstance(checkpoint, (str, Path)):
-            raise RecipeError(
+            raise UsageError(
                 f"a checkpoint is a path or a mapping from names to tensors, not a {type(checkpoint).__name__}."
             )
         path = Path(checkpoint)
@@ -177,19 +183,11 @@ class Running:
                 raise CheckpointError(f"tensor '{name}' is quantized ({array.dtype}) in {label}; dequantize it first.")
         if not state:
             return
-        odd = sorted(found.keys() ^ state[0].keys())
-        if odd:
-            what = "lacks the" if odd[0] in state[0] else "has a"
-            raise CheckpointError(f"{label} {what} tensor '{odd[0]}', unlike the checkpoints before it.")
+        mean, taken = ArrayModel(STATE, state[0]), ArrayModel(label, found)
+        check_names(mean, taken)
+        check_views(mean.names, mean, mean.column(mean.names), taken, taken.column(mean.names))
         for name, array in found.items():
-            known = state[0][name]
-            kinds = (known.dtype.is_float, array.dtype.is_float)
-            if known.shape != array.shape or kinds[0] != kinds[1] or not (kinds[0] or known.dtype == array.dtype):
-                raise CheckpointError(
-                    f"tensor '{name}' is {array.dtype} {list(array.shape)} in {label}, "
-                    f"but {known.dtype} {list(known.shape)} in {STATE}."
-                )
-            if not kinds[0] and not same_bytes([array.view(), known.view()]):
+            if not array.dtype.is_float and not same_bytes([array.view(), state[0][name].view()]):
                 raise CheckpointError(
                     f"tensor '{name}' ({array.dtype}) differs in {label} and cannot be averaged; leave it out."
                 )
@@ -197,22 +195,45 @@ class Running:
     # --- results ----------------------------------------------------------------------------------------------------
 
     def mean(self, *, dtype: Any = None) -> Tensors:
-        """The mean as a new state dict, of the kind (torch or numpy) that the last tensors given had; torch's if there
-        were only files. dtype: of the floating-point tensors, rounded once; default: the state's."""
+        """The mean as a new state dict.
+
+        Args:
+            dtype: floating-point dtype of the result. Default: the state's, float32 or float64.
+
+        Returns:
+            A dictionary from names to tensors: torch tensors or numpy arrays, as in the last mapping given; torch
+            tensors if there were only files.
+
+        Raises:
+            UsageError: there were no checkpoints.
+        """
         return self.export(self.parts[0], 1.0, dtype)
 
     def write(self, path: str | Path, *, dtype: Any = None, like: str | Path | None = None) -> None:
-        """Writes the mean: as one file if the path ends with .safetensors, else as a model directory.
+        """Writes the mean.
 
-        dtype: as in `mean`. like: the model directory whose config, tokenizer and other small files go with it;
-        default: that of the last checkpoint that was one. An existing file is replaced, an existing directory has to
-        be empty. Raises OutputError if it cannot be written; what is there then is as it was.
+        Args:
+            path: one file if it ends with `.safetensors`, else a model directory. An existing file is replaced. An
+                existing directory must be empty.
+            dtype: floating-point dtype of the tensors. Default: the state's.
+            like: the model directory whose sidecar files are copied. Default: the last checkpoint that was a directory.
+
+        Raises:
+            UsageError: there were no checkpoints.
+            OutputError: the output cannot be written. An existing file stays as it was.
         """
         self.write_part(self.parts[0], 1.0, path, dtype, like)
 
     def save(self, path: str | Path) -> None:
-        """Writes the state to one safetensors file, from which `load` goes on bit for bit. The file appears when it is
-        complete; one that is there is replaced. Raises OutputError if it cannot be written."""
+        """Writes the state to one safetensors file. `load` goes on from it with the same bits.
+
+        Args:
+            path: the file. It appears when it is complete; an existing file is replaced.
+
+        Raises:
+            UsageError: there were no checkpoints.
+            OutputError: the file cannot be written.
+        """
         self.need(1)
         place = Place.of(self._backend, None)
         with self._reading():
@@ -221,14 +242,21 @@ class Running:
 
     @classmethod
     def load(cls, path: str | Path, *, backend: str = "auto") -> Any:
-        """The object that was saved to a file, in memory. Raises CheckpointError if the file is damaged, or holds
-        another kind of state or none."""
+        """Loads the object that `save` wrote to a file, into memory.
+
+        Args:
+            path: the file.
+            backend: `auto`, `cuda`, `triton`, `cpu` or `torch`.
+
+        Raises:
+            CheckpointError: the file is damaged, or holds another kind of state.
+        """
         count, options, state, shard = open_state(Path(path), cls.__name__, cls.parts)
         try:
             made = cls(**options, backend=backend)
             made._state = {part: {name: in_memory(a) for name, a in of.items()} for part, of in state.items()}
-        except (TypeError, RecipeError):
-            raise CheckpointError(f"{path}: what it says of its state is damaged.") from None
+        except (TypeError, UsageError):
+            raise CheckpointError(f"{path}: its header is damaged; use another copy.") from None
         finally:
             shard.close()
         made._count = count
@@ -236,7 +264,7 @@ class Running:
 
     def need(self, count: int) -> None:
         if self.count < count:
-            raise RecipeError(f"{self!r} needs at least {count}: call update first.")
+            raise UsageError(f"{self!r} needs at least {count}: call update first.")
 
     def export(self, part: str, factor: float, dtype: Any) -> Tensors:
         """A part times the factor as a state dict."""
@@ -263,24 +291,11 @@ class Running:
                 _scale(arrays, factor, place, {name: [target] for name, target in targets.items()})
 
 
-class _Step:
-    """Stands in for a method: one combination of all tensors."""
-
-    name, copies = "running", False
-
-    def __init__(self, combine: Combine) -> None:
-        self._combine = combine
-
-    def steps(self, tensor: TensorInfo, p: Mapping[str, Any]) -> Steps:
-        return self._combine
-        yield
-
-
 def _scale(arrays: dict[str, Array], factor: float, place: Place, results: Mapping[str, list[Any]]) -> None:
     """factor x, rounded once more to the dtypes of the results."""
-    operands = Operands([arrays], None, arrays, must_agree=False)
-    step = _Step(WeightedSum((factor,), on_deltas=False))
-    place.run(operands.tasks(step, {"nonfinite": "propagate"}, results, [STATE], 0))
+    model = ArrayModel(STATE, arrays)
+    operands = Operands([model], None, model, take_from_source=True)
+    operands.merge(Fixed(WeightedSum((factor,), on_deltas=False)), {"nonfinite": "propagate"}, results, place)
 
 
 def _state_dtype(name: str, parts: Iterable[dict]) -> DType:

@@ -78,7 +78,7 @@ def directory_targets(path: Path, specs: Sequence[Spec], like: Path | None) -> I
     try:
         fd = directory.shard(SINGLE, header, size)
         yield {name: FileTarget(e.dtype, fd, e.offset) for name, e in columns.by_name().items()}
-        directory.finish_shard(SINGLE, {})
+        directory.finish_shard(SINGLE, ())
         directory.publish([SINGLE], None, files)
     except BaseException as error:
         directory.abort(keep=False)
@@ -120,7 +120,7 @@ def open_state(
         if type(count) is not int or count < 1 or not isinstance(options, dict):
             raise ValueError
     except (ValueError, LookupError, TypeError, RecursionError):
-        raise CheckpointError(f"{path}: what it says of its state is damaged.") from None
+        raise CheckpointError(f"{path}: its header is damaged; use another copy.") from None
     if found != kind:
         raise CheckpointError(f"{path} holds the state of a {found}; load it with wm.{found}.load.")
     state: dict[str, dict[str, FileArray]] = {part: {} for part in parts}

@@ -14,7 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..errors import RecipeError
+from ..errors import UsageError
 from ..expr.expression import delta, equal, where
 from ..expr.formula import Formula
 from ..requests import Combine, Map, WeightedSum
@@ -22,19 +22,46 @@ from .state import Running, Tensors
 
 
 class RunningMean(Running):
-    """The mean of all checkpoints so far: m + (x - m) / t for the t-th. Where all are the same, so is the mean."""
+    """The mean of all checkpoints so far: m + (x - m) / t for the t-th checkpoint x.
+
+    If an element is the same in all checkpoints, the mean has its bits.
+
+    Args:
+        file: a safetensors file that holds the state instead of memory. If it exists, the object goes on from it.
+        backend: `auto`, `cuda`, `triton`, `cpu` or `torch`.
+
+    Raises:
+        UsageError: the file was made with other options.
+        CheckpointError: the file is damaged, or holds another kind of state.
+
+    Example:
+        >>> mean = wm.RunningMean()
+        >>> for path in checkpoints:
+        ...     mean.update(path)
+        >>> mean.write("average/", dtype="bfloat16")
+    """
 
     def step(self) -> Combine:
         return WeightedSum((1 / (self.count + 1),), on_deltas=True)
 
 
 class RunningEMA(Running):
-    """The exponential moving average e + (1 - decay) (x - e), which starts as the first checkpoint."""
+    """The exponential moving average e + (1 - decay) (x - e). It starts as the first checkpoint."""
 
     def __init__(self, decay: float, *, file: str | Path | None = None, backend: str = "auto") -> None:
-        """decay: the share of the mean that stays at each step, from 0 to 1."""
+        """Makes an average without checkpoints, or goes on from a file.
+
+        Args:
+            decay: the share of the average that stays at each step, from 0 to 1.
+            file: a safetensors file that holds the state instead of memory. If it exists, the object goes on from it.
+            backend: `auto`, `cuda`, `triton`, `cpu` or `torch`.
+
+        Raises:
+            UsageError: `decay` is no number from 0 to 1, or the file was made with another one.
+            CheckpointError: the file is damaged, or holds another kind of state.
+        """
         if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0 <= decay <= 1:
-            raise RecipeError(f"decay is a number from 0 to 1, not {decay!r}.")
+            raise UsageError(f"decay must be a number from 0 to 1, not {decay!r}.")
         self.decay = float(decay)
         super().__init__(file=file, backend=backend)
 
@@ -61,11 +88,23 @@ class RunningVariance(Running):
         return Map(Formula((following, squares + (x - mean) * (x - following))), on_deltas=False, nan_of=None)
 
     def variance(self, *, dtype: Any = None) -> Tensors:
-        """The variance of the floating-point tensors as a new state dict; see `mean`. Needs two checkpoints."""
+        """The unbiased variance of each element, as a new state dict.
+
+        Args:
+            dtype: floating-point dtype of the result. Default: the state's.
+
+        Raises:
+            UsageError: there were fewer than two checkpoints.
+        """
         self.need(2)
         return self.export("squares", 1 / (self.count - 1), dtype)
 
     def write_variance(self, path: str | Path, *, dtype: Any = None) -> None:
-        """Writes the variance; see `write`."""
+        """Writes the unbiased variance of each element, as `write` does with the mean.
+
+        Raises:
+            UsageError: there were fewer than two checkpoints.
+            OutputError: the file or directory cannot be written.
+        """
         self.need(2)
         self.write_part("squares", 1 / (self.count - 1), path, dtype, None)

@@ -22,7 +22,7 @@ from kernel_helpers import (
 )
 from test_equality_adversarial import DELTAS
 from warpmerge import _core
-from warpmerge.backends.gpu.lowering import answered, lowered
+from warpmerge.backends.gpu.lowering import lifted, lowered
 from warpmerge.errors import MergeError
 from warpmerge.expr.expression import delta, masked
 from warpmerge.expr.patterns import KeptMagnitudes
@@ -155,7 +155,7 @@ def test_spelled_in_formulas(dtype):
 def test_other_requests_are_left_alone():
     request = ElectAndSum((1.0, 1.0), (KEEP_ALL, RandomMask(KEY, 5)))
     assert lowered(None, request) is request
-    assert answered(None, request, "an answer") == "an answer"
+    assert lifted(None, request, "an answer") == "an answer"
 
 
 def test_refused():

@@ -132,13 +132,13 @@ def test_no_elements(case, shape):
 @pytest.mark.parametrize(
     ("fields", "problem"),
     [
-        ({"kind": "mean"}, "none of sum"),
+        ({"kind": "mean"}, "not one of sum"),
         ({"kind": "sum", "over": "row"}, "float64"),
         ({"kind": "sum", "pairs": ((0, 0),)}, "float64"),
-        ({"kind": "max", "pairs": ((0, 0),)}, "only sums"),
+        ({"kind": "max", "pairs": ((0, 0),)}, "pairs are for sums"),
         ({"kind": "histogram"}, "intervals"),
         ({"kind": "sum", "intervals": ((0, 1),)}, "intervals"),
-        ({"kind": "max", "per_element": True}, "mean"),
+        ({"kind": "max", "per_element": True}, "per_element is for sums"),
     ],
 )
 def test_fields_that_do_not_go_together(fields, problem):

@@ -21,7 +21,7 @@ from kernel_helpers import (
     weights,
     work,
 )
-from warpmerge import _core
+from native_pool import Place
 
 COUNT = 1031  # two stages and a rest
 
@@ -85,7 +85,7 @@ def test_several_outputs_to_files(tmp_path):
     in_memory, _ = combine(tensors, rows)
     for tile in (512, 1024, 131072):
         with open(tmp_path / "out", "w+b") as file:
-            outputs = [_core.Output(2, fd=file.fileno(), offset=100 + 4096 * m) for m in range(3)]
+            outputs = [Place(2, 100 + 4096 * m, file.fileno()) for m in range(3)]
             item = pool(ISAS[0]).weighted_sum(operands(tensors), tile, [c for row in rows for c in row], False, outputs)
             work(pool(ISAS[0]), item)
             for m, tensor in enumerate(in_memory):

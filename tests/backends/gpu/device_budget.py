@@ -3,8 +3,8 @@
 import math
 
 from warpmerge.backends.gpu.backend import IN_FLIGHT, SCRATCH_SHARE
-from warpmerge.backends.gpu.loads import footprint
 from warpmerge.backends.gpu.tables import ALIGN, CHUNK
+from warpmerge.backends.gpu.tiles import footprint
 
 
 def budget_for(tasks, chunks=1):

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from device_modes import device, emulated
 from formula_helpers import assert_same_tensors
-from kernel_helpers import buffer, reference, task
+from kernel_helpers import buffer, changed, reference, task
 from warpmerge.backends.gpu.backend import DeviceBackend
 from warpmerge.backends.gpu.kernels import CudaKernels
 from warpmerge.backends.gpu.tables import CHUNK
@@ -32,11 +32,11 @@ class Case:
         made, _ = task("task_arithmetic", self.tensors, self.base, weight=1.0, nonfinite=self.nonfinite)
         sink = DeviceSink if in_place else MemorySink
         results = [torch.full(self.tensors[0].shape, 123.0, dtype=self.out_dtype) for _ in range(self.outputs)]
-        made.out_dtype = buffer(torch.empty(0, dtype=self.out_dtype)).dtype
-        made.sinks = [sink(r.data_ptr(), r) for r in results]
+        dtype = buffer(torch.empty(0, dtype=self.out_dtype)).dtype
+        made = changed(made, out_dtype=dtype, sinks=[sink(r.data_ptr(), r) for r in results])
         if in_place:
-            made.inputs = [_on_device(t) for t in self.tensors]
-            made.base = None if self.base is None else _on_device(self.base)
+            base = None if self.base is None else _on_device(self.base)
+            made = changed(made, inputs=[_on_device(t) for t in self.tensors], base=base)
         return made, results
 
 

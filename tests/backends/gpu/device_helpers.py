@@ -15,8 +15,8 @@ emulated = pytest.importorskip("warpmerge._cuda_emulated", reason="built without
 CHUNK = 16384
 ENVIRONMENT = {**os.environ, "WARPMERGE_CUDA_EMULATION": "1"}
 SHARDED = ("--shard-size", "150kB", "--no-sync")
-# Two tensors of a layer to a batch, slots that hold a part of one: everything takes turns.
-SMALL = {"batch_bytes": 300_000, "slot_bytes": 1 << 15}
+# Two tensors of a layer to a batch, buffers that hold less than one: everything takes turns.
+SMALL = {"batch_bytes": 300_000, "buffer_bytes": 1 << 15}
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from warpmerge.backends.gpu.tables import CHUNK
 
 emulated = pytest.importorskip("warpmerge._cuda_emulated", reason="built without -DWARPMERGE_CUDA_EMULATION=ON")
 
-TILED = 3 * CHUNK + 4097  # elements: several loads of a chunk each, the last one with a block and a rest
+TILED = 3 * CHUNK + 4097  # elements: several tiles of a chunk each, the last one with a block and a rest
 SAMPLED = 4 * CHUNK + 999  # `select` begins with a sample
 
 
@@ -23,13 +23,13 @@ def emulation(monkeypatch):
     gc.collect()
 
 
-# Resident: all of a batch lies in device memory. Tiled: one chunk at a time, through slots that hold less than one.
+# Resident: all of a batch lies in device memory. Tiled: one chunk at a time, through buffers that hold less than one.
 MODES = {
     "resident": {},
-    "resident, late": {"late": True, "slot_bytes": 1 << 16},
-    "tiled": {"chunks": 1, "slot_bytes": 4096},
-    "tiled, late": {"chunks": 2, "slot_bytes": 1 << 16, "late": True},
-    "small batches": {"batch_bytes": 20_000, "slot_bytes": 1 << 15},
+    "resident, late": {"late": True, "buffer_bytes": 1 << 16},
+    "tiled": {"chunks": 1, "buffer_bytes": 4096},
+    "tiled, late": {"chunks": 2, "buffer_bytes": 1 << 16, "late": True},
+    "small batches": {"batch_bytes": 20_000, "buffer_bytes": 1 << 15},
 }
 BOTH = ("resident", "tiled, late")
 
@@ -38,7 +38,7 @@ BOTH = ("resident", "tiled, late")
 def device(mode, tasks):
     from warpmerge.backends.gpu import cuda
 
-    options = {"slot_bytes": 1 << 20, "threads": 2, **MODES[mode]}
+    options = {"buffer_bytes": 1 << 20, "threads": 2, **MODES[mode]}
     emulated.defer(options.pop("late", False))
     emulated.reverse_order(mode == "tiled")
     chunks = options.pop("chunks", 0)

@@ -132,7 +132,7 @@ def test_registers_leave_room_for_several_blocks(combining):
 def test_combining_kernels_load_and_store_16_bytes(combining):
     for kernel in combining:
         models = models_of(kernel)
-        # At least one load per model and one for the base, for groups of 8 elements of 2 or 4 bytes.
+        # At least one load per model and one for the base, for packs of 8 elements of 2 or 4 bytes.
         loads = (models + 1) * (2 if kernel.arguments.startswith("If") else 1)
         assert kernel.count(r"LDG\..*128.*") >= loads, kernel
         assert kernel.count(r"STG\..*128.*") >= 1, kernel

@@ -54,11 +54,11 @@ class Doubling:
             self._upload(np.zeros((count + 16383) // 16384, np.int32)),
             self._upload(np.array([2.0])),
         ]
-        self.launch = cuda.Launch(
+        self.launch = cuda.KernelLaunch(
             **{
                 **dict(segments=1, chunks=(count + 16383) // 16384, models=1, outputs=1, inputs=[0], base=-1, out=0),
-                **dict(fp64=False, policy=0, aligned=True, keeps=0),
-                **dict(zip(("places", "chunk_map", "numbers"), (t.address for t in self.tables), strict=True)),
+                **dict(fp64=False, policy=0, aligned=True, rules=0),
+                **dict(zip(("segment_rows", "chunk_map", "numbers"), (t.address for t in self.tables), strict=True)),
                 **changes,
             }
         )
@@ -261,7 +261,7 @@ def test_launches_are_checked(device):
         with pytest.raises(ValueError):
             Doubling(device, stream, **changes)
     with pytest.raises(TypeError):
-        cuda.Launch(1, 1)
+        cuda.KernelLaunch(1, 1)
 
 
 def test_deferred_work_waits_for_the_host(device):

@@ -12,6 +12,7 @@ from kernel_helpers import (
     ALL_DTYPES,
     DTYPES,
     assert_same_bits,
+    changed,
     cpu,
     densities,
     family,
@@ -29,14 +30,14 @@ from warpmerge.methods import TensorInfo
 
 (emulation,) = FIXTURES
 
-TILED = 3 * CHUNK + 4097  # elements: several loads of a chunk each, the last one with a block and a rest
+TILED = 3 * CHUNK + 4097  # elements: several tiles of a chunk each, the last one with a block and a rest
 
 
 # The kernels have a form for 1 to 4 models each and a general one.
 @pytest.mark.parametrize("dtype", ALL_DTYPES)
 @pytest.mark.parametrize("models", [1, 2, 3, 4, 5])
 def test_methods_and_shapes(models, dtype):
-    """Every method at once: requests of all kinds share flights."""
+    """Every method at once: requests of all kinds share a residency."""
     cases = []
     for case in [c for c in CASES if models in models_of(c)]:
         cases += [((case, shape), arguments(case, models, dtype, shape)) for shape in SHAPES]
@@ -85,9 +86,9 @@ def test_inputs_at_odd_places(place, mode, tmp_path):
 
         def move(made):
             one, result = made
-            one.inputs = [offset_by(b, file if place == "file" else None) for b in one.inputs]
-            one.base = one.base and offset_by(one.base, file if place == "file" else None)
-            return one, result
+            at = file if place == "file" else None
+            inputs, base = [offset_by(b, at) for b in one.inputs], one.base and offset_by(one.base, at)
+            return changed(one, inputs=inputs, base=base), result
 
         cases = [
             ((case, count), arguments(case, min(2, max(models_of(case))), "fp32", count))
@@ -116,7 +117,7 @@ def test_more_tensors_than_a_batch_holds():
     compare(cases, ["resident"])
 
 
-def test_groups_of_different_sizes_share_a_flight():
+def test_groups_of_different_sizes_share_a_residency():
     """A search that goes on after others have begun finds its operands where it left them."""
     cases = []
     for dtype, count in [("fp32", CHUNK), ("bf16", 5 * CHUNK), ("fp64", CHUNK), ("fp16", 3 * CHUNK), ("fp32", 99)]:
@@ -198,7 +199,8 @@ def test_frozen_tensors_that_are_not_finite(mode):
 @pytest.mark.parametrize("on_deltas", [False, True])
 def test_several_outputs(on_deltas, mode):
     """A sweep: M outputs from one read, and among them a tensor of NaN that no model changes."""
-    from warpmerge.pool import _Sweep
+    from warpmerge.engine.memory_merge import Fixed
+    from warpmerge.requests import WeightedSum
     from warpmerge.tasks import MemorySink
 
     rows = [(1.0, 0.0, 0.0), (0.2, 0.3, 0.5), (-0.7, 1.9, 0.1), (0.0, 0.0, 0.0)]
@@ -210,10 +212,9 @@ def test_several_outputs(on_deltas, mode):
             tensors = [base.clone() for _ in tensors]
         one, _ = task("task_arithmetic", tensors, base if on_deltas else None, weight=1)
         results = [torch.full_like(base, 7) for _ in rows]
-        one.info = TensorInfo("w", count, 3)
-        one.method = _Sweep(sum(rows, ()), on_deltas)
-        one.sinks = [MemorySink(r.data_ptr(), r) for r in results]
-        return one, results
+        method = Fixed(WeightedSum(sum(rows, ()), on_deltas))
+        sinks = [MemorySink(r.data_ptr(), r) for r in results]
+        return changed(one, info=TensorInfo("w", count, 3), method=method, sinks=sinks), results
 
     def tasks():
         return [

@@ -120,7 +120,7 @@ def growing(tmp_path_factory):
 
 @pytest.mark.parametrize("method", ["ties", "linear"])
 def test_a_shortage_in_the_middle(growing, made, tmp_path, method):
-    made.options = {"batch_bytes": 1, "slot_bytes": 1 << 16}
+    made.options = {"batch_bytes": 1, "buffer_bytes": 1 << 16}
     shortage = After(0.1, lambda: emulated.fail_next_allocations(1))
     wm.merge(growing / f"{method}.yml", tmp_path / "out", device="cuda", shard_size="600kB", progress=shortage)
     assert shortage.done and made[0]._halved
@@ -130,7 +130,7 @@ def test_a_shortage_in_the_middle(growing, made, tmp_path, method):
 @pytest.mark.parametrize("tensor", [0, 5, 16, 17])
 def test_a_shortage_at_any_tensor(growing, made, tmp_path, tensor):
     """Also at a small one, which says little about what the large ones may have."""
-    made.options = {"batch_bytes": 1, "slot_bytes": 1 << 16}
+    made.options = {"batch_bytes": 1, "buffer_bytes": 1 << 16}
     order = [tensor, *(i for i in range(18) if i != tensor)]
     for name in ["base", "a", "b"]:
         found = read_model(growing / name)
@@ -149,7 +149,7 @@ def test_a_shortage_at_any_tensor(growing, made, tmp_path, tensor):
 
 @pytest.mark.parametrize("method", ["ties", "linear"])
 def test_a_lasting_shortage(growing, made, tmp_path, method):
-    made.options = {"batch_bytes": 1, "slot_bytes": 1 << 16}
+    made.options = {"batch_bytes": 1, "buffer_bytes": 1 << 16}
     shortage = After(0.2, lambda: emulated.fail_next_allocations(10**6))
     recipe, out = growing / f"{method}.yml", tmp_path / "out"
     with pytest.raises(DeviceError, match=r"^GPU 0: cannot allocate .* --device-memory .* --device cpu"):
@@ -292,13 +292,13 @@ def test_shards_of_the_cpu_are_resumed_on_a_device(models, expected, made, tmp_p
 
 
 @pytest.mark.parametrize(
-    "place", ["warpmerge.backends.gpu.backend.Ticket.wait", "warpmerge.backends.gpu.backend.wait_for"]
+    "place", ["warpmerge.backends.gpu.backend.DeviceTicket.wait", "warpmerge.backends.gpu.backend.wait_for"]
 )
 @pytest.mark.parametrize("call", [1, 4])
 def test_interrupted_where_the_device_is_waited_for(models, expected, made, tmp_path, monkeypatch, place, call):
     from warpmerge.backends.gpu import backend as module
 
-    owner, name = (module.Ticket, "wait") if place.endswith("wait") else (module, "wait_for")
+    owner, name = (module.DeviceTicket, "wait") if place.endswith("wait") else (module, "wait_for")
     real, calls = getattr(owner, name), []
 
     def wrapped(*arguments):

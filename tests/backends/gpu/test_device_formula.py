@@ -71,7 +71,7 @@ def test_inputs_that_agree_stay(agree):
 
 @pytest.mark.parametrize("mode", PLACES)
 def test_ties_end_anywhere(mode):
-    """Within groups, and at the ends of blocks, chunks and parts."""
+    """Within groups, and at the ends of blocks, chunks and segments."""
     base, tensors = family("bf16", 2, TILED)
     limit = threshold([tensors[0].float() - base.float()], False)
     cases = []
@@ -202,18 +202,18 @@ def test_whole_tensors(mode):
 def test_programs_of_other_tensors_are_refused():
     gpu = emulated.Device(0)
     shape = {"segments": 0, "chunks": 0, "models": 2, "outputs": 1, "inputs": [0, 0], "base": -1, "out": 0}
-    launch = emulated.Launch(fp64=False, policy=1, aligned=True, places=0, chunk_map=0, **shape)
+    launch = emulated.KernelLaunch(fp64=False, policy=1, aligned=True, segment_rows=0, chunk_map=0, **shape)
     sizes = {"code": 0, "instructions": 0, "constants": 0, "rules": 0, "keys": 0, "vectors": 0, "ranks": 0}
     for operands, values in [(2, 1), (3, 2)]:
-        code = emulated.Formula(operands=operands, values=values, **sizes)
+        code = emulated.KernelProgram(operands=operands, values=values, **sizes)
         with pytest.raises(RuntimeError, match="not one for the tensors"):
             gpu.formula(gpu.stream(), launch, code, True, 0, 0)
-    many = emulated.Formula(operands=1000, values=1, **sizes)
+    many = emulated.KernelProgram(operands=1000, values=1, **sizes)
     with pytest.raises(RuntimeError, match="too little memory for its operands"):
         gpu.formula(gpu.stream(), launch, many, True, 0, 0)
     with pytest.raises(RuntimeError, match="no such input"):
         gpu.ranks(gpu.stream(), launch, many, 0, 0, 5)
     with pytest.raises(ValueError, match="no negative sizes"):
-        emulated.Formula(operands=-1, values=1, **sizes)
+        emulated.KernelProgram(operands=-1, values=1, **sizes)
     with pytest.raises(ValueError, match="at most 65534 operands"):
-        emulated.Formula(operands=2**16, values=1, **sizes)
+        emulated.KernelProgram(operands=2**16, values=1, **sizes)

@@ -1,4 +1,4 @@
-"""How work is laid out for a device: tables, loads, slots, scratch, its division among devices. None is needed here."""
+"""How work is laid out for a device: tables, tiles, buffers, scratch, several devices. None is needed here."""
 
 import ctypes
 import itertools
@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from warpmerge.backends.gpu.group import DeviceGroup, parse_devices
-from warpmerge.backends.gpu.loads import footprint, pack
+from warpmerge.backends.gpu.multi_device import MultiDeviceBackend, parse_devices
 from warpmerge.backends.gpu.scratch import Scratch
-from warpmerge.backends.gpu.staging import Move, fill_slots
-from warpmerge.backends.gpu.tables import ALIGN, BLOCK, CHUNK, Kind, Segment, Table, chunks_of, is_aligned, keep_rows
+from warpmerge.backends.gpu.staging import Move, fill_buffers
+from warpmerge.backends.gpu.tables import ALIGN, BLOCK, CHUNK, Kind, SegmentRow, Table, chunks_of, is_aligned, rule_rows
+from warpmerge.backends.gpu.tiles import divide, footprint
 from warpmerge.dtypes import BFLOAT16, FLOAT32
 from warpmerge.errors import DeviceError
 from warpmerge.methods import TensorInfo
@@ -30,40 +30,42 @@ def kind(models=2, outputs=1):
 @given(counts=counts)
 @settings(deadline=None, max_examples=60)
 def test_a_table_covers_every_element_once(counts):
-    segments = [Segment(n, 0, s, 0, n, 1000 + s, (2000 + s, 3000 + s), (4000 + s,)) for s, n in enumerate(counts)]
+    segments = [SegmentRow(n, 0, s, 0, n, 1000 + s, (2000 + s, 3000 + s), (4000 + s,)) for s, n in enumerate(counts)]
     numbers = np.arange(len(counts) * 3, dtype=np.float64).reshape(-1, 3)
     table = Table(kind(), segments, numbers)
     room = np.full(table.nbytes, 0xEE, np.uint8)
     launch = table.write(room, 1 << 20)
-    assert is_aligned(launch.places, launch.chunk_map, launch.numbers) and launch.keeps == 0
+    assert is_aligned(launch.segment_rows, launch.chunk_map, launch.numbers) and launch.rules == 0
 
     def section(address, dtype, shape):
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         start = address - (1 << 20)
         return room[start : start + size].view(dtype).reshape(shape)
 
-    places = section(launch.places, np.int64, (len(counts), 7 + 2 + 1))
+    segment_rows = section(launch.segment_rows, np.int64, (len(counts), 7 + 2 + 1))
     assert np.array_equal(section(launch.numbers, np.float64, numbers.shape), numbers)
     assert launch.chunks == sum(map(chunks_of, counts))
     covered = [0] * len(counts)
     owners = section(launch.chunk_map, np.int32, (launch.chunks,)) if launch.chunks else []
     for chunk, segment in enumerate(owners):
-        begin = (chunk - places[segment, 2]) * CHUNK
+        begin = (chunk - segment_rows[segment, 2]) * CHUNK
         assert begin == covered[segment]
-        covered[segment] += min(CHUNK, places[segment, 0] - begin)
+        covered[segment] += min(CHUNK, segment_rows[segment, 0] - begin)
     assert covered == counts
-    assert [list(row[6:]) for row in places] == [[1000 + s, 2000 + s, 3000 + s, 4000 + s] for s in range(len(counts))]
+    assert [list(row[6:]) for row in segment_rows] == [
+        [1000 + s, 2000 + s, 3000 + s, 4000 + s] for s in range(len(counts))
+    ]
 
 
 def test_keep_rules_as_numbers():
     drawn = RandomMask(2**64 - 1, 30000)
-    rows = keep_rows([KEEP_ALL, KEEP_NONE, TopKMask(7, 99), drawn])
+    rows = rule_rows([KEEP_ALL, KEEP_NONE, TopKMask(7, 99), drawn])
     assert rows == [(-1, 0, 2**63 - 1, 0), (-1, 2**63 - 1, 2**63 - 1, 0), (-1, 7, 99, 0), (30000, 0, 0, -1)]
 
 
 def task(count, models=2, dtype=BFLOAT16, base=True):
     buffers = [Memory(dtype, (count,), address=1) for _ in range(models + base)]
-    return TensorTask(
+    return TensorTask.alone(
         info=TensorInfo("t", count, models),
         method=None,
         values={"nonfinite": "error"},
@@ -80,43 +82,45 @@ LEAST = footprint(task(CHUNK, 3, FLOAT32), CHUNK)
 
 @given(counts=counts, capacity=st.integers(LEAST, 8 * LEAST), models=st.integers(1, 3), base=st.booleans())
 @settings(deadline=None, max_examples=100)
-def test_loads_hold_every_element_once_and_fit(counts, capacity, models, base):
+def test_tiles_hold_every_element_once_and_fit(counts, capacity, models, base):
     tasks = [task(n, models, (BFLOAT16, FLOAT32)[i % 2], base) for i, n in enumerate(counts)]
-    loads = pack(tasks, capacity)
+    tiles = divide(tasks, capacity)
     reached = dict.fromkeys(map(id, tasks), 0)
-    for load in loads:
-        assert 0 < load.nbytes <= capacity
-        taken = [(m.offset, m.offset + m.nbytes) for m in load.inward]
-        taken += [(offset, offset + nbytes) for _, _, nbytes, offset in load.outward]
+    for tile in tiles:
+        assert 0 < tile.nbytes <= capacity
+        taken = [(m.offset, m.offset + m.nbytes) for m in tile.inward]
+        taken += [(offset, offset + nbytes) for _, _, nbytes, offset in tile.outward]
         assert all(start % ALIGN == 0 for start, _ in taken)
         assert all(end <= start for (_, end), (start, _) in itertools.pairwise(sorted(taken)))
-        assert max(end for _, end in taken) <= load.nbytes
-        for part in load.parts:
-            assert part.first == reached[id(part.task)] and part.first % CHUNK == 0 and part.first % BLOCK == 0
-            reached[id(part.task)] += part.count
-            assert len(part.inputs) == models
-        for move in load.inward:
-            assert any(move.start == p.first * move.tensor.dtype.itemsize for p in load.parts)
+        assert max(end for _, end in taken) <= tile.nbytes
+        for segment in tile.segments:
+            assert (
+                segment.first == reached[id(segment.task)] and segment.first % CHUNK == 0 and segment.first % BLOCK == 0
+            )
+            reached[id(segment.task)] += segment.count
+            assert len(segment.inputs) == models
+        for move in tile.inward:
+            assert any(move.start == p.first * move.tensor.dtype.itemsize for p in tile.segments)
     assert [reached[id(t)] for t in tasks] == counts
 
 
 def test_too_little_for_one_tile_says_how_much_is_needed():
     with pytest.raises(DeviceError, match=r"tensor 't' needs .* of device memory .* --device-memory"):
-        pack([task(10 * CHUNK)], footprint(task(10 * CHUNK), CHUNK) - 1)
-    assert len(pack([task(10 * CHUNK)], footprint(task(10 * CHUNK), CHUNK))) == 10
+        divide([task(10 * CHUNK)], footprint(task(10 * CHUNK), CHUNK) - 1)
+    assert len(divide([task(10 * CHUNK)], footprint(task(10 * CHUNK), CHUNK))) == 10
 
 
 @given(sizes=st.lists(st.integers(1, 5000), min_size=1, max_size=20), capacity=st.integers(256, 4096))
 @settings(deadline=None, max_examples=100)
-def test_slots_take_all_bytes_in_order(sizes, capacity):
+def test_buffers_take_all_bytes_in_order(sizes, capacity):
     moves, offset = [], 0
     for number, size in enumerate(sizes):
         moves.append(Move(number, 8 * number, size, offset))
         offset += -(-size // ALIGN) * ALIGN
     moved = dict.fromkeys(range(len(sizes)), 0)
-    for slot in fill_slots(moves, capacity):
-        assert slot[-1].offset + slot[-1].nbytes - slot[0].offset <= capacity
-        for move in slot:
+    for buffer in fill_buffers(moves, capacity):
+        assert buffer[-1].offset + buffer[-1].nbytes - buffer[0].offset <= capacity
+        for move in buffer:
             assert move.start == 8 * move.tensor + moved[move.tensor]
             assert move.offset == moves[move.tensor].offset + moved[move.tensor]
             assert (move.start - 8 * move.tensor) % 8 == 0  # the digest takes whole words
@@ -139,17 +143,17 @@ class HostRuntime:
 
 @given(requests=st.lists(st.lists(st.tuples(st.integers(0, 3 << 20), st.booleans()), max_size=8), max_size=4))
 @settings(deadline=None, max_examples=30)
-def test_scratch_spans_never_overlap_and_memory_is_used_again(requests):
+def test_scratch_never_overlaps_and_memory_is_used_again(requests):
     runtime = HostRuntime()
     scratch = Scratch(runtime)
-    for spans in requests * 2:
+    for sizes in requests * 2:
         scratch.reset()
         taken = []
-        for nbytes, mirrored in spans:
-            span = scratch.take(nbytes, mirrored)
-            taken.append((span.address, span.address + nbytes))
+        for nbytes, mirrored in sizes:
+            memory = scratch.take(nbytes, mirrored)
+            taken.append((memory.address, memory.address + nbytes))
             if mirrored:
-                assert span.host.size == nbytes
+                assert memory.host.size == nbytes
         taken = sorted(t for t in taken if t[0] < t[1])
         assert all(end <= start for (_, end), (start, _) in itertools.pairwise(taken))
     for _ in range(12):  # blocks grow until one holds all of a request
@@ -184,7 +188,7 @@ class Member:
 @settings(deadline=None, max_examples=60)
 def test_batches_are_divided_by_bytes(sizes, devices):
     members = [Member() for _ in range(devices)]
-    group = DeviceGroup(members)
+    group = MultiDeviceBackend(members)
     assert group.in_flight == 3 * devices
     tasks = [task(n) for n in sizes]
     for one in tasks:

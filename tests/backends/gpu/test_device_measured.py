@@ -1,4 +1,4 @@
-"""What is measured of a formula's values on the emulated device, in temporaries of bounded size."""
+"""What is measured of a formula's values on the emulated device, in scratch of bounded size."""
 
 import numpy as np
 import pytest
@@ -6,9 +6,9 @@ from device_cases import IN_PLACE, PLACES, TILED, Case, carry_out, compare, plac
 from device_modes import FIXTURES
 from formula_helpers import KEY, adversarial, formula, is_wide, random_values
 from kernel_helpers import ALL_DTYPES, family, reference
-from warpmerge.backends.gpu import flight
-from warpmerge.backends.gpu.loads import CHUNKS, Cut
+from warpmerge.backends.gpu import residency
 from warpmerge.backends.gpu.tables import BLOCK
+from warpmerge.backends.gpu.tiles import CHUNK_ENDS, SegmentEnds
 from warpmerge.expr import expression as f
 from warpmerge.requests import KthLargest, Reduce
 
@@ -34,10 +34,10 @@ def test_measured_values(mode):
     compare(cases, [mode])
 
 
-@pytest.mark.parametrize(("budget", "pieces"), [(1 << 14, 7), (1 << 17, 2), (1 << 20, 1)])
-def test_temporaries_are_bounded(monkeypatch, budget, pieces):
-    """Measured piece by piece, with the same result; a single one is evaluated once for all sweeps."""
-    monkeypatch.setattr(flight, "TEMPORARIES", budget)
+@pytest.mark.parametrize(("budget", "tiles"), [(1 << 14, 7), (1 << 17, 2), (1 << 20, 1)])
+def test_value_scratch_is_bounded(monkeypatch, budget, tiles):
+    """Measured tile by tile, with the same result; a single one is evaluated once for all sweeps."""
+    monkeypatch.setattr(residency, "VALUE_SCRATCH", budget)
     values = formula([f.delta(0) * f.delta(1), f.draw(KEY) + f.delta(0)])
     sizes = [5 * BLOCK + 99, *range(100, 120)]
     selected, reduced = ([], [])
@@ -54,26 +54,29 @@ def test_temporaries_are_bounded(monkeypatch, budget, pieces):
         carry_out(backend, selected)
         [workspace] = backend._workspaces
         least = 2 * 4 * BLOCK  # two values of the elements of a block
-        assert 0 < workspace.temporary(0, 0).nbytes <= max(budget, least)
-    assert len(swept) % pieces == 0 and len(swept) > pieces
+        assert 0 < workspace.value_scratch(0, 0).nbytes <= max(budget, least)
+    assert len(swept) % tiles == 0 and len(swept) > tiles
     # Evaluated again for each sweep over the keys, and for the two that look for ties.
-    assert len(evaluated) == (1 if pieces == 1 else len(swept) + 2 * pieces)
+    assert len(evaluated) == (1 if tiles == 1 else len(swept) + 2 * tiles)
 
 
-@pytest.mark.parametrize("cut", [CHUNKS, Cut(7), Cut(5000, within=True), Cut(BLOCK * 3), Cut(3, within=True)])
-def test_cuts(cut):
+@pytest.mark.parametrize(
+    "ends",
+    [CHUNK_ENDS, SegmentEnds(7), SegmentEnds(5000, within=True), SegmentEnds(BLOCK * 3), SegmentEnds(3, within=True)],
+)
+def test_segment_ends(ends):
     """At multiples of the unit, or within at whole blocks; as much as fits, and never nothing where something may."""
     end = 40_000
     for fits in (1, 6, 4096, 9000, 20_000, 50_000):
         first = 0
         while first < end:
-            count = cut.most(first, end, fits)
+            count = ends.most(first, end, fits)
             assert 0 <= count <= max(fits, 0)
-            least = cut.least(first, end)
+            least = ends.least(first, end)
             assert least >= 1 and (count == 0) == (fits < least)
             first += count or least
-            start = first // cut.unit * cut.unit
-            assert first in (end, start) or (cut.within and (first - start) % BLOCK == 0)
+            start = first // ends.unit * ends.unit
+            assert first in (end, start) or (ends.within and (first - start) % BLOCK == 0)
 
 
 def intervals(fp64):

@@ -25,7 +25,7 @@ def test_the_same_files(models, expected, made, tmp_path, method, late):
 
 
 def test_the_default_sizes(models, expected, tmp_path):
-    """Batches and slots as users have them."""
+    """Batches and buffers as users have them."""
     ok(models, tmp_path / "out", *SHARDED)
     assert contents(tmp_path / "out") == expected("ties", *SHARDED)
 
@@ -42,7 +42,7 @@ def test_integers_empty_frozen_and_shared_tensors(models, made, tmp_path):
 @pytest.mark.parametrize("device", ["cuda:0,1", "cuda:1,0", "cuda:all"])
 def test_two_devices(models, expected, made, tmp_path, device):
     emulated.set_device_count(2)
-    made.options = {"batch_bytes": 40_000, "slot_bytes": 1 << 15}
+    made.options = {"batch_bytes": 40_000, "buffer_bytes": 1 << 15}
     for method in ("ties", "linear"):
         ok(models, tmp_path / method, *SHARDED, method=method, device=device)
         assert contents(tmp_path / method) == expected(method, *SHARDED)
@@ -100,10 +100,10 @@ def test_plan_and_reports(models, made, tmp_path):
     [
         (["--device", "gpu"], "unknown device 'gpu'"),
         (["--device", "cpu:1"], "unknown device 'cpu:1'"),
-        (["--device", "cpu", "--backend", "cuda"], "backend 'cuda' computes on cuda, not on cpu."),
-        (["--device", "cuda", "--backend", "cpu"], "backend 'cpu' computes on cpu, not on cuda."),
-        (["--memory", "1GB"], "memory bounds a merge on the CPU; on a GPU use device_memory."),
-        (["--device", "cpu", "--device-memory", "1GB"], "device_memory bounds the memory of a GPU, but backend 'cpu'"),
+        (["--device", "cpu", "--backend", "cuda"], "backend 'cuda' computes on cuda, not on cpu;"),
+        (["--device", "cuda", "--backend", "cpu"], "backend 'cpu' computes on cpu, not on cuda;"),
+        (["--memory", "1GB"], "memory is for merges on the CPU; on a GPU use device_memory."),
+        (["--device", "cpu", "--device-memory", "1GB"], "device_memory is for GPUs, but backend 'cpu'"),
         (["--device-memory", "much"], "device_memory: 'much' is not a size"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Every method by the CUDA kernels on the emulated device: the CPU's bits, alone and with others on one flight."""
+"""Every method by the CUDA kernels on the emulated device: the CPU's bits, alone and with others in one residency."""
 
 import pytest
 from device_modes import FIXTURES, compare
@@ -15,7 +15,7 @@ NEEDED = {
     "slerp": {"t": 0.3},
     "trimmed_mean": {"beta": 0.3},
 }
-COMPANIONS = {"fisher", "regmean"}  # take more than models and a base
+AUXILIARY = {"fisher", "regmean"}  # take more than models and a base
 WEIGHED = {
     "breadcrumbs",
     "breadcrumbs_ties",
@@ -29,7 +29,7 @@ WEIGHED = {
     "task_arithmetic",
     "ties",
 }
-METHODS = sorted(REGISTRY.keys() - COMPANIONS)  # what other tests register is not there yet
+METHODS = sorted(REGISTRY.keys() - AUXILIARY)  # what other tests register is not there yet
 DENSE = {"iso_c", "iso_cts", "knots", "tsv", "wudi"}  # for whole tensors, in torch
 
 
@@ -49,7 +49,7 @@ def models_of(name):
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "mixed64"])
-def test_all_methods_share_flights(dtype):
+def test_all_methods_share_a_residency(dtype):
     cases = []
     for name in METHODS:
         for shape in [(33, 70), (5,), (3, 1030), ()]:
@@ -58,7 +58,7 @@ def test_all_methods_share_flights(dtype):
 
 
 def test_methods_in_tiles():
-    """Rows that are cut nowhere, and tensors that are."""
+    """Rows that are divided nowhere, and tensors that are."""
     shape = (5, CHUNK // 4)
     cases = [(name, arguments(name, models_of(name), "bf16", shape)) for name in METHODS if name not in DENSE]
     compare(cases, ["tiled"])

@@ -10,7 +10,7 @@ from device_modes import FIXTURES
 from formula_helpers import adversarial
 from kernel_helpers import ALL_DTYPES, family, reference
 from reduce_cases import CASES, VALUES, request_of, same
-from warpmerge.backends.gpu.rows import duos_of
+from warpmerge.backends.gpu.rows import value_pairs_of
 from warpmerge.expr import expression as f
 
 (emulation,) = FIXTURES
@@ -57,6 +57,6 @@ def test_no_elements(case, shape):
     compare(cases, ["resident"])
 
 
-def test_duos_read_each_pair_once():
+def test_value_pairs_read_each_product_once():
     pairs = [(0, 0), (0, 1), (1, 2), (2, 2), (3, 3)]
-    assert duos_of(pairs).tolist() == [[0, 1, 0, 1, -1], [1, 2, -1, 2, 3], [3, 3, 4, -1, -1]]
+    assert value_pairs_of(pairs).tolist() == [[0, 1, 0, 1, -1], [1, 2, -1, 2, 3], [3, 3, 4, -1, -1]]

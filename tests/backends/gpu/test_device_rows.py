@@ -9,7 +9,7 @@ from device_cases import IN_PLACE, PLACES, Case, carry_out, compare, place
 from device_modes import FIXTURES
 from formula_helpers import KEY, adversarial, formula, is_wide
 from kernel_helpers import ALL_DTYPES, family, reference
-from warpmerge.backends.gpu import flight
+from warpmerge.backends.gpu import residency
 from warpmerge.errors import DeviceError
 from warpmerge.expr import expression as f
 from warpmerge.requests import KthLargest, Map, RandomMask, Reduce
@@ -22,7 +22,7 @@ LENGTHS = [1, 7, 64, 257, 4097, 5000, 40_000]
 
 @pytest.mark.parametrize("mode", [*PLACES, "tiled", IN_PLACE])
 def test_rows(mode):
-    """In tiles, rows are longer than a load."""
+    """In tiles, rows are longer than a tile."""
     cases = []
     for number, columns in enumerate(LENGTHS):
         rows = min(500, max(2, 9000 // columns))
@@ -98,8 +98,8 @@ def test_ranks_are_measured(columns):
 
 @pytest.mark.parametrize("columns", [3, 260, 4096])
 def test_ranks_in_tiles(columns, monkeypatch):
-    """Loads and pieces of whole rows."""
-    monkeypatch.setattr(flight, "TEMPORARIES", 1 << 16)
+    """Tiles of whole rows."""
+    monkeypatch.setattr(residency, "VALUE_SCRATCH", 1 << 16)
     base, tensors = family("bf16", 2, columns * (80_000 // columns))
     values = formula([f.rank(0) * f.delta(1) + f.masked(f.delta(0), RandomMask(KEY, 30_000))], columns)
     cases = [

@@ -9,7 +9,6 @@ from kernel_helpers import DTYPES, run, task, weights
 from test_equality_adversarial import DELTAS, alternating, clustered, one_apart
 from warpmerge.backends.gpu.tables import CHUNK
 from warpmerge.requests import NO_TIE_END, KthLargest
-from warpmerge.tasks import TensorTask
 
 (emulation,) = FIXTURES
 
@@ -80,11 +79,11 @@ def test_what_a_selection_counts(deltas, dtype, mode):
         def steps(self, tensor, p):
             (selection,) = yield KthLargest(counts)
             found.append(selection)
-            return (yield from made.method.steps(tensor, p))
+            return (yield from ties(tensor, p))
 
-    asked = TensorTask(**{f: getattr(made, f) for f in made.__dataclass_fields__} | {"method": Asks()})
+    ties, made.group.method = made.method.steps, Asks()
     with device(mode, [made]) as backend:
-        run(backend, (asked, None))
+        run(backend, (made, None))
     (got,) = found
     integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
     fp64 = values.abs() if values.element_size() > 2 else values.abs().float()
@@ -99,7 +98,7 @@ def test_what_a_selection_counts(deltas, dtype, mode):
         assert int((ties < got.tie_end).sum()) == kept
 
 
-@pytest.mark.parametrize("border", [4096, CHUNK, 2 * CHUNK])  # of a block, of a chunk, of a load
+@pytest.mark.parametrize("border", [4096, CHUNK, 2 * CHUNK])  # of a block, of a chunk, of a tile
 def test_the_last_kept_tie_at_a_border(border):
     count = 2 * CHUNK + 5000
     base = torch.zeros(count)

@@ -139,7 +139,7 @@ def test_nonfinite(backend, policy):
 def test_tensors_of_different_devices(backend):
     _, (a, b) = family("bf16", 2, 100)
     for pair in ([a.to(DEVICE), b], [a, b.to(DEVICE)]):
-        with pytest.raises(wm.RecipeError, match="move all to one device"):
+        with pytest.raises(wm.UsageError, match="move all to one device"):
             wm.merge_tensors(pair, "linear", weight=1, backend=backend)
 
 

@@ -37,7 +37,7 @@ TILED = 2 * CHUNK + 4097
 
 @functools.cache
 def triton(budget=None):
-    return backend.create(budget=budget, slot_bytes=1 << 16)
+    return backend.create(budget=budget, buffer_bytes=1 << 16)
 
 
 def tiled(tensors, base, outputs=1, out_dtype=None, **_options):

@@ -37,7 +37,7 @@ def launch(inputs, base, out, *, fp64=False, aligned=True, at_calls=True, output
     return SimpleNamespace(
         segments=1, chunks=1, models=len(inputs), outputs=outputs, inputs=inputs, base=base, out=out, fp64=fp64,
         policy=policy, aligned=aligned, at_calls=at_calls,
-        places=ADDRESS, chunk_map=ADDRESS, numbers=ADDRESS, keeps=ADDRESS, words=ADDRESS,
+        segment_rows=ADDRESS, chunk_map=ADDRESS, numbers=ADDRESS, rules=ADDRESS, words=ADDRESS,
     )  # fmt: skip
 
 

@@ -14,10 +14,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from kernel_helpers import BY_NAME, DTYPES, assert_same_bits, family, unaligned
+from kernel_helpers import DTYPES, assert_same_bits, family, unaligned
 from triton_helpers import at, awkward, case, cases, code, poisoned, run_cases
-from warpmerge.backends.gpu.tables import blocks_of, chunks_of, is_aligned, keep_rows
+from warpmerge.backends.gpu.tables import blocks_of, chunks_of, is_aligned, rule_rows
 from warpmerge.backends.reference import backend as reference
+from warpmerge.dtypes import BY_NAME
 from warpmerge.expr.expression import (
     Expr,
     Op,
@@ -74,7 +75,7 @@ class Problem:
 
 
 class Request:
-    """The launch of some problems alike; `cuts`: elements at which each tensor is cut into segments."""
+    """The launch of some problems alike; `cuts`: elements at which each tensor is divided into segments."""
 
     def __init__(self, *problems, cuts=(), measure=False):
         head = problems[0]
@@ -85,32 +86,32 @@ class Request:
         self.ranks = [[torch.full((q.count,), -1.0, dtype=q.compute) for _ in p.ranked] for q in problems]
         self.order = [torch.zeros(q.count, dtype=torch.int64) for q in problems]
         self.vectors = [[np.ascontiguousarray(v, np.float64) for v in q.program.vectors] for q in problems]
-        places, chunk_map, numbers, keeps, words = [], [], [], [], []
+        segment_rows, chunk_map, numbers, rules, words = [], [], [], [], []
         used = []
-        for slot, q in enumerate(problems):
+        for tensor, q in enumerate(problems):
             columns = q.program.columns
             for first, end in itertools.pairwise([0, *(c for c in cuts if c < q.count), q.count]):
                 addresses = [0 if t is None else t.data_ptr() + first * t.element_size()
-                             for t in (q.base, *q.tensors, *self.outputs[slot])]  # fmt: skip
-                places.append([end - first, first, len(chunk_map), slot, blocks_of(first), q.count, *addresses])
-                chunk_map += [len(places) - 1] * chunks_of(end - first)
+                             for t in (q.base, *q.tensors, *self.outputs[tensor])]  # fmt: skip
+                segment_rows.append([end - first, first, len(chunk_map), tensor, blocks_of(first), q.count, *addresses])
+                chunk_map += [len(segment_rows) - 1] * chunks_of(end - first)
                 numbers.append(q.program.constants)
-                keeps.append(keep_rows(q.program.rules))
+                rules.append(rule_rows(q.program.rules))
                 # Streams of a kept element and of a draw are numbers of 64 bits without a sign.
-                words.append([columns, self.order[slot].data_ptr() + first * 8]
+                words.append([columns, self.order[tensor].data_ptr() + first * 8]
                              + [k - 2**64 if k >= 2**63 else k for k in q.program.keys]
-                             + [at(v) for v in self.vectors[slot]]
-                             + [r.data_ptr() + first * r.element_size() for r in self.ranks[slot]])  # fmt: skip
+                             + [at(v) for v in self.vectors[tensor]]
+                             + [r.data_ptr() + first * r.element_size() for r in self.ranks[tensor]])  # fmt: skip
                 used += addresses
-        self._memory = [np.array(places), np.array(chunk_map, np.int32), np.array(numbers, np.float64),
-                        np.array(keeps, np.int64), np.array(words, np.int64)]  # fmt: skip
+        self._memory = [np.array(segment_rows), np.array(chunk_map, np.int32), np.array(numbers, np.float64),
+                        np.array(rules, np.int64), np.array(words, np.int64)]  # fmt: skip
         self.nonfinite = np.zeros((len(problems), len(head.tensors) + 1), np.int64)
         self.launch = SimpleNamespace(
-            segments=len(places), chunks=len(chunk_map), models=len(head.tensors), outputs=len(p.outputs),
+            segments=len(segment_rows), chunks=len(chunk_map), models=len(head.tensors), outputs=len(p.outputs),
             inputs=tuple(code(t) for t in head.tensors), base=-1 if head.base is None else code(head.base),
             out=BY_NAME[str(compute).removeprefix("torch.")].code, fp64=head.fp64, policy=head.policy,
-            aligned=is_aligned(*used), at_calls=all(p[1] % 8 == 0 for p in places),
-            **dict(zip(["places", "chunk_map", "numbers", "keeps", "words"], map(at, self._memory), strict=True)),
+            aligned=is_aligned(*used), at_calls=all(p[1] % 8 == 0 for p in segment_rows),
+            **dict(zip(["segment_rows", "chunk_map", "numbers", "rules", "words"], map(at, self._memory), strict=True)),
         )  # fmt: skip
 
 

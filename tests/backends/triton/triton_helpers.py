@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import triton
-from kernel_helpers import BY_NAME, family
+from kernel_helpers import family
+from warpmerge.dtypes import BY_NAME
 
 CASES = []
 

@@ -4,9 +4,10 @@ import itertools
 
 import numpy as np
 import torch
-from kernel_helpers import ISAS, operands, pool, work
+from kernel_helpers import ISAS
+from native_pool import operands, pool, work
 from triton_helpers import at, code
-from warpmerge.backends.gpu.tables import Kind, Segment, Table, blocks_of, is_aligned
+from warpmerge.backends.gpu.tables import Kind, SegmentRow, Table, blocks_of, is_aligned
 from warpmerge.triton_kernels import reduce
 
 CPU = ISAS[0]
@@ -32,7 +33,7 @@ def address(tensor, first):
 
 
 class Request:
-    """The launch table of some problems alike, each a slot; `split`: elements after which a tensor is cut in two."""
+    """The launch table of some problems alike, a tensor each; `split`: elements after which a tensor is divided."""
 
     def __init__(self, *problems, split=None):
         head = problems[0]
@@ -48,14 +49,14 @@ class Request:
             aligned=is_aligned(*(t.data_ptr() for t in everything)),
         )
         segments, self.blocks, ranges = [], 0, []
-        for slot, p in enumerate(problems):
+        for tensor, p in enumerate(problems):
             blocks = blocks_of(p.count)
             ranges.append((self.blocks, blocks))
             cuts = [0, split, p.count] if split and split < p.count else [0, p.count]
             for first, end in itertools.pairwise(cuts):
                 segments.append(
-                    Segment(
-                        end - first, first, slot, self.blocks + first // 4096, p.count,
+                    SegmentRow(
+                        end - first, first, tensor, self.blocks + first // 4096, p.count,
                         0 if p.base is None else address(p.base, first),
                         tuple(address(t, first) for t in p.tensors), (),
                     )
@@ -66,13 +67,13 @@ class Request:
         start = -self._memory[0].ctypes.data % 16
         memory = self._memory[0][start:]
         self.launch = table.write(memory[: table.nbytes], memory.ctypes.data)
-        self.slots = len(problems)
+        self.tensors = len(problems)
         self.ranges = np.array(ranges, np.int64)
-        self.nonfinite = np.zeros((self.slots, self.models + 1), np.int64)
+        self.nonfinite = np.zeros((self.tensors, self.models + 1), np.int64)
 
     def reduce(self, partials, columns):
-        result = np.zeros((self.slots, columns), np.float64)
-        reduce.launch(at(partials), at(self.ranges), self.slots, columns, at(result))
+        result = np.zeros((self.tensors, columns), np.float64)
+        reduce.launch(at(partials), at(self.ranges), self.tensors, columns, at(result))
         return result
 
     def check_nonfinite(self, items):

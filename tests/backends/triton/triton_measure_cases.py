@@ -12,7 +12,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from kernel_helpers import ALL_DTYPES, family, pool
+from kernel_helpers import ALL_DTYPES, family
+from native_pool import pool
 from triton_helpers import at, case, cases, poisoned, run_cases, same
 from triton_launches import CPU, Problem, Request, expect
 from warpmerge.backends.gpu.tables import CHUNK
@@ -25,8 +26,8 @@ def check_sums(*problems, split=None):
     reduce_tensor.sums(request.launch, at(partials), at(request.nonfinite))
     got = request.reduce(partials, request.models)
     items = expect(lambda p: pool(CPU).tensor_sums(p.operands, 65536), problems)
-    for slot, one in enumerate(items):
-        same(got[slot], np.array(one.result, np.float64))
+    for tensor, one in enumerate(items):
+        same(got[tensor], np.array(one.result, np.float64))
     request.check_nonfinite(items)
 
 
@@ -71,8 +72,8 @@ def check_gram(*problems, split=None):
     gram.launch(request.launch, at(partials), at(request.nonfinite))
     got = request.reduce(partials, columns)
     items = expect(lambda p: pool(CPU).gram(p.operands, 65536), problems)
-    for slot, item in enumerate(items):
-        same(got[slot], np.array(item.result))
+    for tensor, item in enumerate(items):
+        same(got[tensor], np.array(item.result))
     request.check_nonfinite(items)
 
 
@@ -103,12 +104,12 @@ def _(rows):
     generator = np.random.default_rng(rows)
     partials = np.exp(generator.normal(size=(rows + 5, 7)) * 3)
     wanted = np.zeros((2, 7))
-    for slot, block in enumerate((partials[:3], partials[3 : 3 + rows])):
+    for tensor, block in enumerate((partials[:3], partials[3 : 3 + rows])):
         level = block.copy()
         while len(level) > 1:
             odd = level[len(level) // 2 * 2 :]
             level = np.concatenate([level[0 : len(level) - len(odd) : 2] + level[1::2], odd])
-        wanted[slot] = level[0] if len(level) else 0.0
+        wanted[tensor] = level[0] if len(level) else 0.0
     ranges, result = np.array([[0, 3], [3, rows]]), np.full((2, 7), np.nan)
     reduce.launch(at(partials), at(ranges), 2, 7, at(result))
     same(result.reshape(-1), wanted.reshape(-1))

@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from reduce_cases import folds
 from triton_helpers import at, case, cases, code, run_cases, same, spread
-from warpmerge.backends.gpu.rows import duos_of, rows_of_block
-from warpmerge.backends.gpu.tables import BLOCK, COLUMN_TILE, Kind, Segment, Table
+from warpmerge.backends.gpu.rows import rows_of_block, value_pairs_of
+from warpmerge.backends.gpu.tables import BLOCK, COLUMN_TILE, Kind, SegmentRow, Table
 from warpmerge.backends.primitives import Term
 from warpmerge.triton_kernels import reduce_columns, reduce_rows
 
@@ -34,8 +34,8 @@ def check_products(*problems, pairs=PAIRS, per_column, cuts=(), term=Term.PRODUC
     """`problems`: values of a tensor, (rows, columns) each; `cuts`: rows at which tensors are cut, a launch to each."""
     models, dtype = len(problems[0]), problems[0][0].dtype
     launches = [([], [], []) for _ in range(len(cuts) + 1)]
-    spans, wanted, results, partials = [], [], 0, 0
-    for slot, values in enumerate(problems):
+    ranges, wanted, results, partials = [], [], 0, 0
+    for tensor, values in enumerate(problems):
         count, columns = values[0].shape
         each = rows_of_block(count, columns)
         bounds = [0, *(c for c in cuts if c < count), count]
@@ -43,19 +43,19 @@ def check_products(*problems, pairs=PAIRS, per_column, cuts=(), term=Term.PRODUC
         for (first, end), (segments, words, programs) in zip(itertools.pairwise(bounds), launches, strict=False):
             addresses = tuple(v[first:].data_ptr() for v in values)
             size = (end - first) * columns
-            segments.append(Segment(size, first * columns, slot, place, count * columns, 0, addresses, ()))
+            segments.append(SegmentRow(size, first * columns, tensor, place, count * columns, 0, addresses, ()))
             words.append([columns, each] if per_column else [columns])
             programs.append(up(columns, COLUMN_TILE) * (up(end, each) - first // each))
         if per_column:
-            spans.append([results, columns * len(pairs), place, up(count, each)])
+            ranges.append([results, columns * len(pairs), place, up(count, each)])
             partials += columns * len(pairs) * up(count, each)
         else:
-            spans.append([results, count, place, up(columns, BLOCK)])
+            ranges.append([results, count, place, up(columns, BLOCK)])
             partials += count * len(pairs) * up(columns, BLOCK)
-        results += spans[-1][1]
+        results += ranges[-1][1]
         asked = () if term != Term.PRODUCT else pairs
         wanted.append(folds(values, "column" if per_column else "row", KINDS[term], asked))
-    partials, duos = np.full(partials, np.nan), duos_of(pairs)
+    partials, value_pairs = np.full(partials, np.nan), value_pairs_of(pairs)
     kind = Kind((code(problems[0][0]),) * models, -1, 0, 0, dtype == torch.float64, 1, True)
     for segments, words, programs in launches:
         words = np.array(words, np.int64)
@@ -63,18 +63,18 @@ def check_products(*problems, pairs=PAIRS, per_column, cuts=(), term=Term.PRODUC
         memory = np.zeros(table.nbytes, np.uint8)
         launch = table.write(memory, memory.ctypes.data)
         if per_column:
-            reduce_columns.terms(launch, at(duos), len(duos), len(pairs), term, at(partials))
+            reduce_columns.terms(launch, at(value_pairs), len(value_pairs), len(pairs), term, at(partials))
         else:
-            reduce_rows.products(launch, at(duos), len(duos), len(pairs), at(partials))
+            reduce_rows.products(launch, at(value_pairs), len(value_pairs), len(pairs), at(partials))
     assert not np.isnan(partials).any(), "blocks were left out"
-    spans = np.array(spans, np.int64)
+    ranges = np.array(ranges, np.int64)
     if per_column:
         found = np.full(results, np.nan)
-        reduce_columns.totals(at(partials), at(spans), len(problems), results, term == Term.LARGEST, at(found))
+        reduce_columns.totals(at(partials), at(ranges), len(problems), results, term == Term.LARGEST, at(found))
         same(found, np.concatenate([w.reshape(-1) for w in wanted]))
     else:
         found = np.full((results, len(pairs)), np.nan)
-        reduce_rows.totals(at(partials), at(spans), len(problems), results, len(pairs), False, at(found))
+        reduce_rows.totals(at(partials), at(ranges), len(problems), results, len(pairs), False, at(found))
         same(found, np.concatenate([w.T for w in wanted]))
 
 
@@ -115,8 +115,8 @@ def _(blocks):
     while len(wanted) > 1:
         odd = wanted[len(wanted) & ~1 :]
         wanted = np.concatenate([wanted[0 : len(wanted) - len(odd) : 2] + wanted[1::2], odd])
-    spans, found = np.array([[0, 5, 0, blocks]]), np.full(5, np.nan)
-    reduce_columns.totals(at(partials), at(spans), 1, 5, False, at(found))
+    ranges, found = np.array([[0, 5, 0, blocks]]), np.full(5, np.nan)
+    reduce_columns.totals(at(partials), at(ranges), 1, 5, False, at(found))
     same(found, wanted[0])
 
 

@@ -14,15 +14,15 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from reduce_cases import folds
 from triton_helpers import at, case, cases, code, run_cases, same, spread
-from warpmerge.backends.gpu.tables import BLOCK, Kind, Segment, Table
+from warpmerge.backends.gpu.tables import BLOCK, Kind, SegmentRow, Table
 from warpmerge.triton_kernels import reduce_rows
 
 
 def check_rows(*problems, largest, cuts=()):
     """`problems`: values of a tensor, (rows, columns) each; `cuts`: row blocks at which tensors are cut."""
     models, dtype = len(problems[0]), problems[0][0].dtype
-    segments, words, spans, made, blocks = [], [], [], 0, 0
-    for slot, values in enumerate(problems):
+    segments, words, ranges, made, blocks = [], [], [], 0, 0
+    for tensor, values in enumerate(problems):
         count, columns = values[0].shape
         each = -(-columns // BLOCK)
         starts = [r * columns + b * BLOCK for r in range(count) for b in range(each)]
@@ -30,9 +30,9 @@ def check_rows(*problems, largest, cuts=()):
         bounds = [0, *(starts[c] for c in cuts if c < len(starts)), total]
         for first, end in itertools.pairwise(bounds):
             addresses = tuple(v.data_ptr() + first * v.element_size() for v in values)
-            segments.append(Segment(end - first, first, slot, blocks, total, 0, addresses, ()))
+            segments.append(SegmentRow(end - first, first, tensor, blocks, total, 0, addresses, ()))
             words.append([columns])
-        spans.append([made, count, blocks, each])
+        ranges.append([made, count, blocks, each])
         made, blocks = made + count, blocks + len(starts)
     kind = Kind((code(problems[0][0]),) * models, -1, 0, 0, dtype == torch.float64, 1, True)
     table = Table(kind, segments, words=np.array(words, np.int64))
@@ -41,8 +41,8 @@ def check_rows(*problems, largest, cuts=()):
     partials, result = np.full((blocks, models), np.nan), np.full((made, models), np.nan)
     reduce_rows.values(launch, largest, at(partials))
     assert not np.isnan(partials).any(), "blocks were left out"
-    spans = np.array(spans, np.int64)
-    reduce_rows.totals(at(partials), at(spans), len(problems), made, models, largest, at(result))
+    ranges = np.array(ranges, np.int64)
+    reduce_rows.totals(at(partials), at(ranges), len(problems), made, models, largest, at(result))
     wanted = [folds(values, "row", "max" if largest else "sum").T for values in problems]
     same(result, np.concatenate(wanted))
 

@@ -12,7 +12,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from kernel_helpers import ALL_DTYPES, family, pool, work
+from kernel_helpers import ALL_DTYPES, family
+from native_pool import pool, work
 from triton_helpers import at, case, cases, poisoned, run_cases
 from triton_launches import CPU, Problem, Request
 from warpmerge.backends.gpu.tables import CHUNK
@@ -22,14 +23,14 @@ from warpmerge.triton_kernels import select
 
 def check_select(*problems, counts, keep_all=False, split=None, bracket=None):
     request = Request(*problems, split=split)
-    launch, pairs = request.launch, request.slots * request.models
+    launch, pairs = request.launch, request.tensors * request.models
     fp64 = launch.fp64
-    state = np.zeros((request.slots, request.models, 8), np.int64)
+    state = np.zeros((request.tensors, request.models, 8), np.int64)
     state[..., 0] = counts
     state[..., 2] = 2**63 - 1 if fp64 else 2**31 - 1
     state[..., 4], state[..., 5] = -1, NO_TIE_END
     state[..., 6] = np.where(state[..., 0] == 0, 2, 0)
-    bins = np.zeros((request.slots, request.models, 2050), np.int64)
+    bins = np.zeros((request.tensors, request.models, 2050), np.int64)
     tie_counts = np.full((request.blocks, request.models), -1, np.int32)
     select.sample(launch, at(state))
     if bracket:
@@ -42,14 +43,14 @@ def check_select(*problems, counts, keep_all=False, split=None, bracket=None):
         assert sweeps <= 20, "no end of sweeps"
     assert not bins.any()
     select.ties(launch, at(state), at(tie_counts))
-    select.locate(at(state), at(tie_counts), at(request.ranges), request.slots, request.models)
+    select.locate(at(state), at(tie_counts), at(request.ranges), request.tensors, request.models)
     select.position(launch, at(state))
     items = [pool(CPU).select(p.operands, 65536, list(c), keep_all) for p, c in zip(problems, counts, strict=True)]
     work(pool(CPU), *items)
-    for slot, item in enumerate(items):
+    for tensor, item in enumerate(items):
         for k, (threshold, tie_end, above, ties) in enumerate(item.result):
-            row = state[slot, k]
-            if counts[slot][k]:
+            row = state[tensor, k]
+            if counts[tensor][k]:
                 got = int(row[1]), int(row[5]), int(row[3]), int(row[4])
                 assert got == (threshold, tie_end, above, ties), f"{got}, not {(threshold, tie_end, above, ties)}"
     request.check_nonfinite(problems)

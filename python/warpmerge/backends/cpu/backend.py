@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
 from ... import _core
-from ...requests import (
-    Copy,
-    ElectAndSum,
-    Gram,
-    GramResult,
-    HistogramResult,
-    KthLargest,
-    Map,
-    Reduce,
-    Selection,
-    TensorFunction,
-    WeightedSum,
-)
-from ...tasks import FileSink, Outcome, Request, Sink, TensorTask, Work
+from ...requests import Copy, Reduce, TensorFunction
+from ...tasks import Outcome, TensorTask, Work
 from ...threads import thread_count
-from ..primitives import Bins, ColumnFolds, KeptSums, RowFolds, TensorSums, primitive, result
+from ..primitives import primitive, result
 from ..protocol import Backend
-from .programs import native, native_keep
-
-POLICIES = {"error": 0, "propagate": 1, "base": 2}
+from .batches import NativeBatch, batch_key, native_output
 
 # Elements per tile: with three bf16 models and a base the inputs of 128 Ki elements are 1 MiB, what an L2 holds. TIES
 # merges in turn, medians of five: 0.95 s with 32 Ki, 1.03 s with 64 Ki, 1.11 s with 128 Ki, 1.50 s with 256 Ki; of 3,
@@ -69,49 +55,52 @@ def tile_for(budget: int | None, threads: int, models: int, itemsize: int = 2, l
 
 
 class Ticket:
+    """Work under way: native batches of requests of one kind, copies, and what torch carries out."""
+
     def __init__(self, backend: CpuBackend, work: list[Work]) -> None:
-        self._backend = backend
-        self._work = work
-        self._requests = [(task, _primitive(task, request)) for task, request in work]
-        self._items = [
-            _InTorch(task, request) if isinstance(request, TensorFunction) else backend.item(task, request)
-            for task, request in self._requests
-        ]
-        self._in_torch = [item for item in self._items if isinstance(item, _InTorch)]
-        self._launch = backend.submit([item for item in self._items if not isinstance(item, _InTorch)])
+        self._backend, self._work = backend, work
+        self._functions: list[int] = []  # places in the work
+        self._copies: list[tuple[int, Any]] = []
+        self._batches: list[NativeBatch] = []
+        kinds: dict[tuple, list[tuple[int, TensorTask, Any]]] = {}
+        for place, (task, request) in enumerate(work):
+            if isinstance(request, Copy):
+                self._copies.append((place, backend.copy(task, request)))
+            elif isinstance(request, TensorFunction):
+                self._functions.append(place)
+            else:
+                asked = primitive(task, request, lambda pattern: True) if isinstance(request, Reduce) else request
+                kinds.setdefault((id(task.group), *batch_key(asked)), []).append((place, task, asked))
+        self._batches = [NativeBatch(backend.pool, backend.tile, capacity, asked) for asked in kinds.values()]
+        self._launches = [backend.submit([batch.native for batch in self._batches])] if self._batches else []
+        if self._copies:
+            self._launches.append(backend.submit([item for _, item in self._copies]))
 
     def wait(self) -> list[Outcome]:
         """Blocks until all is done. Raises OSError if a file could not be written or read."""
-        for item in self._in_torch:
-            item.run(self._backend.pool.threads)
-        while True:
-            while not self._launch.wait(POLL_MS):
-                pass
-            self._backend.retire(self._launch)
-            again = [i for i in self._items if isinstance(i, _core.Select) and not i.done]
-            if not again:
-                break
-            self._launch = self._backend.submit(again)
-        return list(map(self._outcome, self._work, self._requests, self._items))
+        outcomes: list[Any] = [None] * len(self._work)
+        for place in self._functions:
+            from ..tensor_function import carry_out  # needs torch
 
-    def _outcome(self, asked: Work, carried_out: Any, item: Any) -> Outcome:
-        task, request = asked
-        outcome = _outcome(carried_out[1], item)
-        return replace(outcome, value=result(task, request, outcome.value)) if isinstance(request, Reduce) else outcome
-
-
-class _InTorch:
-    """A request on whole tensors: torch carries it out, when it is waited for."""
-
-    outcome: Outcome
-
-    def __init__(self, task: TensorTask, request: TensorFunction) -> None:
-        self._task, self._request = task, request
-
-    def run(self, threads: int) -> None:
-        from ..tensor_function import carry_out  # needs torch
-
-        self.outcome = carry_out(self._task, self._request, threads=threads)
+            task, function = self._work[place]
+            assert isinstance(function, TensorFunction)
+            outcomes[place] = carry_out(task, function, threads=self._backend.pool.threads)
+        while self._launches:
+            for launch in self._launches:
+                while not launch.wait(POLL_MS):
+                    pass
+                self._backend.retire(launch)
+            again = [left for batch in self._batches if (left := batch.unfinished()) is not None]
+            self._launches = [self._backend.submit(again)] if again else []
+        for place, item in self._copies:
+            outcomes[place] = Outcome(item.digest)
+        for batch in self._batches:
+            for place, outcome in batch.outcomes():
+                task, request = self._work[place]
+                if isinstance(request, Reduce):
+                    outcome = Outcome(result(task, request, outcome.value), outcome.nonfinite)
+                outcomes[place] = outcome
+        return outcomes
 
 
 class CpuBackend(Backend):
@@ -130,6 +119,10 @@ class CpuBackend(Backend):
     def launch(self, work: list[Work]) -> Ticket:
         return Ticket(self, work)
 
+    def copy(self, task: TensorTask, request: Copy) -> Any:
+        source = task.inputs[request.index]
+        return self.pool.copy(source.native(), source.nbytes, self.tile * 2, native_output(task, task.sinks[0]))
+
     def submit(self, items: list[Any]) -> Any:
         launch = self.pool.submit(items)
         self._launches.append(launch)
@@ -137,6 +130,12 @@ class CpuBackend(Backend):
 
     def retire(self, launch: Any) -> None:
         self._launches.remove(launch)
+
+    def release(self, tasks: Sequence[TensorTask]) -> None:
+        """Drops what masks have decided of tasks that were measured only."""
+        for task in tasks:
+            if task.group.native is not None:
+                task.group.native.drop(task.row)
 
     def cancel(self) -> None:
         """Drops what has not started and waits for what has."""
@@ -152,103 +151,6 @@ class CpuBackend(Backend):
 
     def close(self) -> None:
         self.cancel()
-
-    def item(self, task: TensorTask, request: Request) -> Any:
-        pool, tile = self.pool, self.tile
-        if isinstance(request, Copy):
-            source = task.inputs[request.index]
-            return pool.copy(source.native(), source.nbytes, tile * 2, _output(task, task.sinks[0]))
-        tensors = _tensors(task, request)
-        if isinstance(request, Map):
-            return pool.apply(tensors, tile, request.agree, [_output(task, sink) for sink in task.sinks])
-        if isinstance(request, WeightedSum):
-            outputs = [_output(task, sink) for sink in task.sinks]
-            return pool.weighted_sum(tensors, tile, request.coefficients, request.agree, outputs)
-        if isinstance(request, ElectAndSum):
-            unused = (0.0,) * len(request.value)
-            return pool.elect_and_sum(
-                tensors,
-                tile,
-                request.value,
-                request.vote or unused,
-                request.divisor or unused,
-                request.lambda_,
-                request.elect,
-                [native_keep(k) for k in request.keep],
-                _output(task, task.sinks[0]),
-            )
-        if isinstance(request, KthLargest):
-            return pool.select(tensors, tile, request.counts, request.keep_all_ties, capacity=capacity(task.info.count))
-        if isinstance(request, TensorSums):
-            return pool.tensor_sums(tensors, tile)
-        if isinstance(request, KeptSums):
-            return pool.kept_sums(tensors, tile, [native_keep(k) for k in request.keep])
-        if isinstance(request, RowFolds):
-            return pool.reduce_rows(tensors, tile, request.columns, request.term, request.pairs)
-        if isinstance(request, ColumnFolds):
-            return pool.reduce_columns(tensors, tile, request.columns, request.term, request.pairs)
-        if isinstance(request, Bins):
-            return pool.histogram(tensors, tile, request.intervals)
-        assert isinstance(request, Gram)
-        return pool.gram(tensors, tile)
-
-
-def _primitive(task: TensorTask, request: Request) -> Any:
-    """What a reduction comes down to; any other request as it is."""
-    return primitive(task, request, lambda pattern: True) if isinstance(request, Reduce) else request
-
-
-def _tensors(task: TensorTask, request: Any) -> Any:
-    on_deltas = request.on_deltas
-    formula = request.formula if isinstance(request, Map) else getattr(request, "of", None)
-    found = task.cache.get((on_deltas, formula))
-    if found is None:
-        found = task.cache[on_deltas, formula] = _core.Tensors(
-            task.info.count,
-            [view.native() for view in task.inputs],
-            task.base.native() if on_deltas and task.base else None,
-            task.fp64,
-            POLICIES[task.values["nonfinite"]],
-            formula and native(task, formula),
-        )
-    return found
-
-
-def _output(task: TensorTask, sink: Sink) -> Any:
-    code = task.out_dtype.code or 0
-    if isinstance(sink, FileSink):
-        return _core.Output(code, fd=sink.fd, offset=sink.offset, background=sink.background)
-    return _core.Output(code, memory=sink.address)
-
-
-def _outcome(request: Request, item: Any) -> Outcome:
-    if isinstance(item, _InTorch):
-        return item.outcome
-    if isinstance(request, Copy):
-        return Outcome(item.digest)
-    nonfinite = tuple(item.nonfinite)
-    nonfinite = nonfinite if any(nonfinite) else ()
-    if isinstance(request, KthLargest):
-        return Outcome([Selection(*row) for row in item.result], nonfinite)
-    if isinstance(request, TensorSums | KeptSums):
-        return Outcome(item.result, nonfinite)
-    if isinstance(request, RowFolds | ColumnFolds):
-        import numpy as np
-
-        return Outcome(np.asarray(item), nonfinite)
-    if isinstance(request, Bins):
-        import numpy as np
-
-        found = zip(item.above, item.shifts, np.asarray(item), strict=True)
-        only = [np.frombuffer(item.only(k), np.int64) for k in range(len(item.above))]
-        return Outcome(
-            [HistogramResult(*f, o if o.size else None) for f, o in zip(found, only, strict=True)], nonfinite
-        )
-    if isinstance(request, Gram):
-        flat = item.result
-        models = round((len(flat) * 2 + 0.25) ** 0.5 - 0.5)
-        return Outcome(GramResult.unpack(flat, models), nonfinite)
-    return Outcome(item.digests[0], nonfinite)
 
 
 def create(threads: int | None = None, tile: int | None = None, device: str = "cpu") -> CpuBackend:

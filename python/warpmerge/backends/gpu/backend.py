@@ -1,4 +1,4 @@
-"""A device as a backend of the engine: batches become flights, requests become launches.
+"""A device as a backend of the engine: a batch's operands take up residency, its requests become launches.
 
 Work on files and host memory runs in a thread of its own, so that reading, copying, computing and writing of the
 batches in flight overlap. Work on the device's own tensors runs where it is asked for, on the caller's stream.
@@ -18,24 +18,24 @@ from ...tasks import DeviceSink, Outcome, TensorTask, Work
 from ...threads import thread_count
 from ...units import show_size
 from ..protocol import Backend
-from .execution import Group, grouped
-from .flight import InPlace, Staged, Workspace
-from .loads import footprint
-from .lowering import Lowering, answered
+from .execution import LaunchGroup, grouped
+from .lowering import Lowering, lifted
 from .requests import BINS, steps
+from .residency import InPlace, Staged, Workspace
 from .scratch import Scratch
-from .staging import IO_TILE, SLOT, SLOTS, Arrival, Cancelled, Inbound, Outbound, drop, wait_for
+from .staging import BUFFER_BYTES, BUFFERS, IO_TILE, Arrival, Cancelled, Inbound, Outbound, drop, wait_for
 from .tables import ALIGN, CHUNK
+from .tiles import footprint
 
 IN_FLIGHT = 6  # batches: some being read, one computed, some being written
 BATCH_BYTES = 64 << 20  # input bytes of a batch
-BATCH_INPUTS = 2048  # tensors of a batch, inputs counted: counters of `select` are 16 kB for each
+BATCH_INPUTS = 2048  # tensors of a batch, inputs counted: counters of selections are 16 kB for each
 SCRATCH_SHARE = 0.2  # of the device memory: tables, partial sums, counters and, half of it, values of formulas
 HEADROOM = 512 << 20  # bytes left to others by default
 
 
 class DeviceBackend(Backend):
-    """`budget`: bytes of device memory to use, None: what is free less a margin. `slot_bytes`: of the pinned rings.
+    """`budget`: bytes of device memory to use, None: what is free less a margin. `buffer_bytes`: of the pinned rings.
 
     `resident`: all work is on tensors of the device, so that nothing limits a batch.
     """
@@ -48,20 +48,20 @@ class DeviceBackend(Backend):
         *,
         threads: int | None = None,
         budget: int | None = None,
-        slot_bytes: int = SLOT,
+        buffer_bytes: int = BUFFER_BYTES,
         batch_bytes: int = BATCH_BYTES,
         resident: bool = False,
     ) -> None:
         self.name, self.runtime, self.kernels = name, runtime, kernels
         self._lowering = Lowering(kernels)
         self.batch_bytes, self.batch_inputs, self.in_flight = batch_bytes, BATCH_INPUTS, IN_FLIGHT
-        self.flights = IN_FLIGHT  # that may be on this device at once; more if it is one of several
+        self.residencies = IN_FLIGHT  # that may be on this device at once; more if it is one of several
         if resident:
             self.batch_bytes, self.batch_inputs = 2**62, 8 * BATCH_INPUTS
         if budget is not None:
             counters = int(budget * SCRATCH_SHARE / 2) // IN_FLIGHT // (8 * BINS)
             self.batch_inputs = max(1, min(self.batch_inputs, counters))
-        self._threads, self._slot_bytes = thread_count(threads), slot_bytes
+        self._threads, self._buffer_bytes = thread_count(threads), buffer_bytes
         self._budget = budget
         self._cancelled = threading.Event()
         self._copying: list[Any] = []  # launches of copies that bypass the device
@@ -74,21 +74,21 @@ class DeviceBackend(Backend):
         self._latest: Any = None  # the workspace that was taken last
         self._idle: list[Workspace] = []
 
-    def launch(self, work: Sequence[Work]) -> Ticket:
+    def launch(self, work: Sequence[Work]) -> DeviceTicket:
         asked = work
         work = [(task, self._lowering.lowered(task, request)) for task, request in work]
         if all(_in_place(task) for task, _ in work):
             try:
-                return Ticket(asked, self._start_in_place(work))
+                return DeviceTicket(asked, self._start_in_place(work))
             except MemoryError as error:
                 raise DeviceError(f"{error}. Free some of it, or merge fewer tensors at a time.") from None
         self._prepare()
-        return Ticket(asked, self._thread.submit(self._start_staged, work))
+        return DeviceTicket(asked, self._thread.submit(self._start_staged, work))
 
     def holds(self, task: TensorTask) -> bool:
-        """Whether a flight of this device has the task's operands."""
-        flight = task.flight
-        return flight is not None and flight.workspace is not None and flight.workspace.runtime is self.runtime
+        """Whether a residency of this device has the task's operands."""
+        residency = task.residency
+        return residency is not None and residency.workspace is not None and residency.workspace.runtime is self.runtime
 
     def cancel(self) -> None:
         """Drops what has not started and waits for what has."""
@@ -112,21 +112,21 @@ class DeviceBackend(Backend):
     # --- tensors of the device --------------------------------------------------------------------------------------
 
     def _start_in_place(self, work: Sequence[Work]) -> Pending:
-        flight = InPlace(self.runtime)
+        residency = InPlace(self.runtime)
         scratch = Scratch(self.runtime)
         pending = Pending(self, len(work))
         rest = []
         for position, (task, request) in enumerate(work):
             if isinstance(request, Copy):
-                with flight.stream.context():
+                with residency.stream.context():
                     _on_device(task).reshape(-1).copy_(task.inputs[request.index].tensor().reshape(-1))
                 pending.answer(position, Outcome(None))
             elif isinstance(request, TensorFunction):
-                with flight.stream.context():
-                    pending.answer(position, _whole(task, request))
+                with residency.stream.context():
+                    pending.answer(position, _tensor_function(task, request))
             else:
                 rest.append(position)
-        self._queue(pending, work, rest, flight, scratch)
+        self._queue(pending, work, rest, residency, scratch)
         return pending
 
     # --- files and host memory --------------------------------------------------------------------------------------
@@ -141,13 +141,13 @@ class DeviceBackend(Backend):
         self._cancelled = threading.Event()
         cancelled = self._cancelled.is_set
         self._rings = (
-            Inbound(self.runtime, readers, cancelled, self._slot_bytes, SLOTS),
-            Outbound(self.runtime, writers, cancelled, self._slot_bytes, SLOTS),
+            Inbound(self.runtime, readers, cancelled, self._buffer_bytes, BUFFERS),
+            Outbound(self.runtime, writers, cancelled, self._buffer_bytes, BUFFERS),
         )
         if not self._limit:
             free, _ = self.runtime.memory()
             budget = self._budget or max(free - HEADROOM, free // 2)
-            self._limit = int(budget * (1 - SCRATCH_SHARE)) // self.flights
+            self._limit = int(budget * (1 - SCRATCH_SHARE)) // self.residencies
 
     def _start_staged(self, work: Sequence[Work]) -> Pending:
         items = {i: self._copy(task, request) for i, (task, request) in enumerate(work) if isinstance(request, Copy)}
@@ -155,38 +155,42 @@ class DeviceBackend(Backend):
         if launch is not None:
             self._copying.append(launch)
         for i in items:  # measured before, and found to need no merging
-            if work[i][0].flight is not None:
-                self.finished(work[i][0].flight, 1)
+            if work[i][0].residency is not None:
+                self.finished(work[i][0].residency, 1)
         rest = [i for i, (_, request) in enumerate(work) if not isinstance(request, Copy | TensorFunction)]
         try:
-            pending = self._fly(work, rest)
+            pending = self._start_resident(work, rest)
         except MemoryError as error:
             if self._halved:
                 raise self._too_little(error) from None
             error.__traceback__ = None  # its frames hold what is to be given back
             limit = self._halve([work[i][0] for i in rest])
             try:
-                pending = self._fly(work, rest, limit)
+                pending = self._start_resident(work, rest, limit)
             except MemoryError as again:
                 raise self._too_little(again) from None
         pending.copying = launch
         pending.copied = items
         for position, (task, request) in enumerate(work):
             if isinstance(request, TensorFunction):
-                pending.answer(position, _whole(task, request, device=self.runtime.name, threads=self._threads))
-                if isinstance(request, WrittenFunction) and task.flight is not None:
-                    self.finished(task.flight, 1)
+                pending.answer(
+                    position, _tensor_function(task, request, device=self.runtime.name, threads=self._threads)
+                )
+                if isinstance(request, WrittenFunction) and task.residency is not None:
+                    self.finished(task.residency, 1)
         return pending
 
-    def _fly(self, work: Sequence[Work], positions: Sequence[int], limit: int | None = None) -> Pending:
-        """Starts what is on a flight already, and the others on a new one."""
+    def _start_resident(self, work: Sequence[Work], positions: Sequence[int], limit: int | None = None) -> Pending:
+        """Starts what is on a residency already, and the others on a new one."""
         pending = Pending(self, len(work))
         held = [i for i in positions if self.holds(work[i][0])]
         others = [i for i in positions if not self.holds(work[i][0])]
-        flights = [(self._flight([work[i][0] for i in part], limit), part) for part in (held, others) if part]
-        for flight, part in flights:
-            flight.workspace.scratch.reset()
-            self._queue(pending, work, part, flight, flight.workspace.scratch)
+        residencies = [
+            (self._residency([work[i][0] for i in share], limit), share) for share in (held, others) if share
+        ]
+        for residency, share in residencies:
+            residency.workspace.scratch.reset()
+            self._queue(pending, work, share, residency, residency.workspace.scratch)
         return pending
 
     def _halve(self, tasks: Sequence[TensorTask]) -> int:
@@ -198,10 +202,10 @@ class DeviceBackend(Backend):
         limit = min(self._limit, max(wanted // 2, least))
         used = [self._latest]
         for task in tasks:
-            if task.flight is not None:
-                used.append(task.flight.workspace)
-                task.flight.workspace = None
-                task.flight = None
+            if task.residency is not None:
+                used.append(task.residency.workspace)
+                task.residency.workspace = None
+                task.residency = None
         for workspace in used:
             if workspace is not None and workspace not in self._idle:
                 self._idle.append(workspace)
@@ -211,53 +215,53 @@ class DeviceBackend(Backend):
 
     def _too_little(self, error: MemoryError) -> DeviceError:
         return DeviceError(
-            f"{error}. Free some of it, pass --device-memory with less than {show_size(self._limit * self.flights)}, "
-            "or use --device cpu."
+            f"{error}. Free some of it, pass --device-memory with less than "
+            f"{show_size(self._limit * self.residencies)}, or use --device cpu."
         )
 
     def _copy(self, task: TensorTask, request: Copy) -> Any:
         source = task.inputs[request.index]
         return self._pools[1].copy(source.native(), source.nbytes, IO_TILE, Arrival(task.sinks[0], 0).output(0))
 
-    def _flight(self, tasks: Sequence[TensorTask], limit: int | None = None) -> Staged:
-        """The flight that these tasks are on, or a new one."""
+    def _residency(self, tasks: Sequence[TensorTask], limit: int | None = None) -> Staged:
+        """The residency that these tasks are on, or a new one."""
         if self.holds(tasks[0]):
-            self._latest = tasks[0].flight.workspace
-            return tasks[0].flight
+            self._latest = tasks[0].residency.workspace
+            return tasks[0].residency
         if self._idle:
             workspace = self._idle.pop()
         else:
             inbound, outbound = self._rings
-            workspace = Workspace(self.runtime, inbound, outbound, self._limit, self.flights / (1 - SCRATCH_SHARE))
+            workspace = Workspace(self.runtime, inbound, outbound, self._limit, self.residencies / (1 - SCRATCH_SHARE))
             self._workspaces.append(workspace)
         workspace.limit = limit or self._limit
         self._latest = workspace
-        flight = Staged(workspace, tasks)
+        residency = Staged(workspace, tasks)
         for task in tasks:
-            task.flight = flight
-        return flight
+            task.residency = residency
+        return residency
 
     def _queue(
-        self, pending: Pending, work: Sequence[Work], positions: Sequence[int], flight: Any, scratch: Scratch
+        self, pending: Pending, work: Sequence[Work], positions: Sequence[int], residency: Any, scratch: Scratch
     ) -> None:
         for group in grouped([work[i] for i in positions]):
             group.positions = [positions[p] for p in group.positions]
-            pending.add(group, flight, steps(group, flight, self.kernels, scratch))
+            pending.add(group, residency, steps(group, residency, self.kernels, scratch))
 
-    def finished(self, flight: Staged, tasks: int) -> None:
-        """So many tasks of a flight are merged; with the last one its workspace is free again."""
-        flight.remaining -= tasks
-        if flight.remaining == 0 and flight.workspace is not None:
-            self._idle.append(flight.workspace)
-            flight.workspace = None
-            flight.forget()
+    def finished(self, residency: Staged, tasks: int) -> None:
+        """So many tasks of a residency are merged; with the last one its workspace is free again."""
+        residency.remaining -= tasks
+        if residency.remaining == 0 and residency.workspace is not None:
+            self._idle.append(residency.workspace)
+            residency.workspace = None
+            residency.forget()
 
     def release(self, tasks: Sequence[TensorTask]) -> None:
-        """Ends the flights of tasks that were measured only."""
+        """Ends the residencies of tasks that were measured only."""
         for task in tasks:
-            flight, task.flight = task.flight, None
-            if flight is not None:
-                self.finished(flight, 1)
+            residency, task.residency = task.residency, None
+            if residency is not None:
+                self.finished(residency, 1)
 
     def copied(self, launch: Any) -> None:
         self._copying.remove(launch)
@@ -269,27 +273,27 @@ class Pending:
     def __init__(self, backend: DeviceBackend, count: int) -> None:
         self.backend = backend
         self._outcomes: list[Any] = [None] * count  # Outcomes
-        self.waiting: list[tuple[Group, Any, Any, Any]] = []  # group, flight, generator, the event it waits for
+        self.waiting: list[tuple[LaunchGroup, Any, Any, Any]] = []  # group, residency, generator, its event
         self.copying: Any = None
         self.copied: dict[int, Any] = {}
 
     def answer(self, position: int, outcome: Outcome) -> None:
         self._outcomes[position] = outcome
 
-    def add(self, group: Group, flight: Any, generator: Any) -> None:
+    def add(self, group: LaunchGroup, residency: Any, generator: Any) -> None:
         try:
-            self.waiting.append((group, flight, generator, next(generator)))
+            self.waiting.append((group, residency, generator, next(generator)))
         except StopIteration as stop:
             for position, outcome in zip(group.positions, stop.value, strict=True):
                 self.answer(position, outcome)
-            if isinstance(flight, Staged) and group.combines:
-                self.backend.finished(flight, len(group.tasks))
+            if isinstance(residency, Staged) and group.combines:
+                self.backend.finished(residency, len(group.tasks))
 
     def resume(self) -> None:
         """Goes on with every request; only after its event has been waited for."""
         waiting, self.waiting = self.waiting, []
-        for group, flight, generator, _ in waiting:
-            self.add(group, flight, generator)
+        for group, residency, generator, _ in waiting:
+            self.add(group, residency, generator)
 
     def outcomes(self) -> list[Outcome]:
         for position, item in self.copied.items():
@@ -297,7 +301,7 @@ class Pending:
         return self._outcomes
 
 
-class Ticket:
+class DeviceTicket:
     def __init__(self, asked: Sequence[Work], pending: Pending | Future) -> None:
         self._asked, self._pending = asked, pending
 
@@ -313,15 +317,15 @@ class Ticket:
                 wait_for(pending.copying, lambda: False)
                 pending.backend.copied(pending.copying)
             found = zip(self._asked, pending.outcomes(), strict=True)
-            return [Outcome(answered(*work, outcome.value), outcome.nonfinite) for work, outcome in found]
+            return [Outcome(lifted(*work, outcome.value), outcome.nonfinite) for work, outcome in found]
         except (Cancelled, CancelledError):
             raise RuntimeError("waited for a batch that was cancelled") from None
 
 
-def _whole(task: TensorTask, request: TensorFunction, **options: Any) -> Outcome:
-    from .. import tensor_function as whole  # needs torch
+def _tensor_function(task: TensorTask, request: TensorFunction, **options: Any) -> Outcome:
+    from .. import tensor_function  # needs torch
 
-    return whole.carry_out(task, request, **options)
+    return tensor_function.carry_out(task, request, **options)
 
 
 def _on_device(task: TensorTask) -> Any:

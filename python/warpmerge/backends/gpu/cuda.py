@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from ...errors import RecipeError
+from ...errors import UsageError
 from ...units import show_size
 
 # What it needs for a device is imported when one is used: whether there is one is asked for by every merge.
 if TYPE_CHECKING:
     from .backend import DeviceBackend
-    from .group import DeviceGroup
+    from .multi_device import MultiDeviceBackend
 
 
 def native() -> Any:
@@ -45,24 +45,24 @@ def devices() -> list[str]:
 
 def create(
     device: str = "cuda", threads: int | None = None, budget: int | None = None, **options: Any
-) -> DeviceBackend | DeviceGroup:
-    """`budget`: bytes of memory to use on each device. Raises RecipeError for a device that there is not."""
+) -> DeviceBackend | MultiDeviceBackend:
+    """`budget`: bytes of memory to use on each device. Raises UsageError for a device that there is not."""
     from .backend import DeviceBackend
-    from .group import DeviceGroup, parse_devices
     from .kernels import CudaKernels
+    from .multi_device import MultiDeviceBackend, parse_devices
     from .runtime import NativeRuntime
 
     module = native()
     try:
         indices = parse_devices(device, module.device_count())
     except ValueError as error:
-        raise RecipeError(f"{error}.") from None
+        raise UsageError(f"{error}.") from None
     members = []
     for index in indices:
         gpu = module.Device(index)
         kernels = CudaKernels(module, gpu)
         members.append(DeviceBackend("cuda", NativeRuntime(gpu), kernels, threads=threads, budget=budget, **options))
-    return members[0] if len(members) == 1 else DeviceGroup(members)
+    return members[0] if len(members) == 1 else MultiDeviceBackend(members)
 
 
 def create_in_place(device: Any) -> DeviceBackend:

@@ -1,4 +1,4 @@
-"""Requests of one kind on one flight: the tasks that share launches, their tables, and the counters that come back."""
+"""Requests of one kind on one residency: tasks that share launches, their tables, the counters that come back."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ...requests import ElectAndSum, Gram, KthLargest, Map, WeightedSum
 from ...tasks import Outcome, Request, TensorTask, Work
 from ..cpu.programs import check_rows
 from ..primitives import Bins, ColumnFolds, KeptSums, RowFolds, TensorSums
-from .loads import Load
-from .scratch import Scratch, Span
-from .tables import Kind, Launch, Table, blocks_of, is_aligned
+from .scratch import Scratch, ScratchMemory
+from .tables import KernelLaunch, Kind, Table, blocks_of, is_aligned
+from .tiles import Tile
 
 POLICIES = {"error": 0, "propagate": 1, "base": 2}
 COMBINING = WeightedSum | ElectAndSum | Map
@@ -23,9 +23,10 @@ COMBINING = WeightedSum | ElectAndSum | Map
 Steps = Generator[Any, None, list[Outcome]]  # see `requests`
 
 
-class Group:
+class LaunchGroup:
     """Tasks of a batch whose requests can share launches. `positions`: which of the batch's work they are.
 
+    `tensor_of`: the number of a task's tensor in the group, by the id of the task.
     `models`: what is combined or measured of each tensor: its inputs, or the values of a formula.
     """
 
@@ -54,27 +55,27 @@ class Group:
         self.blocks = sum(counts)
         self.first_blocks = list(itertools.accumulate(counts, initial=0))[:-1]
         self.ranges = np.array(list(zip(self.first_blocks, counts, strict=True)), np.int64)
-        self.slot_of = {id(task): slot for slot, task in enumerate(self.tasks)}
+        self.tensor_of = {id(task): tensor for tensor, task in enumerate(self.tasks)}
 
     @property
-    def slots(self) -> int:
+    def tensors(self) -> int:
         return len(self.tasks)
 
-    def table(self, load: Load, numbers: Callable[[int], Any] | None, keeps: Callable[[int], Any] | None) -> Table:
-        """`numbers` and `keeps` give a section's row for the task of a slot."""
-        slots = [self.slot_of[id(part.task)] for part in load.parts]
-        segments = []
-        for slot, part in zip(slots, load.parts, strict=True):
-            segment = part.segment(slot, self.first_blocks[slot] + blocks_of(part.first))
-            segment = segment if self.kind.base >= 0 else segment._replace(base=0)
-            segments.append(segment if self.kind.outputs else segment._replace(outputs=()))
-        aligned = all(is_aligned(s.base, *s.inputs, *s.outputs) for s in segments)
+    def table(self, tile: Tile, numbers: Callable[[int], Any] | None, rules: Callable[[int], Any] | None) -> Table:
+        """`numbers` and `rules` give a section's row for a tensor."""
+        tensors = [self.tensor_of[id(segment.task)] for segment in tile.segments]
+        rows = []
+        for tensor, segment in zip(tensors, tile.segments, strict=True):
+            row = segment.row(tensor, self.first_blocks[tensor] + blocks_of(segment.first))
+            row = row if self.kind.base >= 0 else row._replace(base=0)
+            rows.append(row if self.kind.outputs else row._replace(outputs=()))
+        aligned = all(is_aligned(r.base, *r.inputs, *r.outputs) for r in rows)
         kind = self.kind._replace(aligned=aligned)
         return Table(
             kind,
-            segments,
-            None if numbers is None else np.array([numbers(s) for s in slots], np.float64),
-            None if keeps is None else np.array([keeps(s) for s in slots], np.int64),
+            rows,
+            None if numbers is None else np.array([numbers(s) for s in tensors], np.float64),
+            None if rules is None else np.array([rules(s) for s in tensors], np.int64),
         )
 
 
@@ -88,11 +89,11 @@ def program_of(task: TensorTask, request: Request) -> Program | None:
     return program
 
 
-def grouped(work: Sequence[Work]) -> list[Group]:
+def grouped(work: Sequence[Work]) -> list[LaunchGroup]:
     found: dict[tuple, list[int]] = {}
     for position, (task, request) in enumerate(work):
         found.setdefault(_key(task, request), []).append(position)
-    return [Group(work, positions) for positions in found.values()]
+    return [LaunchGroup(work, positions) for positions in found.values()]
 
 
 def _key(task: TensorTask, request: Any) -> tuple:
@@ -116,48 +117,52 @@ def _key(task: TensorTask, request: Any) -> tuple:
 
 
 class Execution:
-    """One group's request on one flight: its loads, their tables and the counters that come back."""
+    """One group's request on one residency: its tiles, their tables and the counters that come back."""
 
     def __init__(
         self,
-        group: Group,
-        flight: Any,
+        group: LaunchGroup,
+        residency: Any,
         kernels: Any,
         scratch: Scratch,
         *,
         results: Sequence[np.ndarray] = (),
         numbers: Callable[[int], Any] | None = None,
-        keeps: Callable[[int], Any] | None = None,
+        rules: Callable[[int], Any] | None = None,
     ) -> None:
         """`results`: arrays to begin with, sent along with the tables and fetched by `fetch`."""
-        self.group, self.flight, self.kernels, self.scratch = group, flight, kernels, scratch
-        self.stream = flight.stream
-        self.loads = self._loads()
-        tables = self._tables(numbers, keeps)
-        begin = [np.zeros((group.slots, group.inputs + 1), np.int64), *results]
+        self.group, self.residency, self.kernels, self.scratch = group, residency, kernels, scratch
+        self.stream = residency.stream
+        self.tiles = self._tiles()
+        tables = self._tables(numbers, rules)
+        begin = [np.zeros((group.tensors, group.inputs + 1), np.int64), *results]
         tabled = sum(t.nbytes for t in tables)
-        self._span = scratch.take(tabled + sum(r.nbytes for r in begin), mirrored=True)
+        self._tables_and_results = scratch.take(tabled + sum(r.nbytes for r in begin), mirrored=True)
         self._results_at = tabled
-        self.launches: list[Launch] = []  # one for each table
+        self.launches: list[KernelLaunch] = []  # one for each table
         at = 0
         for table in tables:
-            self.launches.append(table.write(self._span.host[at : at + table.nbytes], self._span.address + at))
+            self.launches.append(
+                table.write(
+                    self._tables_and_results.host[at : at + table.nbytes], self._tables_and_results.address + at
+                )
+            )
             at += table.nbytes
         self.results: list[np.ndarray] = []  # views of the mirror: valid after the event of `fetch`
         self._addresses = []
         for array in begin:
-            view = self._span.view(at, array.shape, array.dtype)
+            view = self._tables_and_results.view(at, array.shape, array.dtype)
             view[...] = array
             self.results.append(view)
-            self._addresses.append(self._span.address + at)
+            self._addresses.append(self._tables_and_results.address + at)
             at += array.nbytes
-        self._span.send(self.stream)
+        self._tables_and_results.send(self.stream)
 
-    def _loads(self) -> list[Load]:
-        return self.flight.loads(self.group.tasks)
+    def _tiles(self) -> list[Tile]:
+        return self.residency.tiles(self.group.tasks)
 
-    def _tables(self, numbers: Callable[[int], Any] | None, keeps: Callable[[int], Any] | None) -> list[Table]:
-        return [self.group.table(load, numbers, keeps) for load in self.loads]
+    def _tables(self, numbers: Callable[[int], Any] | None, rules: Callable[[int], Any] | None) -> list[Table]:
+        return [self.group.table(tile, numbers, rules) for tile in self.tiles]
 
     def address(self, result: int) -> int:
         """Of the `result`-th array of `results` on the device, from 0 on."""
@@ -169,26 +174,26 @@ class Execution:
 
     def zeros(self, *shape: int, itemsize: int = 8) -> int:
         """Address of zeroed device memory for so many items."""
-        span: Span = self.scratch.take(int(np.prod(shape, dtype=np.int64)) * itemsize)
-        span.zero(self.stream)
-        return span.address
+        memory: ScratchMemory = self.scratch.take(int(np.prod(shape, dtype=np.int64)) * itemsize)
+        memory.zero(self.stream)
+        return memory.address
 
     def upload(self, array: np.ndarray) -> int:
-        span = self.scratch.take(array.nbytes, mirrored=True)
-        span.host[...] = array.reshape(-1).view(np.uint8)
-        span.send(self.stream)
-        return span.address
+        memory = self.scratch.take(array.nbytes, mirrored=True)
+        memory.host[...] = array.reshape(-1).view(np.uint8)
+        memory.send(self.stream)
+        return memory.address
 
     def fetch(self) -> Any:
-        self._span.fetch(self.stream, self._results_at)
+        self._tables_and_results.fetch(self.stream, self._results_at)
         return self.stream.record()
 
     def sweep(self, kernel: Callable[..., None], *arguments: Any) -> None:
-        self.flight.sweep(self.loads, lambda stream, n: kernel(stream, self.launches[n], *arguments))
+        self.residency.sweep(self.tiles, lambda stream, n: kernel(stream, self.launches[n], *arguments))
 
     def combine(self, kernel: Callable[..., None], *arguments: Any) -> Any:
-        return self.flight.combine(self.loads, lambda stream, n: kernel(stream, self.launches[n], *arguments))
+        return self.residency.combine(self.tiles, lambda stream, n: kernel(stream, self.launches[n], *arguments))
 
-    def nonfinite_of(self, slot: int) -> tuple[int, ...]:
-        row = tuple(int(n) for n in self.results[0][slot])
+    def nonfinite_of(self, tensor: int) -> tuple[int, ...]:
+        row = tuple(int(n) for n in self.results[0][tensor])
         return row if any(row) else ()

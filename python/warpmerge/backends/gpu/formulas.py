@@ -1,8 +1,8 @@
-"""Formulas on a flight: their programs' data in device memory, and values and ranks that exist for a moment only.
+"""Formulas on a residency: their programs' data in device memory, and values and ranks that exist for a moment only.
 
-What is measured of a formula's values is measured by the kernels for inputs, over temporaries. These are bounded: loads
-are worked through in pieces, one behind the other in the same memory, each evaluated before it is measured. A piece
-that is still there from the last sweep is not evaluated again.
+What is measured of a formula's values is measured by the kernels for inputs, over scratch. The scratch is bounded: a
+tile is worked through in smaller ones, whose values take turns in it, each evaluated before it is measured. Values that
+are still there from the last sweep are not evaluated again.
 """
 
 from __future__ import annotations
@@ -18,54 +18,54 @@ from ...requests import Map
 from ...tasks import TensorTask
 from ..primitives import Bins, ColumnFolds, RowFolds
 from .code import Code, file_bytes, packed
-from .execution import POLICIES, Execution, Group
-from .flight import Temporary
-from .loads import CHUNKS, Cut, Load, Part
+from .execution import POLICIES, Execution, LaunchGroup
+from .residency import ValueScratch
 from .scratch import Scratch
-from .tables import BLOCK, PHILOX_LANES, VECTOR, Kind, Segment, Table, is_aligned, keep_rows
+from .tables import BLOCK, PHILOX_LANES, VECTOR, Kind, SegmentRow, Table, is_aligned, rule_rows
+from .tiles import CHUNK_ENDS, Segment, SegmentEnds, Tile
 
 FLOAT32, FLOAT64 = 0, 3  # dtype codes
-BLOCKS = Cut(BLOCK)
+BLOCK_ENDS = SegmentEnds(BLOCK)
 
 
-class Slice(NamedTuple):
-    """Elements [first, first + count) of a part's tensor; `memory`: bytes of their temporaries."""
+class ValueSegment(NamedTuple):
+    """Elements [first, first + count) of a segment's tensor; `nbytes`: of scratch for their values and ranks."""
 
-    part: Part
-    slot: int
+    segment: Segment
+    tensor: int
     first: int
     count: int  # type: ignore[assignment]
-    memory: int
+    nbytes: int
 
 
-class Piece:
-    """Slices whose temporaries lie in memory together. Launches are numbered as in `Execution.launches`."""
+class ValueTile:
+    """Segments whose values lie in scratch together. Launches are numbered as in `Execution.launches`."""
 
     def __init__(self) -> None:
-        self.slices: list[Slice] = []
-        self.memory = 0
+        self.segments: list[ValueSegment] = []
+        self.nbytes = 0
         self.longest = 0  # elements of a row
         self.evaluate = self.measure = -1
-        self.temporary: Temporary | None = None
-        self.token = object()  # what the temporary holds when it holds this piece
+        self.scratch: ValueScratch | None = None
+        self.token = object()  # what the scratch holds when it holds this tile's values
 
-    def add(self, part: Slice, columns: int) -> None:
-        self.slices.append(part)
-        self.memory += part.memory
+    def add(self, segment: ValueSegment, columns: int) -> None:
+        self.segments.append(segment)
+        self.nbytes += segment.nbytes
         self.longest = max(self.longest, columns)
 
 
-def cut_of(request: Any, program: Program) -> Cut | None:
-    """Where a tensor may be cut for this request; None: where any may be."""
+def segment_ends(request: Any, program: Program) -> SegmentEnds | None:
+    """Where a segment may end for this request; None: where any may."""
     columns = program.columns
     if isinstance(request, RowFolds) and not program.ranked:
-        return Cut(request.columns, within=True)
+        return SegmentEnds(request.columns, within=True)
     if isinstance(request, ColumnFolds) or (isinstance(request, RowFolds) and request.columns == columns):
-        return Cut(request.columns, within=False)
+        return SegmentEnds(request.columns, within=False)
     if not program.ranked:
         return None
     # Whole rows, but also whole blocks of the reduction order, or what one call of Philox decides.
-    return Cut(math.lcm(columns, PHILOX_LANES if isinstance(request, Map | Bins) else BLOCK))
+    return SegmentEnds(math.lcm(columns, PHILOX_LANES if isinstance(request, Map | Bins) else BLOCK))
 
 
 class FormulaExecution(Execution):
@@ -73,110 +73,112 @@ class FormulaExecution(Execution):
 
     def __init__(
         self,
-        group: Group,
-        flight: Any,
+        group: LaunchGroup,
+        residency: Any,
         kernels: Any,
         scratch: Scratch,
         *,
         results: Sequence[np.ndarray] = (),
-        keeps: Callable[[int], Any] | None = None,
+        rules: Callable[[int], Any] | None = None,
     ) -> None:
-        """`keeps`: rules of what measures the values. `results`: see Execution."""
+        """`rules`: rules of what measures the values. `results`: see Execution."""
         self.program: Any = group.programs[0]
         self._ranked = len(self.program.ranked)
         self._values = 0 if group.combines else len(self.program.outputs)
         self._width = 8 if group.kind.fp64 else 4
-        self._cuts = [cut_of(r, p) for r, p in zip(group.requests, group.programs, strict=True)]
-        self._pieces: list[list[Piece]] = []  # of each load
+        self._ends = [segment_ends(r, p) for r, p in zip(group.requests, group.programs, strict=True)]
+        self._value_tiles: list[list[ValueTile]] = []  # of each tile
         self._counted = False
-        super().__init__(group, flight, kernels, scratch, results=results, keeps=keeps)
+        super().__init__(group, residency, kernels, scratch, results=results, rules=rules)
         code = self.upload(packed(self.program))
-        nbytes = file_bytes(self.program, group.kind.fp64, flight.temporary_bytes // 2)
-        self._codes = []  # of the loads whose numbers are even and odd, as they may be worked on at the same time
-        for _ in range(2 if nbytes and len(self.loads) > 1 else 1):
+        nbytes = file_bytes(self.program, group.kind.fp64, residency.value_scratch_bytes // 2)
+        self._codes = []  # of the tiles whose numbers are even and odd, as they may be worked on at the same time
+        for _ in range(2 if nbytes and len(self.tiles) > 1 else 1):
             self._codes.append(Code(self.program, code, scratch.take(nbytes).address if nbytes else 0, nbytes))
 
-    # --- loads, pieces, tables ---------------------------------------------------------------------------------------
+    # --- tiles and their tables --------------------------------------------------------------------------------------
 
-    def _loads(self) -> list[Load]:
-        def cut(task: TensorTask) -> Cut:
-            return self._cuts[self.group.slot_of[id(task)]] or CHUNKS
+    def _tiles(self) -> list[Tile]:
+        def ends_of(task: TensorTask) -> SegmentEnds:
+            return self._ends[self.group.tensor_of[id(task)]] or CHUNK_ENDS
 
-        return self.flight.loads(self.group.tasks, cut)
+        return self.residency.tiles(self.group.tasks, ends_of)
 
-    def _memory(self, slot: int, count: int) -> int:
-        """Bytes of the temporaries of so many elements of a slot."""
+    def _value_bytes(self, tensor: int, count: int) -> int:
+        """Bytes of scratch for the values and ranks of so many elements of a tensor."""
         arrays = (self._values + self._ranked) * _padded(count * self._width)
-        return arrays + (_padded(8 * count) if self._is_long(slot) else 0)
+        return arrays + (_padded(8 * count) if self._is_long(tensor) else 0)
 
-    def _is_long(self, slot: int) -> bool:
-        return self._ranked > 0 and self.group.programs[slot].columns > self.kernels.long_row(self.group.kind.fp64)
+    def _is_long(self, tensor: int) -> bool:
+        return self._ranked > 0 and self.group.programs[tensor].columns > self.kernels.long_row(self.group.kind.fp64)
 
-    def _pieces_of(self, load: Load, capacity: int) -> list[Piece]:
-        pieces = [Piece()]
-        for part in load.parts:
-            slot = self.group.slot_of[id(part.task)]
-            columns = self.group.programs[slot].columns
-            cut = self._cuts[slot] or BLOCKS
-            first, end = part.first, part.first + part.count
-            bits = self._memory(slot, VECTOR)
+    def _value_tiles_of(self, tile: Tile, capacity: int) -> list[ValueTile]:
+        found = [ValueTile()]
+        for segment in tile.segments:
+            tensor = self.group.tensor_of[id(segment.task)]
+            columns = self.group.programs[tensor].columns
+            ends = self._ends[tensor] or BLOCK_ENDS
+            first, end = segment.first, segment.first + segment.count
+            bits = self._value_bytes(tensor, VECTOR)
             while first < end:
-                piece = pieces[-1]
-                fits = (capacity - piece.memory) // bits * VECTOR if bits else end - first
-                count = cut.most(first, end, max(0, fits))
-                if count == 0 and piece.slices:
-                    pieces.append(Piece())
+                last = found[-1]
+                fits = (capacity - last.nbytes) // bits * VECTOR if bits else end - first
+                count = ends.most(first, end, max(0, fits))
+                if count == 0 and last.segments:
+                    found.append(ValueTile())
                     continue
-                count = count or cut.least(first, end)
-                piece.add(Slice(part, slot, first, count, self._memory(slot, count)), columns)
+                count = count or ends.least(first, end)
+                last.add(ValueSegment(segment, tensor, first, count, self._value_bytes(tensor, count)), columns)
                 first += count
-        return [p for p in pieces if p.slices]
+        return [v for v in found if v.segments]
 
-    def _tables(self, numbers: Any, keeps: Callable[[int], Any] | None) -> list[Table]:
-        capacity = self.flight.temporary_bytes // (2 if len(self.loads) > 1 else 1)
+    def _tables(self, numbers: Any, rules: Callable[[int], Any] | None) -> list[Table]:
+        capacity = self.residency.value_scratch_bytes // (2 if len(self.tiles) > 1 else 1)
         vectors = self._upload_vectors()
         tables: list[Table] = []
-        for number, load in enumerate(self.loads):
-            pieces = self._pieces_of(load, capacity)
-            self._pieces.append(pieces)
-            needed = max((p.memory for p in pieces), default=0)
-            temporary = self.flight.temporary(number % 2, needed) if needed else None
-            for piece in pieces:
-                piece.temporary = temporary
-                self._lay_out(piece, tables, vectors, keeps)
+        for number, tile in enumerate(self.tiles):
+            value_tiles = self._value_tiles_of(tile, capacity)
+            self._value_tiles.append(value_tiles)
+            needed = max((v.nbytes for v in value_tiles), default=0)
+            scratch = self.residency.value_scratch(number % 2, needed) if needed else None
+            for value_tile in value_tiles:
+                value_tile.scratch = scratch
+                self._lay_out(value_tile, tables, vectors, rules)
         return tables
 
     def _lay_out(
-        self, piece: Piece, tables: list[Table], vectors: list[list[int]], keeps: Callable[[int], Any] | None
+        self, tile: ValueTile, tables: list[Table], vectors: list[list[int]], rules: Callable[[int], Any] | None
     ) -> None:
-        at = piece.temporary.address if piece.temporary else 0
-        segments, measured, words = [], [], []
-        for one in piece.slices:
-            program = self.group.programs[one.slot]
+        at = tile.scratch.address if tile.scratch else 0
+        rows, measured, words = [], [], []
+        for one in tile.segments:
+            program = self.group.programs[one.tensor]
             arrays = []
             for _ in range(self._values + self._ranked):
                 arrays.append(at)
                 at += _padded(one.count * self._width)
             values, ranks = arrays[: self._values], arrays[self._values :]
-            long = self._is_long(one.slot)
-            words.append([program.columns, at if long else 0, *map(_signed, program.keys), *vectors[one.slot], *ranks])
+            long = self._is_long(one.tensor)
+            words.append(
+                [program.columns, at if long else 0, *map(_signed, program.keys), *vectors[one.tensor], *ranks]
+            )
             at += _padded(8 * one.count) if long else 0
-            segments.append(self._segment(one, values))
-            measured.append(self._measured(one, values))
-        slots = [one.slot for one in piece.slices]
-        rules = [keep_rows(self.group.programs[s].rules) for s in slots]
-        constants = np.array([self.group.programs[s].constants for s in slots], np.float64)
-        piece.evaluate = len(tables)
+            rows.append(self._row(one, values))
+            measured.append(self._measured_row(one, values))
+        tensors = [one.tensor for one in tile.segments]
+        program_rules = [rule_rows(self.group.programs[t].rules) for t in tensors]
+        constants = np.array([self.group.programs[t].constants for t in tensors], np.float64)
+        tile.evaluate = len(tables)
         tables.append(
-            Table(self._kind(segments), segments, constants, np.array(rules, np.int64), np.array(words, np.int64))
+            Table(self._kind(rows), rows, constants, np.array(program_rules, np.int64), np.array(words, np.int64))
         )
         if self._values:
-            piece.measure = len(tables)
-            rows = None if keeps is None else np.array([keeps(s) for s in slots], np.int64)
-            tables.append(self._measuring(piece, measured, rows))
+            tile.measure = len(tables)
+            measured_rules = None if rules is None else np.array([rules(t) for t in tensors], np.int64)
+            tables.append(self._measuring(tile, measured, measured_rules))
 
-    def _kind(self, segments: Sequence[Segment]) -> Kind:
-        kind = self.group.kind._replace(aligned=all(is_aligned(s.base, *s.inputs, *s.outputs) for s in segments))
+    def _kind(self, rows: Sequence[SegmentRow]) -> Kind:
+        kind = self.group.kind._replace(aligned=all(is_aligned(r.base, *r.inputs, *r.outputs) for r in rows))
         return kind._replace(out=self._code, outputs=self._values) if self._values else kind
 
     def _measured_kind(self) -> Kind:
@@ -188,42 +190,42 @@ class FormulaExecution(Execution):
         """Of the dtype in which values are measured."""
         return FLOAT64 if self.group.kind.fp64 else FLOAT32
 
-    def _segment(self, one: Slice, values: list[int]) -> Segment:
-        part, task = one.part, one.part.task
-        skipped = one.first - part.first
-        inputs = tuple(a + skipped * b.dtype.itemsize for a, b in zip(part.inputs, task.inputs, strict=True))
-        outputs = tuple(values) or tuple(a + skipped * task.out_dtype.itemsize for a in part.outputs)
-        base = part.base + skipped * task.base.dtype.itemsize if self.group.kind.base >= 0 and task.base else 0
-        return Segment(one.count, one.first, one.slot, 0, task.info.count, base, inputs, outputs)
+    def _row(self, one: ValueSegment, values: list[int]) -> SegmentRow:
+        segment, task = one.segment, one.segment.task
+        skipped = one.first - segment.first
+        inputs = tuple(a + skipped * b.dtype.itemsize for a, b in zip(segment.inputs, task.inputs, strict=True))
+        outputs = tuple(values) or tuple(a + skipped * task.out_dtype.itemsize for a in segment.outputs)
+        base = segment.base + skipped * task.base.dtype.itemsize if self.group.kind.base >= 0 and task.base else 0
+        return SegmentRow(one.count, one.first, one.tensor, 0, task.info.count, base, inputs, outputs)
 
-    def _measured(self, one: Slice, values: list[int]) -> Segment:
-        count = one.part.task.info.count
-        return Segment(one.count, one.first, one.slot, self.block(one), count, 0, tuple(values), ())
+    def _measured_row(self, one: ValueSegment, values: list[int]) -> SegmentRow:
+        count = one.segment.task.info.count
+        return SegmentRow(one.count, one.first, one.tensor, self.block(one), count, 0, tuple(values), ())
 
-    def _measuring(self, piece: Piece, segments: Sequence[Segment], keeps: np.ndarray | None) -> Table:
-        """The table by which the values of a piece are measured."""
-        return Table(self._measured_kind(), segments, keeps=keeps)
+    def _measuring(self, tile: ValueTile, rows: Sequence[SegmentRow], rules: np.ndarray | None) -> Table:
+        """The table by which the values of a tile are measured."""
+        return Table(self._measured_kind(), rows, rules=rules)
 
-    def block(self, one: Slice) -> int:
+    def block(self, one: ValueSegment) -> int:
         """Number of the first block in arrays of partial results."""
-        return self.group.first_blocks[one.slot] + one.first // BLOCK
+        return self.group.first_blocks[one.tensor] + one.first // BLOCK
 
     def _upload_vectors(self) -> list[list[int]]:
-        """Addresses of the vectors of each slot."""
+        """Addresses of the vectors of each tensor."""
         arrays = [[np.ascontiguousarray(v, np.float64) for v in p.vectors] for p in self.group.programs]
         nbytes = sum(a.nbytes for found in arrays for a in found)
         if not nbytes:
             return [[0] * len(found) for found in arrays]
-        span = self.scratch.take(nbytes, mirrored=True)
+        memory = self.scratch.take(nbytes, mirrored=True)
         at = 0
         addresses: list[list[int]] = []
         for found in arrays:
             addresses.append([])
             for array in found:
-                span.host[at : at + array.nbytes] = array.reshape(-1).view(np.uint8)
-                addresses[-1].append(span.address + at)
+                memory.host[at : at + array.nbytes] = array.reshape(-1).view(np.uint8)
+                addresses[-1].append(memory.address + at)
                 at += array.nbytes
-        span.send(self.stream)
+        memory.send(self.stream)
         return addresses
 
     # --- kernels -----------------------------------------------------------------------------------------------------
@@ -235,10 +237,10 @@ class FormulaExecution(Execution):
 
     def sweep(self, kernel: Callable[..., None], *arguments: Any) -> None:
         def measure(stream: Any, number: int) -> None:
-            for piece in self._evaluated(stream, number):
-                kernel(stream, self.launches[piece.measure], *arguments)
+            for tile in self._evaluated(stream, number):
+                kernel(stream, self.launches[tile.measure], *arguments)
 
-        self.flight.sweep(self.loads, measure)
+        self.residency.sweep(self.tiles, measure)
         self._counted = True
 
     def evaluate(self, agree: int) -> Any:
@@ -246,21 +248,21 @@ class FormulaExecution(Execution):
             for _ in self._evaluated(stream, number, agree):
                 pass
 
-        return self.flight.combine(self.loads, write)
+        return self.residency.combine(self.tiles, write)
 
-    def _evaluated(self, stream: Any, number: int, agree: int = 0) -> Iterator[Piece]:
+    def _evaluated(self, stream: Any, number: int, agree: int = 0) -> Iterator[ValueTile]:
         code = self._codes[number % len(self._codes)]
-        for piece in self._pieces[number]:
-            kept = piece.temporary
-            if kept is None or kept.holds is not piece.token:
-                launch = self.launches[piece.evaluate]
+        for tile in self._value_tiles[number]:
+            scratch = tile.scratch
+            if scratch is None or scratch.holds is not tile.token:
+                launch = self.launches[tile.evaluate]
                 for ordinal in range(self._ranked):
-                    self.kernels.ranks(stream, launch, code, ordinal, piece.longest)
+                    self.kernels.ranks(stream, launch, code, ordinal, tile.longest)
                 counters = 0 if self._counted else super().nonfinite
                 self.kernels.formula(stream, launch, code, self.group.combines, agree, counters)
-                if kept is not None:
-                    kept.holds = piece.token
-            yield piece
+                if scratch is not None:
+                    scratch.holds = tile.token
+            yield tile
 
 
 def _padded(nbytes: int) -> int:

@@ -8,13 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 from .code import Code
-from .tables import Launch
+from .tables import KernelLaunch
 
 
 class CudaKernels:
     """Those of the native module, on one of its devices. Streams are native ones or torch's."""
 
-    samples = True  # there is select_sample, which narrows the interval before the first sweep
+    samples = True  # there is select_sample, which shrinks the interval before the first sweep
     bins = 2048  # that select_sweep counts in
 
     def __init__(self, native: Any, device: Any) -> None:
@@ -27,10 +27,10 @@ class CudaKernels:
 
     @staticmethod
     def select_sweeps(fp64: bool, sampled: bool) -> int:
-        """Sweeps after which a key is nearly always found: each leaves one of 2048 parts, a sample a few per cent."""
+        """Sweeps after which a key is nearly always found: each leaves one of 2048 bins, a sample a few per cent."""
         return (5 if fp64 else 2) if sampled else (6 if fp64 else 3)
 
-    def ranks(self, stream: Any, launch: Launch, code: Code, ordinal: int, longest: int) -> None:
+    def ranks(self, stream: Any, launch: KernelLaunch, code: Code, ordinal: int, longest: int) -> None:
         self._queue("ranks")(stream, launch, code, code.program.ranked[ordinal], ordinal, longest)
 
     def __getattr__(self, name: str) -> Any:
@@ -53,9 +53,9 @@ class CudaKernels:
         return queue
 
     def _native_form(self, argument: Any) -> Any:
-        if isinstance(argument, Launch):
+        if isinstance(argument, KernelLaunch):
             launch = argument
-            return self._native.Launch(
+            return self._native.KernelLaunch(
                 segments=launch.segments,
                 chunks=launch.chunks,
                 models=launch.models,
@@ -66,15 +66,15 @@ class CudaKernels:
                 fp64=launch.fp64,
                 policy=launch.policy,
                 aligned=launch.aligned,
-                places=launch.places,
+                segment_rows=launch.segment_rows,
                 chunk_map=launch.chunk_map,
                 numbers=launch.numbers,
-                keeps=launch.keeps,
+                rules=launch.rules,
                 words=launch.words,
             )
         if isinstance(argument, Code):
             program = argument.program
-            return self._native.Formula(
+            return self._native.KernelProgram(
                 code=argument.address,
                 instructions=len(program.code),
                 operands=argument.operands,
@@ -137,7 +137,7 @@ class TritonKernels:
 
     @staticmethod
     def select_sweeps(fp64: bool, sampled: bool) -> int:
-        """Sweeps after which a key is found: each leaves one of 256 parts."""
+        """Sweeps after which a key is found: each leaves one of 256 bins."""
         return (7 if fp64 else 3) if sampled else (8 if fp64 else 4)
 
     def __getattr__(self, name: str) -> Any:

@@ -22,7 +22,7 @@ class Lowering:
         self._latest: tuple[Any, Map | None] = None, None  # weighted sum, by its numbers, and its expression
 
     def lowered(self, task: TensorTask, request: Any) -> Any:
-        """The request, or what kernels know in its place; `answered` takes the answer back."""
+        """The request, or what kernels know in its place; `lifted` takes the answer back."""
         if isinstance(request, Reduce):
             return primitive(task, request, self._accelerates)
         if isinstance(request, WeightedSum | ElectAndSum) and not self._accelerates(request):
@@ -47,6 +47,6 @@ class Lowering:
         return type(pattern) in self._accelerated and not any(isinstance(mask, RankMask) for mask in masks)
 
 
-def answered(task: TensorTask, request: Any, answer: Any) -> Any:
+def lifted(task: TensorTask, request: Any, answer: Any) -> Any:
     """The answer to a request from that to what it was lowered to."""
     return result(task, request, answer) if isinstance(request, Reduce) else answer

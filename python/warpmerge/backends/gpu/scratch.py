@@ -13,7 +13,7 @@ from .tables import ALIGN
 LEAST = 1 << 20
 
 
-class Span:
+class ScratchMemory:
     """`nbytes` of device memory, and as `host` (nbytes,) uint8 their mirror, if they have one."""
 
     def __init__(self, block: _Block, at: int, nbytes: int) -> None:
@@ -56,7 +56,7 @@ class _Block:
 
 
 class Scratch:
-    """Spans are taken one after the other and all given back at once; memory is kept for the next request."""
+    """Memory is taken piecemeal and all given back at once; it is kept for the next request."""
 
     def __init__(self, runtime: Any, streams: Sequence[Any] = ()) -> None:
         """`streams`: those that will use it, besides the current one of the runtime."""
@@ -70,13 +70,13 @@ class Scratch:
             if blocks:
                 blocks[0].used = 0
 
-    def take(self, nbytes: int, mirrored: bool = False) -> Span:
+    def take(self, nbytes: int, mirrored: bool = False) -> ScratchMemory:
         blocks = self._blocks[mirrored]
         size = -(-nbytes // ALIGN) * ALIGN
         if not blocks or blocks[-1].used + size > blocks[-1].memory.nbytes:
             held = blocks[-1].memory.nbytes if blocks else 0
             blocks.append(_Block(self._runtime, max(size, 2 * held, LEAST), mirrored, self._streams))
         block = blocks[-1]
-        span = Span(block, block.used, nbytes)
+        memory = ScratchMemory(block, block.used, nbytes)
         block.used += size
-        return span
+        return memory

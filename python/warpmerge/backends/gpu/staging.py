@@ -1,7 +1,8 @@
-"""Between files or host memory and the device, through rings of page-locked slots that are allocated once.
+"""Between files or host memory and the device, through rings of page-locked buffers that are allocated once.
 
-Inbound: a pool of threads reads the next slot while the copy of the last one is under way. Outbound: a slot is copied
-from the device and handed to a writer thread, whose pool writes it and takes its digest, while the next one is filled.
+Inbound: a pool of threads fills the next buffer while the copy of the last one is under way. Outbound: a buffer is
+copied from the device and handed to a writer thread, whose pool writes it and takes its digest, while the next one is
+filled.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ from typing import Any, NamedTuple
 from ... import _core
 from ...tasks import FileSink, Sink
 
-# Bytes of one slot: some milliseconds of a PCIe link, so that the host's work per slot does not show.
-SLOT = 64 << 20
-SLOTS = 3  # in each direction: one being filled, one being copied, one in hand
+# Bytes of one buffer: some milliseconds of a PCIe link, so that the host's work per buffer does not show.
+BUFFER_BYTES = 64 << 20
+BUFFERS = 3  # in each direction: one being filled, one being copied, one in hand
 IO_TILE = 4 << 20  # bytes of one read or write of one thread
 POLL_MS = 100
 
 
 def host_memory(threads: int) -> int:
     """Upper estimate of the bytes of host memory that the rings and the threads allocate."""
-    return 2 * SLOTS * SLOT + 2 * threads * IO_TILE
+    return 2 * BUFFERS * BUFFER_BYTES + 2 * threads * IO_TILE
 
 
 class Cancelled(Exception):
@@ -41,23 +42,23 @@ class Move(NamedTuple):
     offset: int
 
 
-def fill_slots(moves: Sequence[Move], capacity: int) -> Iterator[list[Move]]:
-    """Cuts moves, which lie one behind the other in the arena, into lists that each span at most `capacity` bytes."""
-    slot: list[Move] = []
+def fill_buffers(moves: Sequence[Move], capacity: int) -> Iterator[list[Move]]:
+    """Divides moves, which lie one behind the other in the arena, into lists of at most `capacity` bytes."""
+    buffer: list[Move] = []
     for tensor, start, nbytes, offset in moves:
         while nbytes:
-            first = slot[0].offset if slot else offset
+            first = buffer[0].offset if buffer else offset
             room = first + capacity - offset
-            # A cut keeps to whole 8-byte words and to the arena's alignment.
-            part = nbytes if nbytes <= room else room // 256 * 256
-            if part > 0:
-                slot.append(Move(tensor, start, part, offset))
-                start, nbytes, offset = start + part, nbytes - part, offset + part
+            # Divided at whole 8-byte words and at the arena's alignment.
+            fits = nbytes if nbytes <= room else room // 256 * 256
+            if fits > 0:
+                buffer.append(Move(tensor, start, fits, offset))
+                start, nbytes, offset = start + fits, nbytes - fits, offset + fits
             if nbytes:
-                yield slot
-                slot = []
-    if slot:
-        yield slot
+                yield buffer
+                buffer = []
+    if buffer:
+        yield buffer
 
 
 def wait_for(launch: Any, cancelled: Any) -> None:
@@ -79,17 +80,19 @@ def drop(launch: Any) -> None:
             pass
 
 
-class Slot:
+class Buffer:
     def __init__(self, memory: Any) -> None:
         self.memory = memory
-        self.event: Any = None  # after it the slot may be used again
+        self.event: Any = None  # after it the buffer may be used again
 
 
 class Inbound:
-    def __init__(self, runtime: Any, pool: Any, cancelled: Any, slot_bytes: int = SLOT, slots: int = SLOTS) -> None:
+    def __init__(
+        self, runtime: Any, pool: Any, cancelled: Any, buffer_bytes: int = BUFFER_BYTES, buffers: int = BUFFERS
+    ) -> None:
         self._runtime, self._pool, self._cancelled = runtime, pool, cancelled
-        self._slot_bytes, self._count = slot_bytes, slots
-        self._slots: list[Slot] = []
+        self._buffer_bytes, self._count = buffer_bytes, buffers
+        self._buffers: list[Buffer] = []
         self._next = 0
         self._lock = threading.Lock()
 
@@ -99,34 +102,34 @@ class Inbound:
             self._bring(moves, arena, stream)
 
     def _bring(self, moves: Sequence[Move], arena: Any, stream: Any) -> None:
-        for part in fill_slots(moves, self._slot_bytes):
-            slot = self._take()
+        for content in fill_buffers(moves, self._buffer_bytes):
+            buffer = self._take()
             if self._cancelled():
                 raise Cancelled
-            first = part[0].offset
+            first = content[0].offset
             items = [
                 self._pool.copy(
                     m.tensor.native().from_byte(m.start),
                     m.nbytes,
                     IO_TILE,
-                    _core.Output(0, memory=slot.memory.address + m.offset - first),
+                    _core.Output(0, memory=buffer.memory.address + m.offset - first),
                     digested=False,
                 )
-                for m in part
+                for m in content
             ]
             wait_for(self._pool.submit(items), self._cancelled)
-            stream.copy_in(arena, first, slot.memory, 0, part[-1].offset + part[-1].nbytes - first)
-            slot.event = stream.record()
+            stream.copy_in(arena, first, buffer.memory, 0, content[-1].offset + content[-1].nbytes - first)
+            buffer.event = stream.record()
 
-    def _take(self) -> Slot:
-        if len(self._slots) < self._count:
-            self._slots.append(Slot(self._runtime.pinned(self._slot_bytes)))
-            return self._slots[-1]
-        slot = self._slots[self._next]
+    def _take(self) -> Buffer:
+        if len(self._buffers) < self._count:
+            self._buffers.append(Buffer(self._runtime.pinned(self._buffer_bytes)))
+            return self._buffers[-1]
+        buffer = self._buffers[self._next]
         self._next = (self._next + 1) % self._count
-        if slot.event is not None:
-            slot.event.synchronize()
-        return slot
+        if buffer.event is not None:
+            buffer.event.synchronize()
+        return buffer
 
 
 class Arrival:
@@ -155,39 +158,41 @@ class Arrival:
 
 
 class Outbound:
-    def __init__(self, runtime: Any, pool: Any, cancelled: Any, slot_bytes: int = SLOT, slots: int = SLOTS) -> None:
+    def __init__(
+        self, runtime: Any, pool: Any, cancelled: Any, buffer_bytes: int = BUFFER_BYTES, buffers: int = BUFFERS
+    ) -> None:
         self._runtime, self._pool, self._cancelled = runtime, pool, cancelled
-        self._slot_bytes, self._left = slot_bytes, slots
-        self._free: queue.SimpleQueue[Slot] = queue.SimpleQueue()
+        self._buffer_bytes, self._left = buffer_bytes, buffers
+        self._free: queue.SimpleQueue[Buffer] = queue.SimpleQueue()
         self._writer = ThreadPoolExecutor(1, "warpmerge-write")
 
     def take(self, moves: Sequence[Move], arena: Any, stream: Any) -> list[Future]:
         """Copies results out of `arena` once `stream` has made them; the futures end when they are in their sinks."""
         futures = []
-        for part in fill_slots(moves, self._slot_bytes):
-            slot = self._take()
-            first = part[0].offset
+        for content in fill_buffers(moves, self._buffer_bytes):
+            buffer = self._take()
+            first = content[0].offset
             try:
-                stream.copy_out(slot.memory, 0, arena, first, part[-1].offset + part[-1].nbytes - first)
-                futures.append(self._writer.submit(self._write, slot, stream.record(), part))
+                stream.copy_out(buffer.memory, 0, arena, first, content[-1].offset + content[-1].nbytes - first)
+                futures.append(self._writer.submit(self._write, buffer, stream.record(), content))
             except BaseException:
-                self._free.put(slot)
+                self._free.put(buffer)
                 raise
         return futures
 
-    def _take(self) -> Slot:
+    def _take(self) -> Buffer:
         if self._left and self._free.empty():
-            slot = Slot(self._runtime.pinned(self._slot_bytes))
+            buffer = Buffer(self._runtime.pinned(self._buffer_bytes))
             self._left -= 1
-            return slot
+            return buffer
         return self._free.get()
 
-    def _write(self, slot: Slot, copied: Any, part: list[Move]) -> None:
+    def _write(self, buffer: Buffer, copied: Any, content: list[Move]) -> None:
         try:
             copied.synchronize()
             if self._cancelled():
                 raise Cancelled
-            base = slot.memory.address - part[0].offset
+            base = buffer.memory.address - content[0].offset
             items = [
                 self._pool.copy(
                     _core.View(0, memory=base + m.offset),
@@ -197,13 +202,13 @@ class Outbound:
                     position=m.start,
                     digested=m.tensor.digested,
                 )
-                for m in part
+                for m in content
             ]
             wait_for(self._pool.submit(items), self._cancelled)
-            for m, item in zip(part, items, strict=True):
+            for m, item in zip(content, items, strict=True):
                 m.tensor.add(item.partial_digest)
         finally:
-            self._free.put(slot)
+            self._free.put(buffer)
 
     def close(self) -> None:
         self._writer.shutdown(wait=True, cancel_futures=True)

@@ -4,17 +4,19 @@ A launch covers segments: element ranges of tensors that agree in their `Kind`. 
 CHUNK elements; chunks never cross tensors, so tensors of any size share a launch. What adds up columns has one per
 COLUMN_TILE columns of a block of rows instead. The sections, all 16-byte aligned:
 
-    places   int64 [S, 7 + K + M]   count, first, first chunk, slot, first block, total, base, inputs, outputs
-    chunks   int32 [G]              the segment of each chunk
-    numbers  float64 [S, N]         coefficients: M x K of a weighted sum; value, ballot, divisor (K each), lambda of a
-                                    elect_and_sum; constants of a formula
-    keeps    int64 [S, K, 4]        cut (-1: threshold rule), threshold, tie end, Philox key; [S, rules, 4] of a formula
-    words    int64 [S, W]           of a formula: length of a row, scratch for ranking, stream keys, addresses of
-                                    vectors, addresses of the segment's ranks; of rows: their length; of products: that,
-                                    and the rows that are added one after the other per column
+    segment_rows  int64 [S, 7 + K + M]  count, first, first chunk, tensor, first block, total, base, inputs, outputs
+    chunk_map     int32 [C]             the segment of each chunk
+    numbers       float64 [S, N]        coefficients: M x K of a weighted sum; value, vote, divisor (K each), lambda of
+                                        an elect_and_sum; constants of a formula
+    rules         int64 [S, K, 4]       cut (-1: threshold rule), threshold, tie end, Philox key; [S, rules, 4] of a
+                                        formula
+    words         int64 [S, W]          of a formula: length of a row, scratch for ranking, stream keys, addresses of
+                                        vectors, addresses of the segment's ranks; of rows: their length; of products:
+                                        that, and the rows that are added one after the other per column
 
-`first` is the flat index of the segment's first element in its tensor of `total` elements, `slot` its row in result
-arrays, `first block` that of its first reduction block in arrays of block partials. Addresses point at element `first`.
+`first` is the flat index of the segment's first element in its tensor of `total` elements. `tensor` is the row of its
+tensor in result arrays, `first block` the row of its first reduction block in arrays of block partials. Addresses point
+at element `first`.
 """
 
 from __future__ import annotations
@@ -51,10 +53,10 @@ class Kind(NamedTuple):
         return len(self.inputs)
 
 
-class Segment(NamedTuple):
+class SegmentRow(NamedTuple):
     count: int  # type: ignore[assignment]
     first: int
-    slot: int
+    tensor: int
     block: int
     total: int
     base: int
@@ -63,7 +65,7 @@ class Segment(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Launch:
+class KernelLaunch:
     """A packed table in device memory: its kind, its grid and the addresses of its sections (0: there is none).
 
     at_calls: what one call of Philox decides lies in one segment, so each begins with a call.
@@ -73,10 +75,10 @@ class Launch:
     segments: int
     chunks: int
     at_calls: bool
-    places: int
+    segment_rows: int
     chunk_map: int
     numbers: int
-    keeps: int
+    rules: int
     words: int
 
     @property
@@ -130,30 +132,30 @@ class Table:
     def __init__(
         self,
         kind: Kind,
-        segments: Sequence[Segment],
+        rows: Sequence[SegmentRow],
         numbers: np.ndarray | None = None,
-        keeps: np.ndarray | None = None,
+        rules: np.ndarray | None = None,
         words: np.ndarray | None = None,
         programs: Sequence[int] | None = None,
     ) -> None:
-        """`programs`: of each segment, in the place of chunks."""
+        """`rows`: of the segments. `programs`: of each segment, if there is not one for each chunk."""
         self.kind = kind
-        self.segments = len(segments)
-        chunks = np.array([chunks_of(s.count) for s in segments] if programs is None else programs, np.int64)
+        self.segments = len(rows)
+        chunks = np.array([chunks_of(r.count) for r in rows] if programs is None else programs, np.int64)
         self.chunks = int(chunks.sum())
-        places = np.array(
-            [(s.count, s.first, 0, s.slot, s.block, s.total, s.base, *s.inputs, *s.outputs) for s in segments], np.int64
-        ).reshape(len(segments), 7 + kind.models + kind.outputs)
-        places[:, 2] = np.cumsum(chunks) - chunks
-        self._at_calls = not (places[:, 1] % PHILOX_LANES).any()
-        chunk_map = np.repeat(np.arange(len(segments), dtype=np.int32), chunks)
-        self._sections: list[np.ndarray | None] = [places, chunk_map, numbers, keeps, words]
+        segment_rows = np.array(
+            [(r.count, r.first, 0, r.tensor, r.block, r.total, r.base, *r.inputs, *r.outputs) for r in rows], np.int64
+        ).reshape(len(rows), 7 + kind.models + kind.outputs)
+        segment_rows[:, 2] = np.cumsum(chunks) - chunks
+        self._at_calls = not (segment_rows[:, 1] % PHILOX_LANES).any()
+        chunk_map = np.repeat(np.arange(len(rows), dtype=np.int32), chunks)
+        self._sections: list[np.ndarray | None] = [segment_rows, chunk_map, numbers, rules, words]
 
     @property
     def nbytes(self) -> int:
         return sum(_padded(s.nbytes) for s in self._sections if s is not None)
 
-    def write(self, target: np.ndarray, address: int) -> Launch:
+    def write(self, target: np.ndarray, address: int) -> KernelLaunch:
         """Puts the sections into (nbytes,) uint8 `target`, which will lie at `address` on the device."""
         at = 0
         found = []
@@ -164,19 +166,19 @@ class Table:
             target[at : at + section.nbytes] = section.reshape(-1).view(np.uint8)
             found.append(address + at)
             at += _padded(section.nbytes)
-        return Launch(self.kind, self.segments, self.chunks, self._at_calls, *found)
+        return KernelLaunch(self.kind, self.segments, self.chunks, self._at_calls, *found)
 
 
 def _padded(nbytes: int) -> int:
     return -(-nbytes // VECTOR) * VECTOR
 
 
-def keep_rows(keep: Sequence[Mask]) -> list[tuple[int, int, int, int]]:
-    """The `keeps` section of one segment. Keys are unsigned 64-bit numbers stored in int64."""
-    return [_keep_row(mask) for mask in keep]
+def rule_rows(keep: Sequence[Mask]) -> list[tuple[int, int, int, int]]:
+    """The `rules` section of one segment. Keys are unsigned 64-bit numbers stored in int64."""
+    return [_rule_row(mask) for mask in keep]
 
 
-def _keep_row(mask: Mask) -> tuple[int, int, int, int]:
+def _rule_row(mask: Mask) -> tuple[int, int, int, int]:
     if isinstance(mask, RandomMask):
         return mask.cut, 0, 0, mask.key - 2**64 if mask.key >= 2**63 else mask.key
     assert isinstance(mask, TopKMask), "masks by rank are expanded before"

@@ -10,12 +10,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import RecipeError
+from ...errors import UsageError
 from ...units import show_size
 
 if TYPE_CHECKING:
     from .backend import DeviceBackend
-    from .group import DeviceGroup
+    from .multi_device import MultiDeviceBackend
 
 
 def interpreted() -> bool:
@@ -58,26 +58,26 @@ def devices() -> list[str]:
 
 def create(
     device: str = "cuda", threads: int | None = None, budget: int | None = None, **options: Any
-) -> DeviceBackend | DeviceGroup:
-    """`budget`: bytes of memory to use on each device. Raises RecipeError for a device that there is not."""
+) -> DeviceBackend | MultiDeviceBackend:
+    """`budget`: bytes of memory to use on each device. Raises UsageError for a device that there is not."""
     import torch
 
     from .backend import DeviceBackend
-    from .group import DeviceGroup, parse_devices
     from .kernels import TritonKernels
+    from .multi_device import MultiDeviceBackend, parse_devices
     from .torch_runtime import TorchRuntime
 
     try:
         count = 1 if interpreted() else torch.cuda.device_count()
         indices = parse_devices(device, count)
     except ValueError as error:
-        raise RecipeError(f"{error}.") from None
-    places = ["cpu"] if interpreted() else [f"cuda:{index}" for index in indices]
+        raise UsageError(f"{error}.") from None
+    targets = ["cpu"] if interpreted() else [f"cuda:{index}" for index in indices]
     members = [
-        DeviceBackend("triton", TorchRuntime(place), TritonKernels(), threads=threads, budget=budget, **options)
-        for place in places
+        DeviceBackend("triton", TorchRuntime(target), TritonKernels(), threads=threads, budget=budget, **options)
+        for target in targets
     ]
-    return members[0] if len(members) == 1 else DeviceGroup(members)
+    return members[0] if len(members) == 1 else MultiDeviceBackend(members)
 
 
 def create_in_place(device: Any) -> DeviceBackend:

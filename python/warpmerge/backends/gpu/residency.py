@@ -1,11 +1,11 @@
 """Where the operands of a batch are while it is worked on.
 
     InPlace     tensors of the device itself: nothing is moved, work goes to the caller's stream
-    Resident    the batch fits the flight's share of device memory: it is brought once, whatever the number of passes
-    Streamed    it does not: every pass brings it in loads, which take turns in two halves of that share
+    Resident    the batch fits the residency's share of device memory: it is copied once, for all passes
+    Streamed    it does not: every pass copies it in tiles, which take turns in two halves of that share
 
-A load is what lies in device memory together. `sweep` calls a kernel on each load and, when it combines, sends results
-on their way.
+A tile is the segments that lie in device memory together. `sweep` calls a kernel on each tile; `combine` also sends
+results on their way.
 """
 
 from __future__ import annotations
@@ -16,36 +16,39 @@ from typing import Any
 
 from ...models.views import Memory, View
 from ...tasks import DeviceSink, TensorTask
-from .loads import Cuts, Load, Part, anywhere, footprint, lay_out, pack
 from .scratch import Scratch
 from .staging import Arrival, Inbound, Move, Outbound
 from .tables import ALIGN
+from .tiles import EndsOf, Segment, Tile, anywhere, divide, footprint, lay_out
 
-Kernel = Callable[[Any, int], None]  # called with the stream and the number of the load
-TEMPORARIES = 256 << 20  # bytes at most of what exists during one pass only
-TEMPORARY_PART = 8  # or so many times less than a flight's share of device memory
+Kernel = Callable[[Any, int], None]  # called with the stream and the number of the tile
+VALUE_SCRATCH = 256 << 20  # bytes at most of the value scratch of one stream's tiles
+VALUE_SCRATCH_DIVISOR = 8  # or so many times less than a residency's share of device memory
 
 
-class Temporary:
-    """`memory` for what exists during a pass only. `holds`: what is in it, once all that is queued has been done."""
+class ValueScratch:
+    """`memory` for the values and ranks of formulas during one pass.
+
+    `holds`: what is in it, once all that is queued has been done.
+    """
 
     def __init__(self, memory: Any) -> None:
         self.memory, self.address, self.nbytes = memory, memory.address, memory.nbytes
         self.holds: Any = None
 
 
-class Temporaries:
-    """One for each of two streams, that grow. Whoever was given one may use it until he drops it."""
+class ValueScratches:
+    """One for each of two streams, that grow. Each is valid while the caller holds a reference."""
 
     def __init__(self, runtime: Any, streams: Sequence[Any] = ()) -> None:
         self._runtime, self._streams = runtime, streams
-        self._found: list[Temporary | None] = [None, None]
+        self._found: list[ValueScratch | None] = [None, None]
 
-    def __call__(self, half: int, nbytes: int) -> Temporary:
+    def __call__(self, half: int, nbytes: int) -> ValueScratch:
         found = self._found[half]
         if found is None or found.nbytes < nbytes:
             self._found[half] = None
-            found = self._found[half] = Temporary(self._runtime.alloc(nbytes, self._streams))
+            found = self._found[half] = ValueScratch(self._runtime.alloc(nbytes, self._streams))
         return found
 
 
@@ -56,8 +59,8 @@ class InPlace:
 
     def __init__(self, runtime: Any) -> None:
         self.stream = runtime.current_stream()
-        self.temporary = Temporaries(runtime)
-        self.temporary_bytes = TEMPORARIES
+        self.value_scratch = ValueScratches(runtime)
+        self.value_scratch_bytes = VALUE_SCRATCH
         self._made: dict[int, Any] = {}  # id of a view that is composed of others -> its elements
 
     def _address(self, view: View) -> int:
@@ -68,22 +71,22 @@ class InPlace:
                 self._made[id(view)] = view.tensor()
         return self._made[id(view)].data_ptr()
 
-    def loads(self, tasks: Sequence[TensorTask], cuts: Cuts = anywhere) -> list[Load]:
-        load = Load()
+    def tiles(self, tasks: Sequence[TensorTask], ends_of: EndsOf = anywhere) -> list[Tile]:
+        tile = Tile()
         for task in tasks:
-            part = Part(task, 0, task.info.count)
-            part.inputs = [self._address(view) for view in task.inputs]
-            part.base = self._address(task.base) if task.base else 0
-            part.outputs = [sink.address for sink in task.sinks if isinstance(sink, DeviceSink)]
-            load.parts.append(part)
-        return [load]
+            segment = Segment(task, 0, task.info.count)
+            segment.inputs = [self._address(view) for view in task.inputs]
+            segment.base = self._address(task.base) if task.base else 0
+            segment.outputs = [sink.address for sink in task.sinks if isinstance(sink, DeviceSink)]
+            tile.segments.append(segment)
+        return [tile]
 
-    def sweep(self, loads: list[Load], kernel: Kernel) -> None:
-        for number in range(len(loads)):
+    def sweep(self, tiles: list[Tile], kernel: Kernel) -> None:
+        for number in range(len(tiles)):
             kernel(self.stream, number)
 
-    def combine(self, loads: list[Load], kernel: Kernel) -> Outgoing:
-        self.sweep(loads, kernel)
+    def combine(self, tiles: list[Tile], kernel: Kernel) -> Outgoing:
+        self.sweep(tiles, kernel)
         return Outgoing()
 
 
@@ -100,15 +103,15 @@ class Outgoing:
         self._event = event
         return self
 
-    def moves(self, load: Load, tasks: set[int]) -> list[Move]:
+    def moves(self, tile: Tile, tasks: set[int]) -> list[Move]:
         moves = []
-        for part, output, nbytes, offset in load.outward:
-            task = part.task
+        for segment, output, nbytes, offset in tile.outward:
+            task = segment.task
             if id(task) in tasks:
                 whole = task.info.count * task.out_dtype.itemsize
                 key = (id(task), output)
                 arrival = self.arrivals.get(key) or self.arrivals.setdefault(key, Arrival(task.sinks[output], whole))
-                moves.append(Move(arrival, part.first * task.out_dtype.itemsize, nbytes, offset))
+                moves.append(Move(arrival, segment.first * task.out_dtype.itemsize, nbytes, offset))
         return moves
 
     def synchronize(self) -> None:
@@ -125,7 +128,7 @@ class Outgoing:
 
 
 class Workspace:
-    """One flight's share of device memory: an arena in two halves, each with a stream. Grows up to `limit` bytes."""
+    """One residency's share of device memory: an arena in two halves, each with a stream. Grows up to `limit` bytes."""
 
     def __init__(self, runtime: Any, inbound: Inbound, outbound: Outbound, limit: int, shares: float) -> None:
         """`shares`: of the device memory to use that make one `limit`."""
@@ -137,11 +140,11 @@ class Workspace:
 
     def _clear(self) -> None:
         self.scratch = Scratch(self.runtime, self.streams)
-        self.temporary = Temporaries(self.runtime, self.streams)
+        self.value_scratch = ValueScratches(self.runtime, self.streams)
 
     @property
-    def temporary_bytes(self) -> int:
-        return min(TEMPORARIES, self.limit // TEMPORARY_PART)
+    def value_scratch_bytes(self) -> int:
+        return min(VALUE_SCRATCH, self.limit // VALUE_SCRATCH_DIVISOR)
 
     def arena(self, nbytes: int) -> Any:
         if self._arena is None or self._arena.nbytes < nbytes:
@@ -171,82 +174,82 @@ class Staged:
         self.stream = workspace.streams[0]
         total = sum(footprint(t, t.info.count) for t in tasks)
         self.resident = total <= workspace.limit
-        self._whole: Load | None = None
-        self._places: dict[int, int] = {}  # id of a view -> its address
-        self._parts: dict[int, Part] = {}  # id of a task -> its part
+        self._whole: Tile | None = None
+        self._addresses: dict[int, int] = {}  # id of a view -> its address
+        self._segments: dict[int, Segment] = {}  # id of a task -> its segment
         if self.resident:
             self._bring_all(tasks)
 
     def _bring_all(self, tasks: Sequence[TensorTask]) -> None:
-        load = lay_out([(t, 0, t.info.count) for t in tasks if t.info.count])
-        arena = self.workspace.arena(max(load.nbytes, ALIGN))
-        self.workspace.inbound.bring(load.inward, arena, self.stream)
-        for move in load.inward:
-            self._places[id(move.tensor)] = arena.address + move.offset
-        for part in load.parts:
-            part.outputs = [arena.address + offset for offset in part.outputs]
-            self._parts[id(part.task)] = part
-        self._whole = load
+        tile = lay_out([(t, 0, t.info.count) for t in tasks if t.info.count])
+        arena = self.workspace.arena(max(tile.nbytes, ALIGN))
+        self.workspace.inbound.bring(tile.inward, arena, self.stream)
+        for move in tile.inward:
+            self._addresses[id(move.tensor)] = arena.address + move.offset
+        for segment in tile.segments:
+            segment.outputs = [arena.address + offset for offset in segment.outputs]
+            self._segments[id(segment.task)] = segment
+        self._whole = tile
 
     def forget(self) -> None:
-        """Lets go of the tasks, which refer to their flight, and of what they hold."""
+        """Lets go of the tasks, which refer to their residency, and of what they hold."""
         self._whole = None
-        self._places, self._parts = {}, {}
+        self._addresses, self._segments = {}, {}
 
     @property
-    def temporary(self) -> Temporaries:
-        return self.workspace.temporary
+    def value_scratch(self) -> ValueScratches:
+        return self.workspace.value_scratch
 
     @property
-    def temporary_bytes(self) -> int:
-        return self.workspace.temporary_bytes
+    def value_scratch_bytes(self) -> int:
+        return self.workspace.value_scratch_bytes
 
-    def loads(self, tasks: Sequence[TensorTask], cuts: Cuts = anywhere) -> list[Load]:
+    def tiles(self, tasks: Sequence[TensorTask], ends_of: EndsOf = anywhere) -> list[Tile]:
         workspace = self.workspace
         if self._whole is None:
             half = workspace.limit // 2 // ALIGN * ALIGN
-            loads = pack(tasks, half, 2 * workspace.shares, cuts)
+            tiles = divide(tasks, half, 2 * workspace.shares, ends_of)
             # Both halves as a whole: requests of several groups take turns in them, and no one's may move.
             address = workspace.arena(2 * half).address
-            for number, load in enumerate(loads):
-                load.move(number % 2 * half, address)
-            return loads
-        load = Load()
-        load.outward = self._whole.outward
+            for number, tile in enumerate(tiles):
+                tile.move(number % 2 * half, address)
+            return tiles
+        tile = Tile()
+        tile.outward = self._whole.outward
         for task in tasks:
             if task.info.count == 0:
                 continue
-            part = self._parts.get(id(task)) or self._parts[id(task.replaces)]
+            segment = self._segments.get(id(task)) or self._segments[id(task.replaces)]
             # A task that turned into a copy is another one, with fewer inputs than were brought.
-            part.task = task
-            part.inputs = [self._places[id(b)] for b in task.inputs]
-            part.base = self._places[id(task.base)] if task.base else 0
-            load.parts.append(part)
-        return [load] if load.parts else []
+            segment.task = task
+            segment.inputs = [self._addresses[id(b)] for b in task.inputs]
+            segment.base = self._addresses[id(task.base)] if task.base else 0
+            tile.segments.append(segment)
+        return [tile] if tile.segments else []
 
-    def sweep(self, loads: list[Load], kernel: Kernel) -> None:
-        self._pass(loads, kernel, None)
+    def sweep(self, tiles: list[Tile], kernel: Kernel) -> None:
+        self._pass(tiles, kernel, None)
 
-    def combine(self, loads: list[Load], kernel: Kernel) -> Outgoing:
+    def combine(self, tiles: list[Tile], kernel: Kernel) -> Outgoing:
         outgoing = Outgoing()
-        self._pass(loads, kernel, outgoing)
+        self._pass(tiles, kernel, outgoing)
         return outgoing
 
-    def _pass(self, loads: list[Load], kernel: Kernel, outgoing: Outgoing | None) -> None:
+    def _pass(self, tiles: list[Tile], kernel: Kernel, outgoing: Outgoing | None) -> None:
         workspace = self.workspace
         first, second = workspace.streams
-        several = self._whole is None and len(loads) > 1
+        several = self._whole is None and len(tiles) > 1
         if several:  # the second stream starts after what was queued on the first
             second.wait(first.record())
-        for number, load in enumerate(loads):
+        for number, tile in enumerate(tiles):
             half = number % 2
             stream = workspace.streams[half]
             arena = workspace.arena(0)
             if self._whole is None:
-                workspace.inbound.bring(load.inward, arena, stream)
+                workspace.inbound.bring(tile.inward, arena, stream)
             kernel(stream, number)
             if outgoing is not None:
-                moves = outgoing.moves(load, {id(p.task) for p in load.parts})
+                moves = outgoing.moves(tile, {id(p.task) for p in tile.segments})
                 outgoing.futures += workspace.outbound.take(moves, arena, stream)
         if several:
             first.wait(second.record())

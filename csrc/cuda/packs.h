@@ -1,4 +1,4 @@
-// Groups of N consecutive elements in registers: packed in their storage type, or widened from any.
+// Packs: N consecutive elements in registers, `Packed` in their storage type or `Widened` from any.
 #pragma once
 
 #include "../ops/convert.h"
@@ -6,26 +6,26 @@
 
 namespace warpmerge {
 
-// Elements of a group of a combining kernel: the decisions of one Philox call, 16 bytes of a 16-bit type.
-constexpr int kGroup = 8;
+// Elements of a pack of a combining kernel: the decisions of one Philox call, 16 bytes of a 16-bit type.
+constexpr int kPack = 8;
 
 // One input, or the base, from the first element of a chunk on.
-struct Source {
+struct ChunkSource {
   const char* data;
   Dtype dtype;
   bool aligned;
 };
 
-WM_FN Source input_of(const Table& table, const Chunk& chunk, int model) {
+WM_FN ChunkSource input_of(const Table& table, const Chunk& chunk, int model) {
   const Dtype dtype = dtype_of(table, model);
-  return {address(chunk.place, kPlaceInputs + model) + chunk.begin * itemsize(dtype), dtype, table.aligned};
+  return {address(chunk.segment_row, kSegmentInputs + model) + chunk.begin * itemsize(dtype), dtype, table.aligned};
 }
 
-WM_FN Source base_of(const Table& table, const Chunk& chunk) {
-  return {address(chunk.place, kPlaceBase) + chunk.begin * itemsize(table.base), table.base, table.aligned};
+WM_FN ChunkSource base_of(const Table& table, const Chunk& chunk) {
+  return {address(chunk.segment_row, kSegmentBase) + chunk.begin * itemsize(table.base), table.base, table.aligned};
 }
 
-// Elements need no alignment, but those that have theirs are read and written in one piece.
+// Elements need no alignment, but those that have theirs are read and written at once.
 template <class D>
 WM_FN bool has_alignment(const char* data) {
   return reinterpret_cast<uintptr_t>(data) % sizeof(D) == 0;
@@ -74,7 +74,7 @@ struct Packed {
   static constexpr int kSize = N;
   using Element = std::conditional_t<sizeof(S) == 2, uint16_t, uint32_t>;
   static constexpr int kWords = N * sizeof(S) / 4;
-  static_assert(kWords % 2 == 0, "a group is made of loads of 8 or 16 bytes");
+  static_assert(kWords % 2 == 0, "a pack is made of loads of 8 or 16 bytes");
   uint32_t words[kWords];
 
   WM_METHOD void clear() {
@@ -84,7 +84,7 @@ struct Packed {
 
   // The elements from `at` on, a multiple of N; those from the n-th on are 0.
   template <bool kOnce>
-  WM_METHOD void load(const Source& source, int at, int n) {
+  WM_METHOD void load(const ChunkSource& source, int at, int n) {
     const char* data = source.data + at * int(sizeof(S));
     if (n < N) {
       clear();
@@ -125,7 +125,7 @@ struct Widened {
   }
 
   template <bool kOnce>
-  WM_METHOD void load(const Source& source, int at, int n) {
+  WM_METHOD void load(const ChunkSource& source, int at, int n) {
     switch (source.dtype) {
       case Dtype::f16:
         return load_as<f16, kOnce>(source, at, n);
@@ -144,7 +144,7 @@ struct Widened {
 
  private:
   template <class S, bool kOnce>
-  WM_METHOD void load_as(const Source& source, int at, int n) {
+  WM_METHOD void load_as(const ChunkSource& source, int at, int n) {
     if constexpr (N * sizeof(S) >= 8) {
       if (source.aligned && n >= N) {
         Packed<S, N> packed;
@@ -160,9 +160,9 @@ struct Widened {
   }
 };
 
-// Calls `body` with the group of N elements that suits a launch.
+// Calls `body` with the pack of N elements that suits a launch.
 template <int N, class Body>
-auto with_group(const Launch& work, Body&& body) {
+auto with_pack(const KernelLaunch& work, Body&& body) {
   if (!packed(work)) return work.fp64 ? body(Widened<double, N>{}) : body(Widened<float, N>{});
   switch (work.inputs[0]) {
     case Dtype::f16:
@@ -174,19 +174,19 @@ auto with_group(const Launch& work, Body&& body) {
   }
 }
 
-// Adds to the slot's counters how many elements of a group of input `k` (of the base: `models`) are not finite.
-template <class Group>
-WM_DEVICE void count_nonfinite(const Table& table, const Chunk& chunk, int k, const Group& group) {
+// Adds to the tensor's counters how many elements of a pack of input `k` (of the base: `models`) are not finite.
+template <class Pack>
+WM_DEVICE void count_nonfinite(const Table& table, const Chunk& chunk, int k, const Pack& pack) {
   unsigned long long found = 0;
   WM_UNROLL
-  for (int e = 0; e < Group::kSize; ++e) found += !is_finite(group.get(e));
-  if (found) atomicAdd(table.nonfinite + chunk.place[kPlaceSlot] * (table.models + 1) + k, found);
+  for (int e = 0; e < Pack::kSize; ++e) found += !is_finite(pack.get(e));
+  if (found) atomicAdd(table.nonfinite + chunk.segment_row[kSegmentTensor] * (table.models + 1) + k, found);
 }
 
 // The rare case that a delta is not finite: counts those of input `k`, and with the first input those of the base, as
 // no delta is finite where the base is not.
-template <class Group>
-WM_DEVICE void count_nonfinite(const Table& table, const Chunk& chunk, int k, const Group& x, const Group& base) {
+template <class Pack>
+WM_DEVICE void count_nonfinite(const Table& table, const Chunk& chunk, int k, const Pack& x, const Pack& base) {
   if (!table.nonfinite) return;
   count_nonfinite(table, chunk, k, x);
   if (k == 0 && table.has_base) count_nonfinite(table, chunk, table.models, base);

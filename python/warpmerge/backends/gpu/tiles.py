@@ -1,4 +1,4 @@
-"""What lies in device memory together: parts of tensors, where tensors may be cut, and how loads are packed."""
+"""What lies in device memory together: how tensors are divided into segments, and segments laid out in tiles."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from ...errors import DeviceError
 from ...tasks import TensorTask
 from ...units import show_size
 from .staging import Move
-from .tables import ALIGN, BLOCK, CHUNK, Segment
+from .tables import ALIGN, BLOCK, CHUNK, SegmentRow
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
-    """Where a tensor may be cut: at multiples of `unit` and, if `within`, at multiples of BLOCK from the last one."""
+class SegmentEnds:
+    """Where a segment may end: at multiples of `unit` and, if `within`, at multiples of BLOCK from the last one."""
 
     unit: int
     within: bool = False
 
     def most(self, first: int, end: int, fits: int) -> int:
-        """The largest number of elements from `first` on, at most `fits`, that may be cut off; perhaps 0."""
+        """The largest number of elements from `first` on, at most `fits`, that a segment may have; perhaps 0."""
         stop = first + fits
         if stop >= end:
             return end - first
@@ -31,7 +31,7 @@ class Cut:
         return max(0, at - first)
 
     def least(self, first: int, end: int) -> int:
-        """The smallest number of elements that may be cut off, or all."""
+        """The smallest number of elements that a segment may have, or all."""
         start = first // self.unit * self.unit
         at = start + self.unit
         if self.within:
@@ -39,15 +39,15 @@ class Cut:
         return min(at, end) - first
 
 
-CHUNKS = Cut(CHUNK)
-Cuts = Callable[[TensorTask], Cut]
+CHUNK_ENDS = SegmentEnds(CHUNK)
+EndsOf = Callable[[TensorTask], SegmentEnds]
 
 
-def anywhere(task: TensorTask) -> Cut:
-    return CHUNKS
+def anywhere(task: TensorTask) -> SegmentEnds:
+    return CHUNK_ENDS
 
 
-class Part:
+class Segment:
     """Elements [first, first + count) of a task, and where they are."""
 
     def __init__(self, task: TensorTask, first: int, count: int) -> None:
@@ -56,11 +56,11 @@ class Part:
         self.base = 0
         self.outputs: list[int] = []
 
-    def segment(self, slot: int, block: int) -> Segment:
-        return Segment(
+    def row(self, tensor: int, block: int) -> SegmentRow:
+        return SegmentRow(
             self.count,
             self.first,
-            slot,
+            tensor,
             block,
             self.task.info.count,
             self.base,
@@ -69,13 +69,13 @@ class Part:
         )
 
 
-class Load:
-    """Parts that lie in device memory together: what has to be moved in, and what out."""
+class Tile:
+    """Segments that lie in device memory together: what has to be moved in, and what out."""
 
     def __init__(self) -> None:
-        self.parts: list[Part] = []
+        self.segments: list[Segment] = []
         self.inward: list[Move] = []
-        self.outward: list[tuple[Part, int, int, int]] = []  # part, output, bytes, offset
+        self.outward: list[tuple[Segment, int, int, int]] = []  # segment, output, bytes, offset
         self.nbytes = 0
 
     def reserve(self, nbytes: int) -> int:
@@ -84,13 +84,13 @@ class Load:
         return offset
 
     def move(self, start: int, arena: int) -> None:
-        """To the arena's byte `start` from its first one; addresses of parts, until now offsets, begin at `arena`."""
+        """To the arena's byte `start` from its first one; addresses, until now offsets, begin at `arena`."""
         self.inward = [m._replace(offset=m.offset + start) for m in self.inward]
-        self.outward = [(part, output, nbytes, offset + start) for part, output, nbytes, offset in self.outward]
-        for part in self.parts:
-            part.inputs = [arena + start + offset for offset in part.inputs]
-            part.base = arena + start + part.base if part.task.base else 0
-            part.outputs = [arena + start + offset for offset in part.outputs]
+        self.outward = [(segment, output, nbytes, offset + start) for segment, output, nbytes, offset in self.outward]
+        for segment in self.segments:
+            segment.inputs = [arena + start + offset for offset in segment.inputs]
+            segment.base = arena + start + segment.base if segment.task.base else 0
+            segment.outputs = [arena + start + offset for offset in segment.outputs]
 
 
 def bytes_per_element(task: TensorTask) -> int:
@@ -103,12 +103,12 @@ def footprint(task: TensorTask, count: int) -> int:
     return bytes_per_element(task) * count + ALIGN * (len(task.inputs) + 1 + len(task.sinks))
 
 
-def pack(tasks: Sequence[TensorTask], capacity: int, shares: float = 1, cuts: Cuts = anywhere) -> list[Load]:
-    """Divides tasks into loads of at most `capacity` bytes, cutting tensors between chunks or where `cuts` says.
+def divide(tasks: Sequence[TensorTask], capacity: int, shares: float = 1, ends_of: EndsOf = anywhere) -> list[Tile]:
+    """Divides tasks into tiles of at most `capacity` bytes; segments end between chunks or where `ends_of` says.
 
-    Raises DeviceError if not even one chunk fits; `shares` of such loads make the device memory that it speaks of.
+    Raises DeviceError if not even one chunk fits; `shares` of such tiles make the device memory that it speaks of.
     """
-    loads: list[list[tuple[TensorTask, int, int]]] = [[]]
+    tiles: list[list[tuple[TensorTask, int, int]]] = [[]]
     room = capacity
     for task in tasks:
         first = 0
@@ -117,41 +117,41 @@ def pack(tasks: Sequence[TensorTask], capacity: int, shares: float = 1, cuts: Cu
             fits = left
             if footprint(task, left) > room:
                 fits = max(0, room - footprint(task, 0)) // bytes_per_element(task)
-                fits = cuts(task).most(first, task.info.count, fits)
+                fits = ends_of(task).most(first, task.info.count, fits)
             if fits == 0:
-                if not loads[-1]:
+                if not tiles[-1]:
                     # What is shown is rounded to three digits; it must do for who passes it on.
-                    least = 1.006 * (footprint(task, cuts(task).least(first, task.info.count)) + ALIGN)
+                    least = 1.006 * (footprint(task, ends_of(task).least(first, task.info.count)) + ALIGN)
                     raise DeviceError(
                         f"{task.info} needs {show_size(shares * least)} of device memory to be worked on in tiles; "
                         f"{show_size(shares * capacity)} may be used. Raise --device-memory, or use --device cpu."
                     )
-                loads.append([])
+                tiles.append([])
                 room = capacity
                 continue
-            loads[-1].append((task, first, fits))
+            tiles[-1].append((task, first, fits))
             room -= footprint(task, fits)
             first += fits
-    return [lay_out(parts) for parts in loads if parts]
+    return [lay_out(ranges) for ranges in tiles if ranges]
 
 
-def lay_out(parts: Sequence[tuple[TensorTask, int, int]]) -> Load:
+def lay_out(ranges: Sequence[tuple[TensorTask, int, int]]) -> Tile:
     """Inputs first, outputs behind them, so that either moves in few large copies."""
-    load = Load()
-    for task, first, count in parts:
-        part = Part(task, first, count)
-        load.parts.append(part)
+    tile = Tile()
+    for task, first, count in ranges:
+        segment = Segment(task, first, count)
+        tile.segments.append(segment)
         for view in [*task.inputs, *([task.base] if task.base else [])]:
             size = view.dtype.itemsize
-            offset = load.reserve(count * size)
-            load.inward.append(Move(view, first * size, count * size, offset))
-            part.inputs.append(offset)
+            offset = tile.reserve(count * size)
+            tile.inward.append(Move(view, first * size, count * size, offset))
+            segment.inputs.append(offset)
         if task.base:
-            part.base = part.inputs.pop()
-    for part in load.parts:
-        nbytes = part.count * part.task.out_dtype.itemsize
-        for output in range(len(part.task.sinks)):
-            offset = load.reserve(nbytes)
-            part.outputs.append(offset)
-            load.outward.append((part, output, nbytes, offset))
-    return load
+            segment.base = segment.inputs.pop()
+    for segment in tile.segments:
+        nbytes = segment.count * segment.task.out_dtype.itemsize
+        for output in range(len(segment.task.sinks)):
+            offset = tile.reserve(nbytes)
+            segment.outputs.append(offset)
+            tile.outward.append((segment, output, nbytes, offset))
+    return tile

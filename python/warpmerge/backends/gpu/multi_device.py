@@ -6,20 +6,20 @@ from collections.abc import Sequence
 
 from ...tasks import TensorTask, Work
 from ..protocol import Backend
-from .backend import DeviceBackend, Ticket
+from .backend import DeviceBackend, DeviceTicket
 
 
-class DeviceGroup(Backend):
+class MultiDeviceBackend(Backend):
     def __init__(self, members: Sequence[DeviceBackend]) -> None:
         self.members = list(members)
         self.name = members[0].name
         self.batch_bytes, self.batch_inputs = members[0].batch_bytes, members[0].batch_inputs
         self.in_flight = sum(m.in_flight for m in members)
         for member in self.members:  # by bytes, all that are under way may be on one
-            member.flights = self.in_flight
+            member.residencies = self.in_flight
         self.given = [0] * len(members)  # bytes
 
-    def launch(self, work: Sequence[Work]) -> Ticket:
+    def launch(self, work: Sequence[Work]) -> DeviceTicket:
         for member in self.members:  # a batch stays on its device until it is merged
             if any(member.holds(task) for task, _ in work):
                 return member.launch(work)

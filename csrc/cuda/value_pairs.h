@@ -1,4 +1,4 @@
-// Terms of two values that are read once: a duo, and the places of its three products.
+// Terms of two values that are read once: a value pair, and the sums of its three products.
 #pragma once
 
 #include "row_blocks.h"
@@ -14,19 +14,19 @@ WM_DEVICE double add_product(double sum, double a, double b) {
     return sum + a * b;
 }
 
-struct Duo {
+struct ValuePair {
   int64_t a, b;
-  int64_t place[3];  // of the sums of a a, a b and b b; below 0: not asked for
+  int64_t sum[3];  // number of the sum of a a, of a b and of b b; below 0: not asked for
 };
 
-WM_DEVICE Duo duo_of(const int64_t* duos, int number) {
-  const int64_t* row = duos + int64_t(number) * kDuoColumns;
+WM_DEVICE ValuePair value_pair_of(const int64_t* value_pairs, int number) {
+  const int64_t* row = value_pairs + int64_t(number) * kValuePairColumns;
   return {row[0], row[1], {row[2], row[3], row[4]}};
 }
 
 template <class T>
 WM_DEVICE const T* values_of(const Chunk& chunk, int64_t value) {
-  return reinterpret_cast<const T*>(address(chunk.place, kPlaceInputs + int(value)));
+  return reinterpret_cast<const T*>(address(chunk.segment_row, kSegmentInputs + int(value)));
 }
 
 }  // namespace warpmerge

@@ -1,0 +1,101 @@
+// What crosses from Python in columns: numbers, the tensors of a batch, the places of its results.
+#pragma once
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+
+#include "../cpu/tensor_group.h"
+
+namespace warpmerge {
+
+namespace py = pybind11;
+
+// A contiguous buffer of T.
+template <class T>
+class Column {
+ public:
+  explicit Column(const py::buffer& buffer) : info_(buffer.request()) {
+    if (info_.ndim != 1 || info_.itemsize != sizeof(T) || (info_.size > 1 && info_.strides[0] != sizeof(T)))
+      throw py::value_error("a column is a contiguous buffer of entries of " + std::to_string(sizeof(T)) + " bytes");
+  }
+  size_t size() const { return size_t(info_.size); }
+  const T* begin() const { return static_cast<const T*>(info_.ptr); }
+  const T* end() const { return begin() + info_.size; }
+  const T& operator[](size_t index) const { return begin()[index]; }
+  // The entries of one tensor of so many.
+  std::vector<T> of(size_t tensor, size_t tensors) const {
+    const size_t each = size() / tensors;
+    return {begin() + tensor * each, begin() + (tensor + 1) * each};
+  }
+
+ private:
+  const py::buffer_info info_;
+};
+
+template <class T>
+std::vector<T> copied(const py::buffer& buffer) {
+  const Column<T> column(buffer);
+  return {column.begin(), column.end()};
+}
+
+// The operands of some rows of a group.
+struct Rows {
+  std::shared_ptr<TensorGroup> group;
+  std::vector<int64_t> rows;
+  std::vector<std::shared_ptr<Tensors>> tensors;
+
+  size_t size() const { return tensors.size(); }
+  void check(size_t entries, const char* what) const {
+    if (size() == 0 ? entries != 0 : entries % size() != 0)
+      throw py::value_error(std::string(what) + ": not a number of entries for each tensor");
+  }
+  void check(size_t entries, size_t wanted, const char* what) const {
+    if (entries != wanted) throw py::value_error(std::string(what) + ": " + std::to_string(wanted) + " are needed");
+  }
+  size_t models() const {
+    size_t sum = 0;
+    for (const auto& one : tensors) sum += size_t(one->models());
+    return sum;
+  }
+  size_t values() const {
+    size_t sum = 0;
+    for (const auto& one : tensors) sum += size_t(one->values());
+    return sum;
+  }
+};
+
+inline Rows rows_of(std::shared_ptr<TensorGroup> group, const py::buffer& rows, bool with_base,
+                    const std::vector<std::shared_ptr<Formula>>& formulas) {
+  Rows found{group, copied<int64_t>(rows), {}};
+  if (!formulas.empty() && formulas.size() != found.rows.size()) throw py::value_error("a formula for each row");
+  found.tensors.reserve(found.rows.size());
+  for (size_t i = 0; i < found.rows.size(); ++i)
+    found.tensors.push_back(group->tensors(found.rows[i], with_base, formulas.empty() ? nullptr : formulas[i]));
+  return found;
+}
+
+// Where results go, those of one tensor side by side.
+struct Outputs {
+  std::vector<Output> places;
+
+  static Outputs in_files(int dtype, const py::buffer& descriptors, const py::buffer& offsets,
+                          const std::shared_ptr<Background>& background) {
+    const Column<int32_t> files(descriptors);
+    const Column<int64_t> at(offsets);
+    if (files.size() != at.size()) throw py::value_error("an offset for each file");
+    Outputs made;
+    for (size_t i = 0; i < files.size(); ++i)
+      made.places.push_back({Dtype(dtype), nullptr, files[i], at[i], background});
+    return made;
+  }
+  static Outputs in_memory(int dtype, const py::buffer& addresses) {
+    Outputs made;
+    for (const uint64_t address : Column<uint64_t>(addresses))
+      made.places.push_back({Dtype(dtype), reinterpret_cast<char*>(address), -1, 0, nullptr});
+    return made;
+  }
+};
+
+}  // namespace warpmerge

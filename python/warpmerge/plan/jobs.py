@@ -1,0 +1,187 @@
+"""Models x method -> jobs: whether the models fit each other, and what becomes of each tensor.
+
+Files and tensors in memory take this one way. Everything is decided on columns; only what is found wrong is looked at
+tensor by tensor, for the message.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ..dtypes import DTYPES, FLOAT64, DType
+from ..errors import CheckpointError, close_matches
+from ..methods import Method
+from ..methods.auxiliary import check_auxiliary
+from ..models.view_columns import Model, ViewColumn
+from ..tasks import Group, Jobs, Shape
+
+COPIED: Mapping[str, Any] = {"nonfinite": "propagate"}  # the values of tensors that no method merges
+_FLOATS = frozenset(number for number, dtype in enumerate(DTYPES) if dtype.is_float)
+
+
+def make_jobs(
+    method: Method,
+    source: Model,
+    inputs: Sequence[Model],
+    base: Model | None,
+    *,
+    values: Callable[[str], Mapping[str, Any]],
+    out_kinds: Callable[[bytes], bytes],
+    labels: Sequence[str],
+    auxiliary: Mapping[str, Model] | None = None,
+    take_from_source: bool = False,
+    fp64: bool = False,
+    seed: int = 0,
+) -> Jobs:
+    """One job for each tensor of `source`.
+
+    Args:
+        method: what merges floating-point tensors; other tensors are copied.
+        source: gives the names, the shapes and the dtypes.
+        inputs: the K merged models.
+        base: the reference, if deltas are taken from one.
+        values: the parameters for the tensor of a name. Tensors with the same mapping can form a group.
+        out_kinds: from the source's dtypes of all tensors (indices into DTYPES) to the results'. Tensors that are
+            copied keep theirs.
+        labels: names of the inputs and auxiliary tensors, the base's last.
+        auxiliary: by label the checkpoints of auxiliary tensors, in the order of the method's kinds and the models.
+        take_from_source: copied tensors are the source's. Otherwise all inputs must agree on them.
+        fp64: compute in float64 even if no tensor is of float64.
+        seed: of the draws.
+
+    Returns:
+        The jobs, in the order of the source's names.
+
+    Raises:
+        CheckpointError: the models do not fit each other.
+    """
+    auxiliary = auxiliary or {}
+    names = source.names
+    for other in [*inputs, *([base] if base else [])]:
+        check_names(source, other)
+    own = source.column(names)
+    columns = [own if model is source else model.column(names) for model in inputs]
+    reference = None if base is None else own if base is source else base.column(names)
+    for model, column in zip([*inputs, *([base] if base else [])], [*columns, reference], strict=False):
+        assert column is not None
+        check_views(names, source, own, model, column)
+    beside = [model.column(names) for model in auxiliary.values()]
+    shapes = _auxiliary_shapes(method, names, columns, auxiliary, beside)
+    copied = [own] if take_from_source and not method.copies else columns
+    _refuse_codes(method, names, [source, *inputs], own)
+
+    jobs = Jobs(names, own.shapes, array("q", map(math.prod, own.shapes)), seed)
+    places: dict[tuple[Any, ...], int] = {}
+    given = [own, *columns, *([reference] if reference else [])]
+    results = out_kinds(own.kinds)
+    for row, kinds in enumerate(zip(results, *(column.kinds for column in given), strict=True)):
+        merged = kinds[1] in _FLOATS
+        found = values(names[row]) if merged else COPIED
+        beside_it = shapes[row] if shapes else ()
+        key = (kinds, id(found), beside_it)
+        place = places.get(key)
+        if place is None:
+            place = places[key] = len(jobs.groups)
+            if merged:
+                read = [*columns, *(beside if beside_it else [])]
+                wide = fp64 or any(c.dtype(row) == FLOAT64 for c in [*read, *([reference] if reference else [])])
+                dtype = DTYPES[kinds[0]]
+                made = Group(jobs, method, found, read, reference, dtype, labels, fp64=wide, auxiliary=beside_it)
+            else:
+                made = Group(jobs, None, found, copied[:1], None, DTYPES[kinds[1]], labels, same=copied[1:])
+            jobs.groups.append(made)
+        jobs.group_of.append(place)
+    return jobs
+
+
+def check_names(source: Model, other: Model) -> None:
+    """Raises CheckpointError if the models do not have the same tensors."""
+    if source.names == other.names:
+        return
+    known, found = set(source.names), set(other.names)
+    missing = [name for name in source.names if name not in found]
+    if missing:
+        near = close_matches(missing[0], found - known)
+        raise CheckpointError(
+            f"{other.title} lacks the tensor '{missing[0]}' of {source.title}{_more(missing)}{near or '.'} "
+            "Are both the same architecture?"
+        )
+    extra = [name for name in other.names if name not in known]
+    if extra:
+        raise CheckpointError(
+            f"{other.title} has the tensor '{extra[0]}', which {source.title} lacks{_more(extra)}. If one of "
+            "them stores tied weights twice, save it again with them tied."
+        )
+
+
+def _more(names: list[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+
+
+def check_views(names: Sequence[str], source: Model, own: ViewColumn, other: Model, column: ViewColumn) -> None:
+    """Raises CheckpointError if shapes differ, or dtypes of which one is not of floating point."""
+    if own.shapes != column.shapes:
+        for name, wanted, found in zip(names, own.shapes, column.shapes, strict=True):
+            if wanted != found:
+                hint = " Their vocabularies differ." if any(w in name for w in ("embed", "lm_head", "wte")) else ""
+                raise CheckpointError(
+                    f"{_tensor(name)} is {list(wanted)} in {source.title} but {list(found)} in {other.title}.{hint}"
+                )
+    if own.kinds != column.kinds:
+        for name, kind, other_kind in zip(names, own.kinds, column.kinds, strict=True):
+            if kind != other_kind and not {kind, other_kind} <= _FLOATS:
+                codes = any(DTYPES[number].is_quantized for number in (kind, other_kind))
+                raise CheckpointError(
+                    f"{_tensor(name)} is {DTYPES[kind]} in {source.title} but {DTYPES[other_kind]} in {other.title}"
+                    f"{'; dequantize the quantized one first' if codes else ''}."
+                )
+
+
+def _tensor(name: str) -> str:
+    return f"tensor '{name}'" if name else "the tensor"
+
+
+def _refuse_codes(method: Method, names: Sequence[str], models: Sequence[Model], own: ViewColumn) -> None:
+    """Raises CheckpointError for a quantised model: an average of codes means nothing."""
+    if method.copies or _FLOATS.issuperset(own.kinds):
+        return
+    packed = next((model for model in models if model.is_quantized()), None)
+    for name, kind in zip(names, own.kinds, strict=True):
+        dtype: DType = DTYPES[kind]
+        if dtype.is_quantized:
+            raise CheckpointError(f"{_tensor(name)} is quantized ({dtype}); dequantize the models before merging them.")
+        if packed is not None and not dtype.is_float:
+            raise CheckpointError(
+                f"{packed.title} is quantized (its config.json says so, and {_tensor(name)} is {dtype}); "
+                "dequantize it before merging."
+            )
+
+
+def _auxiliary_shapes(
+    method: Method,
+    names: Sequence[str],
+    columns: Sequence[ViewColumn],
+    auxiliary: Mapping[str, Model],
+    beside: Sequence[ViewColumn],
+) -> list[tuple[Shape, ...]]:
+    """Of each tensor the shapes of its auxiliary tensors; an empty list if the method needs none."""
+    if not method.auxiliary:
+        return []
+    models, weights = len(columns), dict.fromkeys(names)
+    present = []
+    for number, (label, model) in enumerate(auxiliary.items()):
+        there = dict.fromkeys(model.names)
+        method.auxiliary[number // models].check_names(label, there, weights)
+        present.append(there)
+    shapes = []
+    for row, name in enumerate(names):
+        found = [
+            (column.shapes[row], column.dtype(row)) if name in there else None
+            for there, column in zip(present, beside, strict=True)
+        ]
+        weight = columns[0].shapes[row], columns[0].dtype(row)
+        shapes.append(check_auxiliary(method.auxiliary, name, weight, found, list(auxiliary)))
+    return shapes

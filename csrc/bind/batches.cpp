@@ -16,7 +16,6 @@
 #include "../cpu/weighted_sum.h"
 #include "columns.h"
 
-
 namespace warpmerge {
 namespace {
 

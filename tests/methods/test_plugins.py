@@ -150,7 +150,7 @@ def test_listing_loads_plugins(tmp_path):
             "@wm.method('ties', base=wm.Base.METADATA)\ndef ties(t, p):\n    return wm.requests.Copy()\n    yield\n",
             "",
             "UsageError: merge method 'ties' is already registered by ties of the module "
-            "warpmerge.methods.task_vectors; give the one of broken another name",
+            "warpmerge.methods.task_vectors; give the method of broken another name",
         ),
     ],
 )

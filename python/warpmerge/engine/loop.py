@@ -52,15 +52,15 @@ def in_flight(
     Raises:
         MergeError, or OSError of a file; what has started is finished or dropped first.
     """
-    flights: deque[_Flight] = deque()
+    under_way: deque[_Batch] = deque()
     try:
         for batch in _batches(steps, backend, most_inputs or backend.batch_inputs):
-            flights.append(_Flight(batch, backend))
-            while len(flights) >= backend.in_flight:
-                _turn(flights, done, progress)
+            under_way.append(_Batch(batch, backend))
+            while len(under_way) >= backend.in_flight:
+                _turn(under_way, done, progress)
                 yield
-        while flights:
-            _turn(flights, done, progress)
+        while under_way:
+            _turn(under_way, done, progress)
             yield
     except BaseException:
         backend.cancel()
@@ -111,7 +111,7 @@ def _batches(steps: Iterable[Step], backend: Backend, most_inputs: int) -> Itera
         yield batch
 
 
-class _Flight:
+class _Batch:
     """A batch under way: the present step of each unfinished task."""
 
     def __init__(self, batch: list[Step], backend: Backend) -> None:
@@ -150,10 +150,10 @@ class _Flight:
         return bool(following)
 
 
-def _turn(flights: deque[_Flight], done: Done, progress: Progress) -> None:
-    flight = flights.popleft()
-    if flight.advance(done, progress):
-        flights.append(flight)
+def _turn(under_way: deque[_Batch], done: Done, progress: Progress) -> None:
+    batch = under_way.popleft()
+    if batch.advance(done, progress):
+        under_way.append(batch)
 
 
 def _first(task: TensorTask, solved: Callable[[str], Any] | None) -> Step:

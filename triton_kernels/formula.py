@@ -15,6 +15,7 @@ from .elements import (
     CHUNK,
     F32,
     F64,
+    FEW,
     INFINITY32,
     INFINITY64,
     NO_BASE,
@@ -42,7 +43,6 @@ DRAW, ROW, COLUMN, RANK = map(tl.constexpr, map(int, (Op.DRAW, Op.ROW, Op.COLUMN
 LONG = (
     128  # instructions: for more a kernel is compiled with one way over a chunk instead of two; loads cost little then
 )
-FEW = tl.constexpr(16)  # constants that are kept in registers; more are loaded anew in each step
 
 
 @device

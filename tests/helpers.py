@@ -217,6 +217,19 @@ def run_cli(*arguments: Any) -> Finished:
     return Finished(0 if status is None else int(status), out.getvalue(), err.getvalue())
 
 
+# The setup of a process that gets SIGINT when it has finished its first shard.
+INTERRUPTED = """
+import os, signal
+from warpmerge.models.output import OutputDirectory as O
+signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background ignore it
+real = O.finish_shard
+def finish(*a):
+    real(*a)
+    os.kill(os.getpid(), signal.SIGINT)
+O.finish_shard = finish
+"""
+
+
 def run_process(*arguments: Any, setup: str = "", **options: Any) -> Finished:
     """The command line in a process of its own; `setup` is Python code that runs there first."""
     code = f"{setup}\nimport sys\nfrom warpmerge.cli import main\nmain(sys.argv[1:])"

@@ -32,11 +32,11 @@ class Sizes:
 
 
 SMOKE = Sizes(
-    kernel_bytes=40_000,
+    kernel_bytes=12_000,
     kernel_cases=(("fp32", 2),),  # the one with every kernel
     ranked=200,
-    checked=5_001,
-    method_count=5_003,
+    checked=1_001,
+    method_count=1_003,
     shape="tiny",
     tensors=2,
     sweep=3,

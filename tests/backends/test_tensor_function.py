@@ -15,16 +15,9 @@ from warpmerge.methods import REGISTRY
 from warpmerge.requests import TensorFunction, WrittenFunction
 from warpmerge.tasks import DeviceSink
 
+pytestmark = pytest.mark.usefixtures("registry")
+
 REFERENCE, METADATA, OPTIONAL = wm.Base.REFERENCE, wm.Base.METADATA, wm.Base.OPTIONAL
-
-
-@pytest.fixture(autouse=True)
-def registered():
-    """Forgets what a test registers."""
-    before = dict(REGISTRY)
-    yield
-    REGISTRY.clear()
-    REGISTRY.update(before)
 
 
 def define(combine, *, measure=None, base=REFERENCE, on_deltas=None):

@@ -49,8 +49,11 @@ def end_to_end(tensors):
     return torch.cat([t.reshape(-1) for t in tensors.values()])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", ALL_DTYPES)
+# The reference, a few milliseconds for each tensor and request, with both compute types.
+RUNS = [*(("cpu", dtype) for dtype in ALL_DTYPES), ("torch", "bf16"), ("torch", "mixed64")]
+
+
+@pytest.mark.parametrize(("backend", "dtype"), RUNS)
 @pytest.mark.parametrize("case", METHODS)
 def test_a_model_is_one_long_tensor(case, dtype, backend):
     method, has_base, parameters = METHODS[case]

@@ -7,7 +7,7 @@ compute type, because magnitudes are compared there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -270,14 +270,3 @@ def _added(x: list[torch.Tensor], base: torch.Tensor, terms: list, delta: np.nda
     value = np.where(delta == 0, origin, origin + delta)
     operands = [origin, *(exact(t) for t in x), *terms, *(t * factor for t in terms)]
     return Expected(value, np.max([np.abs(o) for o in operands], axis=0))
-
-
-METHODS: dict[str, Callable[..., Expected]] = {
-    "linear": linear,
-    "passthrough": passthrough,
-    "slerp": slerp,
-    "task_arithmetic": task_arithmetic,
-    "ties": ties,
-    "dare_linear": dare_linear,
-    "dare_ties": dare_ties,
-}

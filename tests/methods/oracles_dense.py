@@ -169,6 +169,3 @@ def fisher(
         known = np.maximum(known, floor if floor_of == "all" or k == 0 else 0)
         total, norm = total + w / (length or 1) * known * fp64(t), norm + w / (length or 1) * known
     return np.where(norm > 0, total / np.where(norm > 0, norm, 1), plain).astype(np.float64)
-
-
-METHODS = {f.__name__: f for f in (tsv, iso_c, iso_cts, knots, wudi)}

@@ -6,7 +6,7 @@ once to the compute type.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -219,21 +219,3 @@ def sce(
 def _weighed(x: Tensors, base: torch.Tensor, keep: list[np.ndarray], share: list) -> Expected:
     p = {"weight": share, "elect": "unweighted", "divisor": "weights", "rescale": False}
     return oracles._elected(list(x), base, keep, [1.0] * len(x), p)
-
-
-METHODS: dict[str, Callable[..., Expected]] = {
-    f.__name__: f
-    for f in (
-        median,
-        trimmed_mean,
-        nearswap,
-        magmax,
-        ram,
-        ramplus_tl,
-        consensus_ta,
-        emr,
-        breadcrumbs,
-        breadcrumbs_ties,
-        sce,
-    )
-}

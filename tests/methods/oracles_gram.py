@@ -6,7 +6,7 @@ Nothing is expressed in coefficients here. Means, medians and angles are found b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -185,21 +185,3 @@ def norm_clipped_mean(
     limit = np.median([float(norm(v)) for v in vectors]) if clip in (None, "auto") else Real(clip)
     clipped = [v * (min(Real(1), limit / norm(v)) if v.any() else 1) for v in vectors]
     return _expected(x, base, sum(w * v for w, v in zip(weight, clipped, strict=True)) / sum(weight))
-
-
-METHODS: dict[str, Callable[..., Expected]] = {
-    f.__name__: f
-    for f in (
-        ema,
-        lawa,
-        expo,
-        nuslerp,
-        multislerp,
-        karcher,
-        model_stock,
-        krum,
-        multi_krum,
-        geometric_median,
-        norm_clipped_mean,
-    )
-}

@@ -230,8 +230,3 @@ def model_stock(x: list[torch.Tensor], base: torch.Tensor, *, filter_wise: bool 
     if not filter_wise or base.ndim < 2 or base.numel() == 0:
         return oracles_gram.model_stock(x, base)
     return _each(oracles_gram.model_stock, [t.reshape(-1, t.shape[-1]) for t in x], base.reshape(-1, base.shape[-1]))
-
-
-METHODS: dict[str, Callable[..., Expected]] = {
-    f.__name__: f for f in (della, della_linear, arcee_fusion, pcb, widen, nuslerp, model_stock)
-}

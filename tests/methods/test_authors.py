@@ -12,7 +12,7 @@ import warpmerge as wm
 from kernel_helpers import assert_same_bits, cpu, reference, run, task
 from warpmerge.errors import MergeError
 from warpmerge.expr import Formula, add_up, delta, draw, masked, maximum, stream_key, where
-from warpmerge.methods import REGISTRY, find, number
+from warpmerge.methods import find, number
 from warpmerge.requests import (
     Copy,
     ElectAndSum,
@@ -26,15 +26,9 @@ from warpmerge.requests import (
     WeightedSum,
 )
 
+pytestmark = pytest.mark.usefixtures("registry")
+
 NAN, INF = float("nan"), float("inf")
-
-
-@pytest.fixture(autouse=True)
-def registry():
-    before = dict(REGISTRY)
-    yield
-    REGISTRY.clear()
-    REGISTRY.update(before)
 
 
 def define(steps, *, base=wm.Base.REFERENCE, name="mine", **options):
@@ -58,7 +52,7 @@ def test_a_plain_function_is_a_method():
 
 
 @pytest.mark.parametrize("backend", ["cpu", "torch"])
-def test_random_numbers_come_from_a_stream_key(backend):
+def test_random_numbers_come_from_a_stream_key(backend, registry):
     """The numbers that docs/numerics.md names, by public means alone; a random mask of the same key agrees."""
 
     def numbers(tensor, p):
@@ -72,7 +66,7 @@ def test_random_numbers_come_from_a_stream_key(backend):
     define(numbers)
     drawn = merged([np.ones(4)], np.zeros(4), **options)
     assert drawn.tolist() == [59160, 14763, 34936, 21051]
-    REGISTRY.pop("mine")
+    registry.pop("mine")
     define(kept)
     assert merged([np.ones(4)], np.zeros(4), **options).tolist() == (drawn < 32768).astype(float).tolist()
 

@@ -10,8 +10,10 @@ import warpmerge as wm
 from helpers import array, bf16, contents, llama, read_model, run_cli, write_model, write_recipe
 from kernel_helpers import assert_same_bits
 from warpmerge.expr.expression import delta
-from warpmerge.methods import REGISTRY, AuxiliaryTensor, find
+from warpmerge.methods import AuxiliaryTensor, find
 from warpmerge.requests import Copy, Formula, Gram, Map, TensorFunction, WeightedSum
+
+pytestmark = pytest.mark.usefixtures("registry")
 
 MODELS = ("a", "b")
 
@@ -39,15 +41,6 @@ def folder(tmp_path, monkeypatch):
 def recipe(folder, name="r.yml", **changes):
     models = [{"model": m, "parameters": {"fisher": f"fisher_{m}"}} for m in MODELS]
     return write_recipe(folder / name, {"merge_method": "fisher", "models": models, **changes})
-
-
-@pytest.fixture(autouse=True)
-def registered():
-    """Forgets what a test registers."""
-    before = dict(REGISTRY)
-    yield
-    REGISTRY.clear()
-    REGISTRY.update(before)
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

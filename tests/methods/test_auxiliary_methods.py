@@ -8,7 +8,6 @@ import pytest
 import torch
 import warpmerge as wm
 from kernel_helpers import DTYPES, assert_same_bits, cpu, family, reference, weights
-from test_dense_methods import one_thread  # noqa: F401
 from warpmerge.engine import loop as engine
 from warpmerge.methods import find, least_squares, linalg
 

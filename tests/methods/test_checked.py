@@ -5,17 +5,9 @@ import pytest
 import warpmerge as wm
 from warpmerge.expr import delta, masked
 from warpmerge.expr.patterns import KeptMagnitudes
-from warpmerge.methods import REGISTRY
 from warpmerge.requests import KEEP_ALL, Copy, ElectAndSum, Gram, KthLargest, Reduce, WeightedSum
 
-
-@pytest.fixture(autouse=True)
-def registered():
-    """Forgets what a test registers."""
-    before = dict(REGISTRY)
-    yield
-    REGISTRY.clear()
-    REGISTRY.update(before)
+pytestmark = pytest.mark.usefixtures("registry")
 
 
 REFERENCE, METADATA = wm.Base.REFERENCE, wm.Base.METADATA

@@ -1,88 +1,32 @@
-"""Methods on matrices, and Fisher merging: accuracy, one method against another, symmetries.
+"""Methods on matrices: conditions, ranks, one against another, memory. They are compared as matrices.
 
-They are compared as matrices: what was added to the base, relative to the oracle's in the Frobenius norm.
+What holds for every method is in test_every_method.py.
 """
+
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import oracles_dense
 import pytest
 import torch
 import warpmerge as wm
-from kernel_helpers import assert_same_bits, cpu, family, reference, run, task, values_of, weights
-from warpmerge.methods import find, linalg, subspaces
+from helpers import run_cli, run_process, write_model, write_recipe, write_ties
+from kernel_helpers import assert_same_bits, family
+from method_cases import added, error
+from method_table import CASES, DENSE, cases_of
+from odd_inputs import INF, NAN, ONE
+from warpmerge.methods import linalg, subspaces
 
-SHAPES = [(31, 31), (83, 40), (24, 120), (3, 7), (1, 9), (9, 1), (50,), (4, 5, 6), ()]
-DTYPES = ["bf16", "fp32", "fp64", "mixed", "mixed64"]
-
-# Each with the number of models.
-CASES = {
-    "tsv": (3, {}),
-    "tsv-weights": (2, {"weight": [0.7, -0.4], "lambda_": 0.5}),
-    "tsv-one": (1, {}),
-    "tsv-many": (9, {}),
-    "iso_c": (3, {}),
-    "iso_c-weights": (2, {"weight": [1.0, 0.3], "lambda_": 0.7}),
-    "iso_cts": (3, {}),
-    "iso_cts-none": (3, {"common": 0}),
-    "iso_cts-all": (2, {"common": 1, "weight": [1.0, 0.3]}),
-    "iso_cts-half": (5, {"common": 0.5, "lambda_": 2.0}),
-    "knots": (3, {}),
-    "knots-trimmed": (4, {"density": [0.3, 0.5, 1.0, 0.0], "weight": weights(4)}),
-    "knots-sum": (3, {"merge": "task_arithmetic", "weight": [0.5, -0.3, 0.9]}),
-    "knots-one": (1, {"density": 0.2}),
-    "wudi": (3, {}),
-    "wudi-one": (1, {"lambda_": 0.5}),
-    "wudi-many": (7, {}),
-}
-# Beyond the rounding of the result. Measured: at most 3e-8, of knots, whose parts are held in float32, and 2e-9, of tsv
-# where the vectors of the models are nearly dependent.
-TOLERANCE = {torch.float32: 1e-7, torch.float64: 1e-7}
+EACH = pytest.mark.parametrize("case", cases_of(DENSE), ids=lambda case: case.name)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads only wait for each other in matrices as small as these."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def merged(case, tensors, base, **options):
-    return wm.merge_tensors(tensors, case.split("-")[0], base=base, **(CASES[case][1] | options))
-
-
-def added(case, tensors, base):
-    """Result less base, as float64: the result is not rounded further than to the compute type."""
-    kind = torch.float64 if torch.float64 in {t.dtype for t in [*tensors, base]} else torch.float32
-    got = merged(case, tensors, base, out_dtype=kind)
-    return oracles_dense.fp64(got) - oracles_dense.fp64(base), kind
-
-
-def error(got, wanted, base, kind=torch.float64, least=0.0):
-    """Relative to the norm that is wanted, or `least`, and beyond the rounding of the sum with the base."""
-    rounding = torch.finfo(kind).eps / 2 * np.linalg.norm(oracles_dense.fp64(base) + wanted)
-    return max(0.0, np.linalg.norm(got - wanted) - rounding) / (max(np.linalg.norm(wanted), least) or 1.0)
-
-
-def expected(case, tensors, base):
-    return oracles_dense.METHODS[case.split("-")[0]](tensors, base, **CASES[case][1])
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", CASES)
-def test_accuracy(case, dtype):
-    for shape in SHAPES:
-        base, tensors = family(dtype, CASES[case][0], shape, sigma=0.02)
-        got, kind = added(case, tensors, base)
-        assert error(got, expected(case, tensors, base), base, kind) < TOLERANCE[kind], shape
-
-
-@pytest.mark.parametrize("case", CASES)
+@EACH
 def test_blocks_change_nothing(case, monkeypatch):
     """Matrices longer than a block of rows, and Gram matrices wider than a panel."""
     for shape in ((83, 40), (40, 83)):
-        base, tensors = family("fp64", CASES[case][0], shape)
+        base, tensors = family("fp64", case.few, shape)
         whole, _ = added(case, tensors, base)
         monkeypatch.setattr(linalg, "BLOCK", 400)
         monkeypatch.setattr(linalg, "PANEL", 7)
@@ -103,16 +47,17 @@ def graded(shape, models, least, seed=0):
     return torch.zeros(shape, dtype=torch.float64), made
 
 
-@pytest.mark.parametrize("case", ["tsv", "iso_c", "iso_cts", "knots-sum", "wudi"])
+@pytest.mark.parametrize("name", ["tsv", "iso_c", "iso_cts", "knots-sum", "wudi"])
 @pytest.mark.parametrize("shape", [(40, 40), (60, 30), (30, 60)])
-def test_ill_conditioned(case, shape):
+def test_ill_conditioned(name, shape):
     """A condition number of 5e5, which Gram matrices square. Measured: at most 5e-8, of iso_c."""
-    base, tensors = graded(shape, CASES[case][0], 2e-6)
+    case = CASES[name]
+    base, tensors = graded(shape, case.few, 2e-6)
     got, _ = added(case, tensors, base)
-    assert error(got, expected(case, tensors, base), base) < 1e-6
+    assert error(got, case.expected(tensors, base), base) < 1e-6
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.split("-")[0] != "wudi"])
+@pytest.mark.parametrize("case", [c for c in cases_of(DENSE) if c.method != "wudi"], ids=lambda case: case.name)
 @pytest.mark.parametrize("shape", [(40, 40), (60, 30), (30, 60)])
 def test_low_rank(case, shape):
     """LoRA merges: no vector of a null space takes part."""
@@ -120,11 +65,11 @@ def test_low_rank(case, shape):
     base = torch.from_numpy(rng.standard_normal(shape) * 0.02)
     tensors = [
         base + torch.from_numpy(rng.standard_normal((shape[0], 4)) @ rng.standard_normal((4, shape[1])) * 0.01)
-        for _ in range(CASES[case][0])
+        for _ in range(case.few)
     ]
     got, _ = added(case, tensors, base)
-    assert error(got, expected(case, tensors, base), base) < 1e-8
-    if not case.startswith("knots-trimmed"):
+    assert error(got, case.expected(tensors, base), base) < 1e-8
+    if case.name != "knots-trimmed":
         spanned = np.concatenate([oracles_dense.fp64(t - base) for t in tensors], 1)
         assert np.linalg.matrix_rank(np.concatenate([spanned, got], 1), 1e-8) == np.linalg.matrix_rank(spanned, 1e-8)
 
@@ -177,7 +122,7 @@ def test_iso_cts_without_directions_of_single_models_is_iso_c():
 def test_task_singular_vectors_do_not_interfere():
     """The merged delta maps each task's orthogonalized right vectors onto its left ones: singular values are kept."""
     base, tensors = family("fp64", 3, (40, 30))
-    got, _ = added("tsv", tensors, base)
+    got, _ = added(CASES["tsv"], tensors, base)
     kept = [np.linalg.svd(oracles_dense.fp64(t - base), compute_uv=False)[:10] for t in tensors]
     found = np.linalg.svd(got, compute_uv=False)
     np.testing.assert_allclose(found, np.sort(np.concatenate(kept))[::-1], rtol=1e-10)
@@ -187,7 +132,7 @@ def test_task_singular_vectors_do_not_interfere():
 def test_the_gradient_is_zero_where_interference_is_least(shape):
     """Measured: at most 2e-15; for a condition number of 1e4, 3e-13."""
     for base, tensors in (family("fp64", 3, shape), graded(shape, 3, 1e-4)):
-        got, _ = added("wudi", tensors, base)
+        got, _ = added(CASES["wudi"], tensors, base)
         assert oracles_dense.wudi_gradient(got, oracles_dense.deltas(tensors, base)) < 1e-11
 
 
@@ -212,40 +157,123 @@ def test_shares_of_directions():
 # --- symmetries -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", ["tsv", "iso_c", "iso_cts", "knots", "wudi"])
-def test_order_scale_and_transposition(case):
-    base, tensors = graded((20, 14), CASES[case][0], 0.1)
+@pytest.mark.parametrize("name", ["tsv", "iso_c", "iso_cts", "knots", "wudi"])
+def test_order_scale_and_transposition(name):
+    case = CASES[name]
+    base, tensors = graded((20, 14), case.few, 0.1)
     got, _ = added(case, tensors, base)
     assert error(added(case, tensors[::-1], base)[0], got, base) < 1e-9
     assert error(added(case, [t * 2.0**20 for t in tensors], base)[0], got * 2.0**20, base) < 1e-12
-    if case in ("tsv", "iso_c"):
+    if name in ("tsv", "iso_c"):
         turned, _ = added(case, [t.T for t in tensors], base.T)
         assert error(turned.T, got, base) < 1e-9
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_the_same_bits_again_and_on_both_backends(case):
-    """With one thread; torch's sums may differ with the number of threads."""
-    for shape in ((40, 83), (7,)):
-        base, tensors = family("bf16", CASES[case][0], shape)
-        made = [task(case.split("-")[0], tensors, base, **CASES[case][1]) for _ in range(3)]
-        results = [run(backend, t)[0] for backend, t in zip((cpu(), cpu(), reference()), made, strict=True)]
-        assert_same_bits(results[0], results[1])
-        assert_same_bits(results[0], results[2])
-
-
-@pytest.mark.parametrize("case", CASES)
+@EACH
 def test_other_tensors_get_the_mean_of_the_deltas(case):
-    models, options = CASES[case]
-    base, tensors = family("bf16", models, (3, 4, 5))
-    weight = [w / models for w in oracles_dense.per_model(options.get("weight", 1.0), models)]
-    lambda_ = options.get("lambda_", 1.0)
+    base, tensors = family("bf16", case.few, (3, 4, 5))
+    given = case.given(case.few)
+    weight = [w / case.few for w in oracles_dense.per_model(given.get("weight", 1.0), case.few)]
+    lambda_ = given.get("lambda_", 1.0)
     plain = wm.merge_tensors(tensors, "task_arithmetic", base=base, weight=[lambda_ * w for w in weight])
-    got = merged(case, tensors, base)
-    torch.testing.assert_close(got, plain, rtol=0, atol=0)
+    torch.testing.assert_close(case.merged(tensors, base), plain, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_one_pass(case):
-    models, options = CASES[case]
-    assert find(case.split("-")[0]).passes(values_of(case.split("-")[0], models, options)) == 1
+def test_a_model_that_changed_nothing_has_no_vote():
+    tensors = [ONE * 0, ONE, ONE * 0]
+    torch.testing.assert_close(wm.merge_tensors(tensors, "knots", base=ONE * 0), ONE)
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (40, 4)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_votes_that_cancel_keep_nothing(shape, dtype):
+    """Whichever signs the singular vectors have, which the order of the rows can change."""
+    both = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    zero = torch.zeros_like(both[0])
+    order = torch.randperm(shape[0], generator=torch.Generator().manual_seed(1))
+
+    def knots(*tensors, **options):
+        return wm.merge_tensors(tensors, "knots", base=torch.zeros_like(tensors[0]), **options)
+
+    assert not knots(both[0], -both[0]).any() and not knots(both[0][order], -both[0][order]).any()
+    # Two blocks along the diagonal: the models cancel in the first one and are the same in the second.
+    blocks = [torch.cat([torch.cat([a, zero], 1), torch.cat([zero, both[1]], 1)]) for a in (both[0], -both[0])]
+    wanted = torch.block_diag(zero, both[1])
+    order = torch.randperm(2 * shape[0], generator=torch.Generator().manual_seed(1))
+    tolerance = {"rtol": 0, "atol": 2e-6 if dtype is torch.float32 else 1e-12}
+    torch.testing.assert_close(knots(*blocks), wanted, **tolerance)
+    torch.testing.assert_close(knots(*(b[order] for b in blocks)), wanted[order], **tolerance)
+
+
+def test_parts_of_a_negative_weight_are_subtracted():
+    one = torch.ones(1, 1)
+    got = wm.merge_tensors([one, 3 * one], "knots", base=one * 0, weight=[1.0, -1.0], merge="task_arithmetic")
+    torch.testing.assert_close(got, -2 * one)
+
+
+@EACH
+def test_elements_that_are_not_finite_do_not_spoil_a_matrix(case):
+    """They count as unchanged, and come through only where they are."""
+    base, tensors = family("fp32", case.few, (12, 9))
+    tensors[0][2, 3], tensors[0][5, 0] = NAN, INF
+    unchanged, through = (case.merged(tensors, base, nonfinite=policy) for policy in ("base", "propagate"))
+    odd = ~through.isfinite()
+    assert odd.nonzero().tolist() == [[2, 3], [5, 0]]
+    assert_same_bits(through.where(~odd, unchanged), unchanged)
+
+
+def test_squares_that_overflow():
+    tensors = [torch.full((3, 3), 1e200 * k, dtype=torch.float64) for k in (1, 2)]
+    for method in ("tsv", "iso_c", "wudi"):
+        with pytest.raises(wm.MergeError, match=f"method '{method}' failed on tensor 'w': .*overflow"):
+            wm.merge_tensors(tensors, method, base=tensors[0] * 0, name="w")
+
+
+def test_files_without_torch(tmp_path):
+    """A clear error, and nothing left behind that looks complete."""
+    models = write_ties(tmp_path)
+    document = {"merge_method": "iso_c", "base_model": "base", "models": ["a", "b"]}
+    recipe = write_recipe(models / "i.yml", document)
+    hidden = "import sys\nsys.modules['torch'] = None\n"
+    done = run_process("merge", recipe, "out", setup=hidden, cwd=tmp_path)
+    assert done.status == 1 and "a method that works on whole tensors needs torch" in done.stderr
+    assert not (models / "out" / "model.safetensors").exists()
+    done = run_process("plan", recipe, setup=hidden, cwd=tmp_path)
+    assert done.status == 0
+    done = run_process("merge", recipe, "out", "--no-sync", cwd=tmp_path)
+    assert (done.status, done.stderr) == (0, "")
+
+
+# Not by getrusage: its peak starts as that of the process that forked this one.
+MEASURE = """
+import re, sys
+import warpmerge as wm
+
+def peak():
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
+
+wm.merge(sys.argv[1], "small", sync=False)  # what the libraries need
+before = peak()
+report = wm.merge(sys.argv[2], "large", sync=False, threads=1)
+print(peak() - before, report.memory)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
+@pytest.mark.parametrize(("method", "shape"), [("tsv", (4000, 200)), ("knots", (800, 700))])
+def test_memory_stays_below_the_estimate(method, shape, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipes = []
+    for size, dimensions in (("small", (20, 10)), ("large", shape)):
+        for seed, name in enumerate(("base", "a", "b", "c")):
+            values = np.random.default_rng(seed).standard_normal(dimensions).astype(np.float32)
+            write_model(tmp_path / f"{size}_{name}", {"w": values})
+        models = [f"{size}_{name}" for name in ("a", "b", "c")]
+        document = {"merge_method": method, "base_model": f"{size}_base", "models": models}
+        recipes.append(write_recipe(tmp_path / f"{size}.yml", document))
+    command = [sys.executable, "-c", MEASURE, *recipes]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    used, estimate = map(int, done.stdout.split())
+    assert 0 < used <= estimate
+    least = run_cli("plan", recipes[1], "--memory", "1MB", "--threads", 1)
+    assert least.status == 2 and f"because method '{method}' holds more of a tensor than tiles" in least.stderr

@@ -5,7 +5,9 @@ import pytest
 import torch
 import warpmerge as wm
 from kernel_helpers import assert_same_bits, family, weights
-from test_row_methods import NAME, SEED, SHAPE, tensor
+from method_cases import SHAPE
+from method_table import DRAWN
+from odd_inputs import tensor
 
 
 def kept(shape, density, epsilon, *, models=1, seed=0, name="w"):
@@ -63,7 +65,7 @@ def test_equal_magnitudes_rank_by_their_place():
 @pytest.mark.parametrize(("by_rank", "at_random"), [("della", "dare_ties"), ("della_linear", "dare_linear")])
 def test_without_a_window_della_is_dare(by_rank, at_random, normalize):
     base, tensors = family("bf16", 3, SHAPE)
-    options = {"weight": weights(3), "density": [0.5, 0.25, 0.75], "normalize": normalize, "name": NAME, "seed": SEED}
+    options = {"weight": weights(3), "density": [0.5, 0.25, 0.75], "normalize": normalize, **DRAWN}
     got = wm.merge_tensors(tensors, by_rank, base=base, epsilon=0, **options)
     assert_same_bits(got, wm.merge_tensors(tensors, at_random, base=base, **options))
 

@@ -1,161 +1,28 @@
-"""Methods that work on each element by itself: accuracy, one method against another, symmetries, backends.
+"""Methods that work on each element by itself: one against another, at their bounds, and by hand.
 
-The oracles (oracles_elementwise.py) sort, loop and sum in extended precision.
+What holds for every method is in test_every_method.py.
 """
 
 import itertools
 
 import numpy as np
+import oracles
 import oracles_elementwise
 import pytest
 import torch
 import warpmerge as wm
-from kernel_helpers import (
-    ALL_DTYPES,
-    assert_same_bits,
-    cpu,
-    densities,
-    family,
-    reference,
-    run,
-    signed,
-    task,
-    values_of,
-    weights,
-)
-from oracles import assert_accurate
-from warpmerge.methods import find
+from kernel_helpers import assert_same_bits, densities, family, weights
+from method_cases import SHAPE
+from method_table import CASES
+from odd_inputs import INF, NAN
 from warpmerge.methods.order import comparators
 
-SHAPE = (61, 83)  # a block of the reduction order and a rest, no multiple of 8
-MODELS = (1, 2, 3, 5, 9)
-BACKENDS = ("cpu", "torch")
-MOST_UNSURE = 0.002  # votes and choices so near to a bound that rounding may turn them
 
-ALONE = {
-    "median": lambda k: {},
-    "median-lower": lambda k: {"even": "lower"},
-    "trimmed_mean": lambda k: {"beta": 0.3},
-    "trimmed_mean-none": lambda k: {"beta": 0.0},
-    "trimmed_mean-most": lambda k: {"beta": 0.49},
-}
-RELATIVE = {
-    "magmax": lambda k: {},
-    "magmax-first": lambda k: {"lambda_": -1.3, "ties": "first_model"},
-    "ram": lambda k: {},
-    "ram-epsilon": lambda k: {"epsilon": 2e-3},
-    "ramplus_tl": lambda k: {"epsilon": 2e-3},
-    "ramplus_tl-changed": lambda k: {"epsilon": 2e-3, "r": 0.7, "alpha": 0.9, "overlap": "changed"},
-    "consensus_ta": lambda k: {"k": min(k, 2)},
-    "consensus_ta-weights": lambda k: {"k": 1, "weight": signed(k), "mask_lambda": densities(k), "lambda_": 0.3},
-    "consensus_ta-all": lambda k: {"k": k, "mask_lambda": 0.25},
-    "emr": lambda k: {},
-    "emr-first": lambda k: {"task": 1},
-    "emr-last": lambda k: {"task": k},
-    "breadcrumbs": lambda k: {"weight": weights(k), "density": 0.7},
-    "breadcrumbs-dense": lambda k: {"weight": signed(k), "gamma": 0.5},
-    "breadcrumbs-mixed": lambda k: {"weight": weights(k), "density": densities(k), "gamma": 0.1, "normalize": True},
-    "breadcrumbs-gammas": lambda k: {
-        "weight": 1,
-        "density": 0.5,
-        "gamma": [0.3, 0.0, 1.0, 0.5, 0.01, 0.2, 0.6, 0, 1][:k],
-    },
-    "breadcrumbs-l1": lambda k: {"weight": signed(k), "density": densities(k), "gamma": 0.05, "rescale": True},
-    "breadcrumbs-inverse": lambda k: {"weight": 1, "density": 0.4, "rescale": "inverse_density", "lambda_": 0.6},
-    "breadcrumbs_ties": lambda k: {"weight": weights(k), "density": 0.7},
-    "breadcrumbs_ties-mixed": lambda k: {
-        "weight": weights(k),
-        "density": densities(k),
-        "gamma": 0.2,
-        "normalize": True,
-    },
-    "breadcrumbs_ties-l1": lambda k: {"weight": signed(k), "density": 0.3, "gamma": 0.1, "rescale": True},
-    "breadcrumbs_ties-count": lambda k: {"weight": 1, "density": 0.6, "elect": "unweighted", "divisor": "count"},
-    "sce": lambda k: {},
-    "sce-selected": lambda k: {"select_topk": 0.3},
-    "sce-authors": lambda k: {"select_topk": 0.6, "sce_mask_merge": False},
-    "sce-uniform": lambda k: {"select_topk": 0.57, "uniform_below": 1.0, "int8_mask": True},
-    "sce-nothing": lambda k: {"select_topk": 0.0},
-}
-
-
-def combinations(cases):
-    for name in cases:
-        for k in MODELS:
-            for dtype in ALL_DTYPES:
-                if not (dtype.startswith("mixed") and k in (2, 9)):
-                    yield pytest.param(name, k, dtype, id=f"{name}-{k}-{dtype}")
-
-
-def merged(case, tensors, base=None, **parameters):
-    """The result, which is the same on all backends."""
-    method = case.split("-")[0]
-    results = [wm.merge_tensors(tensors, method, base=base, backend=b, **parameters) for b in BACKENDS]
-    for other in results[1:]:
-        assert_same_bits(results[0], other, case)
+def merged(method, tensors, base=None, **parameters):
+    """The result, the same on the CPU and by the reference."""
+    results = [wm.merge_tensors(tensors, method, base=base, backend=b, **parameters) for b in ("cpu", "torch")]
+    assert_same_bits(*results)
     return results[0]
-
-
-def expected(case, *operands, **parameters):
-    return oracles_elementwise.METHODS[case.split("-")[0]](*operands, **parameters)
-
-
-@pytest.mark.parametrize(("case", "models", "dtype"), list(combinations(ALONE)))
-def test_without_base(case, models, dtype):
-    parameters = ALONE[case](models)
-    _, tensors = family(dtype, models, SHAPE)
-    assert_accurate(merged(case, tensors, **parameters), expected(case, tensors, **parameters))
-
-
-@pytest.mark.parametrize(("case", "models", "dtype"), list(combinations(RELATIVE)))
-def test_with_base(case, models, dtype):
-    parameters = RELATIVE[case](models)
-    base, tensors = family(dtype, models, SHAPE)
-    got = merged(case, tensors, base, **parameters)
-    assert_accurate(got, expected(case, tensors, base, **parameters), most_unsure=MOST_UNSURE)
-
-
-@pytest.mark.parametrize("t", [0.0, 1e-9, 1e-4, 2e-3, 10.0])
-@pytest.mark.parametrize("dtype", ALL_DTYPES)
-def test_nearswap(dtype, t):
-    base, tensors = family(dtype, 1, SHAPE)
-    assert_accurate(merged("nearswap", tensors, base, t=t), expected("nearswap", tensors, base, t=t))
-
-
-# --- backends and passes ----------------------------------------------------------------------------------------------
-
-EVERY = {name: (3, False, make) for name, make in ALONE.items()}
-EVERY |= {name: (3, True, make) for name, make in RELATIVE.items()}
-EVERY["nearswap"] = (1, True, lambda k: {"t": 1e-3})
-
-
-@pytest.mark.parametrize("case", [c for c in EVERY if "-" not in c or c.startswith("sce")])
-def test_tiles_and_threads(case):
-    models, given, parameters = EVERY[case]
-    made = []
-    for dtype, shape in itertools.product(["bf16", "fp32", "mixed64"], [0, 1, 7, 4099]):
-        base, tensors = family(dtype, models, shape)
-        made.append((case.split("-")[0], tensors, base if given else None))
-    wanted = run(reference(), *(task(*m, **parameters(models)) for m in made))
-    got = run(cpu(threads=2, tile=512), *(task(*m, **parameters(models)) for m in made))
-    for one, other in zip(got, wanted, strict=True):
-        assert_same_bits(one, other, case)
-
-
-@pytest.mark.parametrize("case", EVERY)
-def test_passes_are_the_requests_that_are_made(case):
-    models, given, make = EVERY[case]
-    method, parameters = find(case.split("-")[0]), make(models)
-    base, tensors = family("fp32", models, 1031)
-    asked = []
-
-    class Counting(type(reference())):
-        def launch(self, work):
-            asked.extend(request for _, request in work)
-            return super().launch(work)
-
-    run(Counting(), task(method.name, tensors, base if given else None, **parameters))
-    assert len(asked) == method.passes(values_of(method.name, models, parameters))
 
 
 @pytest.mark.parametrize("count", range(1, 9))
@@ -199,9 +66,8 @@ def test_as_many_models_as_can_be_sorted():
     tensors = list(torch.randn(128, 600, generator=generator))
     wanted = torch.from_numpy(np.median(torch.stack(tensors).numpy(), axis=0))
     assert_same_bits(merged("median", tensors), wanted)
-    assert_accurate(
-        merged("trimmed_mean", tensors, beta=0.1), expected("trimmed_mean", tensors, beta=0.1), share=2.0**-19
-    )
+    trimmed = merged("trimmed_mean", tensors, beta=0.1)
+    oracles.assert_accurate(trimmed, oracles_elementwise.trimmed_mean(tensors, beta=0.1), share=2.0**-19)
     assert merged("trimmed_mean", tensors, beta=0.008, nonfinite="propagate").isfinite().all()
     with pytest.raises(wm.UsageError, match="1-128 models, got 129"):
         merged("median", [*tensors, tensors[0]])
@@ -301,34 +167,144 @@ def test_sce_weighs_by_energy():
         torch.testing.assert_close(merged("sce", tensors, base, **options), wanted, rtol=1e-6, atol=0)
 
 
-# --- symmetries -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("method", ["breadcrumbs", "breadcrumbs_ties"])
+def test_a_density_of_zero_gives_the_base(method):
+    base, tensors = family("bf16", 3, (31, 41))
+    assert_same_bits(merged(method, tensors, base, weight=weights(3), density=0.0), base)
+    only = merged(method, tensors, base, weight=weights(3), density=[0.0, 0.4, 0.0], gamma=0.1)
+    assert_same_bits(only, merged(method, [tensors[1]], base, weight=weights(3)[1], density=0.4, gamma=0.1))
 
 
-@pytest.mark.parametrize("case", [c for c in EVERY if "first" not in c and "last" not in c and "gammas" not in c])
-def test_order_of_the_models(case):
-    models, given, make = EVERY[case]
-    parameters = make(models)
-    base, tensors = family("fp64", models, SHAPE)
-    order = [*range(1, models), 0]
-    moved = {n: [v[i] for i in order] if isinstance(v, list) else v for n, v in parameters.items()}
-    got = merged(case, [tensors[i] for i in order], base if given else None, **moved)
-    wanted = merged(case, tensors, base if given else None, **parameters)
-    torch.testing.assert_close(got, wanted, rtol=1e-13, atol=1e-15)
-    if case in ("median", "median-lower", "trimmed_mean-most", "magmax", "emr"):
-        assert_same_bits(got, wanted)
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("median", {}),
+        ("trimmed_mean", {"beta": 0.3}),
+        ("magmax", {"lambda_": 1.0}),
+        ("ram", {"epsilon": 0.0}),
+        ("ramplus_tl", {"epsilon": 0.0}),
+        ("emr", {}),
+        ("sce", {}),
+    ],
+)
+def test_one_model_is_itself(method, options):
+    base, (x,) = family("fp32", 1, (31, 41))
+    if CASES[method].base:
+        assert_same_bits(merged(method, [x], base, **options), merged("task_arithmetic", [x], base, weight=1))
+    else:
+        assert_same_bits(merged(method, [x], **options), x)
 
 
-@pytest.mark.parametrize("power", [-20, 30])
-@pytest.mark.parametrize("case", EVERY)
-def test_scale(case, power):
-    """All models and all bounds times a power of two: so is the result, to the last bit."""
-    models, given, make = EVERY[case]
-    base, tensors = family("fp64", models, SHAPE)
-    parameters = make(models)
-    if "ram" in case:
-        parameters = {"epsilon": 1e-5} | parameters
-    scaled = parameters | {n: parameters[n] * 2.0**power for n in ("t", "epsilon") if n in parameters}
-    scaled |= {n: parameters[n] * 4.0**power for n in ("uniform_below",) if n in parameters}
-    wanted = merged(case, tensors, base if given else None, **parameters) * 2.0**power
-    got = merged(case, [t * 2.0**power for t in tensors], base * 2.0**power if given else None, **scaled)
-    assert_same_bits(got, wanted)
+# --- what is not finite -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", ["median", "trimmed_mean-most", "magmax", "magmax-first", "emr", "ram", "nearswap"])
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_nan_shows_whoever_has_it(case, first):
+    models = CASES[case].few
+    tensors = [torch.tensor([1.0, 2.0, 3.0]) * (k + 1) for k in range(models)]
+    tensors[first % models][1] = NAN
+    got = CASES[case].merged(tensors, torch.zeros(3), nonfinite="propagate")
+    assert got.isnan().tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("method", ["breadcrumbs", "breadcrumbs_ties"])
+def test_breadcrumbs_drop_nan_as_the_largest_change(method):
+    tensors = [torch.arange(1.0, 21)]
+    tensors[0][3] = NAN
+    options = {"weight": 1, "gamma": 0.05, "nonfinite": "propagate"}
+    for density, shows in ((0.5, False), (1.0, True)):
+        assert bool(merged(method, tensors, torch.zeros(20), density=density, **options).isnan().any()) == shows
+
+
+def test_infinities_that_win_or_lose():
+    base = torch.zeros(1)
+    tensors = [torch.tensor([v]) for v in (1.0, INF, -2.0)]
+    options = {"nonfinite": "propagate"}
+    assert merged("median", tensors, **options).tolist() == [1]
+    assert merged("magmax", tensors, base, **options).tolist() == [INF]
+    assert merged("emr", tensors, base, **options).tolist() == [INF]
+    assert merged("nearswap", tensors[1:2], base, t=0.5, **options).tolist() == [0.5]
+
+
+# --- bounds and equal values ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_breadcrumbs_keep_the_first_of_equal_magnitudes(dtype):
+    """Ten changes of three sizes: those of one size go by their place, at both ends of what is kept."""
+    x = torch.tensor([1, -2, 3, 2, -1, 3, 2, -3, 2, 1], dtype=dtype)
+    base = torch.zeros_like(x)
+    for density, gamma, kept in [
+        (0.4, 0.1, [5, 7, 1, 3]),  # without the first 3, both others, the first two 2
+        (0.3, 0.3, [1, 3, 6]),
+        (0.3, 0.4, [3, 6, 8]),
+        (0.5, 0.5, [6, 8, 0, 4, 9]),
+        (0.7, 0.8, [1, 3, 6, 8, 0, 4, 9]),  # more than there are: fewer of the largest are dropped
+        (0.1, 0.0, [2]),
+        (0.05, 0.2, [7]),  # a density above 0 keeps one
+        (1.0, 0.9, list(range(10))),
+    ]:
+        wanted = torch.zeros_like(x)
+        wanted[kept] = x[kept]
+        assert_same_bits(merged("breadcrumbs", [x], base, weight=1, density=density, gamma=gamma), wanted)
+        assert_same_bits(merged("breadcrumbs_ties", [x], base, weight=1, density=density, gamma=gamma), wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_sce_selects_the_first_of_equal_variances(dtype):
+    """Whatever the order of the models that make a variance: one differs by 3, others by 1 or not at all."""
+    rows = [[1, 0, 0, 2, 3, 0, 1, 0], [0, 1, 0, 2, 0, 0, 0, 0], [0, 0, 1, 2, 0, 3, 1, 0]]
+    tensors = [torch.tensor(r, dtype=dtype) for r in rows]
+    base = torch.zeros(8, dtype=dtype)
+    for share, kept in [(0.2, [4]), (0.34, [4, 5]), (0.5, [4, 5, 0]), (0.7, [4, 5, 0, 1]), (0.99, [4, 5, 0, 1, 2])]:
+        got = merged("sce", tensors, base, select_topk=share)
+        assert torch.nonzero(got).flatten().tolist() == sorted(kept)
+
+
+def test_bounds_are_strict():
+    base = torch.zeros(3)
+    x, other = torch.tensor([0.25, 0.5, -0.25]), torch.tensor([1.0, 1.0, 1.0])
+    assert merged("ram", [x, other], base, epsilon=0.25).tolist() == [1, 0.75, 1]
+    got = merged("consensus_ta", [x, other], base, k=2, mask_lambda=[0.25, 0.0])
+    assert got.tolist() == [0, 1.5, 0]
+    assert merged("nearswap", [x], base, t=0.25).tolist() == [0.25, 0.25, -0.25]
+
+
+def test_votes_and_magnitudes_that_are_equal():
+    base = torch.zeros(3)
+    x, y = torch.tensor([1.0, -2.0, 0.0]), torch.tensor([-1.0, 2.0, 0.0])
+    assert merged("emr", [x, y], base).tolist() == [-1, -2, 0]
+    assert merged("emr", [x, y], base, task=1).tolist() == pytest.approx([0, -3, 0])
+    assert merged("sce", [x, y], base).tolist() == [1, 2, 0]
+    assert merged("magmax", [x, y], base).tolist() == [-0.5, 1, 0]
+    assert merged("magmax", [x, y], base, ties="first_model").tolist() == [0.5, -1, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sums_that_overflow_have_a_mean(dtype):
+    """Of the largest numbers; the sums of smaller ones in other elements are divided as ever."""
+    most = torch.finfo(dtype).max
+    small = torch.randn(6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    factors = torch.tensor([0.99, 1, -1, 1, 0.98, 1], dtype=torch.float64)
+    for sign in (1, -1):
+        tensors = [torch.stack([sign * f * most, s]).to(dtype) for f, s in zip(factors, small, strict=True)]
+        for case, options, middle in (("median", {}, slice(2, 4)), ("trimmed_mean", {"beta": 0.2}, slice(1, 5))):
+            values = torch.stack(tensors).sort(dim=0).values[middle]
+            got = merged(case, tensors, **options)
+            assert_same_bits(got[1], sum(values[1:, 1], start=values[0, 1]) / len(values))
+            torch.testing.assert_close(got[0], (values[:, 0] / len(values)).sum(), rtol=1e-6, atol=0)
+    alike = [torch.full((1,), most * f, dtype=dtype) for f in (0.5, *[1] * 19)]
+    assert merged("trimmed_mean", alike, beta=0.05).item() == most  # 18 times an 18th of it is more when rounded
+
+
+def test_infinities_in_a_mean_of_the_middle():
+    tensors = [torch.tensor([v, w]) for v, w in ((INF, INF), (INF, -INF), (1.0, INF), (0.0, -INF))]
+    got = merged("median", tensors, nonfinite="propagate")
+    assert got[0] == INF and got[1].isnan()
+
+
+def test_signs_of_zero_in_a_median():
+    tensors = [torch.tensor([v]) for v in (-0.0, 0.0, -0.0)]
+    assert merged("median", tensors).item() == 0
+    assert_same_bits(merged("median", [tensors[0]] * 3), tensors[0])

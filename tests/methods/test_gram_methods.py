@@ -1,127 +1,19 @@
-"""Methods that solve on norms and distances, and new combinations of known kernels: accuracy, one method against
-another, symmetries. The oracles (oracles_gram.py) work on the whole vectors.
+"""Methods that solve on norms and distances: one against another, by hand, and in recipes.
+
+What holds for every method is in test_every_method.py.
 """
 
-import itertools
-
 import numpy as np
-import oracles
 import oracles_gram
 import pytest
 import torch
 import warpmerge as wm
-from kernel_helpers import DTYPES, assert_same_bits, bits, cpu, family, reference, run, task, values_of, weights
-from oracles import assert_accurate
-from warpmerge.methods import find
+from helpers import array, llama, read_model, write_model
+from kernel_helpers import assert_same_bits, bits, family
+from method_cases import SHAPE, distant, related
+from warpmerge.errors import CheckpointError, UsageError
 
-SHAPE = (61, 83)
-
-# Each with the number of models, and whether there is a base.
-CASES = {
-    "ema": (4, False, {"decay": 0.7}),
-    "ema-one": (1, False, {"decay": 0.7}),
-    "ema-newest": (3, False, {"decay": 0.0}),
-    "ema-oldest": (3, False, {"decay": 1.0}),
-    "lawa": (5, False, {}),
-    "lawa-last": (5, False, {"k": 2}),
-    "expo": (1, True, {"alpha": 0.3}),
-    "expo-back": (1, True, {"alpha": -0.5}),
-    "nuslerp": (2, True, {"weight": [1, 2]}),
-    "nuslerp-alone": (2, False, {"weight": [0.7, 0.3]}),
-    "nuslerp-beyond": (2, True, {"weight": [-0.3, 1.3]}),
-    "multislerp": (3, True, {"weight": weights(3)}),
-    "multislerp-alone": (5, False, {"weight": weights(5)}),
-    "multislerp-sum": (3, True, {"weight": [0.5, -0.3, 0.9], "normalize_weights": False}),
-    "multislerp-opposed": (2, False, {"weight": [1.0, -1.0], "normalize_weights": False}),
-    "multislerp-eps": (3, True, {"weight": 1, "eps": 0.05}),
-    "multislerp-one": (1, True, {"weight": 3.0}),
-    "karcher": (3, False, {}),
-    "karcher-many": (9, False, {"max_iter": 50, "tol": 1e-12}),
-    "karcher-start": (3, False, {"max_iter": 0}),
-    "karcher-one": (1, False, {}),
-    "model_stock": (2, True, {}),
-    "model_stock-many": (5, True, {}),
-    "krum": (5, False, {}),
-    "krum-few": (3, False, {"f": 0}),
-    "multi_krum": (7, False, {}),
-    "multi_krum-m": (7, False, {"f": 1, "m": 4}),
-    "geometric_median": (3, False, {}),
-    "geometric_median-weights": (5, False, {"weight": weights(5), "max_iter": 500, "tol": 1e-13}),
-    "geometric_median-start": (3, False, {"weight": weights(3), "max_iter": 0}),
-    "norm_clipped_mean": (3, True, {"weight": weights(3)}),
-    "norm_clipped_mean-number": (4, True, {"clip": 0.01}),
-    "norm_clipped_mean-nothing": (2, True, {"clip": 0}),
-    "norm_clipped_mean-all": (2, True, {"clip": 1e30, "weight": [1, 3]}),
-}
-SPHERICAL = ("nuslerp", "multislerp", "karcher")
-SOLVED = (*SPHERICAL, "model_stock", "geometric_median", "norm_clipped_mean")
-ROUNDED = 1e-13  # share of the largest operand that float64 coefficients from several steps may be off
-
-
-def related(dtype, models, shape=SHAPE):
-    """Fine-tunes of a base that share a direction and differ in how far they went."""
-    base, tuned = family(dtype, models + 1, shape, sigma=2e-3)
-    common = tuned.pop().double() - base.double()
-    return base, [(t.double() + common * (k + 1) / 2).to(t.dtype) for k, t in enumerate(tuned)]
-
-
-def distant(dtype, models, shape=SHAPE):
-    """Models that have nothing in common, one of them far longer."""
-    base, tuned = family(dtype, models, shape, sigma=0.2)
-    return base, [(t.double() * (30 if k == 1 else 1)).to(t.dtype) for k, t in enumerate(tuned)]
-
-
-KINDS = {"family": family, "related": related, "distant": distant}
-
-
-def merged(case, tensors, base, **options):
-    method, given = case.split("-")[0], CASES[case][1]
-    return wm.merge_tensors(tensors, method, base=base if given else None, **(CASES[case][2] | options))
-
-
-def expected(case, tensors, base):
-    _, given, parameters = CASES[case]
-    return oracles_gram.METHODS[case.split("-")[0]](tensors, *([base] if given else []), **parameters)
-
-
-@pytest.mark.parametrize("dtype", [*DTYPES, "mixed", "mixed64"])
-@pytest.mark.parametrize("case", CASES)
-def test_accuracy(case, dtype):
-    for make in KINDS.values():
-        base, tensors = make(dtype, CASES[case][0], SHAPE)
-        share = oracles.SPHERICAL if case.startswith(SPHERICAL) else None
-        share = ROUNDED if dtype == "fp64" and case.startswith(SOLVED) else share
-        assert_accurate(merged(case, tensors, base), expected(case, tensors, base), share=share)
-
-
-@pytest.mark.parametrize("case", [c for c in CASES if "-" not in c])
-def test_backends_agree(case):
-    models, given, parameters = CASES[case]
-    method, made = case.split("-")[0], []
-    for dtype, shape in itertools.product(["bf16", "fp32", "mixed64"], [0, 1, 7, 4099]):
-        base, tensors = family(dtype, models, shape)
-        made.append((method, tensors, base if given else None))
-    wanted = run(reference(), *(task(*m, **parameters) for m in made))
-    got = run(cpu(threads=2, tile=512), *(task(*m, **parameters) for m in made))
-    for one, other in zip(got, wanted, strict=True):
-        assert_same_bits(one, other, case)
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_passes_are_the_requests_that_are_made(case):
-    models, given, parameters = CASES[case]
-    method = find(case.split("-")[0])
-    base, tensors = family("fp32", models, 1031)
-    asked = []
-
-    class Counting(type(reference())):
-        def launch(self, work):
-            asked.extend(request for _, request in work)
-            return super().launch(work)
-
-    run(Counting(), task(method.name, tensors, base if given else None, **parameters))
-    assert len(asked) == method.passes(values_of(method.name, models, parameters))
-
+ONE = torch.tensor([1, 2, -2, 0.5])
 
 # --- one method against another -------------------------------------------------------------------------------------
 
@@ -211,35 +103,6 @@ def test_krum_copies_the_bytes():
     assert_same_bits(wm.merge_tensors(same, "krum"), tensors[0])
 
 
-# --- symmetries -----------------------------------------------------------------------------------------------------
-
-# (With one neighbour each, two models always tie for Krum.)
-SYMMETRIC = [c for c in CASES if not c.startswith(("ema", "lawa", "krum-few")) and CASES[c][0] in (3, 5, 7)]
-
-
-@pytest.mark.parametrize("case", SYMMETRIC)
-def test_order_of_the_models(case):
-    """Coefficients do not depend on it at all; the sum is rounded in another order."""
-    models, _, parameters = CASES[case]
-    base, tensors = distant("fp64", models)
-    order = [*range(1, models), 0]
-    moved = {n: [v[i] for i in order] for n, v in parameters.items() if isinstance(v, list)}
-    got = merged(case, [tensors[i] for i in order], base, **moved)
-    torch.testing.assert_close(got, merged(case, tensors, base), rtol=1e-13, atol=1e-15)
-
-
-@pytest.mark.parametrize("case", [c for c in CASES if "-eps" not in c and "-number" not in c])
-@pytest.mark.parametrize("power", [-20, 30])
-def test_scale(case, power):
-    """All models times a power of two: so is the result, to the last bit. No length counts as zero but zero."""
-    options = {"eps": 1e-12} if case.startswith("geometric_median") else {}
-    options |= {"eps": 0} if case.startswith("multislerp") else {}
-    base, tensors = related("fp32", CASES[case][0])
-    base, tensors = base.double(), [t.double() for t in tensors]
-    got = merged(case, [t * 2.0**power for t in tensors], base * 2.0**power, **options)
-    assert_same_bits(got, merged(case, tensors, base, **options) * 2.0**power)
-
-
 def test_model_stock_of_tiny_changes():
     """Cosines do not shrink with the deltas, as they would if norms were kept above a bound."""
     base, tensors = related("fp64", 2)
@@ -248,3 +111,110 @@ def test_model_stock_of_tiny_changes():
     large = wm.merge_tensors(deltas, "model_stock", base=zero)
     small = wm.merge_tensors([d * 1e-9 for d in deltas], "model_stock", base=zero)
     torch.testing.assert_close(small, large * 1e-9, rtol=1e-12, atol=0)
+
+
+def test_antiparallel_models():
+    a, b = ONE, -3 * ONE
+    straight = 0.25 * a + 0.75 * b
+    assert_same_bits(wm.merge_tensors([a, b], "nuslerp", weight=[1, 3]), straight)
+    assert_same_bits(wm.merge_tensors([a, b], "multislerp", weight=1), -ONE)
+    torch.testing.assert_close(wm.merge_tensors([a, b], "karcher"), 2 * ONE)
+    assert_same_bits(wm.merge_tensors([a, -ONE], "model_stock", base=ONE * 0), ONE * 0)
+    # Directions that cancel, of which there are more than two.
+    assert_same_bits(wm.merge_tensors([a, a, -2 * a], "multislerp", weight=[1, 1, 2]), -0.5 * a)
+
+
+def test_parallel_models():
+    """The direction, as long as the mean norm."""
+    tensors = [ONE, 2 * ONE, 6 * ONE]
+    for method, parameters in {"multislerp": {"weight": 1}, "karcher": {}}.items():
+        torch.testing.assert_close(wm.merge_tensors(tensors, method, **parameters), 3 * ONE)
+
+
+def test_squares_that_overflow():
+    tensors = [torch.full((3,), 1e200 * k, dtype=torch.float64) for k in (1, 2, 4)]
+    for method in ("krum", "karcher", "geometric_median"):
+        with pytest.raises(CheckpointError, match="'w' has elements whose squares overflow"):
+            wm.merge_tensors(tensors, method, name="w")
+
+
+# --- recipes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def models(tmp_path):
+    for seed, name in enumerate(("base", "a", "b")):
+        write_model(tmp_path / name, llama(seed))
+    return tmp_path
+
+
+def from_files(folder, *, base, listed=("a", "b"), method="nuslerp", **parameters):
+    document = {"merge_method": method, "models": [str(folder / m) for m in listed], "parameters": parameters}
+    document |= {"base_model": str(folder / "base")} if base else {}
+    wm.merge(document, folder / "out", overwrite=True, sync=False)
+    return {name: torch.from_numpy(array(raw).copy()) for name, raw in read_model(folder / "out").items()}
+
+
+@pytest.mark.parametrize("method", ["nuslerp", "multislerp"])
+def test_a_base_is_optional(method, models):
+    """With one the deltas are merged, without one the models; from files, in memory and in a pool."""
+    base, a, b = ({n: torch.from_numpy(v) for n, v in llama(seed).items()} for seed in range(3))
+    with_base = from_files(models, base=True, method=method, weight=1)
+    alone = from_files(models, base=False, method=method, weight=1)
+    for name in base:
+        wanted = wm.merge_tensors([a[name] - base[name], b[name] - base[name]], method, weight=1)
+        torch.testing.assert_close(with_base[name], base[name] + wanted, rtol=1e-5, atol=1e-6)
+    for given, files in ((base, with_base), (None, alone)):
+        in_memory = wm.merge_state_dicts([a, b], method, base=given, weight=1)
+        with wm.Pool(given, [a, b]) as pool:
+            pooled = pool.merge(method, weight=1)
+        for name in base:
+            assert_same_bits(in_memory[name], files[name])
+            assert_same_bits(pooled[name], files[name])
+    listed = from_files(models, base=True, listed=("a", "base", "b"), method=method, weight=1)
+    assert all(torch.equal(listed[n], with_base[n]) for n in base)
+
+
+def test_a_base_is_merged_by_karcher_only_if_it_is_listed(models):
+    unlisted = from_files(models, base=True, method="karcher")
+    alone = from_files(models, base=False, method="karcher")
+    listed = from_files(models, base=True, listed=("a", "b", "base"), method="karcher")
+    assert all(torch.equal(unlisted[n], alone[n]) for n in alone)
+    assert not all(torch.equal(listed[n], alone[n]) for n in alone)
+
+
+def test_errors_of_the_base(models):
+    with pytest.raises(UsageError, match=r"needs a 'base_model'"):
+        from_files(models, base=False, method="model_stock")
+    with pytest.raises(UsageError, match=r"exactly 2 models \(a base not counted\), got 1"):
+        from_files(models, base=True, listed=("a", "base"), weight=1)
+    with pytest.raises(UsageError, match="at least 2 models besides the base, got 1"):
+        from_files(models, base=True, listed=("a", "base"), method="model_stock")
+    for method in ("model_stock", "norm_clipped_mean", "expo"):
+        with pytest.raises(UsageError, match="needs a base"):
+            wm.merge_tensors([ONE] * (1 if method == "expo" else 2), method)
+    with pytest.raises(UsageError, match="no base to take elements from"):
+        from_files(models, base=False, weight=1, nonfinite="base")
+
+
+def test_a_recipe_is_refused_before_anything_is_read(models):
+    with pytest.raises(UsageError, match="there are only 2 models"):
+        from_files(models, base=False, method="lawa", k=3)
+    with pytest.raises(UsageError, match=r"tensor 'model\.norm\.weight': .*sum to zero"):
+        from_files(models, base=True, method="multislerp", weight=[{"filter": "model.norm", "value": 0}, {"value": 1}])
+    assert not (models / "out").exists()
+
+
+def test_clip_is_a_number_auto_or_infinite(models):
+    wanted = from_files(models, base=True, method="norm_clipped_mean")
+    auto = from_files(models, base=True, method="norm_clipped_mean", clip="auto")
+    mixed = from_files(
+        models, base=True, method="norm_clipped_mean", clip=[{"filter": "norm", "value": "auto"}, {"value": 0.5}]
+    )
+    for name in wanted:
+        assert torch.equal(auto[name], wanted[name])
+        assert torch.equal(mixed[name], wanted[name]) == ("norm" in name)
+    far = from_files(models, base=True, method="norm_clipped_mean", clip=1e30)
+    for clip in ("inf", float("inf")):
+        unclipped = from_files(models, base=True, method="norm_clipped_mean", clip=clip)
+        assert all(torch.equal(unclipped[name], far[name]) for name in far)

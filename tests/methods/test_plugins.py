@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import warpmerge as wm
 from helpers import SINGLE, array, contents, read_model, run_process, write_recipe, write_ties
-from warpmerge.methods import REGISTRY, Parameter, boolean, choice, integer, number, registry
+from warpmerge.methods import Parameter, boolean, choice, integer, number, registry
 from warpmerge.requests import Copy, WeightedSum
+
+pytestmark = pytest.mark.usefixtures("registry")
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "plugins.md"
 
@@ -57,15 +59,6 @@ def python(code, env):
 @pytest.fixture
 def models(tmp_path):
     return write_ties(tmp_path)
-
-
-@pytest.fixture(autouse=True)
-def registered():
-    """Forgets what a test registers."""
-    before = dict(REGISTRY)
-    yield
-    REGISTRY.clear()
-    REGISTRY.update(before)
 
 
 # --- packages ---------------------------------------------------------------------------------------------------------

@@ -1,141 +1,26 @@
-"""Methods that look at rows, columns and ranks: accuracy, what they do to odd tensors, one against another."""
+"""Methods that look at rows, columns and ranks: by hand, and one against another.
+
+What holds for every method is in test_every_method.py.
+"""
 
 import numpy as np
-import oracles
 import oracles_rows
 import pytest
 import torch
 import warpmerge as wm
-from kernel_helpers import ALL_DTYPES, assert_same_bits, cpu, family, reference, run, signed, task, values_of, weights
+from kernel_helpers import assert_same_bits, family
+from method_cases import SHAPE
+from method_table import CASES, EMBEDDING
+from odd_inputs import tensor
 from oracles import assert_accurate
-from test_gram_methods import related
-from warpmerge.methods import find
 from warpmerge.methods.widen import ranked
-
-SHAPE = (61, 83)
-NAME, SEED = "model.layers.0.mlp.up_proj.weight", 7
-EMBEDDING = "model.embed_tokens.weight"
-MOST_UNSURE = 0.003  # elements that near to a threshold, or votes near zero
-
-# Each with the number of models, and whether there is a base.
-CASES = {
-    "della": (3, True, {"weight": weights(3), "density": 0.5}),
-    "della-mixed": (5, True, {"weight": weights(5), "density": [0.5, 0.2, 1.0, 0.8, 0.0], "epsilon": 0.1}),
-    "della-paper": (2, True, {"weight": 1, "density": 0.4, "rescale": "inverse_probability", "epsilon": [0.1, 0.3]}),
-    "della-bare": (3, True, {"weight": signed(3), "density": 0.7, "rescale": False, "normalize": False}),
-    "della-unweighted": (3, True, {"weight": weights(3), "density": 0.6, "elect": "unweighted", "divisor": "count"}),
-    "della-dense": (3, True, {"weight": weights(3)}),
-    "della_linear": (3, True, {"weight": weights(3), "density": 0.5}),
-    "della_linear-negative": (2, True, {"weight": signed(2), "density": 0.3, "lambda_": 0.7, "epsilon": 0.0}),
-    "della_linear-paper": (1, True, {"weight": 1, "density": 0.3, "rescale": "inverse_probability"}),
-    "della_linear-count": (3, True, {"weight": weights(3), "density": 0.3, "divisor": "count", "normalize": True}),
-    "della_linear-nothing": (2, True, {"weight": 1, "density": 0.0}),
-    "arcee_fusion": (1, True, {}),
-    "pcb": (3, True, {}),
-    "pcb-one": (1, True, {"lambda_": 1.2}),
-    "pcb-many": (5, True, {"ratio": 0.4, "lambda_": -0.5}),
-    "pcb-all": (2, True, {"ratio": 1}),
-    "pcb-nothing": (2, True, {"ratio": 0}),
-    "widen": (3, True, {}),
-    "widen-options": (2, True, {"ratio": 1.4, "calibration": 0.7}),
-    "widen-embedding": (3, True, {"name": EMBEDDING}),
-    "widen-one": (1, True, {}),
-    "nuslerp-rows": (2, True, {"weight": [1, 2], "nuslerp_flatten": False}),
-    "nuslerp-rows-alone": (2, False, {"weight": [0.7, 0.3], "nuslerp_flatten": False}),
-    "nuslerp-rows-beyond": (2, True, {"weight": [-0.3, 1.3], "nuslerp_flatten": False}),
-    "nuslerp-columns": (2, True, {"weight": [1, 2], "nuslerp_flatten": False, "nuslerp_row_wise": True}),
-    "nuslerp-columns-alone": (2, False, {"weight": [3, 1], "nuslerp_flatten": False, "nuslerp_row_wise": True}),
-    "model_stock-rows": (2, True, {"filter_wise": True}),
-    "model_stock-rows-many": (5, True, {"filter_wise": True}),
-}
-# Of the largest operand: rows' factors and the L1 norms that are restored come from float32 terms.
-SHARES = {"nuslerp": oracles.SPHERICAL, "model_stock": 3e-7, "della": 3e-7, "della_linear": 3e-7}
-DRAWN = ("della", "della_linear")
-
-
-def method_of(case):
-    return case.split("-")[0]
-
-
-def drawing(case):
-    return {"name": NAME, "seed": SEED} if method_of(case) in DRAWN else {}
-
-
-def merged(case, tensors, base, **options):
-    _, given, parameters = CASES[case]
-    options = parameters | drawing(case) | options
-    return wm.merge_tensors(tensors, method_of(case), base=base if given else None, **options)
-
-
-def expected(case, tensors, base):
-    _, given, parameters = CASES[case]
-    oracle = oracles_rows.METHODS[method_of(case)]
-    return oracle(tensors, *([base] if given else []), **parameters, **drawing(case))
-
-
-def check(case, got, wanted, dtype="fp32"):
-    share = SHARES.get(method_of(case)) if dtype != "fp64" else 1e-13
-    assert_accurate(got, wanted, share=share, most_unsure=MOST_UNSURE)
-
-
-def tensor(*values):
-    return torch.tensor(values, dtype=torch.float32)
-
-
-@pytest.mark.parametrize("dtype", ALL_DTYPES)
-@pytest.mark.parametrize("case", CASES)
-def test_accuracy(case, dtype):
-    for make in (family, related) if dtype in ("bf16", "fp32") else (related,):
-        base, tensors = make(dtype, CASES[case][0], SHAPE)
-        check(case, merged(case, tensors, base), expected(case, tensors, base), dtype)
-
-
-@pytest.mark.parametrize("shape", [(4, 3, 5), (1, 9), (9, 1), (2, 4099), (300, 2)], ids=str)
-@pytest.mark.parametrize("case", CASES)
-def test_shapes(case, shape):
-    base, tensors = family("fp32", CASES[case][0], shape)
-    got = merged(case, tensors, base)
-    assert_accurate(got, expected(case, tensors, base), share=SHARES.get(method_of(case)), most_unsure=0.04)
-
-
-@pytest.mark.parametrize("dtype", ["bf16", "fp32", "mixed64"])
-@pytest.mark.parametrize("case", CASES)
-def test_backends_agree(case, dtype):
-    models, given, parameters = CASES[case]
-    made = []
-    for shape in (SHAPE, 7, (3, 4, 65), (2, 4099), (90, 2), (40, 1)):
-        base, tensors = family(dtype, models, shape)
-        made.append((method_of(case), tensors, base if given else None))
-    options = drawing(case) | parameters
-    wanted = run(reference(), *(task(*m, **options) for m in made))
-    got = run(cpu(threads=2, tile=512), *(task(*m, **options) for m in made))
-    for one, other in zip(got, wanted, strict=True):
-        assert_same_bits(one, other, one.shape)
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_passes_are_the_requests_that_are_made(case):
-    models, given, parameters = CASES[case]
-    method = find(method_of(case))
-    base, tensors = family("fp32", models, (13, 17))
-    asked = []
-
-    class Counting(type(reference())):
-        def launch(self, work):
-            asked.extend(request for _, request in work)
-            return super().launch(work)
-
-    parameters = {n: v for n, v in parameters.items() if n != "name"}
-    run(Counting(), task(method.name, tensors, base if given else None, **parameters))
-    assert len(asked) == method.passes(values_of(method.name, models, parameters))
-
 
 # --- fusion ---------------------------------------------------------------------------------------------------------
 
 
 def test_fusion_takes_elements_of_either_model():
     base, (model,) = family("bf16", 1, SHAPE)
-    got = merged("arcee_fusion", [model], base)
+    got = wm.merge_tensors([model], "arcee_fusion", base=base)
     assert ((got == base) | (got == model)).all()
     taken = (got != base).double().mean().item()
     assert 0.01 < taken < 0.2
@@ -145,9 +30,9 @@ def test_fusion_of_shifted_rows():
     """A row's softmax does not change when all its elements move by as much: all importances are 0, and all pass."""
     base = family("fp32", 1, (5, 8))[0]
     for model in (base + 0.25, base + tensor([0.5], [0], [-2], [1], [90])):
-        torch.testing.assert_close(merged("arcee_fusion", [model], base), model, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(wm.merge_tensors([model], "arcee_fusion", base=base), model, rtol=1e-6, atol=1e-6)
     column = base[:, :1].contiguous()
-    assert_same_bits(merged("arcee_fusion", [column + 1], column), column + 1)
+    assert_same_bits(wm.merge_tensors([column + 1], "arcee_fusion", base=column), column + 1)
 
 
 @pytest.mark.parametrize("scale", [40, 3000, 1e30])
@@ -155,7 +40,9 @@ def test_fusion_of_large_weights(scale):
     """Their exponentials are beyond float32, as with the biases of some attention layers."""
     base, (model,) = family("fp32", 1, (41, 53), sigma=0.01)
     base, model = base * scale, model * scale
-    assert_accurate(merged("arcee_fusion", [model], base), oracles_rows.arcee_fusion([model], base), most_unsure=0.01)
+    assert_accurate(
+        wm.merge_tensors([model], "arcee_fusion", base=base), oracles_rows.arcee_fusion([model], base), most_unsure=0.01
+    )
 
 
 def test_fusion_of_rows_that_moved_far():
@@ -163,18 +50,20 @@ def test_fusion_of_rows_that_moved_far():
     base, (model,) = family("fp32", 1, (41, 53), sigma=0.05)
     far = tensor(-40, 40).repeat(27)[:41].view(41, 1)
     for old, new in ((base + far, model - far), (base - far / 4, model + far / 4)):
-        assert_accurate(merged("arcee_fusion", [new], old), oracles_rows.arcee_fusion([new], old), most_unsure=0.01)
+        assert_accurate(
+            wm.merge_tensors([new], "arcee_fusion", base=old), oracles_rows.arcee_fusion([new], old), most_unsure=0.01
+        )
 
 
 def test_quartiles_are_elements():
     """All in one row, so importances order as magnitudes: of 1 to 9 the quartiles are 3, 5 and 7, the threshold 11."""
     base = torch.zeros(12)
     model = tensor(1, 2, 3, 4, 5, 6, 7, 8, 9, 11.5, 0, 0) * 1e-3
-    got = merged("arcee_fusion", [model], base)
+    got = wm.merge_tensors([model], "arcee_fusion", base=base)
     # Sorted: 0 0 1 2 3 4 5 6 7 8 9 11.5; at floor(q * 11) = 2, 5, 8 are 1, 4 and 7; 4 + 1.5 * (7 - 1) = 13.
     assert not got.any()
     model[9] = 13.5e-3
-    assert torch.nonzero(merged("arcee_fusion", [model], base)).flatten().tolist() == [9]
+    assert torch.nonzero(wm.merge_tensors([model], "arcee_fusion", base=base)).flatten().tolist() == [9]
 
 
 # --- parameter competition ------------------------------------------------------------------------------------------
@@ -283,10 +172,10 @@ def test_squares_that_leave_float64(case):
     """Vectors are scaled by powers of two then, which changes no digit of an angle."""
     _, tensors = family("fp64", 2, (6, 50), sigma=0.02)
     base = torch.zeros_like(tensors[0])
-    wanted = merged(case, tensors, base)
+    wanted = CASES[case].merged(tensors, base)
     for exponent in (-900, -600, 600, 1000):
         factor = 2.0**exponent
-        assert_same_bits(merged(case, [t * factor for t in tensors], base), wanted * factor)
+        assert_same_bits(CASES[case].merged([t * factor for t in tensors], base), wanted * factor)
 
 
 def test_stock_of_identical_rows_is_the_model():
@@ -298,16 +187,28 @@ def test_stock_of_identical_rows_is_the_model():
     assert_same_bits(got[2], base[2])
 
 
-# --- symmetries -----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("count", [1, 7, 4096, 4097, 100003])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_changes_that_are_all_the_same_do_not_stand_out(dtype, count):
+    """Whatever their mean is rounded to."""
+    for value in (0.7, 0.1, -1 / 3, 3e-5, 1e-30):
+        change = torch.full((count,), value, dtype=dtype)
+        got = wm.merge_tensors([change, change], "widen", base=torch.zeros_like(change))
+        torch.testing.assert_close(got, change, rtol=1e-6, atol=0)  # a half of each
 
 
-@pytest.mark.parametrize(
-    "case", ["pcb", "pcb-many", "widen", "model_stock-rows-many", "nuslerp-rows", "nuslerp-columns"]
-)
-def test_order_of_the_models(case):
-    models, _, parameters = CASES[case]
-    base, tensors = related("fp64", models)
-    order = [*range(1, models), 0]
-    moved = {n: [v[i] for i in order] for n, v in parameters.items() if isinstance(v, list)}
-    got = merged(case, [tensors[i] for i in order], base, **moved)
-    torch.testing.assert_close(got, merged(case, tensors, base), rtol=1e-12, atol=1e-14)
+LONGEST = [
+    ("pcb", 36, {"ratio": 1.0, "nonfinite": "propagate"}),
+    ("della", 192, {"weight": 1.0, "density": 0.5, "elect": "unweighted", "normalize": True}),
+    ("della", 192, {"weight": 1.0, "density": 0.5, "rescale": "inverse_probability", "elect": "unweighted"}),
+    ("della_linear", 288, {"weight": 1.0, "density": 0.5}),
+    ("della_linear", 288, {"weight": 1.0, "density": 0.5, "rescale": "inverse_probability"}),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("method", "models", "parameters"), LONGEST)
+def test_as_many_models_as_make_a_formula(method, models, parameters, dtype):
+    tensors = list(torch.randn(models, 3, 50, generator=torch.Generator().manual_seed(0), dtype=dtype))
+    got = wm.merge_tensors(tensors, method, base=torch.zeros(3, 50, dtype=dtype), **parameters)
+    assert got.isfinite().all() and got.any()

@@ -21,31 +21,14 @@ from helpers import (
     llama,
     looks_complete,
     read_model,
-    run_cli,
     run_process,
     write_model,
-    write_ties,
 )
+from output_helpers import FIXTURES, SHARDED, expected, merge
 from safetensors import safe_open
 from warpmerge.models.output import STAGING
 
-
-@pytest.fixture
-def models(tmp_path):
-    return write_ties(tmp_path)
-
-
-SHARDED = ("--shard-size", "600", "--no-sync")  # bytes: each of the larger tensors in a shard of its own
-
-
-def merge(folder, *options, out="out"):
-    return run_cli("merge", folder / "r.yml", folder / out, *options)
-
-
-def expected(folder, *options):
-    """What an undisturbed run writes."""
-    assert merge(folder, *options, out="undisturbed").status == 0
-    return contents(folder / "undisturbed")
+(models,) = FIXTURES
 
 
 def test_a_merge_of_files_imports_neither_numpy_nor_torch(models):

@@ -8,26 +8,11 @@ import signal
 from pathlib import Path
 
 import pytest
-from helpers import SINGLE, contents, llama, looks_complete, run_cli, run_process, write_model, write_ties
+from helpers import INTERRUPTED, SINGLE, contents, llama, looks_complete, run_process, write_model
+from output_helpers import FIXTURES, SHARDED, expected, merge
 from warpmerge.models.output import JOURNAL, STAGING, OutputDirectory
 
-
-@pytest.fixture
-def models(tmp_path):
-    return write_ties(tmp_path)
-
-
-SHARDED = ("--shard-size", "600", "--no-sync")  # bytes: each of the larger tensors in a shard of its own
-
-
-def merge(folder, *options, out="out"):
-    return run_cli("merge", folder / "r.yml", folder / out, *options)
-
-
-def expected(folder, *options):
-    """What an undisturbed run writes."""
-    assert merge(folder, *options, out="undisturbed").status == 0
-    return contents(folder / "undisturbed")
+(models,) = FIXTURES
 
 
 def fail_at(monkeypatch, name, call, error):
@@ -75,17 +60,7 @@ def test_interrupted_runs_leave_no_model_and_can_be_repeated(models, monkeypatch
 
 def test_a_real_interrupt(models):
     """SIGINT to a process that has finished one shard of several."""
-    setup = (
-        "import os, signal\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # jobs in the background ignore it
-        "from warpmerge.models.output import OutputDirectory as O\n"
-        "real = O.finish_shard\n"
-        "def finish(*a):\n"
-        "    real(*a)\n"
-        "    os.kill(os.getpid(), signal.SIGINT)\n"
-        "O.finish_shard = finish\n"
-    )
-    stopped = run_process("merge", models / "r.yml", models / "out", *SHARDED, setup=setup)
+    stopped = run_process("merge", models / "r.yml", models / "out", *SHARDED, setup=INTERRUPTED)
     assert (stopped.status, stopped.stdout) == (130, "")
     assert "1 of 5 shards are finished; --resume keeps them" in stopped.stderr
     assert "Traceback" not in stopped.stderr

@@ -15,7 +15,7 @@ from warpmerge.backends.gpu.torch_runtime import TorchRuntime
 from warpmerge.requests import Map
 from warpmerge.tasks import DeviceSink, MemorySink
 
-TILED = 3 * CHUNK + 4097
+TILED = 2 * CHUNK + 4097
 PLACES = ("resident", "tiled, late")
 IN_PLACE = "in place"
 

@@ -30,7 +30,9 @@ from warpmerge.methods import TensorInfo
 
 (emulation,) = FIXTURES
 
-TILED = 3 * CHUNK + 4097  # elements: several tiles of a chunk each, the last one with a block and a rest
+TILED = 2 * CHUNK + 4097  # elements: several tiles of a chunk each, the last one with a block and a rest
+# Kernels see flat indices: a call of the generator and a rest, vectors and a rest, a block exactly, and a rest.
+FLAT = [shape for shape in SHAPES if shape in ((0,), (1,), (9,), (127,), (4096,), (4099,))]
 
 
 # The kernels have a form for 1 to 4 models each and a general one.
@@ -40,7 +42,7 @@ def test_methods_and_shapes(models, dtype):
     """Every method at once: requests of all kinds share a residency."""
     cases = []
     for case in [c for c in CASES if models in models_of(c)]:
-        cases += [((case, shape), arguments(case, models, dtype, shape)) for shape in SHAPES]
+        cases += [((case, shape), arguments(case, models, dtype, shape)) for shape in FLAT]
         cases.append(((case, "unaligned"), arguments(case, models, dtype, UNALIGNED, offset=True)))
     compare(cases, ["resident", "resident, late"] if models % 2 else ["tiled", "small batches"])
 
@@ -162,7 +164,7 @@ def test_the_count_of_what_is_not_finite(method, mode):
     base, tensors = family("fp32", 2, TILED)
     spoiled = [t.clone() for t in tensors]
     spoiled[0][[5, CHUNK, TILED - 1]] = math.inf
-    spoiled[1][3 * CHUNK + 7] = math.nan
+    spoiled[1][2 * CHUNK + 7] = math.nan
     one = method, spoiled, base if on_deltas else None
     with pytest.raises(CheckpointError) as wanted:
         run(cpu(), task(*one, **REFUSED[method]))

@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 import warpmerge as wm
 from device_helpers import CHUNK, ENVIRONMENT, FIXTURES, RECIPES, SHARDED, emulated, merge, ok, tensors
-from helpers import SINGLE, contents, looks_complete, read_model, run_cli, run_process, write_model, write_recipe
+from helpers import (
+    INTERRUPTED,
+    SINGLE,
+    contents,
+    looks_complete,
+    read_model,
+    run_cli,
+    run_process,
+    write_model,
+    write_recipe,
+)
 from warpmerge.backends.gpu.backend import DeviceBackend
 from warpmerge.errors import CheckpointError, DeviceError, OutputError
 from warpmerge.models.output import STAGING
@@ -319,18 +329,8 @@ def test_interrupted_where_the_device_is_waited_for(models, expected, made, tmp_
 
 
 def test_a_real_interrupt(models, expected, tmp_path):
-    setup = (
-        "import os, signal\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # jobs in the background ignore it
-        "from warpmerge.models.output import OutputDirectory as O\n"
-        "real = O.finish_shard\n"
-        "def finish(*a):\n"
-        "    real(*a)\n"
-        "    os.kill(os.getpid(), signal.SIGINT)\n"
-        "O.finish_shard = finish\n"
-    )
     arguments = "merge", models / "ties.yml", tmp_path / "out", "--device", "cuda", *SHARDED
-    stopped = run_process(*arguments, setup=setup, env=ENVIRONMENT)
+    stopped = run_process(*arguments, setup=INTERRUPTED, env=ENVIRONMENT)
     assert (stopped.status, stopped.stdout) == (128 + signal.SIGINT, "")
     assert "--resume keeps them" in stopped.stderr and "Traceback" not in stopped.stderr
     assert run_process(*arguments, "--resume", env=ENVIRONMENT).status == 0

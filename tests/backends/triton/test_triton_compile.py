@@ -3,7 +3,10 @@
 import json
 
 import pytest
-from triton_versions import VERSIONS, run
+from triton_versions import FIXTURES, VERSIONS
+
+(printed,) = FIXTURES
+INTERPRET = False
 
 COMMON = ["elect_and_sum bf16", "sums bf16", "gram bf16", "sweep bf16", "shrink", "reduce",
           *(f"formula {name} of 3, bf16" for name in ("weighted_sum", "median", "softmax", "drawn"))]  # fmt: skip
@@ -29,13 +32,15 @@ def divides(name):
     return any(kind in name for kind in kinds) and "no election" not in name
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-def test_every_kernel_for_hopper(version):
-    names = check(run(version, "triton_compile.py", "90", interpret=False))
-    assert len(names) >= 60
+# Every kernel for Hopper, the common ones for Ampere and Blackwell.
+PROGRAMS = {
+    "hopper": (("triton_compile.py", "90"), 60),
+    "others": (("triton_compile.py", "80,100", *COMMON), 2 * len(COMMON)),
+}
 
 
+@pytest.mark.parametrize(("program", "least"), PROGRAMS.values(), ids=PROGRAMS)
 @pytest.mark.parametrize("version", VERSIONS)
-def test_common_kernels_for_ampere_and_blackwell(version):
-    names = check(run(version, "triton_compile.py", "80,100", *COMMON, interpret=False))
-    assert len(names) == 2 * len(COMMON)
+def test_machine_code(version, program, least, printed):
+    names = check(printed[version, program].result())
+    assert len(names) >= least

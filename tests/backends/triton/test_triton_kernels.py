@@ -5,24 +5,27 @@ import subprocess
 import sys
 
 import pytest
-from triton_versions import VERSIONS, run
+from triton_versions import FIXTURES, VERSIONS
+
+(printed,) = FIXTURES
+INTERPRET = True
 
 CASES = {
     "triton_backend_cases.py": 31,
     "triton_formula_cases.py": 117,
     "triton_measure_cases.py": 37,
-    "triton_product_cases.py": 30,
+    "triton_product_cases.py": 23,
     "triton_row_cases.py": 31,
     "triton_select_cases.py": 24,
 }
 
 
-@pytest.mark.parametrize("program", CASES)
+@pytest.mark.parametrize("program", [(name,) for name in CASES], ids=CASES)
 @pytest.mark.parametrize("version", VERSIONS)
-def test_same_bits(version, program):
-    *failures, last = run(version, program, interpret=True)
+def test_same_bits(version, program, printed):
+    *failures, last = printed[version, program].result()
     assert not failures, "\n".join(failures)
-    assert last.startswith(f"{CASES[program]} cases with triton")
+    assert last.startswith(f"{CASES[program[0]]} cases with triton")
     assert version == "installed" or last.endswith(version)
 
 

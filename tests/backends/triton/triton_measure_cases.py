@@ -34,7 +34,7 @@ def check_sums(*problems, split=None):
 @cases("sums", dtype=ALL_DTYPES)
 def _(dtype):
     problems = []
-    for seed, count in enumerate((16384, 4099) if dtype != "bf16" else (1, 16385, 7)):
+    for seed, count in enumerate((4099,) if dtype != "bf16" else (1, 16385, 7)):
         base, tensors = family(dtype, 3, count, seed=seed)
         problems.append(Problem(tensors, base))
     check_sums(*problems)
@@ -80,7 +80,7 @@ def check_gram(*problems, split=None):
 @cases("gram", dtype=ALL_DTYPES, on_deltas=[False, True])
 def _(dtype, on_deltas):
     problems = []
-    for seed, count in enumerate((7, 16384, 4099)):
+    for seed, count in enumerate((7, 4099) if dtype != "bf16" else (7, 16384, 4099)):
         base, tensors = family(dtype, 3, count, seed=seed)
         problems.append(Problem(tensors, base if on_deltas else None))
     check_gram(*problems)

@@ -66,8 +66,8 @@ def _(dtype, largest):
 
 @cases("a row of many blocks", columns=[64 * BLOCK, 65 * BLOCK - 5])
 def _(columns):
-    check_rows([spread((2, columns))], largest=False)
-    check_rows([spread((2, columns))], largest=True)
+    check_rows([spread((1, columns))], largest=False)
+    check_rows([spread((1, columns))], largest=True)
 
 
 @case

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,17 @@ def run(version, program, *arguments, interpret):
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout.splitlines()
+
+
+@pytest.fixture(scope="module")
+def printed(request):
+    """Futures of what programs print, by version and program. Those of all chosen tests of a file are started at once,
+    to run as many at a time as there are processors; the file says in INTERPRET whether kernels are interpreted."""
+    tests = [item for item in request.session.items if item.path == request.path and "printed" in item.fixturenames]
+    chosen = [(item.callspec.params["version"], item.callspec.params["program"]) for item in tests]
+    pool = ThreadPoolExecutor(os.cpu_count())
+    yield {(v, p): pool.submit(run, v, *p, interpret=request.module.INTERPRET) for v, p in chosen}
+    pool.shutdown(cancel_futures=True)
+
+
+FIXTURES = (printed,)  # a test file binds it to this name

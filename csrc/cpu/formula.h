@@ -15,7 +15,7 @@
 
 namespace warpmerge {
 
-// The structure: what all formulas share that differ only in numbers, masks, keys and vectors.
+// The structure: the common part of formulas that differ only in numbers, masks, keys and vectors.
 class Code {
  public:
   // `inputs`: the number of deltas; the base is the operand after them. Throws std::invalid_argument if an instruction

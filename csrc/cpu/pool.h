@@ -58,7 +58,7 @@ class Launch {
   bool wait_for(int milliseconds);
   // Drops the tiles that have not started.
   void cancel() { cancelled_ = true; }
-  // Throws what a tile threw.
+  // Rethrows the first exception of a tile, if there is one.
   void check();
 
  private:

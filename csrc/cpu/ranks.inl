@@ -45,7 +45,7 @@ void sort_few(Ranked<Key>* entries, int64_t count) {
 
 static inline int bit_width(uint64_t x) { return x ? 64 - __builtin_clzll(x) : 0; }
 
-// Stable, by the highest byte in which keys differ, then by the next.
+// A stable sort: by the highest byte that differs among the keys, then by the next.
 template <class Key>
 void sort_many(Ranked<Key>* entries, int64_t count, Ranked<Key>* spare) {
   Key low = entries[0].key(), high = low;

@@ -13,7 +13,7 @@ from warpmerge.expr import expression as f
 from warpmerge.expr.expression import Expr, Op
 from warpmerge.expr.formula import Formula
 from warpmerge.requests import KEEP_ALL, KEEP_NONE, RandomMask, TopKMask
-from warpmerge.tasks import MemorySink
+from warpmerge.tasks import MemorySink, TensorTask
 
 SPECIAL = [0.0, -0.0, 1.0, -1.0, 1e-45, -1e-45, 1.1754942e-38, 3.4e38, -3.4e38, 0.1, float("inf"), -float("inf")]
 KEY = 0x0123456789ABCDEF
@@ -85,9 +85,7 @@ def formula(values: Sequence[Expr], columns: int = 0) -> Formula:
     return Formula(tuple(values), columns)
 
 
-def carry_out(
-    backend: Any,
-    request: Any,
+def prepared(
     tensors: Sequence[torch.Tensor],
     base: torch.Tensor | None = None,
     *,
@@ -95,8 +93,8 @@ def carry_out(
     out_dtype: torch.dtype | None = None,
     nonfinite: str = "propagate",
     place: Any = buffer,
-) -> tuple[Any, tuple[int, ...], list[torch.Tensor]]:
-    """What a backend answers, what it counts as not finite, and what it writes. `place`: tensor to View."""
+) -> tuple[TensorTask, list[torch.Tensor]]:
+    """A task and what it writes. `place`: tensor to View."""
     made, _ = task("task_arithmetic", tensors, base, weight=1.0, nonfinite=nonfinite)
     kind = out_dtype or (base if base is not None else tensors[0]).dtype
     results = [torch.full(tensors[0].shape, 123.0, dtype=kind) for _ in range(outputs)]
@@ -107,6 +105,14 @@ def carry_out(
         inputs=[place(t) for t in tensors],
         base=None if base is None else place(base),
     )
+    return made, results
+
+
+def carry_out(
+    backend: Any, request: Any, tensors: Sequence[torch.Tensor], base: torch.Tensor | None = None, **options: Any
+) -> tuple[Any, tuple[int, ...], list[torch.Tensor]]:
+    """What a backend answers, what it counts as not finite, and what it writes. `options`: of `prepared`."""
+    made, results = prepared(tensors, base, **options)
     [outcome] = backend.launch([(made, request)]).wait()
     return outcome.value, outcome.nonfinite, results
 

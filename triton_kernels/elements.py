@@ -18,6 +18,7 @@ BLOCK = tl.constexpr(4096)
 LANES = tl.constexpr(256)
 ROWS = tl.constexpr(16)
 BLOCKS = tl.constexpr(4)  # of one chunk
+FEW = tl.constexpr(16)  # constants of a formula that stay in registers; more are loaded anew in each step
 # The second, masked way over a chunk takes smaller steps: it shall not need more registers than the first.
 SLOWER = tl.constexpr(1 if INTERPRETED else 4)
 INFINITY32, INFINITY64 = tl.constexpr(0x7F800000), tl.constexpr(0x7FF0000000000000)

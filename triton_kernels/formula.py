@@ -10,11 +10,12 @@ import functools
 import triton.language as tl
 
 from ..expr.operations import Op
-from .deltas import load_addresses, load_deltas
+from .deltas import load_addresses, load_coefficients, load_deltas
 from .elements import (
     CHUNK,
     F32,
     F64,
+    FEW,
     INFINITY32,
     INFINITY64,
     NO_BASE,
@@ -85,24 +86,33 @@ def calculate(a, b, c, OP: tl.constexpr, FP64: tl.constexpr):
 
 
 @device
-def draw(key, index, start, STEP: tl.constexpr):
+def draw(key, index, start, STEP: tl.constexpr, MID_CALL: tl.constexpr):
     """16 random bits for each element of a step of the chunk that begins at flat index `index`."""
     call = (index + start) // 8
-    if index % 8 == 0:
-        bits = lanes16(key, call + tl.arange(0, STEP // 8))
-    else:  # a segment that begins with a row
+    if MID_CALL:
         lanes = lanes16(key, call + tl.arange(0, STEP // 4))
-        bits = tl.gather(lanes, (index % 8).to(tl.int32) + tl.arange(0, STEP), 0)
-    return bits
+        return tl.gather(lanes, (index % 8).to(tl.int32) + tl.arange(0, STEP), 0)
+    else:
+        return lanes16(key, call + tl.arange(0, STEP // 8))
 
 
 @device
-def within_rows(offset, index, columns):
-    """Row and column of the elements at `offset` in a chunk that begins at flat index `index`."""
-    first, column = index // columns, index % columns
+def corner_of(words, index):
+    """Row and column of flat index `index`; of a chunk that begins there, how much is in its first row and in others.
+
+    A 64-bit division is a call: in a loop it would cost registers.
+    """
+    columns = tl.load(words)
+    column = index % columns
+    left, width = tl.minimum(columns - column, CHUNK), tl.minimum(columns, CHUNK)
+    return index // columns, column, left.to(tl.int32), width.to(tl.int32)
+
+
+@device
+def within_rows(offset, corner):
+    """Row and column of the elements at `offset` in a chunk that begins at `corner`."""
+    first, column, left, width = corner
     # A 64-bit division for each element would cost as much as a long formula.
-    left = tl.minimum(columns - column, CHUNK).to(tl.int32)
-    width = tl.minimum(columns, CHUNK).to(tl.int32)
     beyond = tl.maximum(offset - left, 0)
     inside = offset < left
     rows = tl.where(inside, 0, beyond // width + 1)
@@ -119,32 +129,32 @@ def load_entries(address, i, offset, length, FP64: tl.constexpr, MASKED: tl.cons
 
 @device
 def locate(a, start, offset, position, tables, OP: tl.constexpr, PAYLOAD: tl.constexpr, SIZES: tl.constexpr,
-           FP64: tl.constexpr, STEP: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
+           FP64: tl.constexpr, MID_CALL: tl.constexpr, STEP: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
     """An instruction that depends on where the elements are."""
-    segment, index, begin, length = position
-    _constants, rules, words = tables
+    segment, index, begin, length, corner = position
+    _constants, _kept, rules, words = tables
     if OP == KEEP:
         cut, threshold, ties, key = load_rule(rules, segment, PAYLOAD, index, SIZES[2], FP64)
         if cut < 0:
             # As `drop` has it, but a value may be any NaN.
             kept = magnitude_key(settle(a, False, FP64), FP64) >= threshold + (offset >= ties).to(threshold.dtype)
         else:
-            kept = draw(key, index, start, STEP) < cut
+            kept = draw(key, index, start, STEP, MID_CALL) < cut
         return tl.where(kept, a, 0.0)
     elif OP == DRAW:
-        return draw(tl.load(words + 2 + PAYLOAD), index, start, STEP).to(tl.float64 if FP64 else tl.float32)
+        return draw(tl.load(words + 2 + PAYLOAD), index, start, STEP, MID_CALL).to(tl.float64 if FP64 else tl.float32)
     elif OP == RANK:
         address = tl.load(words + 2 + SIZES[3] + SIZES[4] + PAYLOAD)
         return load(address, begin, offset, length, F64 if FP64 else F32, FP64, True, MASKED)
     else:
-        rows, columns = within_rows(offset, index, tl.load(words))
+        rows, columns = within_rows(offset, corner)
         address = tl.load(words + 2 + SIZES[3] + PAYLOAD)
         return load_entries(address, rows if OP == ROW else columns, offset, length, FP64, MASKED)
 
 
 @device
 def evaluate(d, base, start, offset, position, tables, CODE: tl.constexpr, VALUES: tl.constexpr, SIZES: tl.constexpr,
-             FP64: tl.constexpr, STEP: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
+             FP64: tl.constexpr, MID_CALL: tl.constexpr, STEP: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
     """The values of a program for the deltas `d` of a step."""
     registers: tl.constexpr = SIZES[0]
     constants: tl.constexpr = SIZES[1]
@@ -152,15 +162,14 @@ def evaluate(d, base, start, offset, position, tables, CODE: tl.constexpr, VALUE
     for _ in tl.static_range(registers):
         operands = operands + (base,)  # noqa: RUF005
     for j in tl.static_range(constants):
-        # Loaded anew in each step: kept for all of them they would take registers.
-        constant = tl.load(tables[0] + j).to(tl.float64 if FP64 else tl.float32)
+        constant = tables[1][j] if constants <= FEW else tl.load(tables[0] + j).to(tl.float64 if FP64 else tl.float32)
         operands = operands + (tl.broadcast_to(constant, (STEP,)),)  # noqa: RUF005
     for i in tl.static_range(len(CODE)):
         if CODE[i][0] < KEEP:
             y = calculate(operands[CODE[i][2]], operands[CODE[i][3]], operands[CODE[i][4]], CODE[i][0], FP64)
         else:
-            y = locate(operands[CODE[i][2]], start, offset, position, tables, CODE[i][0], CODE[i][5], SIZES, FP64, STEP,
-                       MASKED)  # fmt: skip
+            y = locate(operands[CODE[i][2]], start, offset, position, tables, CODE[i][0], CODE[i][5], SIZES, FP64,
+                       MID_CALL, STEP, MASKED)  # fmt: skip
         operands = operands[: CODE[i][1]] + (y,) + operands[CODE[i][1] + 1 :]  # noqa: RUF005
     values = ()
     for m in tl.static_range(len(VALUES)):
@@ -172,13 +181,13 @@ def evaluate(d, base, start, offset, position, tables, CODE: tl.constexpr, VALUE
 def _step(start, sources, base_source, targets, position, tables, counters, INPUTS: tl.constexpr, BASE: tl.constexpr,
           OUT: tl.constexpr, CODE: tl.constexpr, VALUES: tl.constexpr, SIZES: tl.constexpr, COMBINE: tl.constexpr,
           AGREE: tl.constexpr, FP64: tl.constexpr, TO_ZERO: tl.constexpr, ALIGNED: tl.constexpr,
-          COUNT: tl.constexpr, STEP: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
+          COUNT: tl.constexpr, MID_CALL: tl.constexpr, STEP: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
     """Writes the outputs of one step; returns the largest magnitude key of the deltas at each element."""
-    _segment, _index, begin, length = position
+    _segment, _index, begin, length, _corner = position
     offset = start + tl.arange(0, STEP)
     d, base, top = load_deltas(sources, base_source, begin, offset, length, counters, INPUTS, BASE, FP64, TO_ZERO,
                                ALIGNED, COUNT, MASKED)  # fmt: skip
-    values = evaluate(d, base, start, offset, position, tables, CODE, VALUES, SIZES, FP64, STEP, MASKED)
+    values = evaluate(d, base, start, offset, position, tables, CODE, VALUES, SIZES, FP64, MID_CALL, STEP, MASKED)
     if AGREE:
         differ = tl.zeros_like(top)
         for k in tl.static_range(1, AGREE):
@@ -200,8 +209,11 @@ def _kernel(segment_rows: tl.int64, chunk_map: tl.int64, numbers: tl.int64, rule
             nonfinite: tl.int64, INPUTS: tl.constexpr, BASE: tl.constexpr, OUT: tl.constexpr, CODE: tl.constexpr,
             VALUES: tl.constexpr, SIZES: tl.constexpr, COMBINE: tl.constexpr, AGREE: tl.constexpr,
             FP64: tl.constexpr, TO_ZERO: tl.constexpr, ALIGNED: tl.constexpr, COUNT: tl.constexpr,
-            STEP: tl.constexpr, ONE_WAY: tl.constexpr):  # fmt: skip
-    """SIZES: how many registers, constants, rules, keys, vectors and ranked inputs the program has."""
+            MID_CALL: tl.constexpr, STEP: tl.constexpr, ONE_WAY: tl.constexpr):  # fmt: skip
+    """SIZES: how many registers, constants, rules, keys, vectors and ranked inputs the program has.
+
+    MID_CALL: what one call of Philox decides may be cut by the beginning of a segment.
+    """
     models: tl.constexpr = len(INPUTS)
     outputs: tl.constexpr = len(VALUES)
     infinity: tl.constexpr = INFINITY64 if FP64 else INFINITY32
@@ -209,9 +221,11 @@ def _kernel(segment_rows: tl.int64, chunk_map: tl.int64, numbers: tl.int64, rule
     base_source = tl.load(row + 6)
     sources = load_addresses(row, 7, models)
     targets = load_addresses(row, 7 + models, outputs)
-    position = segment, tl.load(row + 1) + begin, begin, length
     own_words = pointer(words, tl.int64) + segment * (2 + SIZES[3] + SIZES[4] + SIZES[5])
-    tables = pointer(numbers, tl.float64) + segment * SIZES[1], rules, own_words
+    index = tl.load(row + 1) + begin
+    position = segment, index, begin, length, corner_of(own_words, index) if SIZES[4] else ()
+    constants = pointer(numbers, tl.float64) + segment * SIZES[1]
+    tables = constants, load_coefficients(constants, SIZES[1] if SIZES[1] <= FEW else 0, FP64), rules, own_words
     counters = pointer(nonfinite, tl.int64) + tl.load(row + 3) * (models + 1)
     largest = tl.full((), infinity, tl.int64 if FP64 else tl.int32)
     if not ONE_WAY:  # noqa: SIM102 (at compile time, unlike what follows)
@@ -219,7 +233,8 @@ def _kernel(segment_rows: tl.int64, chunk_map: tl.int64, numbers: tl.int64, rule
             tops = tl.zeros((STEP,), tl.int64 if FP64 else tl.int32)
             for start in range(0, CHUNK, STEP):
                 top = _step(start, sources, base_source, targets, position, tables, counters, INPUTS, BASE, OUT, CODE,
-                            VALUES, SIZES, COMBINE, AGREE, FP64, TO_ZERO, ALIGNED, COUNT, STEP, False)  # fmt: skip
+                            VALUES, SIZES, COMBINE, AGREE, FP64, TO_ZERO, ALIGNED, COUNT, MID_CALL, STEP,
+                            False)  # fmt: skip
                 tops = tl.maximum(tops, top)
             largest = tl.max(tops, axis=0)
     if largest >= infinity:
@@ -227,7 +242,7 @@ def _kernel(segment_rows: tl.int64, chunk_map: tl.int64, numbers: tl.int64, rule
         start = 0
         while start < length:
             _step(start, sources, base_source, targets, position, tables, counters, INPUTS, BASE, OUT, CODE, VALUES,
-                  SIZES, COMBINE, AGREE, FP64, TO_ZERO, ALIGNED, COUNT, slower, True)  # fmt: skip
+                  SIZES, COMBINE, AGREE, FP64, TO_ZERO, ALIGNED, COUNT, MID_CALL, slower, True)  # fmt: skip
             start += slower
 
 
@@ -245,5 +260,6 @@ def launch(launch, code, combine, agree, nonfinite):
         nonfinite, INPUTS=tuple(launch.inputs), OUT=launch.out, CODE=_with_ranked(program.code, program.ranked),
         VALUES=program.outputs, SIZES=(program.registers, *map(len, sizes)), COMBINE=bool(combine),
         AGREE=agree if combine and launch.base < 0 else 0,
+        MID_CALL=not launch.at_calls and bool(program.rules or program.keys),
         STEP=step(launch, launch.models + 2 + program.registers // 8, warps), ONE_WAY=len(program.code) > LONG,
         warps=warps, **shared(launch, nonfinite))  # fmt: skip

@@ -101,14 +101,17 @@ def works(bench: Bench, operands: Operands, dtype: str, models: int) -> Iterator
 
 
 def _weighted_sum(bench: Bench, problem: Callable[..., Problem], *, on_deltas: bool) -> Work:
+    """By the kernel for it, or by its expression where there is none."""
     p = problem(base=on_deltas, output=True, numbers=lambda k: WEIGHTS[:k])
+    what = "deltas" if on_deltas else "inputs"
+    request = WeightedSum(WEIGHTS[: p.models], on_deltas=on_deltas, agree=not on_deltas)
+    if not hasattr(p.kernels, "weighted_sum"):
+        return rows.mapped(bench, problem, request.as_map(p.models), "weighted_sum", what)
 
     def queue() -> None:
         p.kernels.weighted_sum(p.stream, p.launch, not on_deltas, p.nonfinite.data_ptr())
 
-    request = WeightedSum(WEIGHTS[: p.models], on_deltas=on_deltas, agree=not on_deltas)
-    check = checked_combine(bench, p, request, queue)
-    return Work("weighted_sum", "deltas" if on_deltas else "inputs", p.nbytes, queue, check)
+    return Work("weighted_sum", what, p.nbytes, queue, checked_combine(bench, p, request, queue))
 
 
 def _elect_and_sum(

@@ -31,8 +31,8 @@ OCTAVES = 0x38000000, 0x3C000000  # the eight below 2^-7: most keys
 
 def works(bench: Bench, problem: Callable[..., Problem], dtype: str, models: int) -> Iterator[Work]:
     """Formulas of all models. What takes one input, or two values, is measured with the least models only."""
-    yield _formula(bench, problem, "short", median(models))
-    yield _formula(bench, problem, "long", chain(models))
+    yield _formula(bench, problem, "short", median(models), models)
+    yield _formula(bench, problem, "long", chain(models), models)
     if models == 2:
         yield _ranks(bench, problem)
         yield _histogram(problem)
@@ -56,17 +56,25 @@ def _code(p: Problem, formula: Formula) -> tuple[Code, torch.Tensor]:
     return Code(program, memory.data_ptr()), memory
 
 
-def _formula(bench: Bench, problem: Callable[..., Problem], what: str, value: Expr) -> Work:
-    formula = Formula((value,))
-    p = problem(base=True, output=True, numbers=lambda k: formula.program(k, fp64=False).constants, words=[0, 0])
-    code, memory = _code(p, formula)
-    instructions = len(code.program.code)
+def mapped(bench: Bench, problem: Callable[..., Problem], request: Map, kernel: str, what: str) -> Work:
+    """A formula of all models, under the name of the kernel in whose place it is."""
+
+    def numbers(models: int) -> tuple[float, ...]:
+        return request.formula.program(models, fp64=False).constants
+
+    p = problem(base=request.on_deltas, output=True, numbers=numbers, words=[0, 0])
+    code, memory = _code(p, request.formula)
 
     def queue(memory: torch.Tensor = memory) -> None:
-        p.kernels.formula(p.stream, p.launch, code, True, 0, p.nonfinite.data_ptr())
+        p.kernels.formula(p.stream, p.launch, code, True, request.agree, p.nonfinite.data_ptr())
 
-    check = checked_combine(bench, p, Map(formula, on_deltas=True), queue)
-    return Work("formula", f"{what}, {instructions} instructions", p.nbytes, queue, check)
+    return Work(kernel, what, p.nbytes, queue, checked_combine(bench, p, request, queue))
+
+
+def _formula(bench: Bench, problem: Callable[..., Problem], what: str, value: Expr, models: int) -> Work:
+    formula = Formula((value,))
+    instructions = len(formula.program(models, fp64=False).code)
+    return mapped(bench, problem, Map(formula, on_deltas=True), "formula", f"{what}, {instructions} instructions")
 
 
 def _ranks(bench: Bench, problem: Callable[..., Problem]) -> Work:

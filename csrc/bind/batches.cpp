@@ -1,6 +1,3 @@
-// One request on many tensors. A call names the tensors by their rows and gives what differs from one to the next as
-// columns: contiguous buffers whose entries for one tensor lie side by side. It returns a batch of items, one for each
-// tensor, which answers in columns too. So a tensor costs no call of its own.
 #include "batches.h"
 
 #include <pybind11/stl.h>
@@ -23,7 +20,8 @@ namespace {
 struct Batch {
   std::vector<std::shared_ptr<TensorItem>> items;
 
-  // Of each tensor the elements that are not finite, per input; None if there are none in any.
+  // For each tensor the numbers of elements that are not finite, per input. None if all elements of all tensors are
+  // finite.
   py::object nonfinite() const {
     bool any = false;
     for (const auto& item : items) any = any || item->any_nonfinite();
@@ -63,7 +61,7 @@ Batch batch_of(const Rows& rows, Make make) {
   return batch;
 }
 
-// The entries of a list that belong to one tensor of so many.
+// The entries of a list that belong to one of `tensors` tensors.
 template <class T>
 std::vector<T> share(const std::vector<T>& all, size_t tensor, size_t tensors) {
   const size_t each = all.size() / tensors;
@@ -82,7 +80,7 @@ Batch weighted_sum(const Pool& pool, const Rows& rows, int64_t tile, const py::b
   });
 }
 
-// `numbers`: value, vote and divisor of each model, and lambda: 3 K + 1 for each tensor.
+// `numbers`: 3 K + 1 for each tensor: values, votes and divisors of its K models, then lambda.
 Batch elect_and_sum(const Pool& pool, const Rows& rows, int64_t tile, const py::buffer& numbers, bool elect,
                     const std::vector<Mask>& keep, const Outputs& outputs) {
   const Column<double> all(numbers);
@@ -215,7 +213,7 @@ void bind_batches(py::module_& m, PoolClass& pool) {
                              [](const Batch& batch) {
                                py::list found;
                                for (const auto& item : batch.items) {
-                                 // Their own classes are not known to Python.
+                                 // Python does not know the items' own classes.
                                  const auto select = std::dynamic_pointer_cast<SelectItemBase>(item);
                                  found.append(select ? py::cast(select) : py::cast(item));
                                }

@@ -1,4 +1,8 @@
-// What crosses from Python in columns: numbers, the tensors of a batch, the places of its results.
+// The columns that cross from Python: numbers, the tensors of a batch, and the places of its results.
+//
+// A column is a contiguous buffer with one or several entries for each tensor. Python hands over a whole array
+// (array.array or numpy), so no Python object is made or looked at for a single tensor. A buffer of another item size
+// or layout is refused.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -24,7 +28,7 @@ class Column {
   const T* begin() const { return static_cast<const T*>(info_.ptr); }
   const T* end() const { return begin() + info_.size; }
   const T& operator[](size_t index) const { return begin()[index]; }
-  // The entries of one tensor of so many.
+  // The entries of one of `tensors` tensors.
   std::vector<T> of(size_t tensor, size_t tensors) const {
     const size_t each = size() / tensors;
     return {begin() + tensor * each, begin() + (tensor + 1) * each};
@@ -76,7 +80,7 @@ inline Rows rows_of(std::shared_ptr<TensorGroup> group, const py::buffer& rows, 
   return found;
 }
 
-// Where results go, those of one tensor side by side.
+// Where results go. The outputs of one tensor lie side by side.
 struct Outputs {
   std::vector<Output> places;
 

@@ -1,5 +1,8 @@
-// The module warpmerge._core: plain data in, plain data out. Tensors cross as (address, dtype code); Python keeps the
-// memory alive and has checked shapes. Nothing here imports torch or numpy.
+// The module warpmerge._core: kernels, thread pool and file access of the CPU. Plain data go in and come out.
+//
+// Tensors cross as views: a dtype code and an address, or a file descriptor and an offset. Python keeps memory alive,
+// keeps files open, and has checked shapes. So a wrong address is not noticed here. Nothing here imports torch or
+// numpy, so a merge on the CPU needs neither.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <unistd.h>
@@ -73,13 +76,13 @@ std::shared_ptr<Formula> make_formula(std::shared_ptr<Code> code, std::vector<do
                                    std::move(copies), columns);
 }
 
-// A buffer that cannot be written to, row-major.
+// A read-only buffer, row-major.
 py::buffer_info matrix_of(double* data, int64_t rows, int64_t columns) {
   constexpr int64_t kCell = sizeof(double);
   return py::buffer_info(data, {rows, columns}, {columns * kCell, kCell}, true);
 }
 
-// Waits with the GIL released, so that Python threads run and Ctrl-C is seen within `milliseconds`.
+// Waits with the GIL released: other Python threads run, and Ctrl-C is seen within `milliseconds`.
 bool wait_for(Launch& launch, int milliseconds) {
   bool done;
   {
@@ -98,8 +101,8 @@ const Kernels& kernels_named(const std::string& isa) {
 
 using ItemPtr = std::shared_ptr<Item>;
 
-// Owns something with threads. They do not survive a fork, so the child can neither join them nor wait for what they
-// hold: there it is left as it is.
+// Owns an object that has threads. Threads do not survive a fork: a child process can neither join them nor wait for
+// locks that they hold. So a child process leaves the object as it is.
 template <class T>
 std::shared_ptr<T> threaded(T* object) {
   return std::shared_ptr<T>(object, [creator = getpid()](T* owned) {

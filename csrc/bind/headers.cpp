@@ -1,5 +1,3 @@
-// Headers of safetensors files as columns. Only a header without a flaw is read here, whose tensors follow each other
-// and fill the file, with names that need no escapes; of any other the result is None, and Python finds out what it is.
 #include "headers.h"
 
 #include <pybind11/pybind11.h>
@@ -17,9 +15,9 @@ namespace {
 
 using std::string_view;
 
-constexpr int kDigits = 18;  // that surely fit into 64 bits
+constexpr int kDigits = 18;  // a number of so many digits fits into 64 bits
 
-// A cursor over JSON. What cannot be read leaves `good` false.
+// A cursor over JSON. `good` becomes false if something cannot be read.
 class Cursor {
  public:
   explicit Cursor(string_view text) : at_(text.data()), end_(text.data() + text.size()) {}
@@ -65,7 +63,7 @@ class Cursor {
     return value;
   }
 
-  // The text of an object, whatever is in it.
+  // The text of an object with any content.
   string_view object() {
     peek();
     const char* begin = at_;
@@ -110,7 +108,7 @@ class Scanner {
     for (size_t i = 0; i < dtypes.size(); ++i) kinds_[dtypes[i].first] = {char(i), dtypes[i].second};
   }
 
-  // Metadata, names, kinds, shapes, offsets, sizes; None for a header that is not for here.
+  // Metadata, names, kinds, shapes, offsets, sizes; None for a header that Python must read.
   py::object columns(int64_t size) {
     cursor_.expect('{');
     bool first = true;

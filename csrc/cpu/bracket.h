@@ -1,4 +1,9 @@
-// Where a sample says that the k-th largest key is.
+// The sample that opens an exact selection (csrc/cpu/select.h), and the interval of keys that follows from it.
+//
+// A sample is a set of runs of neighbouring elements, because one read of a file then serves many keys. Order
+// statistics of the sample bracket the k-th largest key of the tensor. A wide bracket rarely misses that key, but then
+// the sweep collects more keys. The margin is four standard errors on either side. A miss costs further sweeps; the
+// result is exact all the same.
 #pragma once
 
 #include <algorithm>
@@ -9,17 +14,17 @@
 
 namespace warpmerge {
 
-constexpr int kRun = 256;  // consecutive elements per sampled place: one read of a file for many keys
+constexpr int kRun = 256;  // elements of a run
 
-// Cost of a sampled key and of a collected one are alike; with a bracket of four standard deviations on either side
-// their sum is least at about (2 n)^(2/3).
+// A sampled key costs about as much as a collected one. With a bracket of four standard deviations on either side, the
+// cost of both is least with about (2 n)^(2/3) sampled keys.
 inline int64_t default_sample(int64_t count) {
   const int64_t best = int64_t(std::pow(2.0 * double(count), 2.0 / 3.0));
   return std::max<int64_t>(4096, best / kRun * kRun);
 }
 
-// Above a share of 1/512 the branch of a tail is mispredicted so often that it costs more than it saves: 0.03 to 0.15
-// ns per key at 0.1 % to 1 %, against 0.05 ns in the general way.
+// If more than 1/512 of the keys are in the tail, the branch on a group is mispredicted so often that it costs more
+// than it saves: 0.03 to 0.15 ns per key at 0.1 % to 1 %, against 0.05 ns without the branch.
 template <class Key>
 Tail tail_of(const std::vector<Key>& sample, Key low, Key high) {
   const auto few = [&](auto&& in) {
@@ -30,9 +35,10 @@ Tail tail_of(const std::vector<Key>& sample, Key low, Key high) {
   return Tail::none;
 }
 
-// An interval that holds the threshold unless the sample is four standard errors off. Neighbours are alike (a row of an
-// embedding changed or did not), so the error is taken from how much the runs differ, not from the number of keys.
-// `sample`: whole runs. `share`: of all keys, how many are at or above the threshold.
+// An interval that holds the threshold, unless the sample is off by more than four standard errors. Neighbouring
+// elements are alike, for example in a row of an embedding. So the error is estimated from the differences between
+// runs, not from the number of keys. `sample`: whole runs. `share`: the share of all keys that are at or above the
+// threshold.
 template <class T>
 SelectInterval bracket_of(const KernelSet<T>& set, const std::vector<Bits<T>>& sample, double share,
                           KthRounds<T>& rounds) {

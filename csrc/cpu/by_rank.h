@@ -1,5 +1,9 @@
-// Which elements of each delta are kept. What rules that keep by rank decide is kept with the tensor, a bit per
-// element, so that a second pass need not decide again.
+// The masks of a request, one for each delta, and the decisions of rank masks.
+//
+// A rank mask (python/warpmerge/expr/masks.py) compares an element's draw with a cut that rises with the element's rank
+// in its row. It needs whole rows, so it is the one mask that is expensive. Its decisions are made once, and kept with
+// the tensor until the tensor is merged. A second pass reads them. In exchange they take one bit for each element and
+// model. The other masks are evaluated anew in each pass. by_rank.inl makes the decisions without sorting a row.
 #pragma once
 
 #include <vector>
@@ -10,16 +14,16 @@ namespace warpmerge {
 
 class MaskRules {
  public:
-  // One rule per delta. Throws std::invalid_argument if rows do not fit the tensor.
+  // `keep`: one mask for each delta. Throws std::invalid_argument if rows do not fit the tensor.
   MaskRules(Tensors& tensors, std::vector<Mask> keep);
 
   const Mask* data() const { return keep_.data(); }
-  // Length of the rows that tiles must load whole: 0 if there is nothing to decide.
+  // Length of the rows that tiles load whole; 0 if nothing is left to decide.
   int64_t columns() const { return columns_; }
-  // Decides the elements of a tile, if they are not yet decided.
+  // Decides the elements of a tile if they are not decided yet.
   void decide(const Kernels& kernels, bool fp64, const Operands& operands, int64_t begin, int64_t count,
               Worker& worker) const;
-  // To be called when all tiles have been decided.
+  // To be called after all tiles are decided.
   void finish() const;
 
  private:

@@ -1,14 +1,16 @@
-// The rule that keeps by rank: a bit for each element of a tile.
+// Decisions of a rank mask: one bit for each element of a tile (by_rank.h).
 //
-// Most draws settle the matter alone, being below the cuts of all ranks or above them. For the others a rank is needed
-// only as well as the draw asks: one counting pass over bins of magnitude keys, each for the four quarters of a row,
-// bounds it. What is left, about one element in two hundred, is counted by itself. Zeros are not looked at: kept or
-// dropped they are 0.
+// A row is not sorted. Most draws decide alone: they are below the cuts of all ranks, or above all of them. For most
+// other elements bounds of the rank are enough. One counting pass over bins of magnitude keys gives the bounds,
+// separately for each quarter of the row. About one element in two hundred stays open, and its rank is counted.
+// Elements that are 0 are not looked at: kept or dropped, they are 0.
+//
+// With AVX-512, groups of 16 float32 elements are decided at once. The scalar code beside it makes the same decisions.
 
 constexpr int kQuarters = 4;
-constexpr int kGroup = 16;  // columns worked on at once, from a multiple of it in the flat tensor
+constexpr int kGroup = 16;  // elements worked on at once; a group begins at a multiple of it in the flat tensor
 
-// The rows of one model's deltas, one after the other.
+// Decides the rows of one model's deltas, one after the other.
 template <class T>
 class RowDecisions {
   using Key = Bits<T>;
@@ -40,7 +42,7 @@ class RowDecisions {
     upper_ = arena.take<uint32_t>(kQuarters * kMostSteps);
   }
 
-  // `bits`: those of element begin_ on, all 0.
+  // `bits`: the bits of the elements from begin_ on, all 0 before.
   void decide(int64_t row, uint8_t* bits) {
     load(row);
     if (count_ == 0) return;
@@ -50,7 +52,8 @@ class RowDecisions {
   }
 
  private:
-  // Magnitude keys of the row, from place pad_ on: places from a multiple of kGroup are elements from one.
+  // Loads the magnitude keys of the row. Place 0 is a multiple of kGroup in the flat tensor; the row begins at place
+  // pad_.
   void load(int64_t row) {
     first_ = row * columns_;
     pad_ = int(first_ % kGroup);
@@ -93,7 +96,8 @@ class RowDecisions {
     return next - out;
   }
 
-  // Draws for the row's elements within [begin_, end_): a stage at a time, what is left over serves the next row.
+  // Makes the draws of the row's elements within [begin_, end_), a stage at a time. The next row uses what is left
+  // over.
   void draw_row() {
     const int64_t from = first_ - pad_ > begin_ ? first_ - pad_ : begin_;
     const int64_t until = first_ + columns_ < end_ ? first_ + columns_ : end_;
@@ -106,7 +110,8 @@ class RowDecisions {
     for (; drawn_ < until; drawn_ += kStage) draw(rule_.key, drawn_, lanes_ + (drawn_ - first_drawn_));
   }
 
-  // Bounds of the ranks of each step and quarter; `upper_` is one above the highest.
+  // Counts the keys of each step and quarter, and makes bounds of ranks of the counts: `lower_` is the lowest rank,
+  // `upper_` is one above the highest.
   void count_steps() {
     Key low = ~Key(0), high = 0;
     for (int64_t i = 0; i < count_; ++i) {
@@ -149,7 +154,8 @@ class RowDecisions {
     write(from, to, origin, bits);
   }
 
-  // Sorts out a group of places: what is kept whatever its rank, and what depends on it, which is listed.
+  // Divides a group of places into elements that are kept whatever their rank, elements that are dropped, and open
+  // elements, whose rank decides. Lists the open elements and returns their number.
   int open(const Key* keys, const uint16_t* lanes, uint32_t low, uint32_t high, uint32_t place, int64_t at) {
     const uint32_t group = place / kGroup;
 #if defined(__AVX512F__)
@@ -186,7 +192,7 @@ class RowDecisions {
     return count;
   }
 
-  // Decides the open elements from number `at` on, up to the next multiple of kGroup or `end`, all in quarter q.
+  // Decides the open elements from number `at` on, up to the next multiple of kGroup or `end`. All are in quarter q.
   void close(int64_t at, int64_t end, int q) {
     const int64_t start = at / kGroup * kGroup;
     const int64_t stop = start + kGroup < end ? start + kGroup : end;
@@ -281,7 +287,7 @@ class RowDecisions {
   const Mask& rule_;
   const Ramp<T> ramp_;
   const int64_t columns_, begin_, end_;
-  int64_t drawn_, first_drawn_;  // draws there are: up to, and from which element on
+  int64_t drawn_, first_drawn_;  // there are draws of the elements from first_drawn_ to drawn_
   Staged<T> staged_;
   KeySteps<T> steps_;
   int64_t first_ = 0, places_ = 0, quarter_ = 0, count_ = 0, zeros_ = 0;
@@ -292,8 +298,8 @@ class RowDecisions {
   uint32_t *open_draws_, *open_places_, *counts_, *lower_, *upper_;
 };
 
-// Bits of the elements [begin, begin + count), all 0 before; `begin` is a multiple of kStage. Rows that reach beyond
-// are loaded whole.
+// Sets the bits of the elements [begin, begin + count), all 0 before; `begin` is a multiple of kStage. Rows that reach
+// beyond the range are loaded whole.
 template <class T>
 void decide_by_rank(const Operands& operands, int model, const Mask& rule, int64_t begin, int64_t count, uint8_t* bits,
                     void* work) {

@@ -1,7 +1,10 @@
-// Philox for a stage: 16-bit decisions for kStage elements from flat index `begin` on, a multiple of kPhiloxLanes.
+// The draws of a stage: 16 random bits for each of kStage elements from flat index `begin` on, a multiple of
+// kPhiloxLanes. csrc/ops/philox.h defines them.
 //
-// On x86 a 32-bit word of the state sits in the low half of a 64-bit lane: the widening multiplication reads low halves
-// only, so the halves above may hold anything and a round is two products, two shifts and two three-way exclusive ors.
+// On x86 a 32-bit word of the state sits in the low half of a 64-bit lane. The widening multiplication reads low halves
+// only, so the high halves may hold anything. A round is then two products, two shifts and two three-way exclusive ors;
+// no shuffle is needed. In exchange half of each register does no work. Each instruction set has the same few functions
+// on its vectors, and `draw` is written once over these. Other processors take a scalar loop.
 
 #if defined(__AVX512F__)
 using Wide = __m512i;
@@ -14,7 +17,7 @@ static inline Wide pair(Wide low, Wide upper) { return _mm512_mask_shuffle_epi32
 static inline Wide unpack_low(Wide a, Wide b) { return _mm512_unpacklo_epi64(a, b); }
 static inline Wide unpack_high(Wide a, Wide b) { return _mm512_unpackhi_epi64(a, b); }
 static inline void store(uint16_t* to, Wide a) { _mm512_storeu_si512(to, a); }
-// Lane order in which unpacking leaves the calls in theirs.
+// The order of calls in a vector from which unpacking stores them in their own order.
 static inline Wide call_order() { return _mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0); }
 #define WM_WIDE_PHILOX
 #elif defined(__AVX2__)
@@ -51,7 +54,7 @@ static inline Wide call_order() { return _mm_set_epi64x(1, 0); }
 #undef WM_WIDE_PHILOX
 
 static void draw(uint64_t seed, int64_t begin, uint16_t* lanes) {
-  constexpr int kCalls = sizeof(Wide) / sizeof(uint64_t);  // calls of one vector
+  constexpr int kCalls = sizeof(Wide) / sizeof(uint64_t);  // calls in one vector
   constexpr int kChains = 4;                               // independent vectors, to cover the multiplier's latency
   const Wide m0 = fp64(kPhiloxM0), m1 = fp64(kPhiloxM1);
   uint64_t call = uint64_t(begin / kPhiloxLanes);

@@ -1,3 +1,9 @@
+// Elect-and-sum on one tensor: masks, an election of each element's sign, and the sum of the terms that agree.
+//
+// This is an accelerator. python/warpmerge/expr/library.py defines the result as an expression,
+// csrc/ops/elect_and_sum.h has the steps for one element, and tests/expr/test_accelerators.py compares the bits. The
+// expression stores votes, signs and terms of a stage in the cache. The kernel keeps those of an element in registers,
+// and masks deltas while it loads them. In exchange there is code to maintain for one family of methods.
 #pragma once
 
 #include "by_rank.h"

@@ -1,5 +1,7 @@
-// elect_and_sum over one tile. The fused form holds one element's K deltas in registers; the general one keeps running
-// votes, totals and divisors in arrays. Both add in the order of the models, so their bits agree.
+// elect_and_sum over one tile, in two forms. For up to four models the loops over models are unrolled, and one
+// element's deltas stay in registers. For more models the votes, totals and divisors of a stage are arrays. Both forms
+// add in the order of the models, so their bits agree. There are no intrinsics: compilers vectorise the loops over
+// elements.
 
 template <class T>
 struct ElectAndSumCoefficients {
@@ -7,8 +9,8 @@ struct ElectAndSumCoefficients {
   T lambda;
 };
 
-// `kWeighted`: votes are the values themselves, so that agreeing terms are the positive parts in the elected
-// direction.
+// `kWeighted`: the vote of each model is its term. Seen in the elected direction, the agreeing part of a term is its
+// positive part.
 template <class T, int K, bool kElect, bool kWeighted>
 void elect_and_sum_fused(T* const* deltas, const T* __restrict base, const ElectAndSumCoefficients<T>& c, int count,
                          T* __restrict out) {

@@ -9,7 +9,7 @@
 namespace warpmerge {
 namespace {
 
-// Joins neighbours of which the second overwrites what the first one made, having read it once.
+// Joins two neighbours if the second one reads the result of the first one once, and overwrites it.
 std::vector<Step> paired(const std::vector<Step>& code) {
   std::vector<Step> result;
   for (const Step& step : code) {
@@ -27,19 +27,20 @@ std::vector<Step> paired(const std::vector<Step>& code) {
   return result;
 }
 
-// On a scale where an addition costs 1; to ask whether a condition holds in all of a stage costs about as much.
+// The cost of an instruction; an addition costs 1. Testing a condition in a whole stage costs about 1, too.
 int cost(const Step& step) {
   if (step.op > FormulaOp::rank) return 8;
   return step.op == FormulaOp::div || step.op == FormulaOp::sqrt ? 2 : 1;
 }
 constexpr int kWorthAsking = 4;
 
-// Inserts what skips the steps that only the last operand of a choice needs where no element of a stage takes that one.
+// Inserts skips: they pass over the steps that only the last operand of a `where` needs, if no element of the stage
+// takes that operand.
 std::vector<Step> skipping(const std::vector<Step>& code, const std::vector<int>& outputs) {
   const size_t never = code.size();
-  std::map<int, size_t> maker;  // of an operand: the step that made it last
+  std::map<int, size_t> maker;  // of an operand: the last step that made it
   std::vector<size_t> last_reader(code.size(), 0);
-  std::vector<std::vector<size_t>> skips(code.size());  // of the step that they begin with: the choices
+  std::vector<std::vector<size_t>> skips(code.size());  // of a step: the choices whose skips begin with it
   std::vector<size_t> asked(code.size());               // of a choice: the step that made its condition
   const auto read = [&](int operand, size_t reader) {
     if (const auto made = maker.find(operand); made != maker.end()) last_reader[made->second] = reader;

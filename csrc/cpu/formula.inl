@@ -1,4 +1,9 @@
-// Formulas: a program is carried out for a stage at a time, one instruction after the other, on arrays in L1.
+// The interpreter of programs. It carries out one instruction on a whole stage, then the next one.
+//
+// All operands of a stage are arrays in the first-level cache. So an instruction is decoded once for 512 elements, and
+// interpreting costs little. In exchange each result is stored and loaded again. Each operation is a loop of its own,
+// made from csrc/ops/formula.h by a template; compilers vectorise it. A pair of operations (formula.h) is one loop,
+// too. A constant fills a strip of kStrip elements, which takes less of the cache than a stage.
 
 template <class T>
 struct Operand {
@@ -8,8 +13,8 @@ struct Operand {
   const T* strip(int64_t j) const { return at + (j & step); }
 };
 
-// Whole strips: arrays of a stage have room for them, and what lies beyond `count` is never read. A target may be one
-// of its operands.
+// Works on whole strips. Arrays of a stage have room for them, and results beyond `count` are never used. The target
+// may be one of the operands.
 template <FormulaOp kOp, class T>
 void calculate_all(const Operand<T>& a, const Operand<T>& b, const Operand<T>& c, T* target, int count) {
   for (int j = 0; j < count; j += kStrip) {
@@ -53,7 +58,7 @@ void find_pair(const Step& step, Calculation<T>& found) {
    ...);
 }
 
-// Tables of what `begins_pair` and `ends_pair` say.
+// The operations that `begins_pair` and `ends_pair` (kernels.h) name.
 template <FormulaOp... kFirsts, class T>
 void find_pairs(const Step& step, Calculation<T>& found) {
   using Op = FormulaOp;
@@ -62,7 +67,7 @@ void find_pairs(const Step& step, Calculation<T>& found) {
    ...);
 }
 
-// Null for an instruction that depends on the element's place.
+// The loop of an instruction. Null for a skip, and for an instruction that depends on the element's place.
 template <class T>
 Calculation<T> calculation(const Step& step) {
   using Op = FormulaOp;
@@ -78,7 +83,7 @@ Calculation<T> calculation(const Step& step) {
 
 template <class T>
 bool none_is_0(const T* x, int count) {
-  Bits<T> borrow = 0;  // the sign bit comes of 0 - 1 only
+  Bits<T> borrow = 0;  // only 0 - 1 sets the sign bit
   for (int j = 0; j < count; ++j) borrow |= magnitude_key(x[j]) - 1;
   return borrow <= FloatTraits<T>::magnitude;
 }
@@ -86,7 +91,7 @@ bool none_is_0(const T* x, int count) {
 template <class T>
 class Evaluator {
  public:
-  // To be called once, for a tile: places the operands and fills in the constants.
+  // Places the operands and fills in the constants. To be called once for each tile.
   void prepare(const Operands& operands, const Staged<T>& staged, Arena& arena) {
     program_ = operands.program;
     lanes_ = staged.lanes;
@@ -105,8 +110,8 @@ class Evaluator {
     for (int s = 0; s < program_->steps; ++s) calculations_[s] = calculation<T>(program_->code[s]);
   }
 
-  // The values of loaded deltas. A stage from a multiple of kPhiloxLanes on, or one that does not reach beyond the
-  // next multiple of kStage.
+  // Carries out the program on loaded deltas. The stage begins at a multiple of kPhiloxLanes, or it does not reach
+  // beyond the next multiple of kStage.
   void run(const Operands& operands, int64_t begin, int count) {
     for (int s = 0; s < program_->steps; ++s) {
       const Step& step = program_->code[s];
@@ -158,7 +163,7 @@ class Evaluator {
     }
   }
 
-  // An array of a stage; the next call overwrites that of a constant.
+  // The array of value m. A constant is spread over a shared array, which the next call overwrites.
   T* value(int m) {
     const Operand<T>& found = operands_[program_->outputs[m]];
     if (found.step) return found.at;
@@ -225,11 +230,12 @@ bool all_finite(const T* __restrict values, int count) {
   return top < FloatTraits<T>::infinity;
 }
 
-// What is measured, a stage at a time: the deltas, or the values of a formula of them.
+// The values that are measured, a stage at a time: the deltas, or the values of a formula. A value of a formula that is
+// not finite is 0.
 template <class T>
 class Measured {
  public:
-  T** d;  // valid up to the next load; values that are the same operand share an array
+  T** d;  // valid until the next load; values that are the same operand share an array
 
   Measured(const Operands& operands, Arena& arena) : staged_(operands, arena) {
     d = staged_.d;
@@ -252,7 +258,7 @@ class Measured {
         continue;
       }
       d[m] = evaluator_.value(m);
-      const bool constant = number > operands.models + program.registers;  // its array is the next one's, too
+      const bool constant = number > operands.models + program.registers;  // the next constant uses the same array
       if (!constant && ((finite && number < operands.models) || all_finite(d[m], count))) continue;
       const T* __restrict value = d[m];
       T* __restrict out = copies_[m];
@@ -261,7 +267,7 @@ class Measured {
     }
   }
 
-  // Copies a loaded value with what `keep` drops zeroed.
+  // Copies a loaded value. Elements that `keep` drops become 0.
   void drop(const Mask& keep, int64_t begin, int count, const T* value, T* out) {
     staged_.drop(keep, begin, count, value, out);
   }
@@ -280,7 +286,7 @@ void narrow_sums(const T* __restrict base, const T* __restrict value, char* __re
   }
 }
 
-// Where the first inputs, so many of them, are not all the same, bit for bit, the value, else they.
+// If the first `agree` inputs of an element are bit-identical, writes that input, else the value.
 template <class T>
 void unless_same(T* const* d, int agree, const T* value, int count, T* __restrict out) {
   const T* first = d[0];

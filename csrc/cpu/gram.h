@@ -1,3 +1,8 @@
+// The request `Gram` on one tensor: squared norms of the inputs, and squared distances of all pairs of inputs.
+//
+// csrc/ops/gram.h defines the terms and the layout, csrc/ops/reduce.h the order of the sums. One read of the inputs
+// serves all pairs. The sums of each block of 4096 elements are kept until the last tile, then added pairwise. So the
+// bits do not depend on the number of threads. In exchange each block takes K (K + 1) / 2 doubles for K inputs.
 #pragma once
 
 #include "item.h"

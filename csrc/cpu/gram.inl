@@ -1,6 +1,10 @@
-// gram over the blocks of one tile, in the order of ops/reduce.h, summed in float64.
+// The sums of `Gram` over the blocks of one tile (gram.h).
+//
+// Each norm and each pair has 256 lanes of float64. A stage is widened once for all of them. Lanes of float64 cost more
+// than lanes of float32 would, but small angles need them (docs/decisions.md, "Numbers"). Elements beyond the end of
+// the tensor are 0 and add nothing.
 
-// Lane sums of x^2 over the rows of a stage; with `y`, of (x - y)^2.
+// Adds x^2 to the lanes, for all rows of a stage; with `y`, (x - y)^2.
 template <class T>
 void add_squares_wide(const T* __restrict x, double* __restrict sums) {
   for (int row = 0; row < kStage; row += kLanes)

@@ -11,7 +11,7 @@ HistogramItem::HistogramItem(const Kernels& kernels, std::shared_ptr<Tensors> te
       above_(intervals.size()),
       bins_(intervals.size() * kHistogramBins),
       only_(intervals.size()) {
-  // No key is all ones: an end above it is as good as there.
+  // No key is above `top`, so an end above `top` means `top`.
   const uint64_t top = tensors_->fp64 ? FloatTraits<double>::magnitude : FloatTraits<float>::magnitude;
   for (const auto& [low, high] : intervals)
     intervals_.push_back({std::min(low, top), std::min(high, top), covering_shift(low, high, kHistogramBins)});

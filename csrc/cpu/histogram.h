@@ -1,3 +1,9 @@
+// Histograms of magnitude keys: how many keys lie above an interval, and how many in each bin of the interval.
+//
+// This is `Reduce` with kind `histogram` (python/warpmerge/requests.py). The k-th largest magnitude of a whole model
+// comes from such histograms (engine/model_select.py). A bin also notes its key while it has seen only one. That often
+// spares a read: 16-bit deltas leave wide gaps between keys. Each worker counts in bins of its own and adds them up at
+// the end. Counting needs no locks; in exchange each worker has a set of bins.
 #pragma once
 
 #include <mutex>
@@ -6,7 +12,7 @@
 
 namespace warpmerge {
 
-// How many keys of each delta or value lie above an interval [low, high], and in up to kHistogramBins bins of it.
+// One interval [low, high], of up to kHistogramBins bins, for each delta or value.
 class HistogramItem final : public TensorItem {
  public:
   HistogramItem(const Kernels& kernels, std::shared_ptr<Tensors> tensors, int64_t tile_elements,
@@ -15,8 +21,8 @@ class HistogramItem final : public TensorItem {
   const std::vector<int64_t>& above() const { return above_; }
   std::vector<int> shifts() const;
   int64_t* bins() { return bins_.data(); }  // one row of kHistogramBins per delta or value
-  // Of a delta or value: the key in each bin that is not empty, kSeveralKeys if there are several. Empty if bins are
-  // of one key anyway.
+  // Of a delta or value: the one key in each bin that is not empty, or kSeveralKeys. Empty if a bin cannot hold several
+  // keys.
   const std::vector<uint64_t>& only(size_t value) const { return only_.at(value); }
 
  protected:
@@ -24,7 +30,7 @@ class HistogramItem final : public TensorItem {
              int64_t* nonfinite) override;
 
  private:
-  // Of one worker; none touches another's.
+  // The counts of one worker. No other worker touches them.
   struct Share {
     std::vector<uint32_t> bins;
     std::vector<std::vector<uint64_t>> only;
@@ -37,7 +43,7 @@ class HistogramItem final : public TensorItem {
   std::vector<Share> shares_;
   std::mutex mutex_;
   std::vector<int64_t> above_, bins_;
-  std::vector<std::vector<uint64_t>> only_;  // per delta or value, if its bins hold several keys
+  std::vector<std::vector<uint64_t>> only_;  // per delta or value, if its bins can hold several keys
 };
 
 }  // namespace warpmerge

@@ -1,4 +1,7 @@
-// Bins of an interval of keys. Those inside are few where a sample gave the interval, so they are set apart first.
+// Counting for HistogramItem (histogram.h), in two steps: keys within the interval are collected, then binned.
+//
+// An interval that comes from a sample holds few keys. The first step is vectorised (select.inl) and passes over the
+// other keys, so the scalar second step has little to do. An interval that holds most keys pays for both steps.
 
 template <class T>
 void count_keys(const T* d, int count, const HistogramInterval& interval, Bits<T>* between, uint32_t* bins,

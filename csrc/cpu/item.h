@@ -1,4 +1,10 @@
-// What the items of all kernels share: their operands, their output and the walk over tiles.
+// The common part of all items: operands, outputs, and the walk over tiles.
+//
+// An item is one request on one tensor (docs/architecture.md, "CPU"). The pool calls an item with the number of a tile.
+// `TensorItem` loads the operands of the tile and calls `range`; there each subclass calls its kernel. `CombineItem`
+// also finds memory for the results, takes their digest and writes them. So a kernel sees plain addresses, wherever a
+// tensor lies. Operands in memory are used in place. Other operands are copied once, into the worker's buffer, where
+// they stay in the cache.
 #pragma once
 
 #include <algorithm>
@@ -15,7 +21,7 @@
 
 namespace warpmerge {
 
-// What a rule that keeps by rank decided of a model's elements, a bit each, with room for what is read at once.
+// The decisions of a rank mask on a model's elements, one bit each, with room for whole stages.
 struct Decisions {
   int model;
   Mask rule;
@@ -34,29 +40,29 @@ struct Tensors {
   std::shared_ptr<const Formula> formula;  // null: none
 
   int models() const { return int(inputs.size()); }
-  // What is measured of them, or written: the values of the formula, else the deltas.
+  // How many values are measured or written: those of the formula, or one for each delta.
   int values() const { return formula ? formula->program().values : models(); }
-  // The first value that is the same as value k.
+  // The first value that is the same operand as value k.
   int first_like(int k) const { return formula ? formula->program().firsts[k] : k; }
-  // The input whose delta value k is; -1: it is none.
+  // The input whose delta is value k; -1 if value k is not a delta.
   int input_of(int k) const {
     const int number = formula ? formula->program().outputs[k] : k;
     return number < models() ? number : -1;
   }
-  // Whether rows must be read whole.
+  // Whether tiles need whole rows.
   bool ranked() const { return formula && formula->program().ranked_count > 0; }
 
-  // Those of the rule for the model's deltas, made anew if there are none.
+  // The decisions of `rule` on the model's deltas; new ones if there are none.
   Decisions& decisions_of(int model, const Mask& rule);
   bool decided() const { return !decisions_.empty(); }
 
  private:
-  std::deque<Decisions> decisions_;  // references to them stay good
+  std::deque<Decisions> decisions_;  // a deque: references to its entries stay valid
 };
 
-// The elements [begin, begin + count) of all operands: where they are in memory, or produced in the worker's buffer.
-// For ranks, or if a length of rows is given, also the rest of the rows that they lie in. `only`: of the inputs just
-// this one, unless it is -1.
+// The elements [begin, begin + count) of all operands: in place if an operand is in memory, else in the worker's
+// buffer. Rows are loaded whole if ranks are asked for, or if `columns`, their length, is given. `only`: the one input
+// that is loaded; -1: all of them.
 class Loaded {
  public:
   Loaded(const Tensors& tensors, int64_t begin, int64_t count, Worker& worker, int64_t columns = 0, int only = -1);
@@ -86,12 +92,12 @@ struct Output {
 // An item over the elements of `tensors`, in tiles of `tile_elements`.
 class TensorItem : public Item {
  public:
-  // `columns`: of the rows that every tile needs whole, 0 for none.
+  // `columns`: length of the rows that tiles load whole; 0: none.
   TensorItem(const Kernels& kernels, std::shared_ptr<Tensors> tensors, int64_t tile_elements, int64_t columns = 0);
   int64_t tiles() const override { return tensors_->count == 0 ? 1 : (tensors_->count + step_ - 1) / step_; }
   void tile(int64_t index, Worker& worker) override;
 
-  // Elements that are NaN or infinite, per model and last for the base.
+  // How many elements are NaN or infinite, per model and last for the base.
   std::vector<int64_t> nonfinite() const { return {nonfinite_.begin(), nonfinite_.end()}; }
   bool any_nonfinite() const {
     return std::any_of(nonfinite_.begin(), nonfinite_.end(), [](const auto& count) { return count != 0; });
@@ -99,13 +105,13 @@ class TensorItem : public Item {
   const Tensors& tensors() const { return *tensors_; }
 
  protected:
-  // Whether tiles have nothing to do: then they are not even read.
+  // Whether tiles have nothing to do. Then they are not read.
   virtual bool idle() const { return false; }
-  // The first element of a tile; that of one behind the last is the tensor's end.
+  // The first element of a tile. For the number after the last tile it is the tensor's end.
   virtual int64_t first_of(int64_t index) const { return std::min(index * step_, tensors_->count); }
   virtual void range(int64_t index, const Operands& operands, int64_t begin, int64_t count, Worker& worker,
                      int64_t* nonfinite) = 0;
-  // Reads elements and has them worked on by `range`.
+  // Loads elements and calls `range` on them.
   void part(int64_t index, int64_t begin, int64_t count, Worker& worker);
   template <class T>
   const KernelSet<T>& set() const {
@@ -125,8 +131,8 @@ class TensorItem : public Item {
   std::vector<std::atomic<int64_t>> nonfinite_;
 };
 
-// The elements of a tile, a multiple of `unit`. Rows whose ranks are asked for are cut as seldom as can be, as each
-// tile that has part of a row ranks all of it.
+// Elements per tile, a multiple of `unit`. If ranks are asked for, tiles cut as few rows as they can: each tile that
+// has part of a row ranks the whole row.
 int64_t tile_step(const Tensors& tensors, int64_t tile_elements, int64_t unit, int64_t columns = 0);
 
 // A measuring item: its tiles are whole blocks of the reduction order.
@@ -152,8 +158,8 @@ class CombineItem : public TensorItem {
   std::vector<std::atomic<uint64_t>> digests_;
 };
 
-// Copies bytes and takes their digest, unless `digested` is false; without an output only the digest. `position`: where
-// in the byte string that the digest is of these bytes begin, a multiple of 8.
+// Copies bytes, and takes their digest if `digested`. Without an output it takes the digest only. `position`: where
+// these bytes begin in the byte string that is digested, a multiple of 8.
 class CopyItem final : public Item {
  public:
   CopyItem(const Kernels& kernels, View source, int64_t bytes, int64_t tile_bytes, Output output, int64_t position,
@@ -161,7 +167,7 @@ class CopyItem final : public Item {
   int64_t tiles() const override { return bytes_ == 0 ? 1 : (bytes_ + step_ - 1) / step_; }
   void tile(int64_t index, Worker& worker) override;
   uint64_t digest() const;
-  // The words' share of the digest: those of the pieces of a byte string add up.
+  // The digest without the term of the length. Those of all pieces of a byte string add up.
   uint64_t partial_digest() const { return digest_; }
 
  private:

@@ -1,7 +1,9 @@
 // The loops over one tile, compiled once per instruction set and reached through a table.
 //
-// A tile is the element range [begin, begin + count) of a tensor. Sources need no alignment. Arguments are plain data;
-// nothing here allocates.
+// All instruction sets compile the same sources, so there is one mathematics, and the bits do not depend on the
+// processor. A call through the table serves a whole tile, so its cost does not count. A tile is the element range
+// [begin, begin + count) of a tensor. Sources need no alignment. Arguments are plain data, and nothing here allocates:
+// the caller gives scratch memory.
 #pragma once
 
 #include <cstddef>
@@ -23,15 +25,16 @@ struct Source {
   Dtype dtype = Dtype::f32;
 };
 
-// No instruction: on to step `payload` if operand `a` is not 0 anywhere in the stage.
+// A skip instead of an instruction: go on with step `payload` if no element of operand `a` is 0 in the stage.
 constexpr FormulaOp kSkip = FormulaOp(-1);
 
-// Operands: inputs, base, registers, constants. A rank's payload is its place among those that are asked for.
+// An instruction. Operands are numbered: inputs, base, registers, constants. The payload of a `rank` is its place in
+// `Program::ranked`.
 struct Step {
   FormulaOp op;
   int target, a, b, c, payload;
-  // A second instruction at once, on the first one's result and operand c, in this order or, if `swapped`, the other:
-  // what is between them need not be stored. None: FormulaOp::keep.
+  // A second instruction, carried out at once on the first one's result and operand c; if `swapped`, on c and the
+  // result. So the first result is not stored. FormulaOp::keep: there is none.
   FormulaOp then = FormulaOp::keep;
   bool swapped = false;
 };
@@ -46,12 +49,12 @@ constexpr bool ends_pair(FormulaOp op) {
          op == FormulaOp::max || op == FormulaOp::lt || op == FormulaOp::le;
 }
 
-// A formula as straight-line code (python/warpmerge/program.py).
+// A program as plain data: straight-line code (python/warpmerge/expr/program.py), and the values of its slots.
 struct Program {
   const Step* code;
   int steps;
   const int* outputs;
-  const int* firsts;  // of each output, the first one that is the same operand
+  const int* firsts;  // of each output, the first output that is the same operand
   int values;         // how many outputs
   int registers;
   const double* constants;
@@ -96,10 +99,11 @@ struct ElectAndSumArgs {
   bool elect;
 };
 
-// Of an interval: whether hardly any key is at or above its lower end, or at or below its upper one.
+// Whether an interval is in a tail of the distribution: hardly any key is at or above its lower end (`largest`), or at
+// or below its upper end (`smallest`).
 enum class Tail : uint8_t { none, largest, smallest };
 
-// One model's state in a sweep of `select`, and what the sweep of one tile found.
+// One model's interval in a sweep of `select`.
 struct SelectInterval {
   uint64_t low, high;
   bool histogram;  // count bins over [low, high] instead of collecting
@@ -110,12 +114,14 @@ struct HistogramInterval {
   uint64_t low, high;
   int shift;
 };
-// What is folded over rows and columns. A product is that of values first[i] and second[i]; else term i is value i.
+// The terms that are folded over rows and columns. A term of products is value first[i] times value second[i]. Of other
+// kinds, term i is value i.
 struct Terms {
   const int *first, *second;
   int count;
   Term kind;
 };
+// How many keys of one model a sweep found above its interval, at the two ends, and strictly inside.
 struct SelectCounts {
   int64_t above = 0, at_high = 0, at_low = 0, inside = 0;
 };
@@ -127,13 +133,13 @@ struct KernelSet {
                        Dtype out_dtype, void* scratch, int64_t* nonfinite);
   void (*elect_and_sum)(const Operands&, const ElectAndSumArgs&, int64_t begin, int64_t count, void* out,
                         Dtype out_dtype, void* scratch, int64_t* nonfinite);
-  // One output per value. `agree`: where so many first inputs are the same, bit for bit, the result is they.
+  // One output per value. If the first `agree` inputs of an element are bit-identical, the output is that input.
   void (*formula)(const Operands&, int agree, int64_t begin, int64_t count, void* const* out, Dtype out_dtype,
                   void* scratch, int64_t* nonfinite);
   // Sums of values in the compute type: one per value and block of kBlock elements, blocks outermost. `begin` is a
   // multiple of kBlock.
   void (*tensor_sums)(const Operands&, int64_t begin, int64_t count, double* blocks, void* scratch, int64_t* nonfinite);
-  // The same of |delta| and of |what the mask leaves of it|: two per model and block.
+  // Sums of |delta| and of |masked delta|: two per model and block.
   void (*kept_sums)(const Operands&, const Mask*, int64_t begin, int64_t count, double* blocks, void* scratch,
                     int64_t* nonfinite);
   // `blocks`: gram_size(models) doubles per block.
@@ -147,18 +153,20 @@ struct KernelSet {
   // sweep.
   void (*select)(const Operands&, const SelectInterval*, const bool* active, int64_t begin, int64_t count,
                  SelectCounts* counts, Bits<T>* const* inside, int64_t* const* bins, void* scratch, int64_t* nonfinite);
-  // Counts the keys of value k above intervals[k], and those in it into bins[k] (kHistogramBins counters). `only[k]`,
-  // unless null: what note_key keeps of each bin.
+  // Counts the keys of value k above intervals[k], and those within it into bins[k] (kHistogramBins counters).
+  // `only[k]`, unless null: for each bin the result of note_key.
   void (*histogram)(const Operands&, const HistogramInterval* intervals, int64_t begin, int64_t count,
                     uint32_t* const* bins, uint64_t* const* only, int64_t* above, void* scratch, int64_t* nonfinite);
-  // The row blocks in a tile of whole ones, of rows of `columns`; those of term t from blocks + t * stride on.
+  // Folds each row block of a tile; a tile has whole blocks, of rows of `columns`. The results of term t are stored
+  // from blocks + t * stride on.
   void (*reduce_rows)(const Operands&, const Terms&, int64_t columns, int64_t begin, int64_t count, double* blocks,
                       int64_t stride, void* scratch, int64_t* nonfinite);
   // Folds whole rows, or a part of one, into `found`: terms x columns.
   void (*reduce_columns)(const Operands&, const Terms&, int64_t columns, int64_t begin, int64_t count, double* found,
                          void* scratch, int64_t* nonfinite);
-  // What a rule that keeps by rank decides of one model's elements [begin, begin + count), as bits, all 0 before.
-  // `begin` is a multiple of kStage; the rows' other elements are loaded too. `work`: by_rank_work(columns) bytes.
+  // Decides which of one model's elements [begin, begin + count) a rank mask keeps, and sets their bits, all 0 before.
+  // `begin` is a multiple of kStage. The other elements of the rows are loaded too. `work`: by_rank_work(columns)
+  // bytes.
   void (*decide_by_rank)(const Operands&, int model, const Mask&, int64_t begin, int64_t count, uint8_t* bits,
                          void* work);
 };
@@ -187,7 +195,7 @@ constexpr size_t scratch_bytes(int models) {
   return measure + 512 * (4 * size_t(models) + 16);
 }
 
-// A constant fills a strip, which instructions read again and again; everything else is an array of a stage.
+// A constant fills a strip, and instructions read the strip again and again. Other operands are arrays of a stage.
 constexpr int kStrip = 64;
 
 // Bytes of scratch for a formula, on top of those for the models.
@@ -198,9 +206,9 @@ inline size_t scratch_bytes(const Program& program) {
          (array + lanes) * size_t(program.values) + sizeof(void (*)()) * size_t(program.steps) + 64;
 }
 
-// Rows and columns of a panel whose values are kept in float64 at a time: 32 KiB of them for four values. Of 4864
-// columns and seven pairs an element takes 0.98 ns, with 128 or 448 columns 0.97 and 1.05, with 2 rows 1.25, with
-// 8 1.07.
+// Rows and columns of a panel. Its values are kept in float64: 32 KiB for four values. With 4864 columns and seven
+// pairs an element takes 0.98 ns. Panels of other sizes: 0.97 ns with 128 columns, 1.05 ns with 448 columns, 1.25 ns
+// with 2 rows, 1.07 ns with 8 rows.
 constexpr int kPanelRows = 4, kPanel = 256;
 
 // Bytes of scratch to fold terms over rows or columns, on top of those for the models and their formula.
@@ -215,7 +223,8 @@ inline size_t rank_work(int64_t columns) {
          4 * sizeof(double) * kStage;
 }
 
-// Bytes that deciding by rank needs: arrays of a row, a stage's draws, three tables of the counting pass, staging.
+// Bytes that the decisions of a rank mask need: arrays of a row, a stage's draws, three tables of the counting pass,
+// staging.
 inline size_t by_rank_work(int64_t columns) {
   const size_t row = size_t(columns) + 64;
   return row * (3 * sizeof(double) + 2 * sizeof(uint32_t) + 3 * sizeof(uint16_t)) + 3 * kStage * sizeof(uint16_t) +

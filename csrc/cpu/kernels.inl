@@ -1,5 +1,8 @@
-// Every tile loop, compiled by kernels_<isa>.cpp with that instruction set's flags. No standard library in here: an
-// inline function of it, compiled for AVX-512, could become the copy that the whole program uses.
+// All loops over a tile. kernels_<isa>.cpp compiles them with the flags of its instruction set.
+//
+// No file here includes the C++ standard library. The linker keeps one copy of an inline function for the whole
+// program; if that copy were compiled for AVX-512, other processors could not run it.
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif

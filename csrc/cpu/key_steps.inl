@@ -1,15 +1,20 @@
-// Bins for a counting pass over magnitude keys, and the sums that make ranks of counts.
+// Bins of magnitude keys for the counting pass of rank masks (by_rank.inl), and the running sums that make bounds of
+// ranks of the counts.
+//
+// A bin of its own for each key would make the tables too large for the cache. A bin of many keys leaves wide bounds.
+// The bins here use the form of the data: differences of 16-bit weights have few significant bits, so many of them are
+// multiples of a power of two, and many are equal. Such a multiple has a bin of its own.
 
 constexpr int kMostSteps = 1024;
 
-// Bins of keys above 0, in turn those between two multiples of 1 << shift and those of the multiple alone: differences
-// of 16-bit weights have few significant bits, so that most are such multiples, and many are equal. Lowest of all is
-// what lies further below the largest key than nearly all do.
+// Bins of keys above 0. They alternate: the keys between two multiples of 1 << shift, then the next multiple alone. In
+// a bin of one key, ranks follow from the columns. The lowest bin takes all keys more than kOctaves octaves below the
+// largest one; nearly all keys are above it.
 template <class T>
 struct KeySteps {
   static constexpr int kOctaves = 8;
   int shift = 0, count = 0;
-  Bits<T> first = 0, below = 0;  // the least multiple, and the key that stands for those below it
+  Bits<T> first = 0, below = 0;  // the number of the least multiple; the key that stands for all keys below it
 
   KeySteps() = default;
   KeySteps(Bits<T> low, Bits<T> high, int most) {
@@ -27,7 +32,8 @@ struct KeySteps {
   static bool one_key(uint32_t step) { return step & 1; }
 };
 
-// Sums of all entries before, from `start` on, and with the entry itself. `count` is a multiple of 16.
+// Running sums from `start` on: `before` is without the entry's own count, `through` is with it. `count` is a multiple
+// of 16.
 static inline void running_sums(const uint32_t* __restrict counts, int count, uint32_t start,
                                 uint32_t* __restrict before, uint32_t* __restrict through) {
 #if defined(__AVX512F__)

@@ -1,5 +1,10 @@
-// The k-th largest of unsorted keys: sample, bracket, keep what lies strictly inside, again. Each round is one
-// vectorised sweep (KernelSet::collect) that leaves about a quarter.
+// The k-th largest of unsorted keys in memory.
+//
+// A round takes a sample, brackets the wanted key, and keeps the keys strictly inside the bracket. That is one
+// vectorised sweep (KernelSet::collect), and it leaves about a quarter of the keys. Keys at the ends of the bracket are
+// counted, not kept, so many equal keys do not slow it down. If the sample misleads, one side of the bracket is kept
+// instead: the result is always exact. std::nth_element orders the last few keys. It would take longer on all keys
+// (docs/decisions.md); in exchange the rounds need memory for the keys that are left.
 #pragma once
 
 #include <algorithm>
@@ -12,7 +17,7 @@
 
 namespace warpmerge {
 
-// Memory for what is left after a round and after the next one; grows to what is needed.
+// Memory for the keys that are left after a round and after the next one. It grows as needed.
 template <class T>
 using KthRounds = std::vector<Bits<T>>[2];
 
@@ -42,7 +47,7 @@ Bits<T> kth_largest(const KernelSet<T>& set, const Bits<T>* keys, int64_t count,
     if (rank > to_high && rank <= to_low) {
       count = counts.inside;
       rank -= to_high;
-    } else if (rank <= counts.above) {  // the sample misled: one side of the bracket, which is smaller than all
+    } else if (rank <= counts.above) {  // the sample misled: one side is left, and it has fewer keys
       count = std::copy_if(keys, keys + count, left.data(), [=](Key key) { return key > high; }) - left.data();
     } else {
       count = std::copy_if(keys, keys + count, left.data(), [=](Key key) { return key < low; }) - left.data();

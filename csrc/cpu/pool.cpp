@@ -10,7 +10,7 @@
 namespace warpmerge {
 namespace {
 
-constexpr int64_t kMostTasks = 16;  // that a worker takes at once
+constexpr int64_t kMostTasks = 16;  // the most that a worker takes at once
 
 }
 
@@ -51,8 +51,8 @@ bool Launch::ready(int64_t task) const {
   return task < int64_t(to_prepare_.size()) || cancelled_ || slot_of(task).prepared.load(std::memory_order_acquire);
 }
 
-// A few at once while many are left, so that workers on small tensors do not wait for each other's lock. The shares
-// shrink: at the end each worker has one task.
+// Takes a few at once while many are left, so that workers on small tensors do not wait for each other's lock. The
+// shares shrink: at the end each worker takes one task.
 int64_t Launch::take(int threads) {
   const int64_t share = std::min<int64_t>(kMostTasks, (tasks_ - next_) / (16 * threads));
   const int64_t end = next_ + std::max<int64_t>(1, share);
@@ -100,7 +100,7 @@ void Launch::check() {
 Pool::Pool(int threads, const Kernels& kernels) : kernels_(kernels) {
   try {
     for (int i = 0; i < std::max(1, threads); ++i) threads_.emplace_back([this, i] { work(i); });
-  } catch (...) {  // no more threads to be had: the ones there are must end before the error leaves
+  } catch (...) {  // a thread could not start: the others must end before the error is thrown on
     stop();
     throw;
   }
@@ -129,7 +129,7 @@ std::shared_ptr<Launch> Pool::submit(std::vector<std::shared_ptr<Item>> items) {
 }
 
 void Pool::work(int index) {
-  // A thread inherits its creator's mode: round to nearest and keep subnormals, whatever that was.
+  // A thread inherits its creator's floating-point mode. Kernels need rounding to nearest, and subnormals.
 #if defined(__x86_64__)
   _mm_setcsr(0x1f80);
 #elif defined(__aarch64__)

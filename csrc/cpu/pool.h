@@ -1,6 +1,9 @@
-// A pool of threads that works through launches in the order in which they were submitted. A launch is a list of items
-// (one kernel on one tensor each) cut into tiles; when a launch has no tile left to hand out, idle workers go on with
-// the next one, so that a host thread that submits ahead never lets them wait.
+// A pool of threads that works through launches in the order in which they were submitted.
+//
+// A launch is a list of items. An item is one kernel on one tensor, cut into tiles. Workers take the tiles in order, a
+// few at once while many are left. When a launch has no tile left, idle workers go on with the next launch. So no
+// worker waits as long as the host thread submits ahead. In exchange several launches hold memory for partial results
+// at once.
 #pragma once
 
 #include <atomic>
@@ -18,7 +21,7 @@ namespace warpmerge {
 
 struct Kernels;
 
-// What a worker owns: memory that is allocated once and grows to the largest request.
+// A worker's memory: allocated once, it grows to the largest request.
 class Worker {
  public:
   explicit Worker(int index) : index(index) {}
@@ -51,24 +54,24 @@ class Item {
 class Launch {
  public:
   explicit Launch(std::vector<std::shared_ptr<Item>> items);
-  // True when all is done or given up; waits at most this long.
+  // True when all is done or given up. Waits at most this long.
   bool wait_for(int milliseconds);
   // Drops the tiles that have not started.
   void cancel() { cancelled_ = true; }
-  // Throws what a tile threw.
+  // Rethrows the first exception of a tile, if there is one.
   void check();
 
  private:
   friend class Pool;
   struct Slot {
     std::shared_ptr<Item> item;
-    int64_t first_task;  // its tiles; the tasks before those of slot 0 prepare the items, in order
+    int64_t first_task;  // the task of its first tile; before the tiles of slot 0, tasks prepare the items in order
     int64_t tiles;
     std::atomic<int64_t> remaining;
     std::atomic<bool> prepared;
   };
   bool ready(int64_t task) const;  // the task need not wait for its item's preparation
-  // Takes the next tasks, at least one, which must be ready. Returns the end of those taken.
+  // Takes the next tasks, at least one. The first must be ready. Returns the end of the tasks that were taken.
   int64_t take(int threads);
   void run(int64_t task, Worker& worker);
   void attempt(const std::function<void()>& action);

@@ -1,5 +1,9 @@
-// Ranks within a row: one stable counting pass over bins of keys, then insertion within them. Deltas of 16-bit weights
-// repeat few values, and equal keys need no more than to stay in order.
+// Ranks of magnitudes within a row (csrc/ops/select.h defines them), for the instruction RANK of programs.
+//
+// A row is sorted with one stable counting pass over bins of keys, then by insertion within each bin. Deltas of 16-bit
+// weights repeat few values. Equal keys need no more than to stay in order, so insertion has little to do. A bin of
+// many different keys is sorted by their bytes first. Sorting costs more than deciding a rank mask (by_rank.inl); only
+// expressions that need all exact ranks pay for it.
 
 template <class Key>
 struct Ranked {
@@ -11,7 +15,7 @@ struct Ranked {
   uint32_t column() const { return column_; }
   bool above(const Ranked& other) const { return key_ > other.key_; }
 };
-// One word, that it is stored and loaded as one: reading what was written in halves would wait for both to be in L1.
+// Key and column are one word, stored and loaded at once. A load of a word stored in halves would wait for both stores.
 template <>
 struct Ranked<uint32_t> {
   uint64_t word;
@@ -24,7 +28,7 @@ struct Ranked<uint32_t> {
 
 constexpr int64_t kFew = 64;  // entries that insertion sorts
 
-// What lies before the first entry must not be above any.
+// Insertion. The entry before the first one must not be above any.
 template <class Key>
 void sort_few(Ranked<Key>* entries, int64_t count) {
   for (int64_t i = 1; i < count; ++i) {
@@ -41,7 +45,7 @@ void sort_few(Ranked<Key>* entries, int64_t count) {
 
 static inline int bit_width(uint64_t x) { return x ? 64 - __builtin_clzll(x) : 0; }
 
-// Stable, by the highest byte in which keys differ, then by the next.
+// A stable sort: by the highest byte that differs among the keys, then by the next.
 template <class Key>
 void sort_many(Ranked<Key>* entries, int64_t count, Ranked<Key>* spare) {
   Key low = entries[0].key(), high = low;
@@ -67,8 +71,8 @@ void sort_many(Ranked<Key>* entries, int64_t count, Ranked<Key>* spare) {
   }
 }
 
-// Where a key goes in the first pass: 0 has a bin of its own, as elements that no training changed are many; the bins
-// above it cover the octaves just below the largest key, where nearly all others are.
+// The bins of the first pass. 0 has a bin of its own, because training leaves many elements unchanged. The bins above
+// it cover the octaves just below the largest key, where nearly all other keys are.
 template <class T>
 struct RankBins {
   static constexpr int kOctaves = 8;
@@ -91,12 +95,12 @@ struct RankBins {
 };
 
 // ranks[j] of (count,) keys. Both halves of a row are counted and placed side by side, each with its own ends of the
-// bins: an increment need not wait for the one before. bf16 deltas in rows of 896 and 4864: 3.1 and 2.4 ns per element,
-// against 5.4 and 5.2 in one chain.
+// bins: an increment need not wait for the one before. For bf16 deltas in rows of 896 and 4864 that takes 3.1 and 2.4
+// ns per element, against 5.4 and 5.2 ns in one chain.
 template <class T>
 void rank_keys(const Bits<T>* __restrict keys, int64_t count, T* __restrict ranks, Arena& arena) {
   using Key = Bits<T>;
-  Key below = ~Key(0), high = 0;  // one below the least apart from 0, which is below all
+  Key below = ~Key(0), high = 0;  // one below the least key that is not 0; 0 - 1 wraps around
   for (int64_t j = 0; j < count; ++j) {
     const Key key = keys[j], one_below = key - 1;
     below = one_below < below ? one_below : below;

@@ -3,7 +3,7 @@
 namespace warpmerge {
 namespace {
 
-// As many whole rows as make `tile_elements`; of a longer row, whole stages.
+// As many whole rows as `tile_elements` holds. A longer row is cut into whole stages, unless its ranks are asked for.
 int64_t elements_at_once(const Tensors& tensors, int64_t tile_elements, int64_t columns) {
   if (columns <= tile_elements || tensors.ranked()) return std::max<int64_t>(1, tile_elements / columns) * columns;
   return tile_elements;
@@ -21,7 +21,7 @@ ColumnsItem::ColumnsItem(const Kernels& kernels, std::shared_ptr<Tensors> tensor
       at_once_(elements_at_once(*tensors_, tile_elements, columns_)) {}
 
 void ColumnsItem::tile(int64_t index, Worker& worker) {
-  // Not before: of the items that wait, none needs its memory yet.
+  // Allocated with the first tile: items that wait need no memory yet.
   std::call_once(allocated_,
                  [&] { found_.reset(new double[size_t(std::max<int64_t>(1, blocks_) * terms() * columns_)]); });
   const bool largest = terms_.data().kind == Term::largest && tensors_->count;
@@ -48,7 +48,7 @@ void ColumnsItem::range(int64_t index, const Operands& operands, int64_t begin, 
 void ColumnsItem::finish(Worker&) {
   const int64_t size = terms() * columns_;
   const bool largest = terms_.data().kind == Term::largest;
-  for (int64_t count = blocks_; count > 1; count = (count + 1) / 2) {  // as fold_blocks, all columns at once
+  for (int64_t count = blocks_; count > 1; count = (count + 1) / 2) {  // as fold_blocks does, all columns at once
     for (int64_t b = 0; b < count / 2; ++b)
       for (int64_t i = 0; i < size; ++i) {
         const double first = found_in(2 * b)[i], second = found_in(2 * b + 1)[i];

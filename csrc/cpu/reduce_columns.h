@@ -1,3 +1,10 @@
+// Folds over the columns of a tensor: for each column a sum, a sum of products, or the largest value, in float64.
+//
+// This is `Reduce` over columns (python/warpmerge/requests.py); csrc/ops/reduce.h defines the order. The rows are cut
+// into blocks. A tile is a block, and a worker reads `tile_elements` of it at a time. Each block has its own numbers
+// for all columns, so workers share nothing until the end. The number of blocks depends on the shape alone, so the bits
+// do not depend on the number of threads. In exchange the numbers of all blocks are in memory at once: 4 MiB for each
+// term, unless a row is longer.
 #pragma once
 
 #include <mutex>
@@ -6,11 +13,10 @@
 
 namespace warpmerge {
 
-// Folds of columns of a formula's values. A tile is a block of rows (ops/reduce.h), of which a worker reads
-// `tile_elements` at a time.
+// Folds of the columns of a formula's values.
 class ColumnsItem final : public TensorItem {
  public:
-  // `columns`: length of a row, at least 1; that of the formula's own rows if it knows any.
+  // `columns`: length of a row, at least 1. If the formula has rows, it is their length.
   ColumnsItem(const Kernels& kernels, std::shared_ptr<Tensors> tensors, int64_t tile_elements, int64_t columns,
               TermList terms);
   int64_t tiles() const override { return std::max<int64_t>(1, blocks_); }

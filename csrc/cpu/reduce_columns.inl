@@ -1,9 +1,10 @@
-// Folds of columns, in the order of ops/reduce.h.
+// Folds of the columns of one block of rows, in the order of csrc/ops/reduce.h.
 //
-// A worker has one block of rows. It takes them in panels of kPanelRows rows by kPanel columns, whose values in float64
-// stay in L1 while every term is folded; what has been found of a column is loaded and stored once per panel.
+// A worker takes the block in panels of kPanelRows rows by kPanel columns. The values of a panel stay in L1, in
+// float64, while every term is folded. So the number of a column is loaded and stored once for kPanelRows rows. Short
+// rows would leave panels nearly empty: several of them are loaded as one stage.
 
-// What a row adds to what has been found of a column.
+// How the term of a row joins the number of its column.
 template <class T>
 struct ProductTerm {
   WM_FN double add(double found, double a, double b) { return add_product<T>(found, a, b); }
@@ -47,7 +48,7 @@ void fold_columns(const Operands& operands, const Terms& terms, int64_t columns,
   Arena arena(scratch);
   Doubles<T> doubles(operands, arena);
   double* values = arena.take<double>(size_t(operands.values()) * size);
-  if (columns <= kPanel / 2) {  // several rows are a stage
+  if (columns <= kPanel / 2) {  // several rows fit into a stage
     const int64_t rows = (kStage - kPhiloxLanes) / columns;
     for (int64_t done = 0; done < count; done += rows * columns) {
       const int n = int(rows * columns < count - done ? rows * columns : count - done);
@@ -58,7 +59,7 @@ void fold_columns(const Operands& operands, const Terms& terms, int64_t columns,
   }
   const int64_t first = begin % columns, width = count < columns - first ? count : columns - first;
   const int64_t rows = count / width;
-  const int most = operands.program->ranked_count ? 1 : kPanelRows;  // ranks are kept of one row at a time
+  const int most = operands.program->ranked_count ? 1 : kPanelRows;  // ranks are there for one row at a time
   for (int64_t row = 0; row < rows; row += most) {
     const int some = int(rows - row < most ? rows - row : most);
     for (int64_t done = 0; done < width; done += kPanel) {

@@ -5,7 +5,7 @@
 namespace warpmerge {
 namespace {
 
-// Whole rows if ranks are asked for: to sort a row once per block of it would be slow.
+// Whole rows if ranks are asked for: else each block of a row would sort the row anew.
 int64_t blocks_of_tile(const Tensors& tensors, int64_t tile_elements, int64_t columns) {
   const int64_t each = std::min<int64_t>(columns, kBlock), row = blocks_of_row(columns);
   const int64_t blocks = std::max<int64_t>(1, tile_elements / each);

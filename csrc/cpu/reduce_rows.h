@@ -1,14 +1,20 @@
+// Folds over the rows of a tensor: for each row a sum, a sum of products, or the largest value, in float64.
+//
+// This is `Reduce` over rows (python/warpmerge/requests.py); csrc/ops/reduce.h defines the order. Rows are cut into
+// blocks of up to 4096 elements, and a tile is a range of such blocks. So several workers share a long row. Sums in
+// float64 and largest values over a whole tensor are folds of one row that is the tensor (backends/primitives.py). In
+// exchange the numbers of all blocks are in memory until the last tile.
 #pragma once
 
 #include "item.h"
 
 namespace warpmerge {
 
-// What is folded of a formula's values, owned.
+// The terms that are folded of a formula's values, owned.
 class TermList {
  public:
-  // `pairs`: the values of each product; of other kinds none, as their terms are the values. Throws
-  // std::invalid_argument if a pair names a value that is not there.
+  // `pairs`: the two values of each product. Other kinds have no pairs: each value is a term. Throws
+  // std::invalid_argument if a pair names a value that does not exist.
   TermList(Term kind, const std::vector<std::pair<int, int>>& pairs, int values);
   Terms data() const { return {first_.data(), second_.data(), int(first_.size()), kind_}; }
   int64_t size() const { return int64_t(first_.size()); }
@@ -21,7 +27,7 @@ class TermList {
 // Gives every NaN the canonical bits.
 void canonicalize(double* numbers, int64_t count);
 
-// Folds of rows of a formula's values. A tile is a range of row blocks (ops/reduce.h).
+// Folds of the rows of a formula's values.
 class RowsItem final : public TensorItem {
  public:
   // `columns`: length of a row, at least 1. It need not be that of the formula's own rows.

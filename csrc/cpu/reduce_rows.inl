@@ -1,10 +1,10 @@
-// Folds of rows, block by block, in the order of ops/reduce.h.
+// Folds of rows, block by block, in the order of csrc/ops/reduce.h.
 //
-// Sums and largest values of values as they are go straight from the compute type into lanes of float64. For products
-// the values of a stage are converted to float64 once, whatever the number of products they are in. Rows of up to 32
-// elements would leave most lanes empty: their products are taken many rows at a time.
+// Sums and largest values go straight from the compute type into lanes of float64. Products take another way: the
+// values of a stage are converted to float64 once, whatever the number of products they are in. Rows of up to 32
+// elements would leave most lanes empty, so their products are taken many rows at a time.
 
-// Adds elements [filled, filled + count) of a block to its lanes; the first row of lanes starts them.
+// Adds elements [filled, filled + count) of a block to its lanes. The first row of lanes sets them.
 template <class T>
 void add_to_lanes(const T* __restrict v, int64_t filled, int count, double* __restrict lanes) {
   while (count > 0) {
@@ -17,7 +17,7 @@ void add_to_lanes(const T* __restrict v, int64_t filled, int count, double* __re
   }
 }
 
-// Not in place, which compilers do not vectorize.
+// Not in place: compilers do not vectorise that.
 static void add_neighbours(const double* __restrict in, int width, double* __restrict out) {
   for (int i = 0; i < width; ++i) out[i] = in[2 * i] + in[2 * i + 1];
 }
@@ -45,9 +45,9 @@ double largest_of(const T* __restrict v, int count) {
   return double(from_ordered<T>(most));
 }
 
-// Walks the row blocks that lie in [begin, begin + count), a tile of whole ones. Calls load(first, n) for at most
-// kStage elements, add(done, run, filled) for those from `done` on that join the `filled` ones of a block, close(size)
-// behind the last one of it.
+// Walks the row blocks in [begin, begin + count), a tile of whole blocks. Calls load(first, n) for at most kStage
+// elements. Then add(done, run, filled) for each run of them that is in one block: `done` is its place in the stage,
+// `filled` the number of the block's earlier elements. Calls close(size) after the last element of a block.
 template <class Load, class Add, class Close>
 void each_row_block(int64_t columns, int64_t begin, int64_t count, Load&& load, Add&& add, Close&& close) {
   const int64_t end = begin + count;
@@ -100,7 +100,7 @@ void reduce_values(const Operands& operands, bool largest, int64_t columns, int6
   each_row_block(columns, begin, count, load, add, close);
 }
 
-// The values of a formula in float64. They are converted once, whatever the number of products they are in.
+// Values of a formula in float64, converted once, whatever the number of products they are in.
 template <class T>
 class Doubles {
  public:
@@ -124,7 +124,7 @@ class Doubles {
   Evaluator<T> evaluator_;
 };
 
-// sum + a b. A product of two float32 is exact in float64, so that a fused one is the same.
+// sum + a b. In float64 the product of two float32 is exact, so a fused multiply-add has the same result.
 template <class T>
 WM_FN double add_product(double sum, double a, double b) {
 #if defined(__FMA__)
@@ -147,8 +147,8 @@ void add_to_lanes(const double* __restrict a, const double* __restrict b, int64_
   }
 }
 
-// The sum of a row of at most kLanes products, which is overwritten. A sum without a partner moves up as it is: to add
-// the +0 of an empty lane changes nothing.
+// The sum of a row of at most kLanes products, which are overwritten. A sum without a partner moves up as it is: adding
+// the +0 of an empty lane would change nothing.
 static double sum_short_row(double* products, int columns) {
   while (columns > 1) {
     const int half = columns / 2;
@@ -159,8 +159,8 @@ static double sum_short_row(double* products, int columns) {
   return products[0];
 }
 
-// Rows whose products are taken many rows at a time: 5 ns an element for rows of 7 and seven pairs, 20 one by one; rows
-// of 64 are as well off by themselves.
+// The longest row whose products are taken many rows at a time. For rows of 7 and seven pairs an element takes 5 ns,
+// and 20 ns one row at a time. Rows of 64 gain nothing.
 constexpr int kShortRow = 32;
 
 template <class T>

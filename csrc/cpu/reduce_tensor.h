@@ -1,18 +1,24 @@
+// Sums over a tensor in the compute type: of each delta, or of each value of a formula.
+//
+// This is `Reduce` over a tensor (python/warpmerge/requests.py), for sums in the compute type and for counts;
+// csrc/ops/reduce.h defines the order. Blocks of 4096 elements are summed in the compute type, and the sums of blocks
+// in float64. So vectors hold as many elements as they can, and only sums within a block are rounded to float32. In
+// exchange the sums of all blocks are in memory until the last tile.
 #pragma once
 
 #include "by_rank.h"
 
 namespace warpmerge {
 
-// Sums over a tensor in the compute type: of each delta, or of each value of the tensors' formula.
+// Sums over a tensor. Its tiles are whole blocks.
 class TensorSumsItem : public TensorItem {
  public:
   TensorSumsItem(const Kernels& kernels, std::shared_ptr<Tensors> tensors, int64_t tile_elements);
   void finish(Worker&) override;
-  const std::vector<double>& result() const { return blocks_; }  // behind `finish`: one per sum
+  const std::vector<double>& result() const { return blocks_; }  // after `finish`: one number for each sum
 
  protected:
-  // `sums`: how many; `columns`: of the rows that tiles need whole, 0 for none.
+  // `sums`: their number. `columns`: length of the rows that tiles load whole; 0: none.
   TensorSumsItem(const Kernels& kernels, std::shared_ptr<Tensors> tensors, int64_t tile_elements, int sums,
                  int64_t columns);
   void range(int64_t index, const Operands& operands, int64_t begin, int64_t count, Worker& worker,
@@ -24,7 +30,8 @@ class TensorSumsItem : public TensorItem {
   std::vector<double> blocks_;  // blocks x sums
 };
 
-// Per model the sums of |delta| and of |what its mask leaves of it|, one behind the other.
+// Per model the sums of |delta| and of |masked delta|, side by side. An accelerator for the pattern KeptMagnitudes
+// (python/warpmerge/expr/patterns.py).
 class KeptSumsItem final : public TensorSumsItem {
  public:
   KeptSumsItem(const Kernels& kernels, std::shared_ptr<Tensors> tensors, int64_t tile_elements, MaskRules rules);

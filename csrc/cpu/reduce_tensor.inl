@@ -1,8 +1,8 @@
-// Sums over a tensor in the compute type, block by block, in the order of ops/reduce.h.
+// Sums over the blocks of one tile, in the compute type and in the order of csrc/ops/reduce.h.
 //
 // A stage is two rows of lanes, so each lane is loaded and stored once for two additions. `kept_sums` is an accelerator
-// for sums of |d| and |mask(d)|, two values of one delta: a formula would read and store both as arrays. It takes half
-// the time, and it uses what a mask by rank has decided once for all passes.
+// for the sums of |d| and |mask(d)|. A formula would store both values as arrays and load them again. The kernel takes
+// half the time, and it reads the decisions of rank masks that all passes share.
 
 // Lane sums over the rows of a stage.
 template <class T>
@@ -22,8 +22,8 @@ void add_magnitudes(const T* __restrict d, const T* __restrict kept, T* __restri
   }
 }
 
-// Calls add(value, its array of a whole stage, first element) for all values of each stage; close(block) behind the
-// last stage of a block.
+// Calls add(value, its array of a whole stage, first element) for all values of each stage, and close(block) after the
+// last stage of a block. Elements beyond the tensor's end are 0.
 template <class T, class Add, class Close>
 void each_block(const Operands& operands, Measured<T>& measured, int64_t begin, int64_t count, int64_t* nonfinite,
                 Add&& add, Close&& close) {
@@ -43,7 +43,7 @@ void each_block(const Operands& operands, Measured<T>& measured, int64_t begin, 
   }
 }
 
-// Writes the sums of `count` lanes arrays and clears them.
+// Writes the sums of `count` arrays of lanes, and clears the lanes.
 template <class T>
 void close_lanes(T* lanes, int count, double* sums) {
   for (int k = 0; k < count; ++k) sums[k] = double(sum_lanes(lanes + size_t(k) * kLanes));

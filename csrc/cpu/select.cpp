@@ -9,7 +9,7 @@
 namespace warpmerge {
 namespace {
 
-// Up to this many elements the first task computes all keys and is done: no sample, no sweep.
+// Up to this many elements, the first task computes all keys and settles the tensor, without a sample or a sweep.
 constexpr int64_t kSmall = 1 << 17;
 
 template <class T>
@@ -120,7 +120,7 @@ class SelectItem final : public SelectItemBase {
 
   using Wanted = std::unique_ptr<bool[]>;
 
-  // Values that are asked for, each once: what `append_keys` is to be called with.
+  // The values that are asked for, each once: the argument of `append_keys`.
   Wanted wanted() const {
     Wanted result(new bool[models_]());
     for (int k = 0; k < models_; ++k)
@@ -128,7 +128,8 @@ class SelectItem final : public SelectItemBase {
     return result;
   }
 
-  // Keys of the `wanted` values at [begin, begin + count), appended to `keys`. `only`: the one input that these take.
+  // Appends the keys of the `wanted` values at [begin, begin + count) to `keys`. `only`: the one input that these
+  // values read; -1: all.
   void append_keys(const Wanted& wanted, int64_t begin, int64_t count, Worker& worker,
                    std::vector<std::vector<Key>>& keys, int only = -1) {
     Loaded loaded(*tensors_, begin, count, worker, 0, only);
@@ -147,10 +148,10 @@ class SelectItem final : public SelectItemBase {
 
   bool whole_at_once() const { return tensors_->count <= (forced_ ? kRun : kSmall); }
 
-  // All of a small tensor from its keys.
+  // Settles a small tensor from all its keys.
   void settle_small(Worker& worker) {
     const int64_t count = tensors_->count;
-    // Kept by the thread: allocating them afresh for every tensor costs more than the selection.
+    // Kept by the thread: new memory for every tensor would cost more than the selection.
     static thread_local std::vector<std::vector<Key>> all_keys;
     static thread_local KthRounds<T> rounds;
     static thread_local std::vector<Key> spare;
@@ -186,7 +187,7 @@ class SelectItem final : public SelectItemBase {
     const int64_t stride = count / runs;
     const Wanted values = wanted();
     for (int64_t r = 0; r < runs; ++r) {
-      // A place within each stride that is the same every time but follows no row length.
+      // The place of a run within its stride: the same in every merge, but in step with no row length.
       const int64_t jitter = int64_t(mix64(uint64_t(r)) % uint64_t(stride - kRun + 1));
       append_keys(values, r * stride + jitter, kRun, worker, keys);
     }
@@ -197,7 +198,7 @@ class SelectItem final : public SelectItemBase {
                                       double(keep_[k]) / double(count), rounds);
   }
 
-  // Decides from one sweep: finished, or the next interval.
+  // Decides after a sweep: the result, or the next interval.
   void conclude(int k, Worker& worker) {
     State& state = states_[k];
     SelectInterval& interval = intervals_[k];
@@ -234,7 +235,8 @@ class SelectItem final : public SelectItemBase {
 
   void widen(int k, uint64_t low, uint64_t high) { intervals_[k] = {low, high, true, select_shift(low, high)}; }
 
-  // After a histogram sweep: the bin that holds the rank, to be collected if it fits and else cut again.
+  // After a histogram sweep: the next interval is the bin that holds the rank. Its keys are collected if they fit, else
+  // the bin is cut again.
   void narrow(int k, int64_t rank) {
     const SelectInterval interval = intervals_[k];
     const std::vector<int64_t>& bins = states_[k].bins;
@@ -267,8 +269,8 @@ class SelectItem final : public SelectItemBase {
     selection.tie_end = locate(k, threshold, int64_t(tile) * step_, budget - before, worker);
   }
 
-  // The position just behind the nth key that equals `threshold`; -1 if there are fewer, and `nth` is then what is
-  // missing.
+  // The position after the nth key that equals `threshold`. -1 if there are fewer; then `nth` becomes the number that
+  // is missing.
   int64_t behind_nth(const std::vector<Key>& keys, Key threshold, int64_t& nth, std::vector<Key>& spare) const {
     if (spare.size() < kBlock + 64) spare.resize(kBlock + 64);
     for (int64_t at = 0; at < int64_t(keys.size()); at += kBlock) {
@@ -285,7 +287,7 @@ class SelectItem final : public SelectItemBase {
     return -1;
   }
 
-  // The flat index just behind the `nth` tie at or after `begin`.
+  // The flat index after the `nth` tie at or after `begin`.
   int64_t locate(int k, uint64_t threshold, int64_t begin, int64_t nth, Worker& worker) {
     if (nth == 0) return begin;
     std::vector<std::vector<Key>> keys(models_);
@@ -303,7 +305,7 @@ class SelectItem final : public SelectItemBase {
 
   const std::vector<int64_t> keep_;
   const bool keep_all_ties_;
-  const bool forced_;  // a given sample: the general way, whatever the size
+  const bool forced_;  // a sample size was given: sample tensors of any size
   const int64_t sample_, capacity_;
   const int models_;
   std::vector<State> states_;

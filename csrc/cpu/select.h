@@ -1,8 +1,11 @@
-// Exact selection for all models of a tensor in one sweep over the base (method: ops/select.h).
+// The request `KthLargest` on one tensor: the exact k-th largest magnitude of each delta or value. csrc/ops/select.h
+// has the method.
 //
-// A sample brackets each model's threshold; one sweep counts around the bracket and collects what is inside; the rest
-// is arithmetic on the collected keys. Should the sample mislead, or the bracket hold too much, the interval is
-// narrowed by histogram sweeps: the host submits the item again until done().
+// A sample brackets each model's threshold (bracket.h). One sweep over all models counts the keys around the bracket
+// and collects the keys inside. The rest is arithmetic on the collected keys. If the sample misleads, or the bracket
+// holds too many keys, histogram sweeps shrink the interval: the host submits the item again until done(). So most
+// tensors are read once, and memory is bounded by `capacity`. A small tensor is not sampled: all its keys are computed
+// at once.
 #pragma once
 
 #include <mutex>
@@ -27,7 +30,7 @@ class SelectItemBase : public TensorItem {
 };
 
 // `keep[k]`: how many elements of delta or value k to keep, up to count; 0: not asked. `sample`: elements per model, 0
-// for the default; `capacity`: keys per model that may be collected, 0 for the default.
+// for the default. `capacity`: the most keys per model that are collected, 0 for the default.
 std::shared_ptr<SelectItemBase> make_select_item(const Kernels& kernels, std::shared_ptr<Tensors> tensors,
                                                  int64_t tile_elements, std::vector<int64_t> keep, bool keep_all_ties,
                                                  int64_t sample, int64_t capacity);

@@ -1,6 +1,13 @@
-// The sweep of `select`: classify keys against an interval, count its ends, collect what lies strictly inside.
+// The sweep of `select` (csrc/cpu/select.h): it classifies keys against an interval, counts those at the two ends, and
+// collects those strictly inside.
+//
+// Three ways have the same results. If hardly any key is near the interval, whole groups of keys are passed over. With
+// AVX-512 and float32, the keys from end to end are collected first, and only these are classified. Else each group is
+// counted, and its keys are collected only if some are inside. All of them store keys before they know whether they are
+// wanted, so that there is no branch. In exchange outputs need room for 64 keys more. A histogram sweep counts bins
+// instead.
 
-// Groups of this many keys are passed over at once where hardly any key is near the interval.
+// Keys of a group. Where hardly any key is near the interval, groups are passed over whole.
 constexpr int kTailGroup = 64;
 
 template <class T>
@@ -14,8 +21,8 @@ bool any_in_tail(const T* __restrict d, int count, Bits<T> end, bool largest) {
 }
 
 #if defined(__AVX512F__) && defined(__AVX512VL__)
-// Compression within a register and a full store: a masked compressing store to memory is microcoded on some
-// processors.
+// Keys are compressed within a register, and the register is stored whole: a masked compressing store to memory is
+// microcoded on some processors.
 static inline int64_t collect_inside(const float* d, int count, uint32_t low, uint32_t high, uint32_t* out,
                                      SelectCounts& counts) {
   const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
@@ -130,7 +137,7 @@ int64_t collect_inside(const T* __restrict d, int count, Bits<T> low, Bits<T> hi
   return inside;
 }
 
-// Keys are magnitudes already: as floats they have the same bits.
+// Keys are magnitudes: read as floats, they are their own keys.
 template <class T>
 void collect(const Bits<T>* keys, int64_t count, Bits<T> low, Bits<T> high, Bits<T>* out, SelectCounts* counts) {
   constexpr int kChunk = 1 << 20;
@@ -140,7 +147,8 @@ void collect(const Bits<T>* keys, int64_t count, Bits<T> low, Bits<T> high, Bits
   }
 }
 
-// The same for an interval in a tail: a group that has no key there is all above, or all below.
+// collect_inside for an interval in a tail. A group without a key in the tail is not looked at again: all its keys are
+// above the interval, or all are below.
 template <class T>
 void collect_tail(const T* d, int count, Tail tail, Bits<T> low, Bits<T> high, Bits<T>* out, SelectCounts& counts) {
   const bool largest = tail == Tail::largest;
@@ -165,7 +173,7 @@ void count_bins(const T* d, int count, const SelectInterval& interval, SelectCou
 template <class T>
 void select(const Operands& operands, const SelectInterval* intervals, const bool* active, int64_t begin, int64_t count,
             SelectCounts* counts, Bits<T>* const* inside, int64_t* const* bins, void* scratch, int64_t* nonfinite) {
-  // Collecting the keys in [low, high] and classifying only these takes half the time, where that is vectorised.
+  // Where it is vectorised, collecting the keys in [low, high] and classifying only these takes half the time.
 #if defined(__AVX512F__) && defined(__AVX512VL__)
   constexpr bool kTwoSteps = sizeof(T) == sizeof(float);
 #else
@@ -189,7 +197,8 @@ void select(const Operands& operands, const SelectInterval* intervals, const boo
       else if (interval.tail != Tail::none)
         collect_tail(d, n, interval.tail, low, high, inside[k] + counts[k].inside, counts[k]);
       else if constexpr (kTwoSteps)
-        // Zeros are many where little has changed, and below them is nothing: they are what is left over.
+        // Where little has changed, zeros are many. No key is below them, so their number is the rest, and they need
+        // not be collected.
         between[k] += collect_between(d, n, low ? low : 1, high, inside[k] + between[k], counts[k].above);
       else
         collect_inside(d, n, low, high, inside[k] + counts[k].inside, counts[k]);
@@ -224,7 +233,7 @@ void keys(const Operands& operands, const bool* active, int64_t begin, int count
       if (active[m]) copy_keys(measured.d[m], count, out[m]);
     return;
   }
-  // One at a time: most often only one is asked for.
+  // One delta at a time: most often only one is asked for.
   Operands one = operands;
   one.models = 1;
   Staged<T> staged(one, arena);

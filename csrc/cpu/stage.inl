@@ -1,5 +1,9 @@
-// Staging: up to kStage elements of every input, widened to the compute type, side by side in L1. The arithmetic that
-// follows sees plain arrays of T whatever the storage types are.
+// Staging: up to kStage elements of every input, widened to the compute type, side by side in L1.
+//
+// The arithmetic that follows sees plain arrays of T, whatever the storage types are. So a kernel is compiled once for
+// each compute type, not for each mixture of storage types. In exchange each element is stored in L1 and loaded again.
+// Deltas and masks are made while inputs are loaded. Elements that are not finite are rare: the fast path only notices
+// them, and a slow path settles them.
 
 class Arena {
  public:
@@ -37,7 +41,7 @@ void widen_source(const Source& source, int64_t begin, int count, T* out) {
   visit(source.dtype, [&](auto tag) { widen_all<decltype(tag), T>(element(source, begin), out, count); });
 }
 
-// What becomes of a delta at position j of a stage: the three forms of Mask.
+// The three forms of a mask, applied to the delta at position j of a stage.
 struct KeepAny {
   template <class T>
   WM_FN T apply(const KeepAny&, T d, int) {
@@ -58,7 +62,7 @@ struct KeepLanes {
   }
 };
 
-// Lanes for KeepLanes with a cut of 1.
+// Turns the decisions of a rank mask into lanes for KeepLanes with a cut of 1.
 static void lanes_of_bits(const uint8_t* __restrict bits, int count, uint16_t* __restrict lanes) {
 #if defined(__AVX512BW__)
   for (int j = 0; j < count; j += 32) {
@@ -72,8 +76,8 @@ static void lanes_of_bits(const uint8_t* __restrict bits, int count, uint16_t* _
 #endif
 }
 
-// Deltas of `count` elements with the dropped ones zeroed. Returns the largest magnitude key among all deltas: infinity
-// or above means that some input is not finite (or that a difference overflowed).
+// Writes the deltas of `count` elements; dropped ones are 0. Returns the largest magnitude key among all deltas:
+// infinity or above means that some input is not finite (or that a difference overflowed).
 template <class D, class T, class K>
 Bits<T> load_deltas(const char* __restrict source, const T* __restrict base, const K keep, T* __restrict out,
                     int count) {
@@ -118,14 +122,14 @@ void drop_all(const T* __restrict d, const K keep, T* __restrict out, int count)
   for (int j = 0; j < count; ++j) out[j] = K::apply(keep, d[j], j);
 }
 
-// Sums are taken over the finite elements: one NaN that is to propagate must not turn a whole tensor into NaN. Into a
-// formula it enters as it is; there it is the values that must be finite.
+// Operands for sums of finite elements: one NaN that propagates must not turn the sum of a tensor into NaN. A formula
+// takes its inputs as they are; there the values are checked.
 static inline Operands over_finite(Operands operands) {
   if (!operands.program) operands.policy = Nonfinite::base;
   return operands;
 }
 
-// All deltas of one stage, side by side, with what `keep` drops zeroed. Without a base the deltas are the inputs
+// All deltas of one stage, side by side; elements that `keep` drops are 0. Without a base the deltas are the inputs
 // themselves: x - 0 is x, bit for bit.
 template <class T>
 struct Staged {
@@ -140,7 +144,7 @@ struct Staged {
       for (int j = 0; j < kStage; ++j) base[j] = T(0);
   }
 
-  // `keep`: one rule per model, or null to keep all. Whether all was finite.
+  // `keep`: one mask per model, or null to keep all. Returns whether all elements were finite.
   bool load(const Operands& operands, const Mask* keep, int64_t begin, int count, int64_t* nonfinite) {
     if (operands.base) widen_source(*operands.base, begin - operands.first, count, base);
     Bits<T> top = 0;
@@ -154,7 +158,7 @@ struct Staged {
     return false;
   }
 
-  // Copies a loaded delta with what `keep` drops zeroed.
+  // Copies a loaded delta. Elements that `keep` drops become 0.
   void drop(const Mask& keep, int64_t begin, int count, const T* delta, T* out) {
     if (by_lanes(keep)) {
       drop_all(delta, drawn(keep, begin, count), out, count);
@@ -164,7 +168,7 @@ struct Staged {
     }
   }
 
-  // Calls body(first, count, rule) for the runs of a stage before and from tie_end on: at most two.
+  // Calls body(first, count, rule) for the elements before tie_end and for those from it on: at most two runs.
   template <class Body>
   static void by_threshold(const Mask& keep, int64_t begin, int count, Body&& body) {
     for (int done = 0; done < count;) {
@@ -212,7 +216,7 @@ struct Staged {
     return top;
   }
 
-  // The rare case: count what is not finite, settle the deltas by policy, then drop.
+  // The rare case: counts elements that are not finite, settles the deltas by policy, then applies the mask.
   void load_nonfinite(const Operands& operands, const Mask* keep, int64_t begin, int count, int64_t* nonfinite) {
     if (operands.base) nonfinite[operands.models] += count_nonfinite(base, count);
     for (int k = 0; k < operands.models; ++k) {

@@ -1,5 +1,8 @@
-// Tensors in columns. A group is what many tensors have in common; a row is one of them. Views and operands of a row
-// are made when a batch of requests names it.
+// Tensors in columns: a group (python/warpmerge/tasks.py) as the native module has it.
+//
+// A checkpoint of experts has 100,000 tensors, so a tensor must cost little. A group holds what its tensors have in
+// common, and columns of what differs. A row is one tensor. The views and operands of a row are made when a batch of
+// requests names the row. They are dropped with the batch, unless the decisions of a rank mask were kept with them.
 #pragma once
 
 #include <unordered_map>
@@ -11,7 +14,7 @@ namespace warpmerge {
 // A view for each row: a region of an open file, or any other kind.
 class ViewColumn {
  public:
-  // Regions: of each row the dtype, the file's number and the offset in the file; of each file the descriptor.
+  // Regions: the dtype, the number of the file and the offset in the file of each row; the descriptor of each file.
   ViewColumn(std::vector<uint8_t> dtypes, std::vector<int32_t> files, std::vector<int64_t> offsets,
              std::vector<int> descriptors);
   void set(int64_t row, View view);
@@ -33,9 +36,9 @@ class TensorGroup {
   // `counts`: elements of each row. `base` may be null.
   TensorGroup(std::shared_ptr<const std::vector<int64_t>> counts, std::vector<Column> inputs, Column base, bool fp64,
               Nonfinite policy);
-  // The operands of a row: those that are kept for it, or new ones.
+  // The operands of a row: those that were kept for it, or new ones.
   std::shared_ptr<Tensors> tensors(int64_t row, bool with_base, std::shared_ptr<const Formula> formula) const;
-  // Keeps operands for the next request on the row, if something was decided of them.
+  // Keeps operands for the next request on the row, if a rank mask has decided on them.
   void keep(int64_t row, const std::shared_ptr<Tensors>& tensors);
   void drop(int64_t row) { kept_.erase(row); }
 

@@ -9,7 +9,8 @@ namespace warpmerge {
 
 namespace {
 
-// Pieces smaller than this are read many at a time and then spread out: a read of a file costs what 16 KiB do.
+// Pieces smaller than this are read many at a time and then spread out: the call that reads a file takes as long as 16
+// KiB of data.
 constexpr int64_t kSpread = 32 << 10;
 
 }  // namespace
@@ -52,7 +53,7 @@ void JoinedParts::read(int64_t begin, int64_t bytes, char* out) const {
   for (size_t number = 0; number < parts_.size(); ++number) read_part(number, begin, begin + bytes, out);
 }
 
-// What a range of the joined bytes has of one part is a range of the part: it is read in its order, into its places.
+// A range of the joined bytes has one range of each part. It is read in order; each piece is put into its place.
 void JoinedParts::read_part(size_t number, int64_t begin, int64_t end, char* out) const {
   const int64_t stripe = starts_.back(), start = starts_[number], piece = starts_[number + 1] - start;
   const View& part = parts_[number];

@@ -1,7 +1,9 @@
-// Views: where a tensor's elements come from. The two direct kinds, memory and a region of a file, are plain fields
-// that loaders look at themselves. Any other kind is composed of views, and produces a range of its bytes into the
-// memory of whoever asks: a worker's buffer, a page-locked slot, an output. Nothing here knows dtypes of elements or
-// allocates while it reads. The kinds and their meaning are those of python/warpmerge/models/views.py.
+// Views: where a tensor's elements come from. python/warpmerge/models/views.py defines the kinds.
+//
+// Memory and a region of a file are direct kinds. They are plain fields, and loaders look at them without a call. Any
+// other kind is composed of views. It produces a range of its bytes into memory of the caller: a worker's buffer, a
+// page-locked slot, an output. So a permuted vocabulary costs no copy of a whole tensor. Nothing here looks at
+// elements, and nothing allocates while it reads.
 #pragma once
 
 #include <cstdint>
@@ -35,7 +37,8 @@ class Composition {
   virtual void read(int64_t begin, int64_t bytes, char* out) const = 0;
 };
 
-// Row i of `row_bytes` is row index[i] of the source. Neighbours in the source are read at once.
+// Row i, of `row_bytes` bytes, is row index[i] of the source. Rows that follow each other in the source are read at
+// once.
 class GatheredRows final : public Composition {
  public:
   GatheredRows(View source, std::vector<int64_t> index, int64_t row_bytes)
@@ -48,8 +51,8 @@ class GatheredRows final : public Composition {
   const int64_t row_bytes_;
 };
 
-// Stripes that each have a piece of every part: that of part p lies between starts[p] and starts[p + 1] of the stripe.
-// Parts that are joined along the first axis make a single stripe.
+// Parts that are joined along an axis. The bytes are stripes, and a stripe has a piece of every part. The piece of part
+// p lies between starts[p] and starts[p + 1] of the stripe. Parts joined along the first axis make a single stripe.
 class JoinedParts final : public Composition {
  public:
   JoinedParts(std::vector<View> parts, std::vector<int64_t> starts)

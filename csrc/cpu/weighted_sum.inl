@@ -1,4 +1,7 @@
-// weighted_sum over one tile. K > 0: unrolled over the models, all in registers; otherwise any number, through arrays.
+// weighted_sum over one tile, in two forms. For up to four models the loop over models is unrolled, and a sum stays in
+// a register. For more models the sums of a stage are an array. Both forms add in the order of the models, so their
+// bits agree. A stage is loaded once for all outputs. There are no intrinsics: compilers vectorise the loops over
+// elements.
 
 template <class T, bool kBase, bool kAgree>
 WM_FN T finish_sum(T sum, T base, T first, Bits<T> differ) {

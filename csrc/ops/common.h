@@ -1,8 +1,9 @@
-// What every kernel shares: storage types, bit casts, and the shape of the fixed reduction order.
+// The common ground of all kernels: storage types, bit casts, magnitude keys and elements that are not finite.
 //
-// Everything in csrc/ops is header-only, free of allocation and of the standard library, and compiled both by the host
-// loops (once per instruction set) and by device compilers. Functions have internal linkage on purpose: a copy that was
-// compiled for AVX-512 must never be the one that the linker keeps for the baseline.
+// csrc/ops has the mathematics of one element or block. Loops of the CPU compile it once per instruction set, and
+// device compilers compile it too, so all of them round alike. It is header-only, allocates nothing and uses no
+// standard library. Functions have internal linkage on purpose: else the linker could give the baseline a copy that was
+// compiled for AVX-512.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +22,7 @@
 
 namespace warpmerge {
 
-// Storage types of tensor elements. The codes cross the Python boundary (warpmerge/dtypes.py).
+// Storage types of tensor elements. The codes cross the Python boundary (python/warpmerge/dtypes.py).
 enum class Dtype : int { f32 = 0, f16 = 1, bf16 = 2, f64 = 3 };
 
 WM_FN int itemsize(Dtype dtype) { return dtype == Dtype::f64 ? 8 : dtype == Dtype::f32 ? 4 : 2; }

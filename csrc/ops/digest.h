@@ -1,6 +1,8 @@
-// A 64-bit digest of a byte string that can be taken in pieces, in any order: the sum, modulo 2^64, of one mixed value
-// per little-endian 8-byte word (the last one padded with zeros) and of one for the length. It finds damage, not
-// malice. The mixer is the finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014).
+// A 64-bit digest of a byte string (docs/numerics.md, "The digest").
+//
+// The digest is a sum modulo 2^64: one mixed value for each little-endian 8-byte word (the last one padded with zeros),
+// and one for the length. So a tensor is digested in pieces, in any order, by any number of threads. It finds damage;
+// it does not protect against forgery. The mixer is the finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014).
 #pragma once
 
 #include "common.h"

@@ -1,12 +1,18 @@
-// Functions that formulas may name, each the same sequence of operations as warpmerge/expr/elementary.py spells out for
-// backends without an instruction for it: the same bits.
+// Exponentials and logarithms on one element, as fixed sequences of operations that are each rounded once.
+//
+// The functions of mathematical libraries differ from machine to machine, so none is used. A function reduces its
+// argument to a small range and evaluates a short series there; docs/numerics.md ("Formulas") has the errors.
+// python/warpmerge/expr/elementary.py defines the sequences. The steps here are the same, in the same order, so the
+// bits are the same. On a CPU each function is one instruction of a program, and its intermediate values stay in
+// registers. Other backends carry out the expansion into basic operations. In exchange each sequence is written down
+// twice; tests/expr/test_elementary.py compares them.
 #pragma once
 
 #include "formula.h"
 
 namespace warpmerge {
 
-// How many terms the series have, and ln 2 in two parts: products of the first with an exponent are exact.
+// The numbers of terms of the series, and ln 2 in two parts. Products of the coarse part with an exponent are exact.
 template <class T>
 struct Elementary;
 template <>

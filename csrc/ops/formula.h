@@ -1,5 +1,9 @@
-// The instructions of formulas on one element, each rounded once. operations.h has their numbers.
-// KEEP, DRAW, ROW, COLUMN and RANK depend on the element's place: masks.h and philox.h define them, cpu/ranks.inl the ranks.
+// The instructions of programs on one element. python/warpmerge/expr/operations.py defines them; operations.h has their
+// numbers.
+//
+// Each instruction is rounded once, so programs have the same bits on all backends. The interpreters of csrc/cpu and
+// csrc/cuda make their loops of these functions. KEEP, DRAW, ROW, COLUMN and RANK depend on the element's place and are
+// not here: masks.h has masks, philox.h draws, select.h ranks. elementary.h has the functions after RANK.
 #pragma once
 
 #include <math.h>
@@ -9,7 +13,8 @@
 
 namespace warpmerge {
 
-// Where the exponent lies, and 1.5 * 2^fraction: added to a small whole number it leaves it in the lowest bits.
+// The place of the exponent field, and 1.5 * 2^fraction: if it is added to a small whole number, that number is in the
+// lowest bits of the sum.
 template <class T>
 struct ExponentField;
 template <>
@@ -36,7 +41,7 @@ WM_FN T negated(T a) {
   return bit_cast<T>(bit_cast<Bits<T>>(a) ^ (FloatTraits<T>::magnitude + 1));
 }
 
-// The second one if they are equal or one is NaN.
+// The second operand if both are equal or one is NaN.
 template <class T>
 WM_FN T lesser(T a, T b) {
   return a < b ? a : b;
@@ -46,7 +51,7 @@ WM_FN T greater(T a, T b) {
   return a > b ? a : b;
 }
 
-// 2^a for a whole a that leaves it a normal number. The sum is exact, and the shift drops all but the exponent.
+// 2^a for a whole a, if that is a normal number. The sum is exact, and the shift drops all but the exponent.
 template <class T>
 WM_FN T power_of_two(T a) {
   using Field = ExponentField<T>;
@@ -61,20 +66,20 @@ WM_FN T exponent_of(T a) {
   return bit_cast<T>((magnitude_key(a) >> Field::fraction) | unit) - (bit_cast<T>(unit) + T(Field::bias));
 }
 
-// The key by which KEEP and RANK order elements: that of the canonical NaN for every NaN.
+// The key by which KEEP and RANK order elements. Every NaN has the key of the canonical NaN.
 template <class T>
 WM_FN Bits<T> canonical_key(T a) {
   const Bits<T> key = magnitude_key(a);
   return key > FloatTraits<T>::infinity ? FloatTraits<T>::quiet_nan : key;
 }
 
-// A value that is measured: one that is not finite counts as 0.
+// A value as measurements take it: one that is not finite counts as 0.
 template <class T>
 WM_FN T measured(T a) {
   return is_finite(a) ? a : T(0);
 }
 
-// The instructions of operands alone: those before KEEP.
+// The instructions that depend on nothing but their operands: those before KEEP.
 template <FormulaOp kOp, class T>
 WM_FN T calculate(T a, T b, T c) {
   static_assert(kOp < FormulaOp::keep, "an instruction of operands alone");
@@ -112,7 +117,7 @@ WM_FN T calculate(T a, T b, T c) {
   }
 }
 
-// Calls body(constant of the instruction) for one of operands alone.
+// Calls body(Instruction<op>()) for an instruction that depends on nothing but its operands.
 template <FormulaOp kOp>
 struct Instruction {
   static constexpr FormulaOp op = kOp;

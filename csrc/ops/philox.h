@@ -1,6 +1,10 @@
-// Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC 2011), with the
-// convention of Triton's randint4x: key = 64-bit seed split low/high, counter = (offset low, offset high, 0, 0).
-// One call serves eight elements: lane j of the call at offset e / 8 decides element e with j = e % 8, as 16 bits.
+// The random numbers of masks and draws: Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy
+// as 1, 2, 3", SC 2011).
+//
+// A number is a function of a key and of the element's flat index. There is no state, so tiles and devices draw
+// independently and agree. The convention is that of Triton's randint4x: key = 64-bit seed split low/high, counter =
+// (offset low, offset high, 0, 0). One call serves eight elements: lane j of the call at offset e / 8 decides element e
+// with j = e % 8, as 16 bits. docs/numerics.md ("Random drops") says where keys come from.
 #pragma once
 
 #include "common.h"

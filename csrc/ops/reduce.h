@@ -32,10 +32,11 @@ WM_FN T sum_lanes(T* lanes) {
   return lanes[0];
 }
 
-// What is folded over rows and columns: sums of products of two values, sums of values, or the largest values.
+// The terms that are folded over rows and columns: products of two values, values, or values of which the largest
+// counts.
 enum class Term : int { product = 0, value = 1, largest = 2 };
 
-// How two numbers become one.
+// The two ways of folding two numbers into one.
 struct Add {
   WM_FN double of(double a, double b) { return a + b; }
 };
@@ -72,7 +73,7 @@ WM_FN int lanes_of(int64_t columns) {
   return lanes;
 }
 
-// Blocks of rows of a tensor, at most: enough for many workers, and few enough that their sums for one term are 4 MiB
+// The most blocks of rows of a tensor: enough for many workers, and so few that their sums for one term take 4 MiB,
 // unless a single row is longer.
 constexpr int64_t kColumnBlocks = 64;
 constexpr int64_t kColumnSums = int64_t(1) << 19;

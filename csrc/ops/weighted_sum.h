@@ -1,13 +1,17 @@
-// y = sum_k c_k x_k, or with a base y = x_0 + sum_k c_k (x_k - x_0); terms are added in the order of the models.
-// Two exact rules: an element that no model changes keeps the base's bits (-0 included), and where the coefficients are
-// those of a mean (`agree`) an element on which all inputs agree is that input.
+// A weighted sum on one element: y = sum_k c_k x_k, or with a base y = x_0 + sum_k c_k (x_k - x_0).
+// python/warpmerge/expr/library.py defines it as an expression.
+//
+// Terms are added in the order of the models. Two exact rules keep elements that no model changed. With a base, a delta
+// of 0 leaves the base's bits, -0 included. Without a base, if the coefficients are those of a mean (`agree`) and all
+// inputs of an element are bit-identical, the output is that input. Rounded sums alone would miss it by an ulp now and
+// then.
 #pragma once
 
 #include "common.h"
 
 namespace warpmerge {
 
-// Base plus a merged delta: a delta of zero leaves the base's bits alone.
+// The base plus a merged delta. A delta of 0 leaves the base's bits alone.
 template <class T>
 WM_FN T add_delta(T base, T delta) {
   return delta == T(0) ? base : base + delta;

@@ -12,10 +12,8 @@ from kernel_helpers import ALL_DTYPES, CONFIGURATIONS, ISAS, buffer, cpu, family
 from reduce_cases import CASES, INTERVALS, SHAPES, compare, measured, request_of
 from warpmerge.errors import MergeError
 from warpmerge.expr import expression as f
-from warpmerge.expr.formula import Formula
-from warpmerge.expr.patterns import KeptMagnitudes
 from warpmerge.models.views import FileRegion
-from warpmerge.requests import KEEP_ALL, KEEP_NONE, RandomMask, RankMask, Reduce, TopKMask
+from warpmerge.requests import Reduce
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -65,21 +63,6 @@ def test_exact_values(case):
         lines = {"tensor": [term.ravel()], "row": term, "column": term.T}[case.over]
         for line, number in zip(lines, np.atleast_1d(got), strict=True):
             assert abs(number - exact(line)) <= error * math.fsum(np.abs(line))
-
-
-MASKS = (KEEP_ALL, KEEP_NONE, RandomMask(KEY, 30000), TopKMask(0x3B000000, 5000), RankMask(KEY, 20000.0, 40.0, 700))
-
-
-@pytest.mark.parametrize("dtype", ["bf16", "fp32", "mixed"])
-def test_kept_sums_are_those_of_their_expressions(dtype):
-    for make in (family, adversarial):
-        base, tensors = make(dtype, len(MASKS), 700 * 13)
-        pattern = KeptMagnitudes(MASKS)
-        plain = measured(reference(), Reduce("sum", Formula(pattern.values)), tensors, base)
-        for configuration in CONFIGURATIONS:
-            assert measured(cpu(*configuration), Reduce("sum", pattern), tensors, base) == plain, configuration
-            expressions = Reduce("sum", Formula(pattern.values))
-            assert measured(cpu(*configuration), expressions, tensors, base) == plain, configuration
 
 
 def test_deltas_are_the_default():

@@ -2,13 +2,11 @@
 
 import contextlib
 import gc
-import math
 
 import pytest
+from device_budget import budget_for
 from kernel_helpers import assert_same_bits, cpu, run, task
-from warpmerge.backends.gpu.backend import IN_FLIGHT, SCRATCH_SHARE
-from warpmerge.backends.gpu.tables import ALIGN, CHUNK
-from warpmerge.backends.gpu.tiles import footprint
+from warpmerge.backends.gpu.tables import CHUNK
 
 emulated = pytest.importorskip("warpmerge._cuda_emulated", reason="built without -DWARPMERGE_CUDA_EMULATION=ON")
 
@@ -23,12 +21,6 @@ def emulation(monkeypatch):
     yield
     emulated.reset()
     gc.collect()
-
-
-def budget_for(tasks, chunks=1):
-    """Bytes of device memory in which `chunks` chunks of the largest of these tasks are worked on at once."""
-    least = max(footprint(t, min(t.info.count, chunks * CHUNK)) for t in tasks)
-    return math.ceil(2 * (least + ALIGN) * IN_FLIGHT / (1 - SCRATCH_SHARE)) + IN_FLIGHT
 
 
 # Resident: all of a batch lies in device memory. Tiled: one chunk at a time, through buffers that hold less than one.

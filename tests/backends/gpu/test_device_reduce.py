@@ -12,9 +12,6 @@ from kernel_helpers import ALL_DTYPES, family, reference
 from reduce_cases import CASES, VALUES, request_of, same
 from warpmerge.backends.gpu.rows import value_pairs_of
 from warpmerge.expr import expression as f
-from warpmerge.expr.formula import Formula
-from warpmerge.expr.patterns import KeptMagnitudes
-from warpmerge.requests import KEEP_ALL, KEEP_NONE, RandomMask, RankMask, Reduce, TopKMask
 
 (emulation,) = FIXTURES
 
@@ -59,18 +56,6 @@ def test_no_elements(case):
         cases.append(Case(request_of(case, shape, values), [torch.empty(shape)], torch.empty(shape)))
         compare([cases[0], cases[-1]], ["resident"])
     compare(cases, ["resident"])
-
-
-MASKS = (KEEP_ALL, KEEP_NONE, RandomMask(99, 30000), TopKMask(0x3B000000, 5000), RankMask(99, 20000.0, 40.0, 700))
-
-
-@pytest.mark.parametrize("dtype", ["bf16", "fp32", "mixed"])
-@pytest.mark.parametrize("masks", [MASKS[:4], MASKS], ids=["accelerated", "by rank"])
-def test_kept_sums_are_those_of_their_expressions(dtype, masks):
-    base, tensors = adversarial(dtype, len(masks), 700 * 30)
-    pattern = KeptMagnitudes(masks)
-    made = [Case(Reduce("sum", of), tensors, base) for of in (pattern, Formula(pattern.values))]
-    compare(made, ["resident", "tiled, late"])
 
 
 def test_value_pairs_read_each_product_once():

@@ -13,23 +13,25 @@ class Kernels:
 
     samples = False
 
-    def __init__(self):
-        self.launched = []
+    def __init__(self, missing=()):
+        self.launched, self._missing = [], missing
 
     @staticmethod
     def select_sweeps(fp64, sampled):
         return 3
 
     def __getattr__(self, name):
+        if name in self._missing:
+            raise AttributeError(name)
         return lambda *arguments: self.launched.append(name)
 
 
-def run(monkeypatch, method, count=300, **parameters):
+def run(monkeypatch, method, count=300, missing=(), **parameters):
     """Waits and kernels of a merge of `count` tensors."""
     waits = []
     monkeypatch.setattr(torch_runtime.TorchEvent, "synchronize", lambda event: waits.append(event))
     base, models = family("bf16", 3, 1031)
-    kernels = Kernels()
+    kernels = Kernels(missing)
     backend = DeviceBackend("fake", torch_runtime.TorchRuntime("cpu"), kernels, resident=True)
     tasks = []
     for number in range(count):
@@ -43,6 +45,14 @@ def run(monkeypatch, method, count=300, **parameters):
 @pytest.mark.parametrize("options", [{}, {"lambda_": 0.5}])
 def test_a_pass_without_a_look_does_not_wait(monkeypatch, options):
     assert run(monkeypatch, "task_arithmetic", nonfinite="propagate", **options) == (0, ["weighted_sum"])
+
+
+def test_kernels_without_an_accelerator_evaluate_formulas(monkeypatch):
+    options = {"nonfinite": "propagate", "density": 0.5}
+    assert run(monkeypatch, "task_arithmetic", missing=["weighted_sum"], nonfinite="propagate") == (0, ["formula"])
+    without = ["kept_sums", "elect_and_sum"]
+    launched = ["formula", "tensor_sums", "reduce_blocks", "formula"]
+    assert run(monkeypatch, "dare_linear", missing=without, **options) == (1, launched)
 
 
 def test_counting_what_is_not_finite_is_one_wait(monkeypatch):

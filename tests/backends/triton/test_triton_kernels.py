@@ -1,4 +1,4 @@
-"""The Triton kernels in Triton's interpreter, bit for bit against the CPU's (triton_combine_cases.py and the
+"""The Triton kernels in Triton's interpreter, bit for bit against the CPU's (triton_measure_cases.py and the
 like) or, where those have whole programs to carry out, against the reference's (triton_formula_cases.py)."""
 
 import subprocess
@@ -12,9 +12,8 @@ INTERPRET = True
 
 CASES = {
     "triton_backend_cases.py": 31,
-    "triton_combine_cases.py": 119,
-    "triton_formula_cases.py": 99,
-    "triton_measure_cases.py": 40,
+    "triton_formula_cases.py": 117,
+    "triton_measure_cases.py": 37,
     "triton_product_cases.py": 23,
     "triton_row_cases.py": 31,
     "triton_select_cases.py": 24,

@@ -1,10 +1,9 @@
 """Requests with formulas on the Triton backend, its kernels interpreted, against backends/torch.py, bit for bit.
 
-A program of its own like triton_combine_cases.py. Prints one line per failure, and last the number of cases.
+A program of its own like triton_measure_cases.py. Prints one line per failure, and last the number of cases.
 """
 
 import functools
-import math
 import sys
 from pathlib import Path
 
@@ -13,6 +12,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+import conftest  # noqa: F401 (makes the helpers importable)
+from device_budget import budget_for
 from formula_helpers import (
     KEY,
     adversarial,
@@ -21,14 +22,13 @@ from formula_helpers import (
     everything,
     formula,
     is_wide,
+    prepared,
     random_values,
 )
-from kernel_helpers import ALL_DTYPES, family, reference, task
+from kernel_helpers import ALL_DTYPES, family, reference
 from triton_helpers import case, cases, run_cases
 from warpmerge.backends.gpu import triton as backend
-from warpmerge.backends.gpu.backend import IN_FLIGHT, SCRATCH_SHARE
-from warpmerge.backends.gpu.residency import footprint
-from warpmerge.backends.gpu.tables import ALIGN, CHUNK
+from warpmerge.backends.gpu.tables import CHUNK
 from warpmerge.expr import expression as f
 from warpmerge.requests import KthLargest, Map, RandomMask, Reduce, TopKMask
 
@@ -42,10 +42,8 @@ def triton(budget=None):
 
 def tiled(tensors, base, outputs=1, out_dtype=None, **_options):
     """A backend with memory for a chunk of these tensors at a time."""
-    made, _ = task("task_arithmetic", tensors, base, weight=1.0, out_dtype=out_dtype)
-    made.sinks *= outputs
-    least = footprint(made, min(made.info.count, CHUNK)) + ALIGN
-    return triton(math.ceil(2 * least * IN_FLIGHT / (1 - SCRATCH_SHARE)) + IN_FLIGHT)
+    made, _ = prepared(tensors, base, outputs=outputs, out_dtype=out_dtype)
+    return triton(budget_for([made]))
 
 
 def compare(request, tensors, base=None, **options):

@@ -26,7 +26,6 @@ from warpmerge.triton_kernels import (
     reduce_rows,
     reduce_tensor,
     select,
-    weighted_sum,
 )
 
 F32, F16, BF16, F64 = 0, 1, 2, 3
@@ -34,10 +33,10 @@ TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 ADDRESS = 1 << 40
 
 
-def launch(inputs, base, out, *, fp64=False, aligned=True, outputs=1, policy=0):
+def launch(inputs, base, out, *, fp64=False, aligned=True, at_calls=True, outputs=1, policy=0):
     return SimpleNamespace(
         segments=1, chunks=1, models=len(inputs), outputs=outputs, inputs=inputs, base=base, out=out, fp64=fp64,
-        policy=policy, aligned=aligned,
+        policy=policy, aligned=aligned, at_calls=at_calls,
         segment_rows=ADDRESS, chunk_map=ADDRESS, numbers=ADDRESS, rules=ADDRESS, words=ADDRESS,
     )  # fmt: skip
 
@@ -45,12 +44,10 @@ def launch(inputs, base, out, *, fp64=False, aligned=True, outputs=1, policy=0):
 def launches():
     """(name, function that launches, arrays that a vectorised path loads, arrays that it stores)."""
     for name, code in (("bf16", BF16), ("fp32", F32), ("fp16", F16)):
-        table, without = launch((code,) * 3, code, code), launch((code,) * 3, -1, code)
-        yield f"weighted_sum {name}", lambda t=table: weighted_sum.launch(t, False, ADDRESS), 4, 1
+        table = launch((code,) * 3, code, code)
         yield f"elect_and_sum {name}", lambda t=table: elect_and_sum.launch(t, True, ADDRESS), 4, 1
         if code == F16:
             continue
-        yield f"weighted_sum, agreeing, {name}", lambda t=without: weighted_sum.launch(t, True, ADDRESS), 3, 1
         yield f"elect_and_sum, no election, {name}", lambda t=table: elect_and_sum.launch(t, False, ADDRESS), 4, 1
         yield f"sums {name}", lambda t=table: reduce_tensor.sums(t, ADDRESS, ADDRESS), 2, 0
         yield f"sweep {name}", lambda t=table: select.sweep(t, ADDRESS, ADDRESS, ADDRESS), 2, 0
@@ -62,7 +59,6 @@ def launches():
     yield "ties", lambda t=table: select.ties(t, ADDRESS, ADDRESS), 0, 0
     yield "position", lambda t=table: select.position(t, ADDRESS), 0, 0
     table = launch((BF16,) * 8, BF16, BF16)
-    yield "weighted_sum of 8", lambda t=table: weighted_sum.launch(t, False, ADDRESS), 9, 1
     yield (
         "elect_and_sum of 8",
         lambda t=table: elect_and_sum.launch(t, True, ADDRESS),
@@ -74,7 +70,6 @@ def launches():
     table = launch((BF16,) * 5, -1, BF16)
     yield "gram of 5", lambda t=table: gram.launch(t, ADDRESS, ADDRESS), 0, 0
     table = launch((F64, BF16, F32), F16, BF16, fp64=True, policy=2)
-    yield "wide weighted_sum", lambda t=table: weighted_sum.launch(t, False, ADDRESS), 0, 0
     yield "wide elect_and_sum", lambda t=table: elect_and_sum.launch(t, True, ADDRESS), 0, 0
     table = launch((F64,) * 2, F64, F64, fp64=True)
     yield "wide kept sums", lambda t=table: reduce_tensor.kept_sums(t, ADDRESS, ADDRESS), 2, 0
@@ -114,18 +109,24 @@ def launches():
 
 def formulas():
     """(name, launch, code, combine, agree, loads, stores): see `launches`."""
-    for name, inputs in (("median", 3), ("middle", 5), ("middle", 8), ("softmax", 3), ("places", 2), ("drawn", 3)):
+    examples = ("median", 3), ("middle", 5), ("middle", 8), ("softmax", 3), ("places", 2), ("drawn", 3)
+    for name, inputs in (("weighted_sum", 3), ("weighted_sum", 8), *examples):
         for kind, dtype in (("bf16", BF16), ("fp32", F32)):
             table = launch((dtype,) * inputs, dtype, dtype)
             yield f"formula {name} of {inputs}, {kind}", table, example(name, inputs), True, 0, inputs + 1, 1
-    table = launch((BF16,) * 3, -1, BF16)
-    yield "formula, agreeing", table, example("median", 3), True, 3, 3, 1
+    table = launch((BF16,) * 3, BF16, BF16, outputs=3)
+    yield "formula sweep of 3, bf16", table, example("sweep", 3), True, 0, 4, 3
+    for kind, dtype in (("bf16", BF16), ("fp32", F32)):
+        table = launch((dtype,) * 3, -1, dtype)
+        yield f"formula, agreeing, {kind}", table, example("weighted_sum", 3), True, 3, 3, 1
     table = launch((BF16,) * 3, BF16, F32, outputs=3)
     yield "formula, measured", table, example("ratios", 3), False, 0, 4, 3
     table = launch((BF16,) * 3, BF16, BF16, aligned=False)
     yield "formula, misaligned", table, example("median", 3), True, 0, 0, 0
+    table = launch((BF16,) * 3, BF16, F32, at_calls=False)
+    yield "formula, drawn from within a call", table, example("drawn", 3), False, 0, 4, 1
     table = launch((F64, BF16, F32), F16, BF16, fp64=True, policy=2)
-    for name in ("median", "softmax", "places", "drawn"):
+    for name in ("weighted_sum", "median", "softmax", "places", "drawn"):
         yield f"wide formula {name}", table, example(name, 3, fp64=True), True, 0, 0, 0
     table = launch((BF16,) * 16, BF16, BF16)
     yield "formula middle of 16", table, example("middle", 16), True, 0, 0, 0

@@ -1,6 +1,6 @@
 """Runs the Triton kernels of formulas, rows and ranks in the interpreter against backends/torch.py, bit for bit.
 
-A program of its own like triton_combine_cases.py. Prints one line per failure, and last the number of cases.
+A program of its own like triton_measure_cases.py. Prints one line per failure, and last the number of cases.
 """
 
 import itertools
@@ -14,7 +14,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from kernel_helpers import DTYPES, assert_same_bits, family
+from kernel_helpers import DTYPES, assert_same_bits, family, unaligned
 from triton_helpers import at, awkward, case, cases, code, poisoned, run_cases
 from warpmerge.backends.gpu.tables import blocks_of, chunks_of, is_aligned, rule_rows
 from warpmerge.backends.reference import backend as reference
@@ -110,8 +110,8 @@ class Request:
             segments=len(segment_rows), chunks=len(chunk_map), models=len(head.tensors), outputs=len(p.outputs),
             inputs=tuple(code(t) for t in head.tensors), base=-1 if head.base is None else code(head.base),
             out=BY_NAME[str(compute).removeprefix("torch.")].code, fp64=head.fp64, policy=head.policy,
-            aligned=is_aligned(*used), **dict(zip(["segment_rows", "chunk_map", "numbers", "rules", "words"],
-                                                  map(at, self._memory), strict=True)),
+            aligned=is_aligned(*used), at_calls=all(p[1] % 8 == 0 for p in segment_rows),
+            **dict(zip(["segment_rows", "chunk_map", "numbers", "rules", "words"], map(at, self._memory), strict=True)),
         )  # fmt: skip
 
 
@@ -200,6 +200,25 @@ def _(dtype, on_deltas, seed):
 def _(out, dtype):
     x_0, tensors = family(dtype, 2, 4099)
     check(Problem(tensors, x_0, random_formula(4, 2, 20, dtype == "mixed64", 4099), out=DTYPES[out]))
+
+
+@cases("every 16-bit pattern", dtype=["bf16", "fp16"], out=["bf16", "fp16", "fp32", "fp64"])
+def _(dtype, out):
+    every = torch.arange(-32768, 32768, dtype=torch.int32).to(torch.int16).view(DTYPES[dtype])
+    check(Problem([every], None, Formula((delta(0) * 1.0,)), out=DTYPES[out]))
+
+
+@cases("rounding", dtype=["fp32", "fp64"], out=list(DTYPES))
+def _(dtype, out):
+    values = awkward(DTYPES[dtype], 40_000)
+    check(Problem([values], None, Formula((delta(0) * 1.0,)), out=DTYPES[out]))
+
+
+@cases("misaligned", dtype=["bf16", "fp32"])
+def _(dtype):
+    x_0, tensors = family(dtype, 3, 20_000)
+    made = Formula((add_up([delta(k) * 0.3 for k in range(3)]),))
+    check(Problem([unaligned(t) for t in tensors], unaligned(x_0), made))
 
 
 @cases("places", dtype=["bf16", "fp64"], cuts=[(), (4096,), (3 * 1001, 17 * 1001)])

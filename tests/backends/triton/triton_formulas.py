@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import numpy as np
+from warpmerge.expr import library
 from warpmerge.expr.expression import (
     add_up,
     base,
@@ -54,7 +55,14 @@ def drawn(d):
     return add_up([masked(v, kinds[k % 2]) for k, v in enumerate(d)]) * (draw(7) * 2.0**-16)
 
 
+def swept(d):
+    """Three weighted sums of the same inputs."""
+    return library.weighted_sum(d, [0.1 * k for k in range(3 * len(d))])
+
+
 EXAMPLES = {
+    "weighted_sum": lambda d: library.weighted_sum(d, [1 / len(d)] * len(d)),
+    "sweep": swept,
     "median": lambda d: (ordered(d)[len(d) // 2],),
     "middle": lambda d: (middle(d),),
     "softmax": lambda d: (softmax(d),),

@@ -4,24 +4,20 @@ import itertools
 
 import numpy as np
 import torch
-from kernel_helpers import ISAS, operands, pool, signed, weights, work
+from kernel_helpers import ISAS
+from native_pool import operands, pool, work
 from triton_helpers import at, code
-from warpmerge import _core
-from warpmerge.backends.gpu.tables import Kind, SegmentRow, Table, blocks_of, is_aligned, rule_rows
-from warpmerge.requests import KEEP_ALL, KEEP_NONE, RandomMask, TopKMask
+from warpmerge.backends.gpu.tables import Kind, SegmentRow, Table, blocks_of, is_aligned
 from warpmerge.triton_kernels import reduce
 
 CPU = ISAS[0]
 
 
 class Problem:
-    """One tensor: inputs, perhaps a base, outputs; and the rules and numbers that go with it."""
+    """One tensor: inputs and perhaps a base."""
 
-    def __init__(self, tensors, base=None, *, policy=1, outputs=0, out=None, numbers=None, keep=None):
-        self.tensors, self.base, self.policy, self.numbers, self.keep = tensors, base, policy, numbers, keep
-        first = base if base is not None else tensors[0]
-        self.count = first.numel()
-        self.outputs = [torch.full((self.count,), 123.0, dtype=out or first.dtype) for _ in range(outputs)]
+    def __init__(self, tensors, base=None, *, policy=1):
+        self.tensors, self.base, self.policy, self.count = tensors, base, policy, tensors[0].numel()
 
     @property
     def nonfinite(self):
@@ -42,17 +38,17 @@ class Request:
     def __init__(self, *problems, split=None):
         head = problems[0]
         self.problems, self.models = problems, len(head.tensors)
-        everything = [t for p in problems for t in [*p.tensors, *p.outputs, *([] if p.base is None else [p.base])]]
+        everything = [t for p in problems for t in [*p.tensors, *([] if p.base is None else [p.base])]]
         kind = Kind(
             inputs=tuple(code(t) for t in head.tensors),
             base=-1 if head.base is None else code(head.base),
-            out=code(head.outputs[0]) if head.outputs else 0,
-            outputs=len(head.outputs),
+            out=0,
+            outputs=0,
             fp64=any(t.dtype == torch.float64 for t in [*head.tensors, *([] if head.base is None else [head.base])]),
             policy=head.policy,
             aligned=is_aligned(*(t.data_ptr() for t in everything)),
         )
-        segments, numbers, rules, self.blocks, ranges = [], [], [], 0, []
+        segments, self.blocks, ranges = [], 0, []
         for tensor, p in enumerate(problems):
             blocks = blocks_of(p.count)
             ranges.append((self.blocks, blocks))
@@ -62,17 +58,11 @@ class Request:
                     SegmentRow(
                         end - first, first, tensor, self.blocks + first // 4096, p.count,
                         0 if p.base is None else address(p.base, first),
-                        tuple(address(t, first) for t in p.tensors), tuple(address(t, first) for t in p.outputs),
+                        tuple(address(t, first) for t in p.tensors), (),
                     )
                 )  # fmt: skip
-                if p.numbers is not None:
-                    numbers.append(p.numbers)
-                if p.keep is not None:
-                    rules.append(rule_rows(p.keep))
             self.blocks += blocks
-        table = Table(
-            kind, segments, np.array(numbers, np.float64) if numbers else None, np.array(rules) if rules else None
-        )
+        table = Table(kind, segments)
         self._memory = [np.zeros(table.nbytes + 16, np.uint8)]
         start = -self._memory[0].ctypes.data % 16
         memory = self._memory[0][start:]
@@ -96,39 +86,3 @@ def expect(make, problems):
     items = [make(p) for p in problems]
     work(pool(CPU), *items)
     return items
-
-
-def native(keep):
-    return [
-        _core.Mask.drawn(k.key, k.cut) if isinstance(k, RandomMask) else _core.Mask(k.threshold, k.tie_end)
-        for k in keep
-    ]
-
-
-def coefficients(models, *, lambda_=0.7, vote=signed):
-    return [*weights(models), *vote(models), *([1.0] * models), lambda_]
-
-
-def rules(models, fp64=False):
-    """A mixture: thresholds with and without ties, random, all, none."""
-    one = 0x3F50624DD2F1A9FC if fp64 else 0x3B03126F  # of 0.001 or 0.002
-    kinds = [
-        TopKMask(one),
-        RandomMask(0x946207DDBE679413, 32768),
-        TopKMask(0, 2999),
-        KEEP_ALL,
-        KEEP_NONE,
-        RandomMask(3, 1),
-        TopKMask(one, 0),
-        RandomMask(2**63 + 12345, 65535),
-        TopKMask(one - 7, 16385),
-    ]
-    return kinds[:models]
-
-
-def ties():
-    """Many elements lie on the threshold; the last one kept, and the next, are on either side of tie_end."""
-    values = (torch.arange(40_000) % 3).float()
-    key = 0x3F800000  # of 1
-    keep = [TopKMask(key, 1), TopKMask(key, 2), TopKMask(key, 16384 + 2), TopKMask(key, 16384 + 3)]
-    return [values.clone() for _ in keep], torch.zeros(40_000), keep

@@ -12,75 +12,56 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from kernel_helpers import ALL_DTYPES, family, pool
+from kernel_helpers import ALL_DTYPES, family
+from native_pool import pool
 from triton_helpers import at, case, cases, poisoned, run_cases, same
-from triton_launches import CPU, Problem, Request, expect, native, rules, ties
+from triton_launches import CPU, Problem, Request, expect
 from warpmerge.backends.gpu.tables import CHUNK
-from warpmerge.requests import KEEP_ALL, KEEP_NONE, RandomMask, TopKMask
 from warpmerge.triton_kernels import gram, reduce, reduce_tensor
 
 
 def check_sums(*problems, split=None):
-    """Sums of the deltas, and where there are masks those of their magnitudes."""
     request = Request(*problems, split=split)
-    masked = problems[0].keep is not None
-    width = request.models * (2 if masked else 1)
-    partials = np.full((request.blocks, width), np.nan)
-    kernel = reduce_tensor.kept_sums if masked else reduce_tensor.sums
-    kernel(request.launch, at(partials), at(request.nonfinite))
-    got = request.reduce(partials, width)
-
-    def item(p):
-        if masked:
-            return pool(CPU).kept_sums(p.operands, 65536, native(p.keep))
-        return pool(CPU).tensor_sums(p.operands, 65536)
-
-    items = expect(item, problems)
+    partials = np.full((request.blocks, request.models), np.nan)
+    reduce_tensor.sums(request.launch, at(partials), at(request.nonfinite))
+    got = request.reduce(partials, request.models)
+    items = expect(lambda p: pool(CPU).tensor_sums(p.operands, 65536), problems)
     for tensor, one in enumerate(items):
         same(got[tensor], np.array(one.result, np.float64))
     request.check_nonfinite(items)
 
 
-@cases("sums", dtype=ALL_DTYPES, masked=[True])
-@cases("sums", dtype=["bf16", "mixed64"], masked=[False])
-def _(dtype, masked):
+@cases("sums", dtype=ALL_DTYPES)
+def _(dtype):
     problems = []
     for seed, count in enumerate((4099,) if dtype != "bf16" else (1, 16385, 7)):
         base, tensors = family(dtype, 3, count, seed=seed)
-        problems.append(Problem(tensors, base, keep=rules(3, dtype in ("fp64", "mixed64")) if masked else None))
+        problems.append(Problem(tensors, base))
     check_sums(*problems)
 
 
 @cases("sums", models=[1, 9])
 def _(models):
     base, tensors = family("mixed", models, 4096)
-    check_sums(Problem(tensors, base, keep=rules(models)))
-    check_sums(Problem(tensors, keep=[KEEP_ALL] * models))
+    check_sums(Problem(tensors, base))
+    check_sums(Problem(tensors))
 
 
 @case
 def sums_over_two_segments():
     base, tensors = family("bf16", 2, 40_000)
-    check_sums(Problem(tensors, base, keep=[RandomMask(5, 30_000), TopKMask(0x3B03126F, 20_000)]), split=CHUNK)
-
-
-@case
-def sums_where_ties_end():
-    tensors, base, keep = ties()
-    check_sums(Problem(tensors, base, keep=keep), split=CHUNK)
+    check_sums(Problem(tensors, base), split=CHUNK)
 
 
 @cases("sums, not finite", dtype=["bf16", "fp64"])
 def _(dtype):
     base, tensors = poisoned(dtype, 2, 18_000)
-    check_sums(Problem(tensors, base, keep=rules(2, dtype == "fp64")))
     check_sums(Problem(tensors, base))
 
 
 @case
 def sums_of_zeros():
     zero = torch.zeros(5000)
-    check_sums(Problem([zero, -zero], keep=[KEEP_ALL, KEEP_NONE]))
     check_sums(Problem([zero, -zero]))
 
 

@@ -1,6 +1,6 @@
 """Runs the Triton kernels for products in the interpreter against backends/torch.py, bit for bit.
 
-A program of its own like triton_combine_cases.py. Prints one line per failure, and last the number of cases.
+A program of its own like triton_measure_cases.py. Prints one line per failure, and last the number of cases.
 """
 
 import itertools

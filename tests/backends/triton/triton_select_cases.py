@@ -12,7 +12,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from kernel_helpers import ALL_DTYPES, family, pool, work
+from kernel_helpers import ALL_DTYPES, family
+from native_pool import pool, work
 from triton_helpers import at, case, cases, poisoned, run_cases
 from triton_launches import CPU, Problem, Request
 from warpmerge.backends.gpu.tables import CHUNK

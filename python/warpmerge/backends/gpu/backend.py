@@ -19,7 +19,7 @@ from ...threads import thread_count
 from ...units import show_size
 from ..protocol import Backend
 from .execution import LaunchGroup, grouped
-from .lowering import lifted, lowered
+from .lowering import Lowering, lifted
 from .requests import BINS, steps
 from .residency import InPlace, Staged, Workspace
 from .scratch import Scratch
@@ -53,6 +53,7 @@ class DeviceBackend(Backend):
         resident: bool = False,
     ) -> None:
         self.name, self.runtime, self.kernels = name, runtime, kernels
+        self._lowering = Lowering(kernels)
         self.batch_bytes, self.batch_inputs, self.in_flight = batch_bytes, BATCH_INPUTS, IN_FLIGHT
         self.residencies = IN_FLIGHT  # that may be on this device at once; more if it is one of several
         if resident:
@@ -75,7 +76,7 @@ class DeviceBackend(Backend):
 
     def launch(self, work: Sequence[Work]) -> DeviceTicket:
         asked = work
-        work = [(task, lowered(task, request)) for task, request in work]
+        work = [(task, self._lowering.lowered(task, request)) for task, request in work]
         if all(_in_place(task) for task, _ in work):
             try:
                 return DeviceTicket(asked, self._start_in_place(work))

@@ -21,11 +21,10 @@ from .code import Code, file_bytes, packed
 from .execution import POLICIES, Execution, LaunchGroup
 from .residency import ValueScratch
 from .scratch import Scratch
-from .tables import BLOCK, VECTOR, Kind, SegmentRow, Table, is_aligned, rule_rows
+from .tables import BLOCK, PHILOX_LANES, VECTOR, Kind, SegmentRow, Table, is_aligned, rule_rows
 from .tiles import CHUNK_ENDS, Segment, SegmentEnds, Tile
 
 FLOAT32, FLOAT64 = 0, 3  # dtype codes
-PHILOX_LANES = 8
 BLOCK_ENDS = SegmentEnds(BLOCK)
 
 

@@ -112,11 +112,9 @@ class TritonKernels:
             reduce_rows,
             reduce_tensor,
             select,
-            weighted_sum,
         )
 
         self._functions = {
-            "weighted_sum": weighted_sum.launch,
             "elect_and_sum": elect_and_sum.launch,
             "tensor_sums": reduce_tensor.sums,
             "kept_sums": reduce_tensor.kept_sums,

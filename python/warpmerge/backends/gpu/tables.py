@@ -33,6 +33,7 @@ CHUNK = 16384
 BLOCK = 4096  # of the reduction order; a chunk holds whole ones
 COLUMN_TILE = 128
 VECTOR = 16  # bytes of the widest access
+PHILOX_LANES = 8  # elements that one call decides about
 ALIGN = 256  # of every tensor in device memory that is laid out here
 
 
@@ -65,11 +66,15 @@ class SegmentRow(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class KernelLaunch:
-    """A packed table in device memory: its kind, its grid and the addresses of its sections (0: there is none)."""
+    """A packed table in device memory: its kind, its grid and the addresses of its sections (0: there is none).
+
+    at_calls: what one call of Philox decides lies in one segment, so each begins with a call.
+    """
 
     kind: Kind
     segments: int
     chunks: int
+    at_calls: bool
     segment_rows: int
     chunk_map: int
     numbers: int
@@ -142,6 +147,7 @@ class Table:
             [(r.count, r.first, 0, r.tensor, r.block, r.total, r.base, *r.inputs, *r.outputs) for r in rows], np.int64
         ).reshape(len(rows), 7 + kind.models + kind.outputs)
         segment_rows[:, 2] = np.cumsum(chunks) - chunks
+        self._at_calls = not (segment_rows[:, 1] % PHILOX_LANES).any()
         chunk_map = np.repeat(np.arange(len(rows), dtype=np.int32), chunks)
         self._sections: list[np.ndarray | None] = [segment_rows, chunk_map, numbers, rules, words]
 
@@ -160,7 +166,7 @@ class Table:
             target[at : at + section.nbytes] = section.reshape(-1).view(np.uint8)
             found.append(address + at)
             at += _padded(section.nbytes)
-        return KernelLaunch(self.kind, self.segments, self.chunks, *found)
+        return KernelLaunch(self.kind, self.segments, self.chunks, self._at_calls, *found)
 
 
 def _padded(nbytes: int) -> int:

@@ -12,8 +12,8 @@ REGIMES = ("warm", "warm, synced", "cold")
 CAPTION = (
     "Whole runs of the command, in turn with `cat+cp`: one thread reads every input byte once, then `cp` copies as "
     "many bytes as the output has. The ratio is the merge's time divided by that of `cat+cp`; cold, by the disk's time "
-    f"for the inputs. `target` is the required limit, `aim` the wanted one. The model is {TARGET_SHAPE} in bf16 unless a "
-    "row names another one."
+    "for the inputs. `target` is the required limit, `aim` the wanted one. "
+    f"The model is {TARGET_SHAPE} in bf16 unless a row names another one."
 )
 
 

@@ -40,9 +40,8 @@ SQRT, ABS, NEG, MIN = map(tl.constexpr, map(int, (Op.SQRT, Op.ABS, Op.NEG, Op.MI
 MAX, LT, LE, EQ = map(tl.constexpr, map(int, (Op.MAX, Op.LT, Op.LE, Op.EQ)))
 WHERE, POW2, EXPONENT, KEEP = map(tl.constexpr, map(int, (Op.WHERE, Op.POW2, Op.EXPONENT, Op.KEEP)))
 DRAW, ROW, COLUMN, RANK = map(tl.constexpr, map(int, (Op.DRAW, Op.ROW, Op.COLUMN, Op.RANK)))
-LONG = (
-    128  # instructions: for more a kernel is compiled with one way over a chunk instead of two; loads cost little then
-)
+# Instructions. A longer program gets one loop over a chunk instead of two: its loads cost little beside its arithmetic.
+LONG = 128
 
 
 @device

@@ -253,7 +253,8 @@ def nearest(a: Expr) -> Expr:
 
 
 def exp(a: Expr) -> Expr:
-    """The exponential function, within 1.5 ulp. An argument beyond the range of the type counts as its end."""
+    """The exponential function, within 1.5 ulp. An argument beyond the range of the type counts as its end,
+    and NaN as the lower end: `Map` sees to it that NaN comes out where that is asked for."""
     return Expr(Op.EXP, (a,))
 
 

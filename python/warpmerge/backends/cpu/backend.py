@@ -22,6 +22,8 @@ TILE = 128 * 1024
 TILE_BYTES = 1 << 20
 LEAST_TILE = 512
 SMALL = 128 * 1024  # csrc/cpu/select.cpp: tensors up to this size are selected from all their keys at once
+STAGE = 512  # elements that are widened at a time
+LANES = 256  # of a reduction
 FORMULA_ARRAYS = 32  # what formulas hold at once, apart from a few values for each model
 POLL_MS = 100
 
@@ -34,11 +36,12 @@ def capacity(count: int) -> int:
 def memory(threads: int, tile: int, models: int, itemsize: int = 2, largest: int = 0) -> int:
     """Upper estimate of the bytes that a merge of `models` models allocates; `largest`: elements of the largest one."""
     compute = max(4, itemsize)
-    tiles = tile * itemsize * (models + 2)
-    stage = 512 * 8 * (2 * models + 8) + 256 * 8 * (3 * models + models * (models + 1) // 2)
-    formula = 512 * 8 * (FORMULA_ARRAYS + 4 * models)
-    select = SMALL * compute * (models + 2)
-    return threads * (tiles + stage + formula + select) + models * compute * capacity(largest)
+    tiles = tile * itemsize * (models + 2)  # the inputs, the base and the result
+    stage = STAGE * 8 * (2 * models + 8)  # widened inputs and intermediate values, float64 at most
+    lanes = LANES * 8 * (3 * models + models * (models + 1) // 2)  # partial sums, those of a Gram matrix at most
+    formula = STAGE * 8 * (FORMULA_ARRAYS + 4 * models)
+    select = SMALL * compute * (models + 2)  # the keys of a small tensor
+    return threads * (tiles + stage + lanes + formula + select) + models * compute * capacity(largest)
 
 
 def tile_for(budget: int | None, threads: int, models: int, itemsize: int = 2, largest: int = 0) -> int:

@@ -1,4 +1,4 @@
-"""Formulas on a residency: their programs' data in device memory, and values and ranks that exist for a moment only.
+"""Runs formulas on a GPU. The data of their programs stay in device memory; values and ranks live in scratch.
 
 What is measured of a formula's values is measured by the kernels for inputs, over scratch. The scratch is bounded: a
 tile is worked through in smaller ones, whose values take turns in it, each evaluated before it is measured. Values that

@@ -3,9 +3,10 @@
 A runtime has `name` ("cuda:0"), `memory() -> (free, total)`, `alloc(nbytes, streams)`, `pinned(nbytes)` and
 `new_stream()`; what is allocated is for the current stream of its owner, and for `streams`.
 Memory has `address` and `nbytes` and is freed with its last reference. A stream has `copy_in(device memory, offset,
-host memory, offset, nbytes)`, `copy_out(host memory, offset, device memory, offset, nbytes)`, `record() -> event`,
-`wait(event)` and `handle`; its operations run in order and none waits for the host. An event has `synchronize()`.
-Allocation raises MemoryError.
+host memory, offset, nbytes)`, `copy_out(host memory, offset, device memory, offset, nbytes)`, `zero(device memory,
+offset, nbytes)`, `record() -> event`, `wait(event)` and `handle`; its operations run in order and none waits for the
+host. An event has `synchronize()`. Allocation raises MemoryError. A runtime for tensors that are merged in place has
+`current_stream()` as well, and `context()`, within which torch's calls are on its stream.
 """
 
 from __future__ import annotations

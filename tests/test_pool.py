@@ -387,3 +387,21 @@ def test_in_place(directories):
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=300, check=False
     )
     assert (done.returncode, done.stdout.strip()) == (0, "all equal"), done.stderr[-3000:]
+
+
+def test_a_closed_pool_cannot_be_used():
+    pool = wm.Pool(None, [{"a": torch.ones(3)}], device="cpu")
+    merged = pool.merge("linear", weight=[1.0])
+    pool.close()
+    with pytest.raises(UsageError, match="the pool is closed"):
+        pool.merge("linear", weight=[1.0])
+    assert merged["a"].tolist() == [1, 1, 1]
+
+
+def test_a_target_must_not_share_memory_with_the_pool():
+    tensor = torch.ones(8)
+    pool = wm.Pool(None, [{"a": tensor[:4]}], device="cpu", backend="cpu")
+    for target in (tensor[:4], tensor[2:6]):
+        with pytest.raises(CheckpointError, match="shares memory with the pool's own tensors"):
+            pool.merge("linear", weight=[1.0], into={"a": target})
+    assert pool.merge("linear", weight=[1.0], into={"a": tensor[4:]})["a"].tolist() == [1] * 4

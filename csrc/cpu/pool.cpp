@@ -17,6 +17,7 @@ constexpr int64_t kMostTasks = 16;  // the most that a worker takes at once
 void* Worker::grow(Memory& memory, size_t bytes) {
   constexpr size_t kAlign = 64;
   if (memory.bytes < bytes + kAlign) {
+    memory.bytes = 0;  // should the next line throw
     memory.data.reset();
     memory.data.reset(new char[bytes + kAlign]);
     memory.bytes = bytes + kAlign;
@@ -61,7 +62,8 @@ int64_t Launch::take(int threads) {
   return next_;
 }
 
-void Launch::attempt(const std::function<void()>& action) {
+template <class Action>
+void Launch::attempt(const Action& action) {
   if (cancelled_) return;
   try {
     action();

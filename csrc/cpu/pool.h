@@ -11,7 +11,6 @@
 #include <cstdint>
 #include <deque>
 #include <exception>
-#include <functional>
 #include <memory>
 #include <mutex>
 #include <thread>
@@ -74,7 +73,8 @@ class Launch {
   // Takes the next tasks, at least one. The first must be ready. Returns the end of the tasks that were taken.
   int64_t take(int threads);
   void run(int64_t task, Worker& worker);
-  void attempt(const std::function<void()>& action);
+  template <class Action>
+  void attempt(const Action& action);
   Slot& slot_of(int64_t task) const;
 
   std::vector<std::unique_ptr<Slot>> slots_;

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any, cast
 
 from . import backends
-from .dtypes import BY_NAME
-from .engine.arrays import Array, ArrayModel, FileArray, Place, Result
+from .engine.arrays import Array, ArrayModel, FileArray, Place
 from .engine.memory_merge import Fixed, Operands, resolve_values, wanted_dtype
-from .errors import CheckpointError, DeviceError, UsageError
+from .engine.targets import results_in
+from .errors import DeviceError, UsageError
 from .methods import Base, find
 from .methods.parameters import LARGEST, checked_seed
 from .models import Checkpoint
-from .models.views import Memory
 from .plan.jobs import check_names
 from .requests import WeightedSum
 from .threads import thread_count
@@ -63,6 +62,7 @@ class Pool:
         self._place = _place(device, backend, [*models, *([base] if base is not None else [])])
         self._checkpoints: list[Checkpoint] = []
         self._finite: bool | None = None
+        self._closed = False
         self._prepared: dict[tuple[int, bool], Operands] = {}
         try:
             load = _Loader(self._place, thread_count(threads), self._checkpoints)
@@ -81,7 +81,8 @@ class Pool:
         self.close()
 
     def close(self) -> None:
-        """Closes the files. Merged tensors stay valid."""
+        """Closes the files. Merged tensors stay valid; the pool cannot be used any more."""
+        self._closed = True
         for checkpoint in self._checkpoints:
             checkpoint.close()
 
@@ -146,7 +147,7 @@ class Pool:
         else:
             if out_dtype is not None:
                 raise UsageError("out_dtype and into exclude each other: the tensors of into keep their dtypes.")
-            results = _results_in(into, operands, self._place)
+            results = results_in(into, operands, self._place)
         operands.merge(chosen, values, {name: [result] for name, result in results.items()}, self._place, seed)
         return {name: result.finish() for name, result in results.items()} if into is None else into
 
@@ -185,6 +186,8 @@ class Pool:
         return [{name: of[min(m, len(of) - 1)].finish() for name, of in outputs.items()} for m in range(len(rows))]
 
     def _operands(self, models: list[ArrayModel], reference: ArrayModel | None) -> Operands:
+        if self._closed:
+            raise UsageError("the pool is closed; make a new one.")
         key = (len(models), reference is not None)
         if key not in self._prepared:
             taken = self._base is not None
@@ -270,49 +273,3 @@ class _Loader:
             tensor = flat.view(getattr(torch, array.dtype.name)).view(array.shape)
             loaded[name] = Array.of(tensor, name, self._place)
         return loaded
-
-
-def _results_in(into: Any, operands: Operands, place: Place) -> dict[str, Result]:
-    """The tensors of a module or state dict as results. If two of them share memory, the models must share it too."""
-    found = into.state_dict(keep_vars=True) if hasattr(into, "state_dict") else into
-    results: dict[str, Result] = {}
-    filled: dict[int, tuple[str, tuple]] = {}
-    views = (array.view() for name in operands.source.names for array in operands.arrays(name))
-    own = {view.address for view in views if isinstance(view, Memory)}
-    for name, array in operands.source.arrays.items():
-        if name not in found:
-            raise CheckpointError(f"the target has no tensor '{name}'.")
-        target = found[name].detach()
-        problem = (
-            f"has the shape {list(target.shape)}, not {list(array.shape)}"
-            if tuple(target.shape) != array.shape
-            else f"is on {target.device}, not on {place.device}"
-            if str(target.device) != place.device
-            else "is one of the pool's own tensors"
-            if target.numel() and target.data_ptr() in own
-            else "is not contiguous"
-            if not target.is_contiguous()
-            else f"is {target.dtype}, which cannot hold {array.dtype}"
-            if (str(target.dtype) != f"torch.{array.dtype}")
-            and not (target.is_floating_point() and array.dtype.is_float)
-            else ""
-        )
-        if problem:
-            raise CheckpointError(f"tensor '{name}' of the target {problem}.")
-        identity = operands.identity(name)
-        other, known = filled.setdefault(target.data_ptr(), (name, identity)) if target.numel() else (name, identity)
-        if known != identity:
-            raise CheckpointError(
-                f"'{other}' and '{name}' are one tensor in the target, but differ in the models; untie them in the "
-                "target."
-            )
-        results[name] = (
-            results[other]
-            if other != name
-            else Result(target, BY_NAME[str(target.dtype).removeprefix("torch.")], None, place.in_place)
-        )
-    filled_there = set(filled)
-    for name, tensor in found.items():
-        if name not in operands.source.arrays and tensor.numel() and tensor.data_ptr() not in filled_there:
-            raise CheckpointError(f"the target has the tensor '{name}', but the models lack it.")
-    return results

@@ -209,7 +209,7 @@ class TensorTask:
     def __init__(self, group: Group, row: int, sinks: Sequence[Sink] = (), replaces: TensorTask | None = None) -> None:
         self.group, self.row, self.sinks = group, row, sinks
         self.residency: Any = None  # for a device backend: what holds the operands in device memory
-        self.replaces = replaces  # the task with all inputs, which may be in device memory under its identity
+        self.replaces = replaces  # the task that this one narrows: device memory is registered under that one
         self._info: TensorInfo | None = None
         self._inputs: list[View] | None = None
         self._base: View | None = None

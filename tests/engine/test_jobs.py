@@ -164,3 +164,94 @@ def test_columns_of_the_wrong_length_are_refused():
         _core.TensorGroup(_core.Counts(array("q", [1])), [], None, False, 1).rows(array("q", [1]), False)
     with pytest.raises(ValueError, match="differ in length"):
         _core.ViewColumn(b"\0", array("i"), array("q"), [])
+
+
+# --- kinds of inputs that were once mixed up ------------------------------------------------------------------------
+
+
+def test_auxiliary_dtypes_divide_groups():
+    """One Fisher of float64 among others of float32: only its tensor is computed in float64."""
+    _, tensors = family("fp32", 2, 300)
+    fishers = [torch.rand(300, generator=torch.Generator().manual_seed(k)) for k in range(2)]
+    models = [{"a": t, "b": t.clone()} for t in tensors]
+    given = [{"a": f, "b": f.double()} for f in fishers]
+    both = wm.merge_state_dicts(models, "fisher", fisher=given, backend="cpu")
+    for name in "ab":
+        alone = wm.merge_state_dicts(
+            [{name: m[name]} for m in models], "fisher", fisher=[{name: g[name]} for g in given], backend="cpu"
+        )
+        assert torch.equal(both[name], alone[name])
+
+
+def test_one_mapping_twice_keeps_both_auxiliary_tensors():
+    _, (tensor,) = family("fp32", 1, 300)
+    fishers = [{"a": torch.full((300,), v)} for v in (1.0, 3.0)]
+    model = {"a": tensor}
+    merged = wm.merge_state_dicts([model, model], "fisher", fisher=fishers, backend="cpu")
+    other = wm.merge_state_dicts([model, {"a": tensor.clone()}], "fisher", fisher=fishers, backend="cpu")
+    assert torch.equal(merged["a"], other["a"])
+
+
+def test_names_tied_in_the_models_but_not_in_the_base_stay_apart():
+    ids = [torch.tensor([k]) for k in (1, 2)]
+    models = [{"i": t, "j": t} for t in ids]
+    base = {"i": torch.tensor([5]), "j": torch.tensor([7])}
+    merged = wm.merge_state_dicts(models, "linear", base=base, weight=[0.5, 0.5], backend="cpu")
+    assert (merged["i"].item(), merged["j"].item()) == (5, 7)
+
+
+def test_big_endian_arrays_keep_their_values():
+    arrays = [np.array([1.0, 2.0], ">f4"), np.array([3.0, 6.0], "<f4")]
+    merged = wm.merge_tensors(arrays, "linear", weight=[0.5, 0.5], backend="cpu")
+    assert merged.tolist() == [2.0, 4.0]
+
+
+def test_inputs_are_freed_when_the_merge_returns():
+    import gc
+    import weakref
+
+    models = [{"a": torch.ones(100)} for _ in range(2)]
+    seen = [weakref.ref(m["a"]) for m in models]
+    gc.disable()
+    try:
+        wm.merge_state_dicts(models, "linear", weight=[0.5, 0.5], backend="cpu")
+        del models
+        assert [s() for s in seen] == [None, None]
+    finally:
+        gc.enable()
+
+
+def test_a_method_may_merge():
+    """A function in torch that calls warpmerge itself, on the backend that is carrying it out."""
+    from warpmerge.methods.registry import REGISTRY
+
+    @wm.method("merges_inside", base=wm.methods.Base.METADATA, parameters=[])
+    def merges_inside(tensor, p):
+        """Half of the mean."""
+
+        def function(x, base):
+            return wm.merge_tensors(x, "linear", weight=[0.5] * len(x), backend="cpu") / 2
+
+        return TensorFunction(function, on_deltas=False)
+
+    try:
+        merged = wm.merge_tensors([torch.ones(9), torch.ones(9) * 3], "merges_inside", backend="cpu")
+    finally:
+        del REGISTRY["merges_inside"]
+    assert bool((merged == 1).all())
+
+
+def test_a_view_in_place_of_a_region_stays_with_its_row(tmp_path):
+    from helpers import write_model
+    from kernel_helpers import buffer
+    from warpmerge.models import Checkpoint
+
+    other = torch.arange(6, dtype=torch.int32)
+    tensors = {"a": np.ones(4, np.float32), "b": np.ones(2, np.float32)}
+    checkpoint = Checkpoint(str(write_model(tmp_path / "m", tensors)))
+    column = checkpoint.column(checkpoint.names)
+    column.replace({1: buffer(other)})
+    taken = column.take([1, 0])
+    assert taken.shapes == [(6,), (4,)] and bytes(taken.view(0).read()) == other.numpy().tobytes()
+    assert bytes(taken.view(1).read()) == np.ones(4, np.float32).tobytes()
+    checkpoint.close()

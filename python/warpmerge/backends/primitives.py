@@ -92,18 +92,18 @@ def primitive(task: TensorTask, request: Reduce, accelerates: Callable[[KeptMagn
     of = request.terms
     if (
         isinstance(of, KeptMagnitudes)
-        and len(of.keep) == len(task.inputs)
+        and len(of.keep) == len(task.group.inputs)
         and _in_compute_type(request)
         and accelerates(of)
     ):
         return KeptSums(of.keep, request.on_deltas)
     if request.kind == "histogram":
         return Bins(of, request.intervals, request.on_deltas)
-    of = _terms(request, of, len(task.inputs))
+    of = _terms(request, of, len(task.group.inputs))
     if request.over == "tensor" and (request.kind == "count" or _in_compute_type(request)):
         return TensorSums(of, request.on_deltas)
     term = Term.PRODUCT if request.pairs else Term.LARGEST if request.kind in ("max", "min") else Term.VALUE
-    formula = of or _deltas(len(task.inputs))
+    formula = of or _deltas(len(task.group.inputs))
     if request.over == "tensor":
         return RowFolds(formula, max(1, task.info.count), term, request.pairs, request.on_deltas)
     folds = RowFolds if request.over == "row" else ColumnFolds

@@ -176,6 +176,6 @@ def _lacks_memory(error: Exception) -> bool:
 def _too_little(task: TensorTask) -> DeviceError:
     return DeviceError(
         f"method '{_name(task)}' works on whole tensors, and there is too little memory for {task.info} "
-        f"({list(task.info.shape or (task.info.count,))}, {len(task.inputs)} inputs); merge on the CPU, or merge fewer "
-        "models at a time."
+        f"({list(task.info.shape or (task.info.count,))}, {len(task.group.inputs)} inputs); merge on the CPU, or "
+        "merge fewer models at a time."
     )

@@ -19,6 +19,7 @@ from ..tasks import DeviceSink, MemorySink, Sink
 
 _shared: dict[tuple, Any] = {}
 _locks: dict[int, threading.Lock] = {}
+_inside = threading.local()  # `process`: in which this thread is within a call, or None
 
 
 def _lock_of(process: int) -> threading.Lock:
@@ -65,12 +66,25 @@ class Place:
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[Any]:
-        """The backend, for the caller alone: calls from several threads take turns. An error of one must not cancel the
-        work of another, and each uses all cores, or the whole device, as it is. In place there is nothing to share.
+        """The backend, for the caller alone.
+
+        Calls from several threads take turns: an error cancels all work of a backend, and one call already uses the
+        whole device. In place there is nothing to share. A call from within another, as a method's function in torch
+        can make, gets a backend of its own.
         """
-        backend = self.backend()
-        with contextlib.nullcontext() if self.in_place else _lock_of(os.getpid()):
-            yield backend
+        if self.in_place:
+            yield self.backend()
+        elif getattr(_inside, "process", None) == os.getpid():
+            with contextlib.closing(backends.create(self.info)) as own:
+                yield own
+        else:
+            shared = self.backend()
+            with _lock_of(os.getpid()):
+                _inside.process = os.getpid()
+                try:
+                    yield shared
+                finally:
+                    _inside.process = None
 
 
 def _device_of(array: Any) -> str:
@@ -92,7 +106,7 @@ class Array:
             )
         if isinstance(array, np.ndarray):
             dtype = BY_NAME.get(array.dtype.name)
-            data = np.ascontiguousarray(array)
+            data = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
         elif hasattr(array, "data_ptr"):
             dtype = BY_NAME.get(str(array.dtype).removeprefix("torch."))
             data = array.detach() if place.in_place else array.detach().cpu()
@@ -119,7 +133,7 @@ class Array:
 
     def empty(self, dtype: DType) -> Result:
         if isinstance(self.data, np.ndarray):
-            element = self.original.dtype if dtype == self.dtype else numpy_dtype(dtype)
+            element = self.data.dtype if dtype == self.dtype else numpy_dtype(dtype)
             return Result(np.empty(self.shape, element), dtype, None, False)
         import torch
 
@@ -190,7 +204,10 @@ class Result:
         return MemorySink(address, self.array)
 
     def finish(self) -> Any:
-        return self.array if self._device is None else self.array.to(self._device)
+        """The tensor where it is to be; the same one for all names that share it."""
+        if self._device is not None:
+            self.array, self._device = self.array.to(self._device), None
+        return self.array
 
 
 def numpy_dtype(dtype: DType) -> Any:

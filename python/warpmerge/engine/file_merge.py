@@ -75,7 +75,7 @@ def run_plan(plan: Plan, directory: OutputDirectory, backend: Any, progress: Pro
         run = _Run(plan, directory, background)
         rows = run.take_finished(finished)
         total = plan.read_bytes
-        done = total - sum(jobs.read_bytes(row) * plan.passes(jobs.group(row)) for row in rows) if finished else 0
+        done = total - plan.left_bytes(rows) if finished else 0
 
         def advance(nbytes: int) -> None:
             nonlocal done

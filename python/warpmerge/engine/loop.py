@@ -27,7 +27,7 @@ def ignored(task: TensorTask, value: Any) -> None: ...
 
 
 class Step(NamedTuple):
-    """A request of a task. `steps`: what is sent the answer and asks for the next one; None: this one is the last."""
+    """A request of a task. `steps`: the method's generator, which gets the answer; None: this is the last request."""
 
     task: TensorTask
     request: Request
@@ -41,7 +41,9 @@ def in_flight(
     progress: Progress = silent,
     most_inputs: int | None = None,
 ) -> Iterator[None]:
-    """Takes the steps of all tasks. Yields whenever a batch has answered; batches whose steps are few end in order.
+    """Takes the steps of all tasks. Yields after each answer of a batch.
+
+    Batches end in order if each task takes one step.
 
     Args:
         steps: the first step of each task.

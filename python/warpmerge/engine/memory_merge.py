@@ -125,13 +125,13 @@ def merge_state_dicts(
     source = base if base is not None else models[0]
     values = resolve_values(chosen, len(models), parameters, on_deltas=reference is not None)
     place = Place.of(backend, next(iter(source.values()), None))
-    # Mappings that come twice are one model.
-    seen: dict[int, ArrayModel] = {}
+    seen: dict[int, ArrayModel] = {}  # a mapping that comes twice is asked for its tensors once
 
     def taken(tensors: Mapping[str, Any], title: str) -> ArrayModel:
         if id(tensors) not in seen:
             seen[id(tensors)] = ArrayModel.of(tensors, title, place)
-        return seen[id(tensors)]
+        known = seen[id(tensors)]
+        return known if known.title == title else ArrayModel(title, known.arrays)
 
     inputs = [taken(model, f"model {number}") for number, model in enumerate(models)]
     operands = Operands(
@@ -186,7 +186,8 @@ class Operands:
 
     def identity(self, name: str) -> tuple:
         """Equal for two names that are one tensor in every model."""
-        beside = [model.arrays[name] for model in self._auxiliary.values() if name in model.arrays]
+        others = [self.source, *self._auxiliary.values()]
+        beside = [model.arrays[name] for model in others if name in model.arrays]
         return tuple(array.identity for array in [*self.arrays(name), *beside])
 
     def results(self, out_dtype: DType | None) -> dict[str, Result]:
@@ -225,8 +226,11 @@ class Operands:
             first.setdefault(id(results[name][0]), row)
         rows = list(first.values())
         tasks = [TensorTask(jobs.group(r), r, [result.sink() for result in results[jobs.names[r]]]) for r in rows]
-        with place.turn() as backend:
-            loop.run(tasks, backend, solved=model_scope.decided(jobs, rows, backend))
+        try:
+            with place.turn() as backend:
+                loop.run(tasks, backend, solved=model_scope.decided(jobs, rows, backend))
+        finally:
+            jobs.groups.clear()  # groups refer to their jobs: without the circle the tensors are freed at once
 
 
 class Fixed:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from ..errors import MergeError, UsageError
+from ..errors import MergeError
 from ..methods import TensorInfo
+from ..plan.jobs import is_whole
 from ..requests import Copy, ElectAndSum, Gram, GramResult, KthLargest, Reduce
 from ..tasks import Jobs, TensorTask
 from . import loop as engine
@@ -21,16 +22,12 @@ from . import loop as engine
 HISTOGRAMS = 24  # of a batch: half a megabyte each
 
 
-def wanted(values: Mapping[str, Any]) -> bool:
-    """Whether a method with these values decides once for the whole model."""
-    return values.get("scope") == "model"
-
-
 def decided(
     jobs: Jobs, rows: Iterable[int], backend: Any, progress: engine.Progress = engine.silent
 ) -> Callable[[str], Any] | None:
-    """The combination for a tensor by its name, if the method decides once for the whole model: for these rows."""
-    if not any(wanted(group.values) for group in jobs.groups):
+    """Measures these rows as one model. Returns a function from a tensor's name to its combination; None unless the
+    method decides once for the whole model."""
+    if not any(is_whole(group.values) for group in jobs.groups):
         return None
     scope = ModelScope(jobs, rows, backend, progress)
     return scope.solve(scope.method)
@@ -47,7 +44,6 @@ class ModelScope:
         merged = [group for group in jobs.groups if group.method is not None]
         self.method = merged[0].method
         self.tasks = [TensorTask(jobs.group(row), row) for row in rows if jobs.group(row).method is not None]
-        _check_values(self.tasks)
         self.fp64 = any(group.fp64 for group in merged)
         for group in merged:
             group.fp64 = self.fp64
@@ -107,20 +103,6 @@ def placed(request: Any, first: int) -> Any:
         if formula is not None:
             changed[name] = formula.starting(first)
     return dataclasses.replace(request, **changed) if changed else request
-
-
-def _check_values(tasks: Sequence[TensorTask]) -> None:
-    first: dict[int, TensorTask] = {}
-    for task in tasks:
-        first.setdefault(id(task.group), task)
-    for task in first.values():
-        for name, value in task.values.items():
-            if value != tasks[0].values[name]:
-                raise UsageError(
-                    f"scope: model decides once for all tensors, but '{name}' is {tasks[0].values[name]} for "
-                    f"'{tasks[0].info.name}' and {value} for '{task.info.name}'; give it one value, without gradients "
-                    "and filters."
-                )
 
 
 def _total_gram(parts: Sequence[GramResult]) -> GramResult:

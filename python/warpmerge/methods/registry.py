@@ -47,10 +47,10 @@ def method(
 ) -> Callable[[Function], Function]:
     """Registers a function as a merge method.
 
-    warpmerge calls the function with a TensorInfo and a mapping from parameters to values, once for each tensor. The
-    function returns a combination (`warpmerge.requests`). A function that measures first is a generator: it yields each
-    measurement, is sent the answer, and returns the combination. The first line of its docstring is the method's
-    summary.
+    warpmerge calls the function with a TensorInfo and a mapping from parameters to values, for each tensor or once for
+    tensors whose attributes that it reads are the same. The function returns a combination (`warpmerge.requests`). A
+    function that measures first is a generator: it yields each measurement, is sent the answer, and returns the
+    combination. The first line of its docstring is the method's summary.
 
     Args:
         name: the name in recipes and calls.

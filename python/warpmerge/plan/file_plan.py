@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import json
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -19,7 +19,7 @@ from ..models import INDEX, SINGLE, Checkpoint, Columns, allow_open_files, layou
 from ..models.sidecars import sidecars
 from ..recipe import Layers, ModelRef, Recipe, Resolver
 from ..tasks import Group, Jobs
-from .jobs import make_jobs
+from .jobs import is_whole, make_jobs
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,18 @@ class Plan:
             self.passes(group) * sum(map(group.read_bytes.__getitem__, rows))
             for group, rows in zip(self.jobs.groups, self.rows_of, strict=True)
         )
+
+    def left_bytes(self, rows: Sequence[int]) -> int:
+        """Bytes of all passes if only these rows are still to be merged; what is measured of a whole model is measured
+        of all its tensors."""
+        left, jobs = 0, self.jobs
+        for row in rows:
+            group = jobs.group(row)
+            left += jobs.read_bytes(row) * (1 if is_whole(group.values) else self.passes(group))
+        for group, members in zip(jobs.groups, self.rows_of, strict=True):
+            if rows and is_whole(group.values):
+                left += (self.passes(group) - 1) * sum(map(group.read_bytes.__getitem__, members))
+        return left
 
     def whole_bytes(self) -> int:
         """What a method holds of the tensor that needs most, beside tiles."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..dtypes import DTYPES, FLOAT64, DType
-from ..errors import CheckpointError, close_matches
+from ..errors import CheckpointError, UsageError, close_matches
 from ..methods import Method
 from ..methods.auxiliary import check_auxiliary
 from ..models.view_columns import Model, ViewColumn
@@ -57,6 +57,7 @@ def make_jobs(
 
     Raises:
         CheckpointError: the models do not fit each other.
+        UsageError: with `scope: model` the tensors' values differ.
     """
     auxiliary = auxiliary or {}
     names = source.names
@@ -75,7 +76,7 @@ def make_jobs(
 
     jobs = Jobs(names, own.shapes, array("q", map(math.prod, own.shapes)), seed)
     places: dict[tuple[Any, ...], int] = {}
-    given = [own, *columns, *([reference] if reference else [])]
+    given = [own, *columns, *beside, *([reference] if reference else [])]
     results = out_kinds(own.kinds)
     for row, kinds in enumerate(zip(results, *(column.kinds for column in given), strict=True)):
         merged = kinds[1] in _FLOATS
@@ -94,7 +95,29 @@ def make_jobs(
                 made = Group(jobs, None, found, copied[:1], None, DTYPES[kinds[1]], labels, same=copied[1:])
             jobs.groups.append(made)
         jobs.group_of.append(place)
+    _check_scope(jobs)
     return jobs
+
+
+def is_whole(values: Mapping[str, Any]) -> bool:
+    """Whether a method with these values decides once for the whole model."""
+    return values.get("scope") == "model"
+
+
+def _check_scope(jobs: Jobs) -> None:
+    """Raises UsageError if a method decides once for all tensors, but their values differ."""
+    merged = [(place, group) for place, group in enumerate(jobs.groups) if group.method is not None]
+    if not any(is_whole(group.values) for _, group in merged):
+        return
+    names = [f"'{jobs.names[jobs.group_of.index(place)]}'" for place, _ in merged]
+    first = merged[0][1].values
+    for name, (_, group) in zip(names, merged, strict=True):
+        for parameter, value in group.values.items():
+            if value != first[parameter]:
+                raise UsageError(
+                    f"scope: model decides once for all tensors, but '{parameter}' is {first[parameter]} for "
+                    f"{names[0]} and {value} for {name}; give it one value, without gradients and filters."
+                )
 
 
 def check_names(source: Model, other: Model) -> None:

@@ -36,8 +36,8 @@ class Running:
     parts: tuple[str, ...] = ("mean",)
 
     def __init__(self, *, file: str | Path | None = None, backend: str = "auto") -> None:
-        """file: where the state is kept instead of in memory, each update on the disk when it returns; what is saved
-        there already is gone on from."""
+        """file: where the state is kept instead of in memory, each update on the disk when it returns. If the file
+        exists, the object continues from it."""
         self._backend = backend
         self._state: dict[str, Tensors] = {}  # part -> tensors; integer tensors are in the first part alone
         self._numpy = False

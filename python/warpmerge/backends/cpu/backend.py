@@ -123,6 +123,7 @@ class CpuBackend(Backend):
         return Ticket(self, work)
 
     def copy(self, task: TensorTask, request: Copy) -> Any:
+        self.release([task])
         source = task.inputs[request.index]
         return self.pool.copy(source.native(), source.nbytes, self.tile * 2, native_output(task, task.sinks[0]))
 
@@ -135,7 +136,7 @@ class CpuBackend(Backend):
         self._launches.remove(launch)
 
     def release(self, tasks: Sequence[TensorTask]) -> None:
-        """Drops what masks have decided of tasks that were measured only."""
+        """Drops what masks have decided of tasks that are not combined by them."""
         for task in tasks:
             if task.group.native is not None:
                 task.group.native.drop(task.row)
@@ -148,7 +149,7 @@ class CpuBackend(Backend):
             try:
                 while not launch.wait(POLL_MS):
                     pass
-            except OSError:
+            except Exception:
                 pass  # the error that led here is the one to show
         self._launches.clear()
 

@@ -116,7 +116,8 @@ class NativeBatch:
         if kind is Bins:
             return list(map(_histograms, self.native.items))
         if kind is Gram:
-            return [_gram(item.result) for item in self.native.items]
+            inputs = len(self._asked[0][1].group.inputs)
+            return [GramResult.unpack(item.result, inputs) for item in self.native.items]
         return self.native.digests()
 
 
@@ -180,8 +181,3 @@ def _histograms(item: Any) -> list[HistogramResult]:
     found = zip(item.above, item.shifts, np.asarray(item), strict=True)
     only = [np.frombuffer(item.only(k), np.int64) for k in range(len(item.above))]
     return [HistogramResult(*f, o if o.size else None) for f, o in zip(found, only, strict=True)]
-
-
-def _gram(flat: list[float]) -> GramResult:
-    models = round((len(flat) * 2 + 0.25) ** 0.5 - 0.5)
-    return GramResult.unpack(flat, models)

@@ -14,7 +14,7 @@ from ...tasks import TensorTask
 
 def native(task: TensorTask, formula: Formula) -> Any:
     """The formula's program as the native module has it, made once. Raises MergeError if it does not fit the tensor."""
-    program = formula.program(len(task.inputs), task.fp64, functions=True)
+    program = formula.program(len(task.group.inputs), task.fp64, functions=True)
     check_rows(task, program)
     if program.native is None:
         program.native = native_of(program)

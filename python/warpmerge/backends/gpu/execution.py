@@ -37,7 +37,7 @@ class LaunchGroup:
         self.programs: list[Any] = [program_of(t, r) for t, r in zip(self.tasks, self.requests, strict=True)]
         task, request = self.tasks[0], self.requests[0]
         self.request = request
-        self.inputs = len(task.inputs)
+        self.inputs = len(task.group.inputs)
         self.combines = isinstance(request, COMBINING)
         program = self.programs[0]
         self.models = self.inputs if program is None or self.combines else len(program.outputs)
@@ -84,7 +84,7 @@ def program_of(task: TensorTask, request: Request) -> Program | None:
     formula = request.formula if isinstance(request, Map) else getattr(request, "of", None)
     if formula is None:
         return None
-    program = formula.program(len(task.inputs), fp64=task.fp64)
+    program = formula.program(len(task.group.inputs), fp64=task.fp64)
     check_rows(task, program)
     return program
 

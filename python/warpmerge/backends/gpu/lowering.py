@@ -26,7 +26,7 @@ class Lowering:
         if isinstance(request, Reduce):
             return primitive(task, request, self._accelerates)
         if isinstance(request, WeightedSum | ElectAndSum) and not self._accelerates(request):
-            return self._expression(request, len(task.inputs))
+            return self._expression(request, len(task.group.inputs))
         return request
 
     def _expression(self, request: WeightedSum | ElectAndSum, models: int) -> Map:

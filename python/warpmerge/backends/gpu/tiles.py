@@ -100,7 +100,7 @@ def bytes_per_element(task: TensorTask) -> int:
 
 def footprint(task: TensorTask, count: int) -> int:
     """Upper bound of the arena bytes that `count` elements of a task take."""
-    return bytes_per_element(task) * count + ALIGN * (len(task.inputs) + 1 + len(task.sinks))
+    return bytes_per_element(task) * count + ALIGN * (len(task.group.inputs) + 1 + len(task.sinks))
 
 
 def divide(tasks: Sequence[TensorTask], capacity: int, shares: float = 1, ends_of: EndsOf = anywhere) -> list[Tile]:

@@ -137,7 +137,7 @@ def merge_state_dicts(
     operands = Operands(
         inputs,
         None if reference is None else taken(reference, "the base"),
-        taken(source, "the base"),
+        inputs[0] if base is None else taken(base, "the base"),
         take_from_source=base is not None,
         auxiliary=_auxiliary(chosen, values, inputs, place),
     )

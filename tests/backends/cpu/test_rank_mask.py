@@ -22,7 +22,7 @@ from kernel_helpers import (
 )
 from test_equality_adversarial import DELTAS
 from warpmerge import _core
-from warpmerge.backends.gpu.lowering import lifted, lowered
+from warpmerge.backends.gpu.lowering import Lowering, lifted
 from warpmerge.errors import MergeError
 from warpmerge.expr.expression import delta, masked
 from warpmerge.expr.patterns import KeptMagnitudes
@@ -135,6 +135,12 @@ def test_decisions_serve_the_next_pass(tile):
     assert not torch.equal(merged(shared, first), merged(shared, other))
 
 
+class Electing:
+    """Kernels that have the accelerator."""
+
+    elect_and_sum = None
+
+
 @pytest.mark.parametrize("dtype", ["bf16", "fp64"])
 def test_spelled_in_formulas(dtype):
     """What devices carry out instead: sorted ranks, in a formula."""
@@ -146,7 +152,7 @@ def test_spelled_in_formulas(dtype):
         ElectAndSum(value, rules, value, value, elect=True),
         ElectAndSum(value, rules, (1.0,) * 4, (0.0,) * 4, elect=True),
     ]:
-        other = lowered(task("task_arithmetic", tensors, base, weight=1.0)[0], request)
+        other = Lowering(Electing).lowered(task("task_arithmetic", tensors, base, weight=1.0)[0], request)
         assert type(other) is not type(request)
         wanted, got = (carry_out(cpu(), r, tensors, base) for r in (request, other))
         assert_same_tensors(got[2], wanted[2], request)
@@ -154,7 +160,10 @@ def test_spelled_in_formulas(dtype):
 
 def test_other_requests_are_left_alone():
     request = ElectAndSum((1.0, 1.0), (KEEP_ALL, RandomMask(KEY, 5)))
-    assert lowered(None, request) is request
+    base, tensors = family("bf16", 2, 9)
+    made, _ = task("task_arithmetic", tensors, base, weight=1.0)
+    assert Lowering(Electing).lowered(None, request) is request
+    assert Lowering(None).lowered(made, request) != request
     assert lifted(None, request, "an answer") == "an answer"
 
 
@@ -162,7 +171,7 @@ def test_refused():
     with pytest.raises(MergeError, match="RankMask is for deltas"):
         masked(delta(0) * 2, ranked(5, 0.1, 0.2))
     for step, columns in [(-1.0, 5), (1.0, 0)]:
-        with pytest.raises(MergeError, match="at least 0 and the length"):
+        with pytest.raises(MergeError, match="a step of at least 0, and columns"):
             RankMask(KEY, 100.0, step, columns)
     base, tensors = family("fp32", 1, 1000)
     for columns in (7, -10, 2000):

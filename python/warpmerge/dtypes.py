@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from .errors import UsageError, close_matches
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DType:
-    """`code` is that of the native kernels (csrc/ops/common.h); None: the type is copied, never computed with."""
+    """One object for each type, so types are compared as objects.
+
+    `code` is that of the native kernels (csrc/ops/common.h); None: the type is copied, never computed with."""
 
     name: str
     safetensors: str
@@ -30,6 +32,9 @@ class DType:
     def is_quantized(self) -> bool:
         """An 8-bit float: its values mean nothing without scales kept elsewhere, so it cannot be averaged."""
         return self.name.startswith("float8")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return BY_NAME.__getitem__, (self.name,)  # a copy is the same object
 
     def __str__(self) -> str:
         return self.name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Any
 
 from ..models.view_columns import ViewColumn
@@ -39,7 +39,9 @@ class ReadAhead:
 def _ranges(jobs: Jobs, rows: Sequence[int]) -> Iterator[Range]:
     pending: dict[int, tuple[int, int]] = {}
     for row in rows:
-        for fd, offset, nbytes in _in_turn(jobs.group(row).columns, row):
+        group = jobs.group(row)
+        large = group.read_bytes[row] > STEP
+        for fd, offset, nbytes in _in_turn(group.columns, row) if large else _whole(group.columns, row):
             first, length = pending.get(fd, (offset, 0))
             if length and (first + length != offset or length + nbytes > STEP):
                 yield fd, first, length
@@ -49,20 +51,14 @@ def _ranges(jobs: Jobs, rows: Sequence[int]) -> Iterator[Range]:
         yield fd, first, length
 
 
-def _in_turn(columns: Sequence[ViewColumn], row: int) -> Iterable[Range]:
+def _whole(columns: Sequence[ViewColumn], row: int) -> Iterable[Range]:
+    """What a row's views read from files, one view after the other."""
+    return chain.from_iterable([column.ranges(row) for column in columns])
+
+
+def _in_turn(columns: Sequence[ViewColumn], row: int) -> Iterator[Range]:
     """What a row's views read from files, STEP bytes of each at a time."""
     sizes = [column.nbytes(row) for column in columns]
-    if max(sizes, default=0) <= STEP:
-        return [
-            part
-            for column, nbytes in zip(columns, sizes, strict=True)
-            if nbytes
-            for part in column.ranges(row, 0, nbytes)
-        ]
-    return _steps(columns, sizes, row)
-
-
-def _steps(columns: Sequence[ViewColumn], sizes: Sequence[int], row: int) -> Iterator[Range]:
     for start in range(0, max(sizes, default=0), STEP):
         for column, nbytes in zip(columns, sizes, strict=True):
             if start < nbytes:

@@ -220,25 +220,31 @@ def layout(
 
     The header is padded with spaces so that the data starts on a page.
     """
-    entries, written = [], [json.dumps("__metadata__") + ":" + _json(dict(metadata))]
-    known: dict[tuple[DType, tuple[int, ...]], tuple[int, str]] = {}
+    names, kinds, shapes = [], bytearray(), []
+    offsets, sizes = array("q"), array("q")
+    written = [json.dumps("__metadata__") + ":" + _json(dict(metadata))]
+    known: dict[tuple[DType, tuple[int, ...]], tuple[int, int, str]] = {}
     at = 0
     for name, dtype, shape in tensors:
-        if (dtype, shape) not in known:
+        kind = known.get((dtype, shape))
+        if kind is None:
             fields = f':{{"dtype":"{dtype.safetensors}","shape":{_json(list(shape))},"data_offsets":['
-            known[dtype, shape] = math.prod(shape) * dtype.itemsize, fields
-        nbytes, fields = known[dtype, shape]
-        written.append(f"{_quoted(name)}{fields}{at},{at + nbytes}]}}")
-        entries.append((name, DTYPES.index(dtype), shape, at, nbytes))
-        at += nbytes
-    text = "{" + ",".join(written) + "}"
-    encoded = text.encode()
+            kind = known[dtype, shape] = DTYPES.index(dtype), math.prod(shape) * dtype.itemsize, fields
+        number, nbytes, fields = kind
+        names.append(name)
+        kinds.append(number)
+        shapes.append(shape)
+        offsets.append(at)
+        sizes.append(nbytes)
+        end = at + nbytes
+        written.append(f"{_quoted(name)}{fields}{at},{end}]}}")
+        at = end
+    encoded = ("{" + ",".join(written) + "}").encode()
     length = -(-(8 + len(encoded)) // PAGE) * PAGE - 8
     prefix = length.to_bytes(8, "little") + encoded.ljust(length)
     start = len(prefix)
-    names, kinds, shapes, offsets, sizes = zip(*entries, strict=True) if entries else ((),) * 5
-    columns = Columns(names, bytes(kinds), shapes, array("q", [start + o for o in offsets]), array("q", sizes))
-    return prefix, columns, start + at
+    offsets = array("q", [start + offset for offset in offsets])
+    return prefix, Columns(names, bytes(kinds), shapes, offsets, sizes), start + at
 
 
 def _json(value: Any) -> str:

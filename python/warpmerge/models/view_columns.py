@@ -65,8 +65,9 @@ class ViewColumn(ABC):
         """Of the view's elements."""
 
     @abstractmethod
-    def ranges(self, row: int, start: int, nbytes: int) -> Iterable[tuple[int, int, int]]:
-        """What a pass over the view's bytes [start, start + nbytes) reads from files: (fd, offset, bytes)."""
+    def ranges(self, row: int, start: int = 0, nbytes: int | None = None) -> Iterable[tuple[int, int, int]]:
+        """What a pass over the view's bytes [start, start + nbytes) reads from files: (fd, offset, bytes). None: up to
+        the end."""
 
     def dtype(self, row: int) -> DType:
         return DTYPES[self.kinds[row]]
@@ -96,7 +97,7 @@ class ListColumn(ViewColumn):
                     self._native.set(row, view.native())
         return self._native
 
-    def ranges(self, row: int, start: int, nbytes: int) -> Iterable[tuple[int, int, int]]:
+    def ranges(self, row: int, start: int = 0, nbytes: int | None = None) -> Iterable[tuple[int, int, int]]:
         return _ranges(self.view(row), start, nbytes)
 
 
@@ -152,12 +153,13 @@ class FileColumn(ViewColumn):
                 self._native.set(row, view.native())
         return self._native
 
-    def ranges(self, row: int, start: int, nbytes: int) -> Iterable[tuple[int, int, int]]:
+    def ranges(self, row: int, start: int = 0, nbytes: int | None = None) -> Iterable[tuple[int, int, int]]:
         if row in self._others:
             return _ranges(self._others[row], start, nbytes)
-        return ((self._files[self._file_of[row]].fd, self._offsets[row] + start, nbytes),)
+        nbytes = self.read_bytes[row] - start if nbytes is None else nbytes
+        return ((self._files[self._file_of[row]].fd, self._offsets[row] + start, nbytes),) if nbytes else ()
 
 
-def _ranges(view: View, start: int, nbytes: int) -> Iterator[tuple[int, int, int]]:
+def _ranges(view: View, start: int, nbytes: int | None) -> Iterator[tuple[int, int, int]]:
     size = view.dtype.itemsize
-    return view.ranges(start // size, nbytes // size)
+    return view.ranges(start // size, None if nbytes is None else nbytes // size)

@@ -105,7 +105,7 @@ class Group:
         out_dtype: of the results.
         fp64: whether to compute in float64.
         auxiliary: shapes of the auxiliary tensors.
-        same: columns whose views must hold the same bytes as the first input: tensors that are never averaged.
+        agreeing: columns whose views must hold the same bytes as the first input: tensors that are never averaged.
         labels: names of the inputs, the base's last.
         read_bytes: of each row of `jobs` the bytes that one pass reads.
     """
@@ -122,11 +122,11 @@ class Group:
         *,
         fp64: bool = False,
         auxiliary: tuple[Shape, ...] = (),
-        same: Sequence[ViewColumn] = (),
+        agreeing: Sequence[ViewColumn] = (),
     ) -> None:
         self.jobs, self.method, self.values = jobs, method, values
         self.inputs, self.base, self.out_dtype = tuple(inputs), base, out_dtype
-        self.labels, self.fp64, self.auxiliary, self.same = labels, fp64, auxiliary, tuple(same)
+        self.labels, self.fp64, self.auxiliary, self.agreeing = labels, fp64, auxiliary, tuple(agreeing)
         self.models = len(self.inputs) - len(auxiliary)
         self.native: Any = None  # for a backend: its own form of the group
         self._only: dict[int, Group] = {}
@@ -136,7 +136,7 @@ class Group:
     @cached_property
     def columns(self) -> list[ViewColumn]:
         """All that a pass reads."""
-        return [*self.inputs, *self.same, *([self.base] if self.base else [])]
+        return [*self.inputs, *self.agreeing, *([self.base] if self.base else [])]
 
     @cached_property
     def read_bytes(self) -> Sequence[int]:
@@ -204,12 +204,12 @@ class TensorTask:
     """One row of a group under way. `sinks`: where the result goes; several for a sweep, one per output; none to be
     measured only."""
 
-    __slots__ = ("_base", "_info", "_inputs", "group", "replaces", "residency", "row", "sinks")
+    __slots__ = ("_base", "_info", "_inputs", "group", "narrows", "residency", "row", "sinks")
 
-    def __init__(self, group: Group, row: int, sinks: Sequence[Sink] = (), replaces: TensorTask | None = None) -> None:
+    def __init__(self, group: Group, row: int, sinks: Sequence[Sink] = (), narrows: TensorTask | None = None) -> None:
         self.group, self.row, self.sinks = group, row, sinks
         self.residency: Any = None  # for a device backend: what holds the operands in device memory
-        self.replaces = replaces  # the task that this one narrows: device memory is registered under that one
+        self.narrows = narrows  # the task that this one narrows: device memory is registered under that one
         self._info: TensorInfo | None = None
         self._inputs: list[View] | None = None
         self._base: View | None = None

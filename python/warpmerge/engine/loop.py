@@ -195,7 +195,7 @@ def _copy(task: TensorTask, index: int) -> Step:
     if task.group.inputs[index].dtype(task.row) == task.out_dtype:
         return Step(task, Copy(index))
     if len(task.group.inputs) > 1 or task.group.base is not None:  # the others are not to be read
-        narrowed = TensorTask(task.group.only(index), task.row, task.sinks, replaces=task)
+        narrowed = TensorTask(task.group.only(index), task.row, task.sinks, narrows=task)
         narrowed.residency, task = task.residency, narrowed
     return Step(task, WeightedSum((1.0,), on_deltas=False, agree=True))
 
@@ -211,7 +211,7 @@ def _one_by_one(task: TensorTask) -> list[TensorTask]:
 
 def _check_same(task: TensorTask) -> None:
     """Raises CheckpointError if the models differ in a tensor that is never averaged."""
-    first, *others = (column.view(task.row) for column in (task.group.inputs[0], *task.group.same))
+    first, *others = (column.view(task.row) for column in (task.group.inputs[0], *task.group.agreeing))
     for view, label in zip(others, task.labels[1:], strict=False):
         if view.count != first.count or not same_bytes([first, view]):
             raise CheckpointError(

@@ -92,7 +92,7 @@ def make_jobs(
                 dtype = DTYPES[kinds[0]]
                 made = Group(jobs, method, found, read, reference, dtype, labels, fp64=wide, auxiliary=beside_it)
             else:
-                made = Group(jobs, None, found, copied[:1], None, DTYPES[kinds[1]], labels, same=copied[1:])
+                made = Group(jobs, None, found, copied[:1], None, DTYPES[kinds[1]], labels, agreeing=copied[1:])
             jobs.groups.append(made)
         jobs.group_of.append(place)
     _check_scope(jobs)

@@ -219,7 +219,7 @@ class Staged:
         for task in tasks:
             if task.info.count == 0:
                 continue
-            segment = self._segments.get(id(task)) or self._segments[id(task.replaces)]
+            segment = self._segments.get(id(task)) or self._segments[id(task.narrows)]
             # A task that turned into a copy is another one, with fewer inputs than were brought.
             segment.task = task
             segment.inputs = [self._addresses[id(b)] for b in task.inputs]

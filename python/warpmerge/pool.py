@@ -8,8 +8,9 @@ from typing import Any, cast
 
 from . import backends
 from .engine.arrays import Array, ArrayModel, FileArray, Place
-from .engine.memory_merge import Fixed, Operands, resolve_values, wanted_dtype
+from .engine.memory_merge import Fixed, Operands, wanted_dtype
 from .engine.targets import results_in
+from .engine.values import resolve_values
 from .errors import DeviceError, UsageError
 from .methods import Base, find
 from .methods.parameters import LARGEST, checked_seed

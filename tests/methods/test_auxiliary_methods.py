@@ -65,7 +65,7 @@ def test_backends_agree(case):
 
 def companion_task(method, tensors, auxiliary, **parameters):
     from kernel_helpers import buffer
-    from warpmerge.engine.memory_merge import resolve_values
+    from warpmerge.engine.values import resolve_values
     from warpmerge.methods import TensorInfo
     from warpmerge.tasks import MemorySink, TensorTask
 

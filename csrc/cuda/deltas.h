@@ -1,4 +1,9 @@
-// The general way to the deltas of a pack: any types, any alignment, numbers that are not finite settled and counted.
+// The generic path to the deltas of a pack: any dtype, any alignment.
+//
+// Inputs and base are widened to the compute type, then subtracted. The policy of the launch settles a delta that is
+// not finite (docs/numerics.md, "NaN and infinity"), and the elements behind it are counted. A mask then sets what it
+// drops to 0. Formulas always load their deltas here. Packed kernels (elect_and_sum.cu, weighted_sum.cu) leave their
+// unusual packs to this path. In exchange for its generality, each load chooses among the dtypes at run time.
 #pragma once
 
 #include "packs.h"
@@ -14,7 +19,7 @@ WM_DEVICE void load_base(const Table& table, const Chunk& chunk, int at, int n, 
     base.clear();
 }
 
-// Deltas of one model; 0 from the n-th on. `count`: count what is not finite.
+// Deltas of one model; elements from the n-th on are 0. `count`: count elements that are not finite.
 template <class T, int N>
 WM_DEVICE void load_deltas(const Table& table, const Chunk& chunk, int model, const Widened<T, N>& base, int at, int n,
                            bool count, T (&d)[N]) {
@@ -30,7 +35,7 @@ WM_DEVICE void load_deltas(const Table& table, const Chunk& chunk, int model, co
   if (!finite && count) count_nonfinite(table, chunk, model, x, base);
 }
 
-// Zeroes what a model's rule drops. A pack lies within the elements of one Philox call.
+// Sets the elements that a model's rule drops to 0. The pack must lie within the elements of one Philox call.
 template <class T, int N>
 WM_DEVICE void drop(const Rule<T>& rule, int64_t flat, T (&d)[N]) {
   const uint32_t drawn = rule.drawn ? drawn_bits(rule, flat) >> (flat % kPhiloxLanes) : 0xffu;

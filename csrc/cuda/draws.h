@@ -1,4 +1,9 @@
-// The random bits of ops/philox.h for packs of elements that begin anywhere.
+// The random bits of csrc/ops/philox.h, for a pack that begins anywhere.
+//
+// One Philox call serves eight elements, beginning at a multiple of eight. A segment that begins between rows need not
+// begin there. So a pack may lie within two calls; the second one is made only then. The lanes in front of the pack are
+// shifted out in fixed steps, because registers cannot be indexed at run time. Those steps cost instructions; kernels
+// whose packs begin with a call use `drawn_bits` (rules.h) instead.
 #pragma once
 
 #include "rules.h"
@@ -23,7 +28,7 @@ WM_DEVICE void draws(PhiloxKey key, int64_t flat, uint32_t (&bits)[N]) {
   uint32_t words[kWords + 1] = {};
   philox_call(key, call, words);
   if (skipped + N > kPhiloxLanes) philox_call(key, call + 1, words + 4);
-  // The skipped lanes shifted out, without an index that is known only at run time.
+  // Shift the skipped lanes out, by 2, 1 and 1/2 words: no index depends on a value of run time.
   WM_UNROLL
   for (int step = 2; step > 0; step /= 2) {
     WM_UNROLL

@@ -1,3 +1,14 @@
+// Elect-and-sum on the tensors of a launch: masks, an election of each element's sign, and the sum of the terms that
+// agree.
+//
+// This is an accelerator. python/warpmerge/expr/library.py defines the result as an expression,
+// csrc/ops/elect_and_sum.h has the steps for one element, and tests/expr/test_accelerators.py compares the bits. A
+// thread takes packs of eight elements: one Philox call, 16 bytes of a 16-bit type. The packed kernels hold the packs
+// of all models in registers, so one read serves the votes and the sum. They take aligned operands of one storage type
+// and up to eight models. Packs that are cut short, not finite or divided by `tie_end` are left to the end, where the
+// generic path takes them, so the loop needs no registers for them. The generic path reads the models twice if there is
+// an election. In exchange there is a packed kernel for each storage type and number of models, with and without an
+// election.
 #include "../ops/elect_and_sum.h"
 
 #include <math.h>
@@ -16,8 +27,8 @@ constexpr int elect_and_sum_blocks(int models, size_t itemsize) {
   return models <= 2 || (models == 3 && itemsize == 2) ? 4 : models <= 4 ? 3 : 2;
 }
 
-// The generic path (any dtype, any alignment): running votes, totals and divisors; with an election the models are read
-// twice.
+// The generic path (any dtype, any alignment). An election needs two passes over the models: the first adds the votes,
+// the second the terms that agree.
 template <class T, int N>
 WM_DEVICE void elect_and_sum_pack(const Table& table, const Chunk& chunk, bool elect, int at, int n) {
   const int models = table.models;
@@ -56,7 +67,7 @@ WM_DEVICE void elect_and_sum_pack(const Table& table, const Chunk& chunk, bool e
   store_any(table, chunk, 0, at, n, total);
 }
 
-// What a packed kernel leaves out, one element at a time to need few registers.
+// The packs that a packed kernel leaves out, one element at a time: that needs few registers.
 WM_DEVICE void unusual_elect_and_sum(const Table& table, const Chunk& chunk, bool elect, int at) {
   WM_ROLLED
   for (int e = at; e < at + kPack && e < chunk.count; ++e) elect_and_sum_pack<float, 1>(table, chunk, elect, e, 1);
@@ -127,12 +138,12 @@ __global__ void __launch_bounds__(kElectThreads, elect_and_sum_blocks(K, sizeof(
         for (int k = 0; k < K; ++k) {
           const float delta = x[k].get(e) - b;
           poison = poison + (delta - delta);
-          // Of finite numbers: keys order like magnitudes, and no magnitude is at least a NaN.
+          // For finite numbers, keys order like magnitudes. A bound that keeps nothing is a NaN: `>=` is false.
           d[k] = (bits[k] & (1u << e)) != 0 && fabsf(delta) >= lowest[k] ? delta : 0.0f;
           if (kElect) votes = k == 0 ? vote[k] * d[k] : votes + vote[k] * d[k];
         }
-        // Terms that do not count are left out and the first is not added to 0: of zeros only the sign may differ,
-        // which add_delta ignores.
+        // Terms that do not agree are left out, and the first term is not added to 0. That changes the sign of a zero
+        // at most, and add_delta ignores it.
         const float direction = toward(1.0f, votes < 0.0f);
         WM_UNROLL
         for (int k = 0; k < K; ++k) {

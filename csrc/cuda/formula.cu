@@ -1,10 +1,12 @@
-// Programs, carried out instruction by instruction: the same one for all threads, a pack of elements in each.
+// The request `Map`, and the values of formulas that are measured: an interpreter of programs.
 //
-// Operands lie in a file with a column for each thread, as registers cannot be numbered at run time. It is in shared
-// memory, for kPack elements a thread where they fit and else for one; a program with too many operands for that has
-// its file in global memory (local memory would be reserved for every thread that the device can hold). The result of
-// the last instruction is at hand in registers: reading and writing the file takes longer than deciding what to do. For
-// its eight elements an addition is some 60 machine instructions, 53 where both terms come from the file (sm_90).
+// csrc/ops/formula.h has the instructions; docs/numerics.md ("Formulas") defines the results. All threads carry out the
+// same program, and each has a pack of elements. Operands lie in a file with a column for each thread, because
+// registers cannot be indexed at run time. The file is in shared memory: for kPack elements a thread if they fit, else
+// for one element. A program with more operands has its file in global memory, not in local memory: that would be
+// reserved for every thread that the device can hold. The last result stays in registers, because access to the file
+// takes longer than deciding what to do. On eight elements an addition takes 53 to 62 machine instructions
+// (docs/decisions.md), so long programs are bound by issue, not by memory. In exchange nothing is compiled at run time.
 #include "../ops/formula.h"
 
 #include "../ops/weighted_sum.h"
@@ -18,7 +20,8 @@ namespace {
 constexpr int kFormulaThreads = 128;
 constexpr int kFormulaWarp = 32;
 
-// A thread's column: rows of `stride` bytes, in each N elements in vectors of 16 bytes, those of all threads together.
+// A thread's column of the file. A row has `stride` bytes: N elements of one operand for each thread, in vectors of 16
+// bytes. The first vectors of all threads come first, then the second ones.
 template <class T, int N>
 struct File {
   static constexpr int kVector = N == 1 ? 1 : 16 / int(sizeof(T));
@@ -55,13 +58,13 @@ struct File {
   }
 };
 
-// What instructions that depend on an element's position need to know of the segment and of the pack.
+// The position of a pack, for the instructions that depend on it.
 struct ElementPosition {
   const int64_t* words;
   const int64_t* rules;
   int64_t flat;         // of the pack's first element
-  int64_t row, column;  // of it
-  int64_t in_segment;   // its position there
+  int64_t row, column;  // of that element
+  int64_t in_segment;   // its position in the segment
 };
 
 template <class T, int N>
@@ -119,7 +122,7 @@ WM_DEVICE void carry_out(const KernelProgram& program, const File<T, N>& file, c
     if (number < unsigned(program.operands)) {
       file.get(int(number), values);
     } else {
-      const bool is_last = number >= kNoOperand;  // or not looked at
+      const bool is_last = number >= kNoOperand;  // or not used
       const T constant = is_last ? T(0) : constants[number - unsigned(program.operands)];
       WM_UNROLL
       for (int e = 0; e < N; ++e) values[e] = is_last ? last[e] : constant;
@@ -131,7 +134,7 @@ WM_DEVICE void carry_out(const KernelProgram& program, const File<T, N>& file, c
   WM_ROLLED
   for (int i = 0; i < program.instructions; ++i) {
     const uint4 fields = next;
-    next = __ldg(code + i + 1);  // behind the last one lie the numbers of the values
+    next = __ldg(code + i + 1);  // behind the last row are the numbers of the values
     const FormulaOp op = FormulaOp(fields.x & 0xffffu);
     T a[N], b[N];
     operand(fields.y & 0xffffu, last, a);
@@ -152,7 +155,7 @@ WM_DEVICE void carry_out(const KernelProgram& program, const File<T, N>& file, c
   }
 }
 
-// Base plus value or, without a base, the first input where the first ones are the same.
+// With a base: base plus value. Without one: if the first `agree` inputs are bit-identical, the output is that input.
 template <class T, int N>
 WM_DEVICE void finish_pack(const Table& table, const File<T, N>& file, int agree, T (&y)[N]) {
   T first[N];
@@ -183,7 +186,7 @@ WM_DEVICE void store_results(const Table& table, const Chunk& chunk, int m, int 
   store_any(table, chunk, m, at, n, y);
 }
 
-// `shared_file`: the file lies in shared memory, in front of the constants.
+// `kSharedFile`: the file lies in shared memory, in front of the constants.
 template <class T, int N, bool kSharedFile>
 __global__ void __launch_bounds__(kFormulaThreads, 4)
     formula_values(WM_PARAM Table table, WM_PARAM KernelProgram program, bool combine, int agree) {
@@ -195,7 +198,7 @@ __global__ void __launch_bounds__(kFormulaThreads, 4)
   const uint16_t* values = reinterpret_cast<const uint16_t*>(program.code) + program.instructions * kFormulaFields;
   for (int64_t number = blockIdx.x; number < table.chunks; number += gridDim.x) {
     const Chunk chunk = chunk_of(table, number);
-    __syncthreads();  // all are done with the last chunk's constants
+    __syncthreads();  // all threads are done with the last chunk's constants
     for (int i = int(threadIdx.x); i < program.constants; i += int(blockDim.x))
       constants[i] = T(table.numbers[chunk.segment * program.constants + i]);
     __syncthreads();
@@ -243,7 +246,7 @@ __global__ void __launch_bounds__(kFormulaThreads, 4)
   }
 }
 
-// Threads of a block: as many as leave room for a second one on a multiprocessor, if any do.
+// Threads of a block: so few that two blocks fit on a multiprocessor, but at least one warp.
 int formula_threads(int64_t warp_bytes, int64_t constants) {
   int threads = kFormulaThreads;
   while (threads > kFormulaWarp && threads / kFormulaWarp * warp_bytes + constants > kFormulaShared / 2) threads /= 2;

@@ -1,3 +1,12 @@
+// The request `Gram` on the tensors of a launch: squared norms of the inputs, and squared distances of all pairs of
+// inputs.
+//
+// csrc/ops/gram.h defines the terms and the layout, csrc/ops/reduce.h the order of the sums. A warp works on one block
+// of 4096 elements, and each thread adds the terms of its lanes in registers (warps.h). Up to four packed vectors are
+// read once for all their pairs. Other vectors are divided into sets of three, and a thread block takes the pairs
+// within a set or between two sets. So registers suffice for any number of vectors. In exchange a set is read again for
+// each other set. Thread blocks of one chunk have neighbouring numbers, so that these reads find the cache. reduce.cu
+// adds the sums of the blocks.
 #include "../ops/gram.h"
 
 #include "warps.h"
@@ -5,13 +14,12 @@
 namespace warpmerge {
 namespace {
 
-// Neighbouring lanes of a thread: few, because each needs a sum in float64 for every pair of vectors. A warp takes the
-// lanes of a block in two halves, the two branches of the tree's root.
+// Neighbouring lanes of a thread: few, because each lane needs a sum in float64 for every pair of vectors. A warp takes
+// the lanes of a block in two halves. They are the two branches at the root of the tree.
 constexpr int kGramPack = 4;
 constexpr int kHalf = kWarp * kGramPack;
 static_assert(kLanes == 2 * kHalf, "a row is two halves");
-// Up to kWholeGram vectors all pairs are taken at once; more are divided into sets of kSet, and a thread block takes
-// the pairs within a set or between two sets.
+// For up to kWholeGram vectors a thread block takes all pairs at once. More vectors are divided into sets of kSet.
 constexpr int kWholeGram = 4, kSet = 3;
 
 // Thread blocks on a multiprocessor: as many as the registers for the sums allow.
@@ -43,7 +51,7 @@ WM_DEVICE void put_sum(const GramBlock& block, int64_t column, int half, const d
   *to = half == 0 ? sum : *to + sum;
 }
 
-// V vectors and the base, as they are stored; behind the last vector the last is taken again.
+// V vectors and the base, as they are stored. A number past the last vector stands for the last vector.
 template <class Pack, int V>
 struct Stored {
   Pack x[V], base;
@@ -173,8 +181,8 @@ __global__ void __launch_bounds__(kMeasureThreads, gram_blocks(V)) gram_whole(WM
   if (block.at < chunk.count) gram_within<Pack, V, V <= 2 ? 4 : 2>(table, chunk, block, 0);
 }
 
-// A thread block per chunk and pair of sets (a, b), a <= b: those of a chunk follow each other, so that they find its
-// elements in the cache.
+// A thread block per chunk and pair of sets (a, b), a <= b. Thread blocks of one chunk follow each other, so that they
+// find its elements in the cache.
 template <class Pack>
 __global__ void __launch_bounds__(kMeasureThreads, kSetBlocks<Pack>)
     gram_sets(WM_PARAM Table table, int pairs, double* partials) {

@@ -1,5 +1,9 @@
-// The one place where kernels are launched, and the few names that differ between a device compiler and a host compiler
-// that runs the same kernels on the processor (tests/cuda_emulation).
+// The one place where kernels are launched, and the few names that differ between two kinds of compiler.
+//
+// A device compiler makes the kernels for a GPU. A host compiler makes the same sources for tests, and
+// tests/cuda_emulation runs them on the processor. The differences are here and in csrc/ops/common.h, so nothing else
+// of a kernel depends on the compiler. In exchange kernels use only what the emulation offers. An error of a launch
+// becomes an exception with the kernel's name.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -26,7 +30,7 @@ namespace warpmerge {
 // Kernels launched by this module so far.
 inline std::atomic<int64_t> launches{0};
 
-// Shared memory beyond what a kernel declares, at a multiple of 16 bytes: as much as `launch_with` is told.
+// Shared memory of a size that `launch_with` is told, beside what a kernel declares. Starts at a multiple of 16 bytes.
 #if defined(__CUDACC__)
 WM_DEVICE char* dynamic_shared() {
   extern __shared__ uint4 warpmerge_shared[];
@@ -39,8 +43,8 @@ inline char* dynamic_shared() {
 }
 #endif
 
-// Launches `kernel`, whose `name` is for error messages, on `grid` blocks of `block` threads with `shared` bytes of
-// dynamic shared memory. No blocks: no launch.
+// Launches `kernel` on `grid` blocks of `block` threads, with `shared` bytes of dynamic shared memory. `name` is for
+// error messages. Does nothing if `grid` is 0.
 template <class... Params>
 void launch_with(int64_t shared, const char* name, void (*kernel)(Params...), int64_t grid, int block,
                  cudaStream_t stream, const std::common_type_t<Params>&... args) {

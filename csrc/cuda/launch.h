@@ -1,5 +1,9 @@
-// The host functions that launch the kernels. Each describes its work by a table in device memory, so that one launch
-// covers many tensors; nothing here allocates, copies or waits.
+// The host functions that launch the kernels, and the layout of the tables that describe their work.
+//
+// A table lies in device memory and describes many segments, so one launch covers many tensors of any size.
+// python/warpmerge/backends/gpu/tables.py packs the tables. Segments of a launch agree in dtypes, number of models and
+// flags. Nothing here allocates, copies or waits: the caller owns all memory and decides when to look at results. In
+// exchange the caller must know the shape of each array of results; the comments below give it in brackets.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -14,21 +18,22 @@ namespace warpmerge {
 // Elements that one thread block works on. Chunks never cross tensors.
 constexpr int kChunk = 16384;
 
-// Columns of a row of `KernelLaunch::segment_rows`; the addresses of all inputs follow, then those of all outputs.
-// Addresses are those of the segment's first element.
+// Columns of a row of `KernelLaunch::segment_rows`. The addresses of all inputs follow, then the addresses of all
+// outputs. An address is that of the segment's first element. Its index is a multiple of kChunk, unless the request
+// needs segments that end between rows or blocks (python/warpmerge/backends/gpu/formulas.py).
 enum SegmentColumn : int {
   kSegmentCount = 0,   // elements of the segment
-  kSegmentFirst = 1,   // flat index of its first element in the tensor, a multiple of kChunk
+  kSegmentFirst = 1,   // flat index of its first element in the tensor
   kSegmentChunk = 2,   // number of its first chunk in this launch
   kSegmentTensor = 3,  // number of its tensor: the row in the arrays of results
   kSegmentBlock = 4,   // row of its first block of the reduction order in the arrays of block partials
-  kSegmentTotal = 5,   // elements of the whole tensor; 0: as many as of the segment
+  kSegmentTotal = 5,   // elements of the whole tensor; 0: the segment is the tensor
   kSegmentBase = 6,    // address, 0: no base
   kSegmentInputs = 7
 };
 
-// The table of a launch: `segments` element ranges of one tensor each, which agree in all but their rows and numbers.
-// The pointers are device addresses of arrays that start at multiples of 16 bytes.
+// The table of a launch. A segment is a range of elements of one tensor. Segments differ in their rows of the arrays
+// only. The pointers are device addresses of arrays that start at multiples of 16 bytes.
 struct KernelLaunch {
   int64_t segments = 0;
   int64_t chunks = 0;
@@ -47,7 +52,8 @@ struct KernelLaunch {
   const int64_t* words = nullptr;         // [segments, n]: of formulas and rows
 };
 
-// `nonfinite`: [tensors, models + 1] counters of elements that are NaN or infinite, last those of the base; null: none.
+// `nonfinite`: [tensors, models + 1] counters of elements that are NaN or infinite; the base's counter is the last.
+// Null: do not count.
 
 // `numbers`: per segment, `outputs` rows of `models` coefficients.
 void weighted_sum(cudaStream_t stream, const KernelLaunch& launch, bool agree, int64_t* nonfinite);
@@ -58,7 +64,7 @@ void elect_and_sum(cudaStream_t stream, const KernelLaunch& launch, bool elect, 
 // Sums of each input (or delta) in the compute type: `partials` [blocks, models].
 void tensor_sums(cudaStream_t stream, const KernelLaunch& launch, double* partials, int64_t* nonfinite);
 
-// Sums of magnitudes, and of those of the elements that `rules` keep: `partials` [blocks, models, 2].
+// Sums of all magnitudes, and sums of the magnitudes that `rules` keep: `partials` [blocks, models, 2].
 void kept_sums(cudaStream_t stream, const KernelLaunch& launch, double* partials, int64_t* nonfinite);
 
 // `partials`: [blocks, gram_size(models)].
@@ -84,61 +90,63 @@ enum FormulaField : int {
   kFormulaFields = 8
 };
 constexpr int kLastResult = 0xffff, kNoOperand = 0xfffe;  // the largest numbers, unsigned
-// Columns of a row of `KernelLaunch::words`. Behind them keys[keys], addresses of float64 vectors[vectors], and for
-// each input that is ranked the address of the ranks, in the compute type, of the segment's elements.
+// Columns of a row of `KernelLaunch::words`. Behind them: keys [keys], addresses of float64 vectors [vectors], and for
+// each ranked input the address of the ranks of the segment's elements, in the compute type.
 enum WordColumn : int { kWordColumns = 0, kWordOrder = 1, kWordRest = 2 };  // length of a row; for `ranks`, else 0
 
-// Bytes of shared memory up to which operands stay there, those of one warp and the constants counted.
+// Operands stay in shared memory if those of one warp, and the constants, take no more bytes than this.
 constexpr int64_t kFormulaShared = 96 << 10;
 
-// The values of a formula in the launch's outputs. `numbers`: constants; `rules`: [segments, rules, 4]. With `combine`
-// they are results: added to the base, or without one, where the first `agree` inputs are the same that input. Else
-// they are to be measured, and what is not finite becomes 0.
+// Writes the values of a formula to the launch's outputs. `numbers`: constants; `rules`: [segments, rules, 4]. With
+// `combine` the outputs are results. With a base, a value is added to it. Without a base, if the first `agree` inputs
+// are bit-identical, the output is that input. Without `combine` the values will be measured: one that is not finite
+// becomes 0.
 void formula(cudaStream_t stream, const KernelLaunch& launch, const KernelProgram& program, bool combine, int agree,
              int64_t* nonfinite);
 
-// Ranks of one input's magnitudes in their rows, to the `ordinal`-th address of ranks. Segments are whole rows, at most
-// `longest` elements each; where that is more than kRankShared, kWordOrder is the address of 8 bytes per element.
+// Writes the ranks of one input's magnitudes within their rows to the `ordinal`-th address of ranks. Segments are whole
+// rows of at most `longest` elements. If a row is longer than kRankShared, kWordOrder is the address of 8 bytes of
+// scratch per element.
 constexpr int64_t kRankShared32 = 8192, kRankShared64 = 4096;
 void ranks(cudaStream_t stream, const KernelLaunch& launch, const KernelProgram& program, int input, int ordinal,
            int64_t longest);
 
-// Sums (or the largest) of the blocks of rows of each input: `partials` [row blocks, models]. kSegmentBlock is the
-// number of the tensor's first one; a segment begins and ends with whole ones. `words` [segments, 1]: kWordColumns.
+// Sums, or largest values, of the blocks of rows of each input: `partials` [row blocks, models]. kSegmentBlock is the
+// number of the tensor's first block of a row. A segment has whole blocks of rows. `words` [segments, 1]: kWordColumns.
 void row_values(cudaStream_t stream, const KernelLaunch& launch, bool largest, double* partials);
 
-// From those `result` [rows, models]. `ranges` [tensors, 4]: first row, rows, first block, blocks of a row. Destroys
-// `partials`.
+// Folds these partials to `result` [rows, models]. `ranges` [tensors, 4]: first row, rows, first block, blocks of a
+// row. Destroys `partials`.
 void row_totals(cudaStream_t stream, double* partials, const int64_t* ranges, int64_t tensors, int64_t rows, int models,
                 bool largest, double* result);
 
-// Sums of products of two of the inputs, for each row: `sums` of each. `value_pairs` [number, kValuePairColumns] says
-// which: two inputs a and b, and the numbers of the sums of a a, a b and b b, -1 where one is not asked for. Otherwise
-// as `row_values`: `partials` [row blocks, sums].
+// Sums of products of two inputs: `sums` of them for each row. A row of `value_pairs` [number, kValuePairColumns] has
+// two inputs a and b, and the numbers of the sums of a a, a b and b b, or -1 for a sum that is not asked for.
+// `partials` [row blocks, sums]; otherwise as `row_values`.
 constexpr int kValuePairColumns = 5, kColumnTile = 128, kColumnWords = 2;
 void row_products(cudaStream_t stream, const KernelLaunch& launch, const int64_t* value_pairs, int number, int sums,
                   double* partials);
 
-// Folds of columns; `term`: of ops/reduce.h. Unless it is a product, the terms are the squares of `value_pairs`, which
-// stand for their values. `partials` [column blocks of a tensor, sums, columns] begins for each tensor at
-// kSegmentBlock, and `chunks` counts tiles of kColumnTile columns of a block of rows: tile t of a segment is of its
-// block t / (tiles of a row). Segments are whole rows; what a block needs of an earlier segment is in `partials`, so
-// launches that share blocks have to be done in order. `words` [segments, kColumnWords]: kWordColumns and
+// Folds of columns. `term` is a `Term` of ops/reduce.h. For sums of values and largest values, the sums of a a and b b
+// in `value_pairs` stand for those of a and b. The `partials` of a tensor, [column blocks, sums, columns], begin at
+// kSegmentBlock. `chunks` counts tiles of kColumnTile columns of a block of rows: tile t of a segment belongs to its
+// block t / (tiles of a row). Segments are whole rows. If a block began in an earlier segment, its numbers so far are
+// in `partials`. So launches that share blocks must run in order. `words` [segments, kColumnWords]: kWordColumns and
 // rows_of_column_block.
 void column_terms(cudaStream_t stream, const KernelLaunch& launch, const int64_t* value_pairs, int number, int sums,
                   int term, double* partials);
 
-// From those of columns `result` [sums]. `ranges` [tensors, 4]: first sum, sums, first partial, blocks. Destroys
-// `partials`.
+// Folds the partials of columns to `result` [sums]. `ranges` [tensors, 4]: first sum, sums, first partial, blocks.
+// Destroys `partials`.
 void column_totals(cudaStream_t stream, double* partials, const int64_t* ranges, int64_t tensors, int64_t sums,
                    bool largest, double* result);
 
-// Adds up the rows of each tensor, `ranges` [tensors, 2] = (first row, number of rows), to `result` [tensors, width].
-// Destroys `partials`.
+// Adds up the rows of `partials` of each tensor to `result` [tensors, width]. `ranges` [tensors, 2]: first row, number
+// of rows. Destroys `partials`.
 void reduce_blocks(cudaStream_t stream, double* partials, const int64_t* ranges, int64_t tensors, int width,
                    double* result);
 
-// Columns of `state` [tensors, models, kSelectColumns], the progress of one selection.
+// Columns of `state` [tensors, models, kSelectColumns]: the progress of one selection.
 enum SelectColumn : int {
   kSelectTarget = 0,  // rank from the largest, from 1 on; 0: none asked for
   kSelectLow = 1,     // the interval of keys that holds it, both ends inclusive
@@ -153,7 +161,7 @@ enum SelectColumn : int {
 enum SelectStatus : int { kSearching = 0, kKeyKnown = 1, kSelected = 2 };
 constexpr int kTieRankBits = 20;
 
-// `bins` [tensors, models, kSelectBins + 2]: counters of one sweep, by key; behind the bins the keys above the
+// `bins` [tensors, models, kSelectBins + 2]: the counters of one sweep. Behind the bins is the count of keys above the
 // interval.
 void select_sample(cudaStream_t stream, const KernelLaunch& launch, int64_t* state);
 void select_sweep(cudaStream_t stream, const KernelLaunch& launch, const int64_t* state, int64_t* bins,

@@ -1,4 +1,9 @@
-// Packs: N consecutive elements in registers, `Packed` in their storage type or `Widened` from any.
+// Packs: N consecutive elements in the registers of a thread.
+//
+// `Packed` holds elements of one storage type, as words. It loads 8 or 16 bytes at a time from aligned addresses, and
+// widens an element when it is read, so a 16-bit element takes half a register. `Widened` takes any dtype, found at run
+// time, and any alignment, and holds elements in the compute type. Kernels are templates over the pack, so each is
+// written once; `with_pack` chooses. In exchange such a kernel is compiled five times.
 #pragma once
 
 #include "../ops/convert.h"
@@ -6,7 +11,7 @@
 
 namespace warpmerge {
 
-// Elements of a pack of a combining kernel: the decisions of one Philox call, 16 bytes of a 16-bit type.
+// Elements of a pack of a combining kernel. They are the elements of one Philox call, and 16 bytes of a 16-bit type.
 constexpr int kPack = 8;
 
 // One input, or the base, from the first element of a chunk on.
@@ -25,7 +30,7 @@ WM_FN ChunkSource base_of(const Table& table, const Chunk& chunk) {
   return {address(chunk.segment_row, kSegmentBase) + chunk.begin * itemsize(table.base), table.base, table.aligned};
 }
 
-// Elements need no alignment, but those that have theirs are read and written at once.
+// Elements need no alignment. An aligned element is read or written at once, another one byte by byte.
 template <class D>
 WM_FN bool has_alignment(const char* data) {
   return reinterpret_cast<uintptr_t>(data) % sizeof(D) == 0;
@@ -82,7 +87,7 @@ struct Packed {
     for (int w = 0; w < kWords; ++w) words[w] = 0;
   }
 
-  // The elements from `at` on, a multiple of N; those from the n-th on are 0.
+  // Loads the elements from `at` on, a multiple of N. Elements from the n-th on are 0.
   template <bool kOnce>
   WM_METHOD void load(const ChunkSource& source, int at, int n) {
     const char* data = source.data + at * int(sizeof(S));
@@ -103,7 +108,7 @@ struct Packed {
     }
   }
 
-  // Of an element that is 0 so far.
+  // Sets an element that is 0 so far.
   WM_METHOD void set(int e, Element bits) { words[e * int(sizeof(S)) / 4] |= uint32_t(bits) << shift(e); }
 
   WM_METHOD float get(int e) const { return widen(bit_cast<S>(Element(words[e * int(sizeof(S)) / 4] >> shift(e)))); }
@@ -174,7 +179,7 @@ auto with_pack(const KernelLaunch& work, Body&& body) {
   }
 }
 
-// Adds to the tensor's counters how many elements of a pack of input `k` (of the base: `models`) are not finite.
+// Counts the elements of a pack that are not finite. `k`: the number of the input; the base has the number `models`.
 template <class Pack>
 WM_DEVICE void count_nonfinite(const Table& table, const Chunk& chunk, int k, const Pack& pack) {
   unsigned long long found = 0;
@@ -183,8 +188,8 @@ WM_DEVICE void count_nonfinite(const Table& table, const Chunk& chunk, int k, co
   if (found) atomicAdd(table.nonfinite + chunk.segment_row[kSegmentTensor] * (table.models + 1) + k, found);
 }
 
-// The rare case that a delta is not finite: counts those of input `k`, and with the first input those of the base, as
-// no delta is finite where the base is not.
+// Called in the rare case that a delta is not finite. Counts the elements of input `k`. Those of the base are counted
+// with the first input: if the base is not finite, its delta is not finite either.
 template <class Pack>
 WM_DEVICE void count_nonfinite(const Table& table, const Chunk& chunk, int k, const Pack& x, const Pack& base) {
   if (!table.nonfinite) return;

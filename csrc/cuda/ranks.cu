@@ -1,8 +1,11 @@
-// Ranks of magnitudes within rows. Each thread block takes the rows that begin in one chunk.
+// Ranks of magnitudes within rows, for expressions that use them (docs/numerics.md, "Formulas").
 //
-// Short rows are counted: an element's rank is how many of its row come before it. Others are sorted by a radix sort of
-// column numbers, eight bits of their keys at a time: in shared memory, or for long rows in global memory, where the
-// place for the ranks holds the keys until they are done with.
+// A thread block takes the rows that begin in one chunk. A short row is counted: an element's rank is the number of
+// elements of its row that come before it. Counting takes the square of the length in comparisons, so longer rows are
+// sorted: a radix sort of column numbers by eight bits of their keys at a time. It is stable, so equal keys stay in the
+// order of their columns. The sort works in shared memory if the row fits, else in global memory. There the memory of
+// the result holds the keys until the ranks are written. In exchange the column numbers of a long row take eight bytes
+// of scratch for each element.
 #include "../ops/formula.h"
 
 #include "selection.h"
@@ -26,7 +29,7 @@ WM_DEVICE RowRange rows_of(const Chunk& chunk, int64_t columns) {
   return {(chunk.begin + columns - 1) / columns, (chunk.begin + chunk.count + columns - 1) / columns};
 }
 
-// The key of one element of the row that `row` begins with.
+// The key of the element `at` of the row that begins where `row` does.
 template <class T>
 WM_DEVICE Bits<T> key_at(const Table& table, const Chunk& row, int input, int64_t at) {
   Chunk chunk = row;
@@ -53,7 +56,7 @@ WM_DEVICE void count_rows(const Table& table, const Chunk& chunk, const int64_t*
   for (int64_t row = range.first; row < range.end; row += together) {
     const int rows = int(range.end - row < together ? range.end - row : together), count = rows * columns;
     const Chunk tile{chunk.segment_row, chunk.segment, row * columns, count};
-    __syncthreads();  // all are done with the last tile
+    __syncthreads();  // all threads are done with the last tile
     for (int i = int(threadIdx.x); i < count; i += kRankThreads) keys[i] = key_at<T>(table, tile, input, i);
     __syncthreads();
     for (int i = int(threadIdx.x); i < count; i += kRankThreads) {
@@ -73,12 +76,12 @@ struct RowOrder {
   Key* keys;
   Index *from, *to;
   int64_t columns;
-  bool ordered;  // `from` holds the order; else it is that of the columns
+  bool ordered;  // `from` holds the order; else the order is that of the columns
 
   WM_METHOD Index at(int64_t i) const { return ordered ? from[i] : Index(i); }
 };
 
-// Calls body(column, digit, lanes of the same digit, all lanes at work) for a warp's share of a row, in order.
+// Calls body(column, digit, lanes with the same digit, all active lanes) for a warp's share of a row, in order.
 template <class Key, class Index, class Body>
 WM_DEVICE void walk_share(const RowOrder<Key, Index>& order, int shift, Body&& body) {
   const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp;
@@ -96,7 +99,7 @@ WM_DEVICE void walk_share(const RowOrder<Key, Index>& order, int shift, Body&& b
   }
 }
 
-// One digit: a stable counting sort. Nothing moves where all keys agree in it.
+// Sorts by one digit: a stable counting sort. If all keys have the same digit, nothing moves.
 template <class Key, class Index>
 WM_DEVICE void sort_digit(RowOrder<Key, Index>& order, int shift, unsigned (&counts)[kRankWarps][kDigits],
                           int64_t* scan) {
@@ -153,12 +156,12 @@ WM_DEVICE void sort_rows(const Table& table, const Chunk& chunk, const int64_t* 
     }
     order.to = order.from + columns;
     order.columns = columns;
-    __syncthreads();  // all are done with the last row
+    __syncthreads();  // all threads are done with the last row
     for (int64_t i = threadIdx.x; i < columns; i += kRankThreads) order.keys[i] = key_at<T>(table, whole, input, i);
     __syncthreads();
     WM_ROLLED
     for (int shift = 0; shift < 8 * int(sizeof(Key)); shift += 8) sort_digit(order, shift, counts, scan);
-    __syncthreads();  // where the ranks go all have read the keys
+    __syncthreads();  // all threads have read the keys, which the ranks may overwrite
     for (int64_t i = threadIdx.x; i < columns; i += kRankThreads) result[order.at(i)] = T(i);
   }
 }

@@ -1,4 +1,10 @@
-// The sums of blocks, pairwise in float64 (ops/reduce.h). Each round of a thread block adds up aligned subtrees.
+// The last step of a sum over a tensor: the sums of its blocks, added pairwise in float64.
+//
+// csrc/ops/reduce.h defines the order. A thread block takes one tensor and one column of partials. It adds runs of 2048
+// neighbouring partials. A run is a whole subtree, so the sums of runs are again a list to add pairwise. They replace
+// the partials at the front, and the next round adds them, until one is left. A partial past the end counts as +0; that
+// changes no sum, because none is -0. One thread block adds a whole column, so thread blocks never wait for each other.
+// In exchange a large tensor has no more threads than a small one; but it has only one partial for 4096 elements.
 #include "../ops/reduce.h"
 
 #include <math.h>
@@ -12,7 +18,7 @@ constexpr int kReduceThreads = 256;
 constexpr int kPerThread = 8;
 constexpr int kRun = kReduceThreads * kPerThread;  // partials of one step: an aligned subtree
 
-// The tree over the values of all threads, each of which has the sum of kPerThread neighbours. Thread 0 gets it.
+// The tree over the values of all threads; a value is the sum of kPerThread neighbours. All threads get the sum.
 WM_DEVICE double sum_threads(double value, double* shared) {
   constexpr int kWarps = kReduceThreads / kWarp;
   WM_UNROLL
@@ -31,7 +37,7 @@ WM_DEVICE double sum_threads(double value, double* shared) {
   return values[0];
 }
 
-// A thread block per tensor and column. Each round replaces the partials by those of their runs, at the front.
+// A thread block per tensor and column. Each round replaces the partials by the sums of their runs, at the front.
 __global__ void __launch_bounds__(kReduceThreads)
     reduce_columns(double* partials, const int64_t* ranges, int width, double* result) {
   __shared__ double shared[kReduceThreads / kWarp];
@@ -53,7 +59,7 @@ __global__ void __launch_bounds__(kReduceThreads)
         for (int j = 0; j < half; ++j) values[j] = values[2 * j] + values[2 * j + 1];
       }
       total = sum_threads(values[0], shared);
-      // Behind the barriers: all have read this run, and later ones lie further back.
+      // Safe after the barriers: all threads have read this run, and later runs lie further back.
       if (threadIdx.x == 0) rows[run * width] = total;
     }
     __syncthreads();

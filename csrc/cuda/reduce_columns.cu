@@ -1,7 +1,12 @@
-// Folds of columns, in the order of ops/reduce.h: blocks of rows first, then the blocks of each column.
+// Folds over the columns of a formula's values: for each column a sum, a sum of products, or the largest value, in
+// float64.
 //
-// A thread has a column of a block of rows and goes down it, the loads of the next rows under way. Products are
-// taken by value pairs: two values are read once for up to three products. Of values as they are a pair is two of them.
+// This is `Reduce` over columns (python/warpmerge/requests.py); csrc/ops/reduce.h defines the order. A thread owns one
+// column of a block of rows and goes down it. The next four rows are loaded while four earlier ones are added.
+// Neighbouring threads read neighbouring columns. Then one thread for each result folds the blocks of its column.
+// Values are read in pairs (value_pairs.h). If a launch ends within a block, the next launch continues from the
+// partials, so a tensor can be folded tile by tile. In exchange launches that share a block must run in order, and the
+// partials of all blocks are in memory at once.
 #include <math.h>
 
 #include "value_pairs.h"
@@ -12,7 +17,7 @@ namespace {
 constexpr int kColumnThreads = 128;
 static_assert(kColumnThreads == kColumnTile);
 
-// What a row adds to what has been found of a column; a and b are the same value unless it is a product.
+// Adds one row's term to the result so far of a column. Unless the term is a product, a and b are the same value.
 template <class T, Term kTerm>
 WM_DEVICE double add_term(double found, double a, double b) {
   if constexpr (kTerm == Term::product)
@@ -23,12 +28,12 @@ WM_DEVICE double add_term(double found, double a, double b) {
     return a > found ? a : found;
 }
 
-// The segment's rows of one block of a tensor's, a column for each thread. A block that began in an earlier launch is
+// The rows of one block that lie in the segment, a column for each thread. A block that began in an earlier launch is
 // continued.
 template <class T, Term kTerm>
 __global__ void __launch_bounds__(kColumnThreads)
     fold_columns(WM_PARAM Table table, const int64_t* value_pairs, int number, int sums, double* partials) {
-  constexpr int kAtOnce = 4;  // rows, whose loads are under way while as many earlier ones are added
+  constexpr int kAtOnce = 4;  // rows that are loaded while as many earlier ones are added
   const int64_t program = blockIdx.x / unsigned(number);
   const ValuePair pair = value_pair_of(value_pairs, int(blockIdx.x % unsigned(number)));
   const int64_t segment = table.chunk_map[program];

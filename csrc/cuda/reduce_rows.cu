@@ -1,7 +1,9 @@
-// Folds of rows, in the order of ops/reduce.h: the blocks of rows first, then the blocks of each row.
+// Folds over the rows of a formula's values: for each row a sum, a sum of products, or the largest value, in float64.
 //
-// As many threads work on a block as its lanes ask for, so that short rows leave none idle. Products
-// are taken by value pairs: two values are read once for up to three products.
+// This is `Reduce` over rows (python/warpmerge/requests.py); csrc/ops/reduce.h defines the order. Rows are cut into
+// blocks of up to 4096 elements. A block gets as many threads as its lanes ask for (row_blocks.h), so short rows leave
+// few threads idle. Then one thread for each result folds the blocks of its row. Products read values in pairs
+// (value_pairs.h). In exchange the partials of all blocks are in memory at once.
 #include <math.h>
 
 #include "value_pairs.h"
@@ -45,7 +47,7 @@ __global__ void __launch_bounds__(kRowThreads) fold_row_blocks(WM_PARAM Table ta
   });
 }
 
-// The same of products.
+// The same for products.
 template <class T>
 __global__ void __launch_bounds__(kProductThreads)
     multiply_rows(WM_PARAM Table table, const int64_t* value_pairs, int number, int sums, double* partials) {

@@ -1,7 +1,10 @@
-// Sums over a tensor in the compute type, block by block, in the order of ops/reduce.h.
+// Sums over a tensor in the compute type: of each delta or value, or of magnitudes and of those that a mask keeps.
 //
-// A warp has a block of the reduction order, and each of its threads eight neighbouring lanes. `kept_sums` is an
-// accelerator for sums of |d| and |mask(d)|: the deltas are read once and never written, as values of a formula are.
+// This is `Reduce` over a tensor (python/warpmerge/requests.py); csrc/ops/reduce.h defines the order. A warp works on
+// one block, and each thread owns eight neighbouring lanes (warps.h). reduce.cu adds the sums of the blocks.
+// `kept_sums` is an accelerator for the sums of |d| and |mask(d)|. The expression writes its values to scratch, and
+// another kernel reads them; `kept_sums` reads the deltas once and writes sums only. In exchange there is one more
+// kernel to maintain.
 #include <math.h>
 
 #include "rules.h"
@@ -13,8 +16,7 @@ namespace {
 WM_DEVICE float absolute(float a) { return fabsf(a); }
 WM_DEVICE double absolute(double a) { return fabs(a); }
 
-// The least key that the rule keeps of a pack from `flat` on, and those of its elements, as bits, that it keeps at
-// all.
+// What a rule keeps of a pack: the elements whose bit is set and whose magnitude is at least `lowest`.
 template <class T>
 struct Kept {
   T lowest;
@@ -32,7 +34,8 @@ WM_DEVICE Kept<T> kept_of(const Rule<T>& rule, int64_t flat, const T (&d)[N]) {
   return {T(0), bits};
 }
 
-// The running sums of one thread's lanes: of deltas, or of magnitudes and of those that a rule keeps.
+// The running sums of one thread's lanes: of deltas, or (`kKept`) of all magnitudes and of the magnitudes that a rule
+// keeps.
 template <class T, bool kKept>
 struct LaneSums {
   static constexpr int kSums = kKept ? 2 : 1;
@@ -46,7 +49,8 @@ struct LaneSums {
     }
   }
 
-  // A row's deltas, all finite, 0 outside the tensor. Keys order like magnitudes, and no magnitude is at least a NaN.
+  // A row's deltas: all finite, 0 outside the tensor. For finite numbers, keys order like magnitudes. A bound that
+  // keeps nothing is a NaN: `>=` is false.
   WM_METHOD void add(const T (&d)[kPack], const Kept<T>& rule) {
     WM_UNROLL
     for (int e = 0; e < kPack; ++e) {

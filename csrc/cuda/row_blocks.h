@@ -1,4 +1,9 @@
-// Thread blocks at work on the blocks of rows that begin in one chunk, in the order of ops/reduce.h.
+// The blocks of rows that begin in one chunk, and the threads that work on each.
+//
+// csrc/ops/reduce.h defines the order. A thread owns eight neighbouring lanes of a block. A short row does not fill all
+// lanes, so a block gets only the threads that it needs, and a thread block works on several blocks at once. At the end
+// of a chunk some threads have no block of their own. They repeat the last one, because all threads must take part in
+// the shuffles of `fold_lanes`. Nobody writes the repeated result.
 #pragma once
 
 #include "../ops/reduce.h"
@@ -8,13 +13,13 @@ namespace warpmerge {
 
 constexpr int kPerThread = 8;  // neighbouring lanes of a thread
 
-// A block of a row, and what its threads have of it.
+// A block of a row, and this thread's part of it.
 struct RowBlock {
   int64_t number;  // in the tensor
   int64_t begin;   // position of its first element in the segment
   int length;
-  int threads, lane;  // all that work on it; the first lane of this one
-  bool exists;        // else the last one is repeated, as all threads take part in shuffles
+  int threads, lane;  // threads that work on the block; first lane of this thread
+  bool exists;        // else this thread repeats the last block, for the shuffles
 };
 
 // Blocks of rows that begin before flat index `flat` of a tensor.
@@ -23,7 +28,7 @@ WM_FN int64_t row_blocks_before(int64_t flat, int64_t columns) {
   return row * blocks_of_row(columns) + (flat - row * columns + kBlock - 1) / kBlock;
 }
 
-// Calls body(block) with as many threads for each block as its lanes ask for.
+// Calls body(block) for the blocks that begin in the chunk, with as many threads for each block as its lanes ask for.
 template <int kThreads, class Body>
 WM_DEVICE void walk_row_blocks(const Chunk& chunk, int64_t columns, Body&& body) {
   const int64_t first = chunk.segment_row[kSegmentFirst], blocks = blocks_of_row(columns);
@@ -40,7 +45,7 @@ WM_DEVICE void walk_row_blocks(const Chunk& chunk, int64_t columns, Body&& body)
   }
 }
 
-// kPerThread elements from the `at`-th on; `rest` past the end. In 16 bytes where they lie so.
+// Loads kPerThread elements from the `at`-th on, 16 bytes at a time if aligned. Elements past the end are `rest`.
 template <class T>
 WM_DEVICE void load_lanes(const T* values, int at, int length, double rest, double (&x)[kPerThread]) {
   constexpr int kVector = 16 / int(sizeof(T));
@@ -75,8 +80,8 @@ WM_DEVICE double fold_lanes(double (&lanes)[kPerThread], int threads, Fold fold)
   return total;
 }
 
-// The last of some tensors whose first result is not behind the `number`-th: that of those which have any. A row of
-// `ranges` begins with it.
+// The row of `ranges` of the tensor that has the `number`-th result. A row begins with the number of the tensor's first
+// result. Of several tensors with the same first result, only the last one has any results.
 constexpr int kRangeColumns = 4;
 WM_DEVICE const int64_t* range_of(const int64_t* ranges, int64_t tensors, int64_t number) {
   int64_t low = 0, high = tensors - 1;

@@ -1,4 +1,10 @@
-// The rules of ops/masks.h on packs of elements.
+// Rules: the masks of csrc/ops/masks.h as kernels use them. A segment has one rule for each of its masks.
+//
+// A rule covers top-k masks and random masks. A top-k mask becomes two least keys, on either side of `tie_end`. Most
+// packs lie on one side, so an element costs one comparison. A random mask takes the bits of a whole pack from one
+// Philox call (`drawn_bits`). Rank masks have no rule here: their requests become expressions
+// (python/warpmerge/backends/gpu/lowering.py). In exchange the kernels with rules stay small, and a rule fits into four
+// numbers of the table.
 #pragma once
 
 #include "../ops/masks.h"
@@ -6,8 +12,8 @@
 
 namespace warpmerge {
 
-// One model's rule: by threshold, keep what has at least the key `before` at flat indices below `tie_end` and `after`
-// from there on.
+// One mask. Top-k: keeps elements whose key is at least `before` at flat indices below `tie_end`, and at least `after`
+// from there on. Random (`drawn`): keeps elements whose 16 bits are below `cut`.
 template <class T>
 struct Rule {
   Bits<T> before, after;
@@ -17,7 +23,7 @@ struct Rule {
   bool drawn;
 };
 
-// No finite number has the key of all ones: that threshold keeps nothing.
+// No finite number has the key of all ones. So that key as a bound keeps nothing.
 template <class T>
 WM_FN Bits<T> key_or_none(uint64_t key) {
   return key > FloatTraits<T>::magnitude ? ~Bits<T>(0) : Bits<T>(key);
@@ -35,12 +41,12 @@ WM_FN Rule<T> rule_of(const int64_t* keep) {
   rule.key = {uint32_t(keep[3]), uint32_t(uint64_t(keep[3]) >> 32)};
   rule.cut = uint32_t(keep[0]);
   rule.drawn = keep[0] >= 0;
-  // What is drawn is drawn among all.
+  // A random mask looks at no magnitude.
   if (rule.drawn) rule.before = rule.after = 0;
   return rule;
 }
 
-// Bit j: whether element `flat` + j is drawn, `flat` being a multiple of kPhiloxLanes.
+// Decides the eight elements of the Philox call that has the element `flat`. Bit j: the call's element j is drawn.
 template <class T>
 WM_FN uint32_t drawn_bits(const Rule<T>& rule, int64_t flat) {
   const uint64_t call = uint64_t(flat) / kPhiloxLanes;

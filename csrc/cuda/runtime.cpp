@@ -1,3 +1,9 @@
+// The calls of the CUDA runtime behind runtime.h, and which devices this build can use.
+//
+// `check` turns an error into an exception that names the device. CUDA also keeps the last error of each thread. It is
+// cleared after a failure, else a later launch would be blamed for it. A device is usable if the build has machine code
+// for it, or PTX that its driver can compile. CMake's list of architectures is compiled in, so the answer needs no
+// trial launch, and a refusal can name the reason. In exchange the rules of compatibility are repeated here.
 #include "runtime.h"
 
 #include <cstdio>
@@ -8,7 +14,7 @@ namespace warpmerge::cuda {
 
 namespace {
 
-// CUDA keeps the last error of each thread until somebody asks for it: a later check must not find it.
+// CUDA keeps the last error of each thread until somebody asks for it. A later check must not find this one.
 void forget_error() noexcept { (void)cudaGetLastError(); }
 
 [[noreturn]] void raise(cudaError_t error, const std::string& what) {
@@ -78,8 +84,8 @@ std::string name_of(int device) {
   return properties.name;
 }
 
-// Empty if the device can run this build's kernels, else why not. Asked before every merge of tensors: its name, which
-// takes a driver long to tell, is asked for only where it is shown.
+// Empty if the device can run this build's kernels, else why not. Every merge of tensors asks this first. A driver
+// takes long to tell a device's name, so the name is asked for only if it is shown.
 std::string why_not(int device, int capability) {
   const std::vector<Architecture> list = compiled_in();
   int oldest = list.front().capability;

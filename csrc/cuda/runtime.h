@@ -1,6 +1,10 @@
-// Devices, memory, streams and events: types that own what they name, over the CUDA runtime. What goes wrong is thrown
-// (std::runtime_error with CUDA's text; OutOfMemory; std::invalid_argument for a device that there is not). Every call
-// first makes its device current for the calling thread, so that several threads can drive several devices.
+// Devices, memory, streams and events: types over the CUDA runtime that own what they name.
+//
+// Destructors release what they own; a `Stream` may also stand for one of the caller. A failure is an exception:
+// std::runtime_error with CUDA's text, OutOfMemory, or std::invalid_argument for a device that does not exist or cannot
+// be used. Each call first makes its device current for the calling thread, so several threads can drive several
+// devices. In exchange each call costs one more call of the runtime. Python sees these types through
+// csrc/bind/cuda.cpp; python/warpmerge/backends/gpu/runtime.py uses them.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -33,7 +37,7 @@ std::pair<int, int> runtime_version();
 // Devices that the driver shows, usable or not; 0 if there is no driver or one too old.
 int device_count();
 
-// Empty if some device can be used, else why none can.
+// Empty if a device can be used, else the reason why none can.
 std::string why_not();
 
 class Memory {
@@ -44,7 +48,7 @@ class Memory {
   Memory(const Memory&) = delete;
   Memory& operator=(const Memory&) = delete;
 
-  // 0 once freed, and of no bytes.
+  // 0 if the memory was freed or has no bytes.
   uintptr_t address() const { return reinterpret_cast<uintptr_t>(memory_.load()); }
   size_t bytes() const { return memory_.load() ? bytes_ : 0; }
   void free();
@@ -77,8 +81,8 @@ class Event {
 // Everything is queued on the stream; only synchronize() waits for it.
 class Stream {
  public:
-  explicit Stream(int device);                                                   // one of our own
-  Stream(int device, cudaStream_t handle) : device_(device), stream_(handle) {}  // somebody else's
+  explicit Stream(int device);                                                   // a new stream
+  Stream(int device, cudaStream_t handle) : device_(device), stream_(handle) {}  // the caller's stream
   ~Stream();
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;

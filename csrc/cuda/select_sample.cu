@@ -1,4 +1,10 @@
-// The first interval of a selection, from a sample.
+// The first interval of a selection (selection.h), from a sample of a tensor's keys.
+//
+// A thread block takes runs of neighbouring elements spread over the tensor's first segment: 4096 keys. It finds the
+// sampled key whose rank corresponds to the wanted one, then one key some ranks above and one below. The margin is four
+// standard errors. Neighbours are often alike, so the error comes from how much the runs differ, not from the number of
+// keys. A sample costs little, and most keys then lie outside the interval, where a sweep only compares them. If the
+// sample misleads, the wanted key lies outside, and select_sweep.cu goes on there: further sweeps, the same result.
 #include "../ops/digest.h"
 #include "selection.h"
 
@@ -9,7 +15,7 @@ constexpr int kSamplePacks = 2;  // runs of kPack neighbours per thread
 constexpr int kSampleRuns = kSelectThreads * kSamplePacks;
 constexpr int64_t kSampled = int64_t(kSampleRuns) * kPack;
 
-// The key of this rank, from the largest, 0 the first: by bisection, as counting is cheap here.
+// The sampled key of this rank; the largest key has rank 0. By bisection, because counting is cheap here.
 template <class Key>
 WM_DEVICE Key sampled_key(const Key (&keys)[kSamplePacks][kPack], int64_t rank, Key low, Key high, int* shared) {
   while (low < high) {
@@ -29,7 +35,7 @@ WM_DEVICE Key sampled_key(const Key (&keys)[kSamplePacks][kPack], int64_t rank, 
 }
 
 // A thread block per segment and model: the first interval, from runs spread over the segment. Only a tensor's first
-// segment counts: others may be worked on at the same time, and low and high must be of one sample.
+// segment is sampled. Other segments may be worked on at the same time, and low and high must come from one sample.
 template <class T>
 __global__ void __launch_bounds__(kSelectThreads) sample_keys(WM_PARAM Table table, int64_t* state) {
   using Key = Bits<T>;
@@ -42,13 +48,13 @@ __global__ void __launch_bounds__(kSelectThreads) sample_keys(WM_PARAM Table tab
   const int64_t count = chunk.segment_row[kSegmentCount], packs = count / kPack;
   const int64_t total = chunk.segment_row[kSegmentTotal] ? chunk.segment_row[kSegmentTotal] : count;
   const int64_t target = mine[kSelectTarget];
-  // The same for all threads, as are the ranks below.
+  // The condition, like the ranks below, is the same for all threads.
   if (mine[kSelectStatus] != kSearching || chunk.segment_row[kSegmentFirst] != 0 || packs < kSampleRuns) return;
   Key keys[kSamplePacks][kPack];
   WM_UNROLL
   for (int r = 0; r < kSamplePacks; ++r) {
     const int64_t run = r * kSelectThreads + int64_t(threadIdx.x), stride = packs / kSampleRuns;
-    // A place within each stride that is the same every time but follows no row length.
+    // The place within each stride is the same in every run of the program, but follows no row length.
     chunk.begin = (run * stride + int64_t(mix64(uint64_t(run)) % uint64_t(stride))) * kPack;
     Pack x, base;
     load_with_base(table, input_of(table, chunk, k), base_of(table, chunk), 0, kPack, x, base);
@@ -58,8 +64,8 @@ __global__ void __launch_bounds__(kSelectThreads) sample_keys(WM_PARAM Table tab
   const int64_t guess = int64_t(double(target) / double(total) * double(kSampled));
   const int64_t rank = guess < kSampled ? guess : kSampled - 1;
   const Key middle = sampled_key<Key>(keys, rank, 0, largest, shared_int);
-  // Neighbours are alike (a row of an embedding changed or did not), so the error is taken from how much the runs
-  // differ: the variance of a sum of runs, for the keys above the middle one and for those from it on.
+  // Neighbours are alike: a row of an embedding changed or did not. So the error comes from how much the runs differ.
+  // It is the variance of a sum over runs, once of the keys above the middle key and once of the keys from it on.
   double above = 0, from = 0, squares_above = 0, squares_from = 0;
   WM_UNROLL
   for (int r = 0; r < kSamplePacks; ++r) {

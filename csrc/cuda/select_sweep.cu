@@ -1,4 +1,11 @@
-// A sweep over the keys, which counts them by bins of the interval, and the step that shrinks the interval.
+// A sweep that counts a tensor's keys in 2048 bins of the interval, and the step that shrinks the interval to one bin.
+//
+// It serves `KthLargest` (selection.h), and `Reduce` of kind `histogram`, where the counters are the result. Bins lie
+// in shared memory, for up to four models at once. A thread block works on several chunks of a tensor before it adds
+// its counters to those in global memory. Keys at both ends of the interval are counted in registers: many equal keys
+// tend to lie there, and atomics on one bin would wait for each other. `shrink_interval` finds the bin with the wanted
+// key. If the key lies outside the interval, it goes on with the side that holds the key. In exchange for exactness, a
+// selection may need several sweeps.
 #include "selection.h"
 
 namespace warpmerge {
@@ -58,7 +65,7 @@ WM_DEVICE void sweep_model(const Table& table, const Chunk& chunk, int k, bool c
   constexpr int kTogether = kPacksTogether<Pack>;
   const Interval<T> interval = shared.intervals[at_once];
   const ChunkSource input = input_of(table, chunk, k), from = base_of(table, chunk);
-  // Both ends are counted in registers: many equal keys, as of zeros, tend to lie there.
+  // Keys at both ends are counted in registers. Many equal keys, such as those of zeros, tend to lie there.
   unsigned above = 0, at_low = 0, at_high = 0;
   WM_ROLLED
   for (int start = 0; start < kChunk; start += kSelectThreads * kPack * kTogether) {
@@ -96,7 +103,7 @@ WM_DEVICE void sweep_model(const Table& table, const Chunk& chunk, int k, bool c
   if (at_high) atomicAdd(&shared.bins[at_once][(interval.high - interval.low) >> interval.shift], at_high);
 }
 
-// A thread block per `each` chunks: the counters of consecutive chunks of a tensor are added up before they leave.
+// A thread block per `each` chunks. It adds up the counters of consecutive chunks of a tensor before it writes them.
 template <class Pack>
 __global__ void __launch_bounds__(kSelectThreads, 2)
     sweep_keys(WM_PARAM Table table, int each, const int64_t* state, unsigned long long* bins) {
@@ -146,7 +153,7 @@ __global__ void __launch_bounds__(kSelectThreads)
   const int64_t above = counters[kSelectBins];
   const int64_t from = above + inclusive_scan(sum, shared);  // keys in this thread's bins or higher
   const int64_t inside = shared[kSelectThreads - 1];
-  __syncthreads();  // all have read what is overwritten now
+  __syncthreads();  // all threads have read the counters
   for (int j = 0; j < kPerThread; ++j) counters[highest - j] = 0;
   if (threadIdx.x == 0) counters[kSelectBins] = 0;
   const bool here = from - sum < target && target <= from;
@@ -186,7 +193,7 @@ __global__ void __launch_bounds__(kSelectThreads)
 void select_sweep(cudaStream_t stream, const KernelLaunch& work, const int64_t* state, int64_t* bins,
                   int64_t* nonfinite) {
   const Table table = make_table(work, 0, nonfinite);
-  // Enough thread blocks to fill a large device several times over, then more chunks each.
+  // First enough thread blocks to fill a large device several times over, then more chunks for each.
   constexpr int64_t kManyBlocks = 2048, kMostEach = 8;
   const int64_t fair = work.chunks / kManyBlocks;
   const int each = int(fair < 1 ? 1 : fair < kMostEach ? fair : kMostEach);

@@ -1,10 +1,15 @@
-// Which of the elements that equal the selected key are kept: where the last of them is.
+// Ties of a selection (selection.h): the flat index up to which elements that equal the threshold are kept.
+//
+// Ties are kept in the order of their index (docs/numerics.md, "Trimming"), so the place of the last one to keep
+// decides all. `select_ties` counts the ties in each block of 4096 elements. `select_locate` finds the block of that
+// last tie by adding up the counts. `select_position` reads this one block again and finds the tie's index. So no list
+// of ties is stored. In exchange the tensors are swept once more; that sweep skips a model that keeps all its ties.
 #include "selection.h"
 
 namespace warpmerge {
 namespace {
 
-// A warp per block of the reduction order: how many keys equal the one selected, per model.
+// A warp per block of the reduction order: for each model, how many keys equal the selected one.
 template <class Pack>
 __global__ void __launch_bounds__(kMeasureThreads, 5)
     count_ties(WM_PARAM Table table, const int64_t* state, int32_t* tie_counts) {
@@ -77,7 +82,7 @@ __global__ void __launch_bounds__(kSelectThreads)
   }
 }
 
-// A warp per segment and model: where in its block that tie is.
+// A warp per segment and model: the index of that tie.
 template <class T>
 __global__ void __launch_bounds__(kWarp) find_tie(WM_PARAM Table table, int64_t* state) {
   using Pack = Widened<T, kPack>;

@@ -1,4 +1,10 @@
-// What the kernels of `select` share: keys, the segment_rows of a selection's state, sums over a thread block.
+// The common part of the kernels of `KthLargest`: the exact k-th largest magnitude of each delta or value.
+//
+// csrc/ops/select.h has the method. select_sample.cu opens an interval of keys. select_sweep.cu counts the keys in its
+// bins and shrinks it, until it holds one key. select_ties.cu then finds the last tie to keep. The progress of each
+// tensor and model is a row of `state` (SelectColumn in launch.h), in device memory. So the host queues several steps
+// before it looks at the result (python/warpmerge/backends/gpu/requests.py). In exchange some launches find nothing
+// left to do.
 #pragma once
 
 #include "../ops/select.h"
@@ -36,7 +42,7 @@ WM_DEVICE void load_with_base(const Table& table, const ChunkSource& input, cons
     b.clear();
 }
 
-// Keys of a pack's deltas. `count`: count what is not finite.
+// Keys of a pack's deltas. `count`: count elements that are not finite.
 template <class Pack>
 WM_DEVICE void keys_of(const Table& table, const Chunk& chunk, int k, const Pack& x, const Pack& base, bool count,
                        Bits<typename Pack::T> (&keys)[kPack]) {
@@ -53,7 +59,7 @@ WM_DEVICE void keys_of(const Table& table, const Chunk& chunk, int k, const Pack
   if (count) count_nonfinite(table, chunk, k, x, base);
 }
 
-// Sum over a thread block of kSelectThreads, in all its threads.
+// Sum over a thread block of kSelectThreads threads. All threads get it.
 template <class T>
 WM_DEVICE T sum_of_block(T value, T* shared) {
   value = sum_of_warp(value);

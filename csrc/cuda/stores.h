@@ -1,4 +1,9 @@
-// Packs of results, rounded once and written.
+// Results of a pack: rounded once to the output dtype, and written.
+//
+// A whole pack of an aligned launch is written in words of 16 bytes. They are marked as used once, so they displace
+// little in the cache. All other results are written element by element: the ends of tensors, float64, unaligned
+// outputs. `RoundTo` (csrc/ops/convert.h) defines the rounding on both paths. The dtype of the output is chosen at run
+// time: one branch for a pack, in exchange for fewer kernels.
 #pragma once
 
 #include "packs.h"
@@ -31,7 +36,7 @@ WM_FN char* output_at(const Table& table, const Chunk& chunk, int m, int at) {
          (chunk.begin + at) * itemsize(table.out);
 }
 
-// A whole pack, of a launch that is aligned and has no float64.
+// A whole pack. The launch must be aligned and have no float64.
 WM_DEVICE void store_packed(const Table& table, const Chunk& chunk, int m, int at, const float (&y)[kPack]) {
   char* data = output_at(table, chunk, m, at);
   switch (table.out) {
@@ -44,7 +49,7 @@ WM_DEVICE void store_packed(const Table& table, const Chunk& chunk, int m, int a
   }
 }
 
-// The first n results of a pack, whatever the launch.
+// The generic path: the first n results of a pack, any dtype, any alignment.
 template <class T, int N>
 WM_DEVICE void store_any(const Table& table, const Chunk& chunk, int m, int at, int n, const T (&y)[N]) {
   char* data = output_at(table, chunk, m, at);

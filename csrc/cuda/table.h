@@ -1,4 +1,8 @@
-// The launch table as a kernel sees it.
+// The launch table as a kernel sees it (launch.h has its layout).
+//
+// `Table` is an argument by value: the addresses of the arrays, and what all segments of the launch have in common. A
+// thread block works on one chunk of 16384 elements. It finds its segment in `chunk_map`: one dependent load. A search
+// over prefix sums would cost eight (docs/decisions.md). In exchange the map takes four bytes for each chunk.
 #pragma once
 
 #include <stdexcept>

@@ -1,11 +1,15 @@
-// Terms of two values that are read once: a value pair, and the sums of its three products.
+// Value pairs: two values of a formula that a kernel reads once, for up to three of their products.
+//
+// A method often asks for the sums of `a a`, `a b` and `b b` together, over rows (reduce_rows.cu) or columns
+// (reduce_columns.cu). A pair holds the numbers of these sums, so one read serves all three. In exchange a value that
+// belongs to several pairs is read once for each of them.
 #pragma once
 
 #include "row_blocks.h"
 
 namespace warpmerge {
 
-// A product of two float32 is exact in float64: its sum is rounded once, fused or not.
+// A product of two float32 is exact in float64. So its sum is rounded once, fused or not.
 template <class T>
 WM_DEVICE double add_product(double sum, double a, double b) {
   if constexpr (sizeof(T) == 4)

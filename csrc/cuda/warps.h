@@ -1,4 +1,9 @@
-// A warp at work on one block of the reduction order: rows of kLanes elements, and the tree over the lanes.
+// A warp at work on one block of the reduction order (csrc/ops/reduce.h).
+//
+// Each thread owns neighbouring lanes and takes the rows of the block from the first to the last. The tree over the
+// lanes is then additions within a thread, and five shuffles. So the documented order needs neither shared memory nor a
+// barrier. In exchange the running sums of a thread's lanes take registers, so kernels with many sums own fewer lanes
+// at a time (gram.cu).
 #pragma once
 
 #include "../ops/reduce.h"
@@ -11,7 +16,7 @@ constexpr unsigned kWholeWarp = 0xffffffffu;
 constexpr int kBlocksPerChunk = kChunk / kBlock;
 constexpr int kMeasureThreads = kBlocksPerChunk * kWarp;  // a thread block: one chunk, a warp for each of its blocks
 
-// The tree over 32 * N lanes of a warp, of which each thread has N neighbouring ones. All threads get the sum.
+// The tree over the 32 * N lanes of a warp. Each thread has N neighbouring lanes. All threads get the sum.
 template <class T, int N>
 WM_DEVICE T sum_of_lanes(const T (&lanes)[N]) {
   T pairs[N];
@@ -28,7 +33,7 @@ WM_DEVICE T sum_of_lanes(const T (&lanes)[N]) {
   return sum;
 }
 
-// For integers, in any order.
+// The sum over a warp. For integers: the order is arbitrary.
 template <class T>
 WM_DEVICE T sum_of_warp(T value) {
   WM_UNROLL
@@ -39,7 +44,7 @@ WM_DEVICE T sum_of_warp(T value) {
 // How many of a pack's elements from `at` on are in the chunk; 0 or less: none.
 WM_FN int left_in(const Chunk& chunk, int at, int size) { return chunk.count - at < size ? chunk.count - at : size; }
 
-// Deltas with 0 for those that are not finite. `count`: count what is not.
+// Deltas. One that is not finite becomes 0. `count`: count elements that are not finite.
 template <class Pack>
 WM_DEVICE void deltas_over_finite(const Table& table, const Chunk& chunk, int k, const Pack& x, const Pack& base,
                                   bool count, typename Pack::T (&d)[Pack::kSize]) {

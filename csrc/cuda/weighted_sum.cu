@@ -1,3 +1,11 @@
+// Weighted sums of the inputs of a launch's tensors: one output for each row of coefficients.
+//
+// This is an accelerator. python/warpmerge/expr/library.py defines the sum as an expression, csrc/ops/weighted_sum.h
+// has its two exact rules, and tests/expr/test_accelerators.py compares the bits. The packed kernels hold a pack of
+// eight elements of each model in registers, so one read serves all outputs. They take aligned operands of one storage
+// type and up to eight models. Packs that are cut short or not finite are left to the end, where the generic path takes
+// them, so the loop needs no registers for them. The generic path reads the models once for each output. In exchange
+// there is a packed kernel for each storage type and number of models.
 #include "../ops/weighted_sum.h"
 
 #include "deltas.h"
@@ -57,7 +65,7 @@ WM_DEVICE void sum_pack(const Table& table, const Chunk& chunk, bool agree, int 
   }
 }
 
-// What a packed kernel leaves out, one element at a time to need few registers.
+// The packs that a packed kernel leaves out, one element at a time: that needs few registers.
 WM_DEVICE void unusual_sums(const Table& table, const Chunk& chunk, bool agree, int at) {
   WM_ROLLED
   for (int e = at; e < at + kPack && e < chunk.count; ++e) sum_pack<float, 1>(table, chunk, agree, e, 1);

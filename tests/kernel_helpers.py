@@ -14,6 +14,7 @@ from warpmerge import _core
 from warpmerge.backends.cpu.backend import CpuBackend
 from warpmerge.backends.reference.backend import TorchBackend
 from warpmerge.engine import loop as engine
+from warpmerge.engine.values import resolve_values
 from warpmerge.methods import TensorInfo, find
 from warpmerge.tasks import MemorySink, TensorTask
 
@@ -113,16 +114,7 @@ def opened(path: Any) -> OpenedFile:
 
 def values_of(method: str, models: int, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """What a recipe would come to: defaults filled in, one value per model where there is one."""
-    given = {"lambda" if name == "lambda_" else name: v for name, v in parameters.items()}
-    values = {}
-    for p in find(method).parameters:
-        value = given.pop(p.name, p.default)
-        if p.per_model:
-            values[p.name] = tuple(map(p.convert, value if isinstance(value, (list, tuple)) else [value] * models))
-        else:
-            values[p.name] = p.convert(value)
-    assert not given, f"{method} has no parameter {set(given)}"
-    return values
+    return resolve_values(find(method), models, parameters, on_deltas=True)
 
 
 def task(

@@ -47,7 +47,8 @@ View gathered_view(const View& source, const py::buffer& index, int64_t row_byte
 }
 
 View joined_view(std::vector<View> parts, std::vector<int64_t> starts) {
-  if (parts.empty() || starts.size() != parts.size() + 1) throw py::value_error("a joined view needs at least one part, and one more start than it has parts");
+  if (parts.empty() || starts.size() != parts.size() + 1)
+    throw py::value_error("a joined view needs at least one part, and one more start than it has parts");
   const Dtype dtype = parts[0].dtype;
   return composed(dtype, std::make_shared<JoinedParts>(std::move(parts), std::move(starts)));
 }

@@ -77,7 +77,9 @@ std::vector<Step> skipping(const std::vector<Step>& code, const std::vector<int>
 }
 
 void require(bool sound) {
-  if (!sound) throw std::invalid_argument("a formula's instruction has a number out of range: an operation, an operand or a target");
+  if (!sound)
+    throw std::invalid_argument(
+        "a formula's instruction has a number out of range: an operation, an operand or a target");
 }
 
 }  // namespace

@@ -8,12 +8,6 @@
 #endif
 
 namespace warpmerge {
-namespace {
-
-constexpr int64_t kMostTasks = 16;  // the most that a worker takes at once
-
-}
-
 void* Worker::grow(Memory& memory, size_t bytes) {
   constexpr size_t kAlign = 64;
   if (memory.bytes < bytes + kAlign) {
@@ -48,18 +42,8 @@ Launch::Slot& Launch::slot_of(int64_t task) const {
   return **(after - 1);
 }
 
-bool Launch::ready(int64_t task) const {
-  return task < int64_t(to_prepare_.size()) || cancelled_ || slot_of(task).prepared.load(std::memory_order_acquire);
-}
-
-// Takes a few at once while many are left, so that workers on small tensors do not wait for each other's lock. The
-// shares shrink: at the end each worker takes one task.
-int64_t Launch::take(int threads) {
-  const int64_t share = std::min<int64_t>(kMostTasks, (tasks_ - next_) / (16 * threads));
-  const int64_t end = next_ + std::max<int64_t>(1, share);
-  do ++next_;
-  while (next_ < end && ready(next_));
-  return next_;
+bool Launch::ready() const {
+  return next_ < int64_t(to_prepare_.size()) || cancelled_ || slot_of(next_).prepared.load(std::memory_order_acquire);
 }
 
 template <class Action>
@@ -142,17 +126,16 @@ void Pool::work(int index) {
   auto next = launches_.end();
   for (;;) {
     available_.wait(lock, [&] {
-      next = std::find_if(launches_.begin(), launches_.end(),
-                          [](const auto& launch) { return launch->ready(launch->next_); });
+      next = std::find_if(launches_.begin(), launches_.end(), [](const auto& launch) { return launch->ready(); });
       return next != launches_.end() || (stop_ && launches_.empty());
     });
     if (next == launches_.end()) return;
     std::shared_ptr<Launch> launch = *next;
-    const int64_t first = launch->next_, end = launch->take(threads());
-    if (end == launch->tasks_) launches_.erase(next);
+    const int64_t task = launch->next_++;
+    if (launch->next_ == launch->tasks_) launches_.erase(next);
     lock.unlock();
-    for (int64_t task = first; task < end; ++task) launch->run(task, worker);
-    const bool prepared = first < int64_t(launch->to_prepare_.size());
+    launch->run(task, worker);
+    const bool prepared = task < int64_t(launch->to_prepare_.size());
     launch.reset();
     lock.lock();
     if (prepared) available_.notify_all();  // tiles that waited for it are ready now

@@ -1,9 +1,8 @@
 // A pool of threads that works through launches in the order in which they were submitted.
 //
-// A launch is a list of items. An item is one kernel on one tensor, cut into tiles. Workers take the tiles in order, a
-// few at once while many are left. When a launch has no tile left, idle workers go on with the next launch. So no
-// worker waits as long as the host thread submits ahead. In exchange several launches hold memory for partial results
-// at once.
+// A launch is a list of items. An item is one kernel on one tensor, cut into tiles. Workers take the tiles in order.
+// When a launch has no tile left, idle workers go on with the next launch. So no worker waits as long as the host
+// thread submits ahead. In exchange several launches hold memory for partial results at once.
 #pragma once
 
 #include <atomic>
@@ -69,9 +68,7 @@ class Launch {
     std::atomic<int64_t> remaining;
     std::atomic<bool> prepared;
   };
-  bool ready(int64_t task) const;  // the task need not wait for its item's preparation
-  // Takes the next tasks, at least one. The first must be ready. Returns the end of the tasks that were taken.
-  int64_t take(int threads);
+  bool ready() const;  // the next task need not wait for its item's preparation
   void run(int64_t task, Worker& worker);
   template <class Action>
   void attempt(const Action& action);

@@ -8,6 +8,7 @@ them while it is under way.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 from array import array
 from collections.abc import Mapping, Sequence
@@ -54,21 +55,40 @@ class FileSink(NamedTuple):
 Sink = MemorySink | DeviceSink | FileSink
 
 
+class Tensors:
+    """Names, shapes and numbers of elements of many tensors, in columns, and the seed of their draws."""
+
+    def __init__(self, names: Sequence[str], shapes: Sequence[Shape], seed: int = 0) -> None:
+        self.names, self.shapes, self.seed = names, shapes, seed
+        self.counts = array("q", map(math.prod, shapes))
+        self.native: Any = None  # for a backend: its own form of the columns
+        self._sums: dict[tuple[int, ...], Sequence[int]] = {}
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def sums(self, columns: Sequence[ViewColumn]) -> Sequence[int]:
+        """Of each row the bytes that a pass over these columns reads; made once for groups that have them in common."""
+        key = tuple(map(id, columns))
+        if key not in self._sums:
+            sizes = [column.read_bytes for column in columns]
+            self._sums[key] = sizes[0] if len(sizes) == 1 else array("q", map(sum, zip(*sizes, strict=True)))
+        return self._sums[key]
+
+
 class Jobs:
-    """Output tensors in columns, one row for each, and the groups into which they fall.
+    """Output tensors and the groups into which they fall.
 
     Attributes:
         names, shapes, counts: of each tensor; counts are numbers of elements.
-        groups: the groups; `group_of` has the place of each row's.
-        seed: of the draws.
+        groups: the groups; `group_of` has the place of each row's. A group does not know its jobs: what it refers to is
+            freed when the last reference goes, not when Python looks for circles.
     """
 
-    def __init__(self, names: Sequence[str], shapes: Sequence[Shape], counts: array[int], seed: int = 0) -> None:
-        self.names, self.shapes, self.counts, self.seed = names, shapes, counts, seed
+    def __init__(self, tensors: Tensors) -> None:
+        self.names, self.shapes, self.counts = tensors.names, tensors.shapes, tensors.counts
         self.groups: list[Group] = []
         self.group_of: array[int] = array("i")
-        self.native: Any = None  # for a backend: its own form of the columns
-        self._sums: dict[tuple[int, ...], Sequence[int]] = {}
 
     def __len__(self) -> int:
         return len(self.names)
@@ -84,20 +104,12 @@ class Jobs:
         """Bytes that one pass over the tensor reads."""
         return self.group(row).read_bytes[row]
 
-    def sums(self, columns: Sequence[ViewColumn]) -> Sequence[int]:
-        """Of each row the bytes that a pass over these columns reads; made once for groups that have them in common."""
-        key = tuple(map(id, columns))
-        if key not in self._sums:
-            sizes = [column.read_bytes for column in columns]
-            self._sums[key] = sizes[0] if len(sizes) == 1 else array("q", map(sum, zip(*sizes, strict=True)))
-        return self._sums[key]
-
 
 class Group:
     """What many tensors have in common, so that it is decided once and handed to a backend once.
 
     Attributes:
-        jobs: the columns that the group's rows are rows of.
+        tensors: the group's tensors are rows of these.
         method: None: the tensors are copied.
         values: of the method's parameters.
         inputs: a column of views for each merged model, then those of auxiliary tensors.
@@ -107,12 +119,12 @@ class Group:
         auxiliary: shapes of the auxiliary tensors.
         agreeing: columns whose views must hold the same bytes as the first input: tensors that are never averaged.
         labels: names of the inputs, the base's last.
-        read_bytes: of each row of `jobs` the bytes that one pass reads.
+        read_bytes: of each row of `tensors` the bytes that one pass reads.
     """
 
     def __init__(
         self,
-        jobs: Jobs,
+        tensors: Tensors,
         method: Method | None,
         values: Mapping[str, Any],
         inputs: Sequence[ViewColumn],
@@ -124,7 +136,7 @@ class Group:
         auxiliary: tuple[Shape, ...] = (),
         agreeing: Sequence[ViewColumn] = (),
     ) -> None:
-        self.jobs, self.method, self.values = jobs, method, values
+        self.tensors, self.method, self.values = tensors, method, values
         self.inputs, self.base, self.out_dtype = tuple(inputs), base, out_dtype
         self.labels, self.fp64, self.auxiliary, self.agreeing = labels, fp64, auxiliary, tuple(agreeing)
         self.models = len(self.inputs) - len(auxiliary)
@@ -140,23 +152,21 @@ class Group:
 
     @cached_property
     def read_bytes(self) -> Sequence[int]:
-        return self.jobs.sums(self.columns)
+        return self.tensors.sums(self.columns)
 
     def only(self, index: int) -> Group:
         """The group whose single input is this one."""
         if index not in self._only:
             inputs, labels = [self.inputs[index]], [self.labels[index]]
             self._only[index] = Group(
-                self.jobs, self.method, self.values, inputs, None, self.out_dtype, labels, fp64=self.fp64
+                self.tensors, self.method, self.values, inputs, None, self.out_dtype, labels, fp64=self.fp64
             )
         return self._only[index]
 
     def info(self, row: int, kind: type[TensorInfo] = TensorInfo) -> TensorInfo:
         """What a method may know of a tensor."""
-        jobs = self.jobs
-        return kind(
-            jobs.names[row], jobs.counts[row], self.models, jobs.seed, jobs.shapes[row], self.fp64, self.auxiliary
-        )
+        of = self.tensors
+        return kind(of.names[row], of.counts[row], self.models, of.seed, of.shapes[row], self.fp64, self.auxiliary)
 
     def combine(self, row: int) -> Combine | None:
         """The combination, if the method gives one without a measurement. None: each tensor takes steps of its own.
@@ -164,10 +174,10 @@ class Group:
         The method is asked once for all tensors that it cannot tell apart by what it has looked at: for the group, or
         for one shape.
         """
-        for known in (None, self.jobs.shapes[row]):
+        for known in (None, self.tensors.shapes[row]):
             if known in self._combines:
                 return self._combines[known]
-        if self._apart or self.method is None or len(self.jobs) == 1:
+        if self._apart or self.method is None or len(self.tensors) == 1:
             return None
         info = cast(Watched, self.info(row, Watched))
         steps = self.method.steps(info, self.values)
@@ -175,7 +185,7 @@ class Group:
             next(steps)
         except StopIteration as end:
             if isinstance(end.value, SHARED) and "name" not in info.seen:
-                alike = self.jobs.shapes[row] if info.seen & {"shape", "count"} else None
+                alike = self.tensors.shapes[row] if info.seen & {"shape", "count"} else None
                 self._combines[alike] = end.value
                 return cast("Combine", end.value)
         steps.close()
@@ -230,21 +240,17 @@ class TensorTask:
     ) -> TensorTask:
         """The task of a tensor that is not one of many."""
         shape = (info.count,) if info.shape is None else info.shape
-        jobs = Jobs([info.name], [shape], array("q", [info.count]), info.seed)
-        columns = [ListColumn([view]) for view in inputs]
         made = Group(
-            jobs,
+            Tensors([info.name], [shape], info.seed),
             method,
             values,
-            columns,
+            [ListColumn([view]) for view in inputs],
             None if base is None else ListColumn([base]),
             out_dtype,
             labels,
             fp64=fp64,
             auxiliary=info.auxiliary,
         )
-        jobs.groups.append(made)
-        jobs.group_of.append(0)
         return cls(made, 0, sinks)
 
     @property

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
+import itertools
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -189,6 +191,20 @@ class ArrayModel:
 
     def is_quantized(self) -> bool:
         return False
+
+
+class Ranges:
+    """Ranges of memory as (address, bytes)."""
+
+    def __init__(self, ranges: Iterable[tuple[int, int]]) -> None:
+        found = sorted((start, start + nbytes) for start, nbytes in ranges if nbytes)
+        self._starts = [start for start, _ in found]
+        self._ends = list(itertools.accumulate((end for _, end in found), max))  # of all up to this one
+
+    def overlap(self, start: int, nbytes: int) -> bool:
+        """Whether a byte of this range is in one of them."""
+        before = bisect.bisect_left(self._starts, start + nbytes)  # those that begin before its end
+        return nbytes > 0 and before > 0 and self._ends[before - 1] > start
 
 
 class Result:

@@ -165,7 +165,7 @@ def _first(task: TensorTask, solved: Callable[[str], Any] | None) -> Step:
         _check_same(task)
         return _copy(task, 0)
     if solved is not None:
-        return _last(task, solved(group.jobs.names[task.row]))
+        return _last(task, solved(group.tensors.names[task.row]))
     combine = group.combine(task.row)
     if combine is not None:
         return _last(task, combine)

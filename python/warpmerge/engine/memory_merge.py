@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -11,11 +12,12 @@ from ..errors import UsageError, shown
 from ..methods import Base, Method, TensorInfo, find
 from ..methods.base import Steps
 from ..methods.parameters import checked_seed
+from ..models.views import Memory
 from ..plan.jobs import check_names, make_jobs
 from ..requests import Combine
 from ..tasks import TensorTask
 from . import loop, model_scope
-from .arrays import Array, ArrayModel, FileArray, Place, Result
+from .arrays import Array, ArrayModel, FileArray, Place, Ranges, Result
 from .values import resolve_values
 
 
@@ -189,6 +191,12 @@ class Operands:
         beside = [model.arrays[name] for model in others if name in model.arrays]
         return tuple(array.identity for array in [*self.arrays(name), *beside])
 
+    @cached_property
+    def memory(self) -> Ranges:
+        """That of the models and the reference."""
+        views = [array.view() for name in self.source.names for array in self.arrays(name)]
+        return Ranges((view.address, view.nbytes) for view in views if isinstance(view, Memory))
+
     def results(self, out_dtype: DType | None) -> dict[str, Result]:
         """Empty tensors to merge into."""
         results: dict[str, Result] = {}
@@ -225,11 +233,8 @@ class Operands:
             first.setdefault(id(results[name][0]), row)
         rows = list(first.values())
         tasks = [TensorTask(jobs.group(r), r, [result.sink() for result in results[jobs.names[r]]]) for r in rows]
-        try:
-            with place.turn() as backend:
-                loop.run(tasks, backend, solved=model_scope.decided(jobs, rows, backend))
-        finally:
-            jobs.groups.clear()  # groups refer to their jobs: without the circle the tensors are freed at once
+        with place.turn() as backend:
+            loop.run(tasks, backend, solved=model_scope.decided(jobs, rows, backend))
 
 
 class Fixed:

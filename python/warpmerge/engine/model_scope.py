@@ -56,7 +56,7 @@ class ModelScope:
         if not self.count:
             return lambda name: Copy()  # of nothing: there is nothing to measure either
         some = self.tasks[0]
-        info = TensorInfo("", self.count, some.group.models, some.group.jobs.seed, fp64=self.fp64)
+        info = TensorInfo("", self.count, some.group.models, some.group.tensors.seed, fp64=self.fp64)
         steps = method.steps(info, some.values)
         answer = None
         while True:

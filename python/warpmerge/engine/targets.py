@@ -2,30 +2,12 @@
 
 from __future__ import annotations
 
-import bisect
-import itertools
-from collections.abc import Iterable
 from typing import Any
 
 from ..dtypes import BY_NAME
 from ..errors import CheckpointError
-from ..models.views import Memory
 from .arrays import Place, Result
 from .memory_merge import Operands
-
-
-class Ranges:
-    """Ranges of memory as (address, bytes)."""
-
-    def __init__(self, ranges: Iterable[tuple[int, int]]) -> None:
-        found = sorted((start, start + nbytes) for start, nbytes in ranges if nbytes)
-        self._starts = [start for start, _ in found]
-        self._ends = list(itertools.accumulate((end for _, end in found), max))  # of all up to this one
-
-    def overlap(self, start: int, nbytes: int) -> bool:
-        """Whether a byte of this range is in one of them."""
-        before = bisect.bisect_left(self._starts, start + nbytes)  # those that begin before its end
-        return nbytes > 0 and before > 0 and self._ends[before - 1] > start
 
 
 def results_in(into: Any, operands: Operands, place: Place) -> dict[str, Result]:
@@ -33,8 +15,6 @@ def results_in(into: Any, operands: Operands, place: Place) -> dict[str, Result]
     found = into.state_dict(keep_vars=True) if hasattr(into, "state_dict") else into
     results: dict[str, Result] = {}
     filled: dict[int, tuple[str, tuple]] = {}
-    views = [array.view() for name in operands.source.names for array in operands.arrays(name)]
-    own = Ranges((view.address, view.nbytes) for view in views if isinstance(view, Memory))
     for name, array in operands.source.arrays.items():
         if name not in found:
             raise CheckpointError(f"the target has no tensor '{name}'.")
@@ -45,7 +25,7 @@ def results_in(into: Any, operands: Operands, place: Place) -> dict[str, Result]
             else f"is on {target.device}, not on {place.device}"
             if str(target.device) != place.device
             else "shares memory with the pool's own tensors"
-            if own.overlap(target.data_ptr(), target.numel() * target.element_size())
+            if operands.memory.overlap(target.data_ptr(), target.numel() * target.element_size())
             else "is not contiguous"
             if not target.is_contiguous()
             else f"is {target.dtype}, which cannot hold {array.dtype}"

@@ -6,8 +6,6 @@ tensor by tensor, for the message.
 
 from __future__ import annotations
 
-import math
-from array import array
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +14,7 @@ from ..errors import CheckpointError, UsageError, close_matches
 from ..methods import Method
 from ..methods.auxiliary import check_auxiliary
 from ..models.view_columns import Model, ViewColumn
-from ..tasks import Group, Jobs, Shape
+from ..tasks import Group, Jobs, Shape, Tensors
 
 COPIED: Mapping[str, Any] = {"nonfinite": "propagate"}  # the values of tensors that no method merges
 _FLOATS = frozenset(number for number, dtype in enumerate(DTYPES) if dtype.is_float)
@@ -74,7 +72,8 @@ def make_jobs(
     copied = [own] if take_from_source and not method.copies else columns
     _refuse_codes(method, names, [source, *inputs], own)
 
-    jobs = Jobs(names, own.shapes, array("q", map(math.prod, own.shapes)), seed)
+    tensors = Tensors(names, own.shapes, seed)
+    jobs = Jobs(tensors)
     places: dict[tuple[Any, ...], int] = {}
     given = [own, *columns, *beside, *([reference] if reference else [])]
     results = out_kinds(own.kinds)
@@ -90,9 +89,9 @@ def make_jobs(
                 read = [*columns, *(beside if beside_it else [])]
                 wide = fp64 or any(c.dtype(row) == FLOAT64 for c in [*read, *([reference] if reference else [])])
                 dtype = DTYPES[kinds[0]]
-                made = Group(jobs, method, found, read, reference, dtype, labels, fp64=wide, auxiliary=beside_it)
+                made = Group(tensors, method, found, read, reference, dtype, labels, fp64=wide, auxiliary=beside_it)
             else:
-                made = Group(jobs, None, found, copied[:1], None, DTYPES[kinds[1]], labels, agreeing=copied[1:])
+                made = Group(tensors, None, found, copied[:1], None, DTYPES[kinds[1]], labels, agreeing=copied[1:])
             jobs.groups.append(made)
         jobs.group_of.append(place)
     _check_scope(jobs)

@@ -73,7 +73,7 @@ class NativeBatch:
             return pool.map(rows, tile, first.agree, _outputs(tasks))
         if isinstance(first, KthLargest):
             counts = array("q", chain.from_iterable([request.counts for request in requests]))
-            room = array("q", [capacity(task.group.jobs.counts[task.row]) for task in tasks])
+            room = array("q", [capacity(task.group.tensors.counts[task.row]) for task in tasks])
             return pool.select(rows, tile, counts, first.keep_all_ties, 0, room)
         if isinstance(first, TensorSums):
             return pool.tensor_sums(rows, tile)
@@ -145,10 +145,10 @@ def _formulas(tasks: Sequence[TensorTask], requests: Sequence[Any]) -> list[Any]
 def _native(group: Group) -> Any:
     """The group as the native module has it, made once."""
     if group.native is None:
-        jobs = group.jobs
-        jobs.native = jobs.native or _core.Counts(jobs.counts)
+        tensors = group.tensors
+        tensors.native = tensors.native or _core.Counts(tensors.counts)
         group.native = _core.TensorGroup(
-            jobs.native,
+            tensors.native,
             [column.native() for column in group.inputs],
             group.base.native() if group.base is not None else None,
             group.fp64,

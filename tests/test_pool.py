@@ -6,84 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import warpmerge as wm
-from helpers import bf16, write_model
-from kernel_helpers import assert_same_bits
+from pool_models import FIXTURES, MERGES, ROWS, WEIGHTS, assert_equal, save, untied
 from warpmerge.errors import CheckpointError, MergeError, UsageError
 
-WEIGHTS = [0.5, 0.3, 0.2]
-MERGES = [
-    ("linear", {"weight": WEIGHTS}),
-    ("task_arithmetic", {"weight": 0.4, "lambda_": 0.9}),
-    ("ties", {"weight": WEIGHTS, "density": 0.4}),
-    ("dare_linear", {"weight": WEIGHTS, "density": 0.5, "seed": 3}),
-    ("dare_ties", {"weight": 0.5, "density": 0.3, "rescale": "l1", "seed": 4}),
-]
-ROWS = [[1, 0, 0], [0.2, 0.3, 0.4], [-0.5, 1.5, 0.25], [0, 0, 0]]
-
-
-def state(seed):
-    rng = np.random.default_rng(seed)
-
-    def values(*shape):
-        return torch.from_numpy(rng.standard_normal(shape) * 0.02)
-
-    made = {f"layers.{i}": values(30, 50 * i + 1).bfloat16() for i in range(3)}
-    made["embed"] = values(40, 30).float()
-    made["norm"] = values(130).half()
-    made["ids"] = torch.arange(5)
-    made["flag"] = torch.tensor(True)
-    made["empty"] = torch.empty(0, 3)
-    made["scalar"] = values(1)[0].float()
-    made["head"] = made["embed"]
-    return made
-
-
-def save(path, tensors):
-    """Each name with a copy: a file has no shared tensors."""
-    found = {n: bf16(t.float().numpy()) if t.dtype == torch.bfloat16 else t.numpy() for n, t in tensors.items()}
-    return str(write_model(path, found, shards=2))
-
-
-@pytest.fixture(scope="module")
-def base():
-    return state(0)
-
-
-@pytest.fixture(scope="module")
-def models():
-    return [state(seed) for seed in (1, 2, 3)]
-
-
-@pytest.fixture(scope="module")
-def directories(base, models, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    return save(folder / "base", base), [save(folder / f"m{i}", m) for i, m in enumerate(models)]
-
-
-@pytest.fixture(params=["states", "directories", "both"])
-def pool(request, base, models, directories):
-    there, others = directories
-    origin = base if request.param == "states" else there
-    sources = {"states": models, "directories": others, "both": [models[0], *others[1:]]}[request.param]
-    with wm.Pool(origin, sources, backend="cpu") as made:
-        yield made
-
-
-def assert_equal(got, wanted, what=""):
-    assert got.keys() == wanted.keys()
-    for name, tensor in wanted.items():
-        if tensor.dtype.is_floating_point:
-            assert_same_bits(got[name], tensor, (what, name))
-        else:
-            assert got[name].dtype == tensor.dtype and torch.equal(got[name], tensor), (what, name)
-
-
-def untied(tensors):
-    return {name: tensor.clone() for name, tensor in tensors.items()}
+base, models, directories, pool = FIXTURES
 
 
 @pytest.mark.parametrize(("method", "parameters"), MERGES)
@@ -160,88 +89,6 @@ def test_tied_tensors_of_state_dicts_stay_tied(base, models):
         assert (merged := pool.merge("linear", weight=1))["head"] is merged["embed"]
         first, second = pool.sweep(ROWS[:2])
         assert first["head"] is first["embed"] is not second["embed"]
-
-
-# --- into ------------------------------------------------------------------------------------------------------------
-
-
-class Module(torch.nn.Module):
-    """A module with the pool's tensors: parameters, buffers, and a tied weight."""
-
-    def __init__(self, like, dtype=None, tied=True):
-        super().__init__()
-        self.names = {name: name.replace(".", "_") for name in like}
-        for name, tensor in like.items():
-            if tensor.is_floating_point():
-                self.register_parameter(self.names[name], torch.nn.Parameter(torch.full_like(tensor, 7, dtype=dtype)))
-            else:
-                self.register_buffer(self.names[name], torch.zeros_like(tensor))
-        if tied:
-            self.head = self.embed
-
-    def state_dict(self, **options):
-        found = super().state_dict(**options)
-        return {name: found[flat] for name, flat in self.names.items()}
-
-
-@pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("method", "parameters"), [MERGES[0], MERGES[2]])
-def test_into_a_module(base, models, method, parameters, dtype):
-    module = Module(base, dtype)
-    places = {name: tensor.data_ptr() for name, tensor in module.state_dict().items()}
-    with wm.Pool(base, models, backend="cpu") as pool:
-        assert pool.merge(method, into=module, **parameters) is module
-    got = module.state_dict()
-    assert {name: tensor.data_ptr() for name, tensor in got.items()} == places
-    assert_equal(got, wm.merge_state_dicts(models, method, base=base, out_dtype=dtype, **parameters))
-    assert all(p.requires_grad and p.grad is None for p in module.parameters())
-
-
-def test_into_a_state_dict(pool, base, models):
-    target = {name: torch.full_like(tensor, 1) for name, tensor in base.items()}
-    target["layers.0"] = target["layers.0"].float()
-    target["more"] = torch.empty(0)
-    pool.merge("linear", weight=1, into=target)
-    wanted = wm.merge_state_dicts(models, "linear", base=base, weight=1)
-    fp64 = wm.merge_state_dicts(models, "linear", base=base, weight=1, out_dtype="float32")
-    assert_equal({n: target[n] for n in base}, wanted | {"layers.0": fp64["layers.0"]})
-
-
-def test_into_a_module_that_ties_what_files_repeat(directories, base, models):
-    """Equal tensors of two names in files, one tensor in the module: not known to be equal, so refused."""
-    there, others = directories
-    with wm.Pool(there, others, backend="cpu") as pool:
-        with pytest.raises(CheckpointError, match="'embed' and 'head' are one tensor in the target, but differ"):
-            pool.merge("linear", weight=1, into=Module(base))
-        pool.merge("linear", weight=1, into=(module := Module(base, tied=False)))
-    assert_equal(module.state_dict(), wm.merge_state_dicts(models, "linear", base=base, weight=1))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"norm": torch.zeros(131)}, r"tensor 'norm' of the target has the shape \[131\], not \[130\]"),
-        ({"norm": None}, "the target has no tensor 'norm'"),
-        ({"other": torch.zeros(3)}, "the target has the tensor 'other', but the models lack it"),
-        ({"norm": torch.zeros(130, device="meta")}, "tensor 'norm' of the target is on meta, not on cpu"),
-        ({"norm": torch.zeros(260)[::2]}, "tensor 'norm' of the target is not contiguous"),
-        ({"norm": torch.zeros(130, dtype=torch.int32)}, "is torch.int32, which cannot hold float16"),
-        ({"ids": torch.zeros(5)}, "is torch.float32, which cannot hold int64"),
-        ({"ids": torch.zeros(5, dtype=torch.int32)}, "is torch.int32, which cannot hold int64"),
-    ],
-)
-def test_targets_that_do_not_fit(pool, base, change, message):
-    target = {name: torch.full_like(tensor, 1) for name, tensor in base.items()} | change
-    target = {name: tensor for name, tensor in target.items() if tensor is not None}
-    before = {name: tensor.clone() for name, tensor in target.items()}
-    with pytest.raises(CheckpointError, match=message):
-        pool.merge("linear", weight=1, into=target)
-    assert all(t.device.type == "meta" or torch.equal(t, before[name]) for name, t in target.items())
-
-
-def test_into_excludes_a_dtype(pool, base):
-    with pytest.raises(UsageError, match="exclude each other"):
-        pool.merge("linear", weight=1, into=dict(base), out_dtype="float32")
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------
@@ -346,7 +193,7 @@ IN_PLACE = """
 import sys
 sys.path[:0] = [{tests!r}, {tests!r} + "/backends/gpu"]
 import math, torch, warpmerge as wm
-from test_pool import Module, ROWS, WEIGHTS, assert_equal, state
+from pool_models import Module, ROWS, WEIGHTS, assert_equal, state
 
 base, models = state(0), [state(seed) for seed in (1, 2, 3)]
 for origin, sources in [(base, models), ({base!r}, {models!r})]:
@@ -396,12 +243,3 @@ def test_a_closed_pool_cannot_be_used():
     with pytest.raises(UsageError, match="the pool is closed"):
         pool.merge("linear", weight=[1.0])
     assert merged["a"].tolist() == [1, 1, 1]
-
-
-def test_a_target_must_not_share_memory_with_the_pool():
-    tensor = torch.ones(8)
-    pool = wm.Pool(None, [{"a": tensor[:4]}], device="cpu", backend="cpu")
-    for target in (tensor[:4], tensor[2:6]):
-        with pytest.raises(CheckpointError, match="shares memory with the pool's own tensors"):
-            pool.merge("linear", weight=[1.0], into={"a": target})
-    assert pool.merge("linear", weight=[1.0], into={"a": tensor[4:]})["a"].tolist() == [1] * 4

@@ -14,6 +14,13 @@
 #include "columns.h"
 
 namespace warpmerge {
+
+py::list selections(const SelectItemBase& item) {
+  py::list rows;
+  for (const Selection& r : item.result()) rows.append(py::make_tuple(r.threshold, r.tie_end, r.above, r.ties));
+  return rows;
+}
+
 namespace {
 
 // One item for each tensor.
@@ -38,12 +45,6 @@ struct Batch {
   }
 };
 
-py::list selections(const SelectItemBase& item) {
-  py::list rows;
-  for (const Selection& r : item.result()) rows.append(py::make_tuple(r.threshold, r.tie_end, r.above, r.ties));
-  return rows;
-}
-
 py::object unfinished(const Batch& batch) {
   Batch again;
   for (const auto& item : batch.items)
@@ -61,13 +62,6 @@ Batch batch_of(const Rows& rows, Make make) {
   return batch;
 }
 
-// The entries of a list that belong to one of `tensors` tensors.
-template <class T>
-std::vector<T> share(const std::vector<T>& all, size_t tensor, size_t tensors) {
-  const size_t each = all.size() / tensors;
-  return {all.begin() + ptrdiff_t(tensor * each), all.begin() + ptrdiff_t((tensor + 1) * each)};
-}
-
 Batch weighted_sum(const Pool& pool, const Rows& rows, int64_t tile, const py::buffer& coefficients, bool agree,
                    const Outputs& outputs) {
   const Column<double> numbers(coefficients);
@@ -75,7 +69,7 @@ Batch weighted_sum(const Pool& pool, const Rows& rows, int64_t tile, const py::b
   rows.check(outputs.places.size(), "outputs");
   rows.check(numbers.size(), n ? rows.models() * (outputs.places.size() / n) : 0, "coefficients");
   return batch_of(rows, [&](size_t i, const auto& tensors) {
-    return std::make_shared<WeightedSumItem>(pool.kernels(), tensors, tile, numbers.of(i, n), agree,
+    return std::make_shared<WeightedSumItem>(pool.kernels(), tensors, tile, share(numbers, i, n), agree,
                                              share(outputs.places, i, n));
   });
 }
@@ -121,7 +115,7 @@ Batch select(const Pool& pool, const Rows& rows, int64_t tile, const py::buffer&
   rows.check(asked.size(), rows.values(), "counts");
   rows.check(room.size(), n, "capacities");
   return batch_of(rows, [&](size_t i, const auto& tensors) {
-    return make_select_item(pool.kernels(), tensors, tile, asked.of(i, n), keep_all_ties, sample, room[i]);
+    return make_select_item(pool.kernels(), tensors, tile, share(asked, i, n), keep_all_ties, sample, room[i]);
   });
 }
 
@@ -158,7 +152,7 @@ Batch histogram(const Pool& pool, const Rows& rows, int64_t tile, const py::buff
   const Column<uint64_t> ends(intervals);
   rows.check(ends.size(), 2 * rows.values(), "ends of intervals");
   return batch_of(rows, [&](size_t i, const auto& tensors) {
-    const std::vector<uint64_t> own = ends.of(i, rows.size());
+    const std::vector<uint64_t> own = share(ends, i, rows.size());
     std::vector<std::pair<uint64_t, uint64_t>> pairs;
     for (size_t k = 0; k < own.size(); k += 2) pairs.emplace_back(own[k], own[k + 1]);
     return std::make_shared<HistogramItem>(pool.kernels(), tensors, tile, std::move(pairs), pool.threads());

@@ -12,10 +12,14 @@
 #include <memory>
 
 #include "../cpu/pool.h"
+#include "../cpu/select.h"
 
 namespace warpmerge {
 
 using PoolClass = pybind11::class_<Pool, std::shared_ptr<Pool>>;
+
+// Of each delta or value: threshold, tie_end, above, ties.
+pybind11::list selections(const SelectItemBase& item);
 
 // Binds views and tensors in columns, and the pool's methods that make items for many tensors at once.
 void bind_batches(pybind11::module_& m, PoolClass& pool);

@@ -28,15 +28,18 @@ class Column {
   const T* begin() const { return static_cast<const T*>(info_.ptr); }
   const T* end() const { return begin() + info_.size; }
   const T& operator[](size_t index) const { return begin()[index]; }
-  // The entries of one of `tensors` tensors.
-  std::vector<T> of(size_t tensor, size_t tensors) const {
-    const size_t each = size() / tensors;
-    return {begin() + tensor * each, begin() + (tensor + 1) * each};
-  }
 
  private:
   const py::buffer_info info_;
 };
+
+// The entries of one tensor of so many.
+template <class Entries>
+auto share(const Entries& all, size_t tensor, size_t tensors) {
+  const ptrdiff_t each = ptrdiff_t(all.size() / tensors);
+  const auto first = all.begin() + ptrdiff_t(tensor) * each;
+  return std::vector<std::decay_t<decltype(*first)>>(first, first + each);
+}
 
 template <class T>
 std::vector<T> copied(const py::buffer& buffer) {

@@ -235,11 +235,7 @@ PYBIND11_MODULE(_core, m) {
   py::class_<SelectItemBase, TensorItem, std::shared_ptr<SelectItemBase>>(m, "Select")
       .def_property_readonly("done", &SelectItemBase::done)
       .def_property_readonly("sweeps", &SelectItemBase::sweeps)
-      .def_property_readonly("result", [](const SelectItemBase& item) {
-        py::list rows;
-        for (const Selection& r : item.result()) rows.append(py::make_tuple(r.threshold, r.tie_end, r.above, r.ties));
-        return rows;
-      });
+      .def_property_readonly("result", &selections);
 
   py::class_<Launch, std::shared_ptr<Launch>>(m, "Launch")
       .def("wait", &wait_for, py::arg("milliseconds"), "True when done; raises what a worker raised.")

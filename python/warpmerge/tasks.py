@@ -19,7 +19,7 @@ from .dtypes import DType
 from .methods import Method, TensorInfo
 from .models.view_columns import ListColumn, ViewColumn
 from .models.views import View
-from .requests import Combine, Copy, ElectAndSum, Map, Measure, WeightedSum
+from .requests import Combine, Copy, ElectAndSum, Map, Measure, TensorFunction, WeightedSum, WrittenFunction
 
 Shape = tuple[int, ...]
 
@@ -186,11 +186,19 @@ class Group:
         except StopIteration as end:
             if isinstance(end.value, SHARED) and "name" not in info.seen:
                 alike = self.tensors.shapes[row] if info.seen & {"shape", "count"} else None
-                self._combines[alike] = end.value
-                return cast("Combine", end.value)
+                self._combines[alike] = self.carried_out(end.value)
+                return self._combines[alike]
         steps.close()
         self._apart = True
         return None
+
+    def carried_out(self, combine: Combine) -> Combine:
+        """The combination as backends get it."""
+        if isinstance(combine, TensorFunction):
+            return WrittenFunction(combine.function, combine.on_deltas)
+        if isinstance(combine, Map) and self.values["nonfinite"] == "propagate":
+            return combine.propagating()
+        return combine
 
 
 SHARED = (WeightedSum, ElectAndSum, Map, Copy)  # a TensorFunction may look at the tensor later

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from ..backends.protocol import Backend
 from ..errors import CheckpointError, MergeError
-from ..requests import Copy, Map, TensorFunction, WeightedSum, WrittenFunction
+from ..requests import Combine, Copy, WeightedSum
 from ..tasks import Outcome, Request, TensorTask, same_bytes
 
 Progress = Callable[[int], None]  # bytes read since the last call
@@ -165,7 +165,7 @@ def _first(task: TensorTask, solved: Callable[[str], Any] | None) -> Step:
         _check_same(task)
         return _copy(task, 0)
     if solved is not None:
-        return _last(task, solved(group.tensors.names[task.row]))
+        return _last(task, group.carried_out(solved(group.tensors.names[task.row])))
     combine = group.combine(task.row)
     if combine is not None:
         return _last(task, combine)
@@ -176,18 +176,12 @@ def _next(task: TensorTask, steps: Generator[Any, Any, Any], answer: Any) -> Ste
     try:
         return Step(task, steps.send(answer), steps)
     except StopIteration as end:
-        return _last(task, end.value)
+        return _last(task, task.group.carried_out(end.value))
 
 
-def _last(task: TensorTask, combine: Any) -> Step:
+def _last(task: TensorTask, combine: Combine) -> Step:
     """The step that writes the result."""
-    if isinstance(combine, Copy):
-        return _copy(task, combine.index)
-    if isinstance(combine, TensorFunction):
-        combine = WrittenFunction(combine.function, combine.on_deltas)
-    elif isinstance(combine, Map) and task.values["nonfinite"] == "propagate":
-        combine = combine.propagating()
-    return Step(task, combine)
+    return _copy(task, combine.index) if isinstance(combine, Copy) else Step(task, combine)
 
 
 def _copy(task: TensorTask, index: int) -> Step:

@@ -64,9 +64,10 @@ def make_jobs(
     own = source.column(names)
     columns = [own if model is source else model.column(names) for model in inputs]
     reference = None if base is None else own if base is source else base.column(names)
-    for model, column in zip([*inputs, *([base] if base else [])], [*columns, reference], strict=False):
-        assert column is not None
+    for model, column in zip(inputs, columns, strict=True):
         check_views(names, source, own, model, column)
+    if base is not None and reference is not None:
+        check_views(names, source, own, base, reference)
     beside = [model.column(names) for model in auxiliary.values()]
     shapes = _auxiliary_shapes(method, names, columns, auxiliary, beside)
     copied = [own] if take_from_source and not method.copies else columns

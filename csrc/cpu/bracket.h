@@ -45,7 +45,7 @@ SelectInterval bracket_of(const KernelSet<T>& set, const std::vector<Bits<T>>& s
   using Key = Bits<T>;
   const int64_t size = int64_t(sample.size());
   const int64_t rank = std::min(size - 1, int64_t(share * double(size)));
-  const auto ranked = [&](int64_t at) { return kth_largest(set, sample.data(), size, at + 1, rounds); };
+  const auto ranked = [&](int64_t at) { return kth_largest(set, sample.data(), size, at + 1, rounds).key; };
   const Key middle = ranked(rank);
   double squares_above = 0, squares_from = 0, above = 0, from = 0;
   for (int64_t r = 0; r < size; r += kRun) {

@@ -21,11 +21,19 @@ namespace warpmerge {
 template <class T>
 using KthRounds = std::vector<Bits<T>>[2];
 
+// The key, and how many keys are larger than it and equal to it.
+template <class T>
+struct Kth {
+  Bits<T> key;
+  int64_t above, ties;
+};
+
 // `rank` counts from 1.
 template <class T>
-Bits<T> kth_largest(const KernelSet<T>& set, const Bits<T>* keys, int64_t count, int64_t rank, KthRounds<T>& rounds) {
+Kth<T> kth_largest(const KernelSet<T>& set, const Bits<T>* keys, int64_t count, int64_t rank, KthRounds<T>& rounds) {
   using Key = Bits<T>;
   constexpr int kSample = 128;
+  const int64_t asked = rank;  // asked - rank keys are larger than all that are left
   for (int round = 0; count > 4 * kSample; round = 1 - round) {
     Key sample[kSample];
     for (int64_t i = 0; i < kSample; ++i) sample[i] = keys[i * count / kSample];
@@ -42,8 +50,8 @@ Bits<T> kth_largest(const KernelSet<T>& set, const Bits<T>* keys, int64_t count,
     SelectCounts counts;
     set.collect(keys, count, low, high, left.data(), &counts);
     const int64_t to_high = counts.above + counts.at_high, to_low = to_high + counts.inside;
-    if (rank > counts.above && rank <= to_high) return high;
-    if (rank > to_low && rank <= to_low + counts.at_low) return low;
+    if (rank > counts.above && rank <= to_high) return {high, asked - rank + counts.above, counts.at_high};
+    if (rank > to_low && rank <= to_low + counts.at_low) return {low, asked - rank + to_low, counts.at_low};
     if (rank > to_high && rank <= to_low) {
       count = counts.inside;
       rank -= to_high;
@@ -58,7 +66,9 @@ Bits<T> kth_largest(const KernelSet<T>& set, const Bits<T>* keys, int64_t count,
   Key last[4 * kSample];
   std::copy_n(keys, count, last);
   std::nth_element(last, last + (rank - 1), last + count, std::greater<Key>());
-  return last[rank - 1];
+  const Key key = last[rank - 1];
+  return {key, asked - rank + std::count_if(last, last + count, [=](Key other) { return other > key; }),
+          std::count(last, last + count, key)};
 }
 
 }  // namespace warpmerge

@@ -120,7 +120,7 @@ class SelectItem final : public SelectItemBase {
 
   using Wanted = std::unique_ptr<bool[]>;
 
-  // The values that are asked for, each once: the argument of `append_keys`.
+  // The values that are asked for, each once: the argument of `read_keys`.
   Wanted wanted() const {
     Wanted result(new bool[models_]());
     for (int k = 0; k < models_; ++k)
@@ -128,20 +128,21 @@ class SelectItem final : public SelectItemBase {
     return result;
   }
 
-  // Appends the keys of the `wanted` values at [begin, begin + count) to `keys`. `only`: the one input that these
-  // values read; -1: all.
-  void append_keys(const Wanted& wanted, int64_t begin, int64_t count, Worker& worker,
-                   std::vector<std::vector<Key>>& keys, int only = -1) {
+  // Puts the keys of the `wanted` values at [begin, begin + count) into `keys`, from place `at` on. The vectors grow as
+  // needed. `only`: the one input that these values read; -1: all.
+  void read_keys(const Wanted& wanted, int64_t begin, int64_t count, Worker& worker,
+                 std::vector<std::vector<Key>>& keys, int64_t at, int only = -1) {
     Loaded loaded(*tensors_, begin, count, worker, 0, only);
     std::vector<Key*> next(models_);
     for (int k = 0; k < models_; ++k) {
       if (!wanted[k]) continue;
-      keys[k].resize(keys[k].size() + size_t(count));
-      next[k] = keys[k].data() + keys[k].size() - size_t(count);
+      if (keys[k].size() < size_t(at + count)) keys[k].resize(size_t(at + count));
+      next[k] = keys[k].data() + at;
     }
-    for (int64_t at = 0; at < count; at += kStage) {
-      const int n = int(std::min<int64_t>(kStage, count - at));
-      this->template set<T>().keys(loaded.operands(), wanted.get(), begin + at, n, next.data(), this->scratch(worker));
+    for (int64_t done = 0; done < count; done += kStage) {
+      const int n = int(std::min<int64_t>(kStage, count - done));
+      this->template set<T>().keys(loaded.operands(), wanted.get(), begin + done, n, next.data(),
+                                   this->scratch(worker));
       for (Key*& k : next) k += n;
     }
   }
@@ -156,26 +157,22 @@ class SelectItem final : public SelectItemBase {
     static thread_local KthRounds<T> rounds;
     static thread_local std::vector<Key> spare;
     all_keys.resize(std::max(all_keys.size(), size_t(models_)));
-    for (auto& of_model : all_keys) of_model.clear();
     constexpr int64_t kStep = 1 << 15;
     const Wanted values = wanted();
     for (int64_t at = 0; at < count; at += kStep)
-      append_keys(values, at, std::min(kStep, count - at), worker, all_keys);
-    spare.resize(std::max(spare.size(), size_t(count) + 64));
+      read_keys(values, at, std::min(kStep, count - at), worker, all_keys, at);
     for (int k = 0; k < models_; ++k) {
       if (!active_[k]) continue;
       active_[k] = false;
       const std::vector<Key>& keys = all_keys[size_t(tensors_->first_like(k))];
-      const Key threshold = kth_largest(this->template set<T>(), keys.data(), count, keep_[k], rounds);
-      SelectCounts counts;
-      this->template set<T>().collect(keys.data(), count, threshold, threshold, spare.data(), &counts);
+      const Kth<T> found = kth_largest(this->template set<T>(), keys.data(), count, keep_[k], rounds);
       Selection& selection = result_[k];
-      selection.threshold = threshold;
-      selection.above = counts.above;
-      selection.ties = counts.at_high;
-      int64_t budget = keep_[k] - counts.above;
-      if (keep_all_ties_ || threshold == 0 || budget == counts.at_high) continue;
-      selection.tie_end = behind_nth(keys, threshold, budget, spare);
+      selection.threshold = found.key;
+      selection.above = found.above;
+      selection.ties = found.ties;
+      int64_t budget = keep_[k] - found.above;
+      if (keep_all_ties_ || found.key == 0 || budget == found.ties) continue;
+      selection.tie_end = behind_nth(keys.data(), count, found.key, budget, spare);
     }
   }
 
@@ -189,7 +186,7 @@ class SelectItem final : public SelectItemBase {
     for (int64_t r = 0; r < runs; ++r) {
       // The place of a run within its stride: the same in every merge, but in step with no row length.
       const int64_t jitter = int64_t(mix64(uint64_t(r)) % uint64_t(stride - kRun + 1));
-      append_keys(values, r * stride + jitter, kRun, worker, keys);
+      read_keys(values, r * stride + jitter, kRun, worker, keys, r * kRun);
     }
     KthRounds<T> rounds;
     for (int k = 0; k < models_; ++k)
@@ -217,14 +214,12 @@ class SelectItem final : public SelectItemBase {
     } else if (rank <= in_low) {
       if (state.overflow) return widen(k, low + 1, high - 1);
       KthRounds<T> rounds;
-      const Key threshold = kth_largest(this->template set<T>(), state.inside.data(), int64_t(state.inside.size()),
-                                        rank - total.at_high, rounds);
-      const int64_t larger =
-          std::count_if(state.inside.begin(), state.inside.end(), [&](Key key) { return key > threshold; });
-      settle(k, threshold, total.above + total.at_high + larger, worker, [&](size_t tile) {
+      const Kth<T> found = kth_largest(this->template set<T>(), state.inside.data(), int64_t(state.inside.size()),
+                                       rank - total.at_high, rounds);
+      settle(k, found.key, total.above + total.at_high + found.above, worker, [&](size_t tile) {
         const auto segment = state.segments[tile];
         return int64_t(
-            std::count(state.inside.begin() + segment.first, state.inside.begin() + segment.second, threshold));
+            std::count(state.inside.begin() + segment.first, state.inside.begin() + segment.second, found.key));
       });
     } else if (low != high && rank <= in_low + total.at_low) {
       settle(k, low, total.above + in_low, worker, [&](size_t tile) { return state.counts[tile].at_low; });
@@ -271,18 +266,18 @@ class SelectItem final : public SelectItemBase {
 
   // The position after the nth key that equals `threshold`. -1 if there are fewer; then `nth` becomes the number that
   // is missing.
-  int64_t behind_nth(const std::vector<Key>& keys, Key threshold, int64_t& nth, std::vector<Key>& spare) const {
+  int64_t behind_nth(const Key* keys, int64_t size, Key threshold, int64_t& nth, std::vector<Key>& spare) const {
     if (spare.size() < kBlock + 64) spare.resize(kBlock + 64);
-    for (int64_t at = 0; at < int64_t(keys.size()); at += kBlock) {
-      const int64_t count = std::min<int64_t>(kBlock, int64_t(keys.size()) - at);
+    for (int64_t at = 0; at < size; at += kBlock) {
+      const int64_t count = std::min<int64_t>(kBlock, size - at);
       SelectCounts counts;
-      this->template set<T>().collect(keys.data() + at, count, threshold, threshold, spare.data(), &counts);
+      this->template set<T>().collect(keys + at, count, threshold, threshold, spare.data(), &counts);
       if (counts.at_high < nth) {
         nth -= counts.at_high;
         continue;
       }
       for (int64_t j = 0; j < count; ++j)
-        if (keys[size_t(at + j)] == threshold && --nth == 0) return at + j + 1;
+        if (keys[at + j] == threshold && --nth == 0) return at + j + 1;
     }
     return -1;
   }
@@ -295,9 +290,9 @@ class SelectItem final : public SelectItemBase {
     const Wanted alone(new bool[models_]());
     alone[k] = true;
     for (int64_t at = begin; at < tensors_->count; at += kBlock) {
-      keys[k].clear();
-      append_keys(alone, at, std::min<int64_t>(kBlock, tensors_->count - at), worker, keys, tensors_->input_of(k));
-      const int64_t found = behind_nth(keys[k], Key(threshold), nth, spare);
+      const int64_t count = std::min<int64_t>(kBlock, tensors_->count - at);
+      read_keys(alone, at, count, worker, keys, 0, tensors_->input_of(k));
+      const int64_t found = behind_nth(keys[k].data(), count, Key(threshold), nth, spare);
       if (found >= 0) return at + found;
     }
     return tensors_->count;

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,13 +103,13 @@ def reference() -> TorchBackend:
     return TorchBackend()
 
 
-class OpenedFile(NamedTuple):
-    fd: int
+def native_file(file: Any) -> Any:
+    """An open file of Python as the native module has it: with a descriptor of its own."""
+    return _core.File(os.dup(file.fileno()))
 
 
-def opened(path: Any) -> OpenedFile:
-    """A file to make views of; the caller closes its `fd`."""
-    return OpenedFile(os.open(path, os.O_RDONLY))
+def opened(path: Any) -> Any:
+    return _core.File(os.open(path, os.O_RDONLY))
 
 
 def values_of(method: str, models: int, parameters: Mapping[str, Any]) -> dict[str, Any]:

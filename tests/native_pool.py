@@ -109,7 +109,7 @@ class Place(NamedTuple):
 
     code: int
     at: int
-    fd: int = -1
+    file: Any = None
 
 
 def output(tensor: torch.Tensor) -> Place:
@@ -118,9 +118,9 @@ def output(tensor: torch.Tensor) -> Place:
 
 def places(outputs: Sequence[Place]) -> Any:
     code = outputs[0].code
-    if outputs[0].fd < 0:
+    if outputs[0].file is None:
         return _core.Outputs.in_memory(code, array("Q", [o.at for o in outputs]))
-    return _core.Outputs.in_files(code, array("i", [o.fd for o in outputs]), array("q", [o.at for o in outputs]))
+    return _core.Outputs.in_files(code, [o.file for o in outputs], array("q", [o.at for o in outputs]))
 
 
 def work(pool: Any, *items: Any) -> None:

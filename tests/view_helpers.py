@@ -7,7 +7,7 @@ import random
 import tempfile
 
 import torch
-from kernel_helpers import OpenedFile, buffer, changed, task
+from kernel_helpers import buffer, changed, native_file, task
 from warpmerge.models.views import FileRegion, GatheredRows, JoinedParts
 
 
@@ -39,7 +39,7 @@ class Views:
         offset = file.seek(0, 2)
         file.write(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
         file.flush()
-        return FileRegion(found.dtype, found.shape, OpenedFile(file.fileno()), offset), tensor
+        return FileRegion(found.dtype, found.shape, native_file(file), offset), tensor
 
     def gathered(self, shape, depth):
         rows = self.random.randint(1, shape[0] + 5)

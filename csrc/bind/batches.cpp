@@ -62,7 +62,7 @@ Batch batch_of(const Rows& rows, Make make) {
   return batch;
 }
 
-Batch weighted_sum(const Pool& pool, const Rows& rows, int64_t tile, const py::buffer& coefficients, bool agree,
+Batch weighted_sum(const HostPool& pool, const Rows& rows, int64_t tile, const py::buffer& coefficients, bool agree,
                    const Outputs& outputs) {
   const Column<double> numbers(coefficients);
   const size_t n = rows.size();
@@ -75,7 +75,7 @@ Batch weighted_sum(const Pool& pool, const Rows& rows, int64_t tile, const py::b
 }
 
 // `numbers`: 3 K + 1 for each tensor: values, votes and divisors of its K models, then lambda.
-Batch elect_and_sum(const Pool& pool, const Rows& rows, int64_t tile, const py::buffer& numbers, bool elect,
+Batch elect_and_sum(const HostPool& pool, const Rows& rows, int64_t tile, const py::buffer& numbers, bool elect,
                     const std::vector<Mask>& keep, const Outputs& outputs) {
   const Column<double> all(numbers);
   const size_t n = rows.size();
@@ -97,7 +97,7 @@ Batch elect_and_sum(const Pool& pool, const Rows& rows, int64_t tile, const py::
   return batch;
 }
 
-Batch map(const Pool& pool, const Rows& rows, int64_t tile, int agree, const Outputs& outputs) {
+Batch map(const HostPool& pool, const Rows& rows, int64_t tile, int agree, const Outputs& outputs) {
   const size_t n = rows.size();
   rows.check(outputs.places.size(), rows.values(), "outputs");
   return batch_of(rows, [&](size_t i, const auto& tensors) {
@@ -108,7 +108,7 @@ Batch map(const Pool& pool, const Rows& rows, int64_t tile, int agree, const Out
 }
 
 // `sample` and `capacities` as in make_select_item.
-Batch select(const Pool& pool, const Rows& rows, int64_t tile, const py::buffer& counts, bool keep_all_ties,
+Batch select(const HostPool& pool, const Rows& rows, int64_t tile, const py::buffer& counts, bool keep_all_ties,
              int64_t sample, const py::buffer& capacities) {
   const Column<int64_t> asked(counts), room(capacities);
   const size_t n = rows.size();
@@ -119,7 +119,7 @@ Batch select(const Pool& pool, const Rows& rows, int64_t tile, const py::buffer&
   });
 }
 
-Batch kept_sums(const Pool& pool, const Rows& rows, int64_t tile, const std::vector<Mask>& keep) {
+Batch kept_sums(const HostPool& pool, const Rows& rows, int64_t tile, const std::vector<Mask>& keep) {
   rows.check(keep.size(), rows.models(), "masks");
   return batch_of(rows, [&](size_t i, const auto& tensors) {
     if (tensors->formula) throw py::value_error("masks are for deltas");
@@ -138,7 +138,7 @@ TermList terms_of(const Tensors& tensors, int64_t columns, int kind, const std::
 }
 
 template <class Item>
-Batch folds(const Pool& pool, const Rows& rows, int64_t tile, const py::buffer& columns, int term,
+Batch folds(const HostPool& pool, const Rows& rows, int64_t tile, const py::buffer& columns, int term,
             const std::vector<std::pair<int, int>>& pairs) {
   const Column<int64_t> lengths(columns);
   rows.check(lengths.size(), rows.size(), "lengths of rows");
@@ -148,7 +148,7 @@ Batch folds(const Pool& pool, const Rows& rows, int64_t tile, const py::buffer& 
   });
 }
 
-Batch histogram(const Pool& pool, const Rows& rows, int64_t tile, const py::buffer& intervals) {
+Batch histogram(const HostPool& pool, const Rows& rows, int64_t tile, const py::buffer& intervals) {
   const Column<uint64_t> ends(intervals);
   rows.check(ends.size(), 2 * rows.values(), "ends of intervals");
   return batch_of(rows, [&](size_t i, const auto& tensors) {
@@ -160,15 +160,15 @@ Batch histogram(const Pool& pool, const Rows& rows, int64_t tile, const py::buff
 }
 
 template <class Item>
-Batch plain(const Pool& pool, const Rows& rows, int64_t tile) {
+Batch plain(const HostPool& pool, const Rows& rows, int64_t tile) {
   return batch_of(rows,
                   [&](size_t, const auto& tensors) { return std::make_shared<Item>(pool.kernels(), tensors, tile); });
 }
 
-std::shared_ptr<ViewColumn> view_column(const py::buffer& dtypes, const py::buffer& files, const py::buffer& offsets,
-                                        std::vector<int> descriptors) {
-  return std::make_shared<ViewColumn>(copied<uint8_t>(dtypes), copied<int32_t>(files), copied<int64_t>(offsets),
-                                      std::move(descriptors));
+std::shared_ptr<ViewColumn> view_column(const py::buffer& dtypes, const py::buffer& file_of, const py::buffer& offsets,
+                                        std::vector<std::shared_ptr<File>> regions) {
+  return std::make_shared<ViewColumn>(copied<uint8_t>(dtypes), copied<int32_t>(file_of), copied<int64_t>(offsets),
+                                      std::move(regions));
 }
 
 // Elements of each tensor, for all groups.
@@ -187,7 +187,7 @@ std::shared_ptr<TensorGroup> tensor_group(const Counts& counts, const std::vecto
 void bind_batches(py::module_& m, PoolClass& pool) {
   using namespace py::literals;
   py::class_<ViewColumn, std::shared_ptr<ViewColumn>>(m, "ViewColumn", "A view for each row.")
-      .def(py::init(&view_column), "dtypes"_a, "files"_a, "offsets"_a, "descriptors"_a)
+      .def(py::init(&view_column), "dtypes"_a, "file_of"_a, "offsets"_a, "files"_a)
       .def("set", &ViewColumn::set, "row"_a, "view"_a);
   py::class_<Counts>(m, "Counts", "Elements of each tensor.").def(py::init([](const py::buffer& counts) {
     return Counts{std::make_shared<std::vector<int64_t>>(copied<int64_t>(counts))};
@@ -198,7 +198,7 @@ void bind_batches(py::module_& m, PoolClass& pool) {
       .def("drop", &TensorGroup::drop, "row"_a);
   py::class_<Rows>(m, "TensorRows", "The operands of some tensors of a group.");
   py::class_<Outputs>(m, "Outputs", "Where the results of a batch go.")
-      .def_static("in_files", &Outputs::in_files, "dtype"_a, "descriptors"_a, "offsets"_a, "background"_a = nullptr)
+      .def_static("in_files", &Outputs::in_files, "dtype"_a, "files"_a, "offsets"_a, "background"_a = nullptr)
       .def_static("in_memory", &Outputs::in_memory, "dtype"_a, "addresses"_a);
 
   py::class_<Batch>(m, "Batch", "One item for each tensor.")
@@ -227,12 +227,12 @@ void bind_batches(py::module_& m, PoolClass& pool) {
 
   pool.def(
           "submit",
-          [](Pool& pool, const std::vector<const Batch*>& batches) {
+          [](HostPool& pool, const std::vector<const Batch*>& batches, py::object owner) {
             std::vector<std::shared_ptr<Item>> items;
             for (const Batch* batch : batches) items.insert(items.end(), batch->items.begin(), batch->items.end());
-            return pool.submit(std::move(items));
+            return pool.submit(std::move(items), std::move(owner));
           },
-          "batches"_a)
+          "batches"_a, "owner"_a = py::none())
       .def("weighted_sum", &weighted_sum, "rows"_a, "tile"_a, "coefficients"_a, "agree"_a, "outputs"_a)
       .def("elect_and_sum", &elect_and_sum, "rows"_a, "tile"_a, "numbers"_a, "elect"_a, "keep"_a, "outputs"_a)
       .def("map", &map, "rows"_a, "tile"_a, "agree"_a, "outputs"_a)

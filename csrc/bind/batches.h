@@ -11,12 +11,12 @@
 
 #include <memory>
 
-#include "../cpu/pool.h"
 #include "../cpu/select.h"
+#include "host_pool.h"
 
 namespace warpmerge {
 
-using PoolClass = pybind11::class_<Pool, std::shared_ptr<Pool>>;
+using PoolClass = pybind11::class_<HostPool, std::shared_ptr<HostPool>>;
 
 // Of each delta or value: threshold, tie_end, above, ties.
 pybind11::list selections(const SelectItemBase& item);

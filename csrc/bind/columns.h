@@ -87,9 +87,8 @@ inline Rows rows_of(std::shared_ptr<TensorGroup> group, const py::buffer& rows, 
 struct Outputs {
   std::vector<Output> places;
 
-  static Outputs in_files(int dtype, const py::buffer& descriptors, const py::buffer& offsets,
+  static Outputs in_files(int dtype, const std::vector<std::shared_ptr<File>>& files, const py::buffer& offsets,
                           const std::shared_ptr<Background>& background) {
-    const Column<int32_t> files(descriptors);
     const Column<int64_t> at(offsets);
     if (files.size() != at.size()) throw py::value_error("an offset for each file");
     Outputs made;
@@ -100,7 +99,7 @@ struct Outputs {
   static Outputs in_memory(int dtype, const py::buffer& addresses) {
     Outputs made;
     for (const uint64_t address : Column<uint64_t>(addresses))
-      made.places.push_back({Dtype(dtype), reinterpret_cast<char*>(address), -1, 0, nullptr});
+      made.places.push_back({Dtype(dtype), reinterpret_cast<char*>(address), nullptr, 0, nullptr});
     return made;
   }
 };

@@ -1,11 +1,10 @@
 // The module warpmerge._core: kernels, thread pool and file access of the CPU. Plain data go in and come out.
 //
-// Tensors cross as views: a dtype code and an address, or a file descriptor and an offset. Python keeps memory alive,
-// keeps files open, and has checked shapes. So a wrong address is not noticed here. Nothing here imports torch or
-// numpy, so a merge on the CPU needs neither.
+// Tensors cross as views: a dtype code and an address, or a file and an offset. Python keeps memory alive and has
+// checked shapes. So a wrong address is not noticed here. Nothing here imports torch or numpy, so a merge on the CPU
+// needs neither.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
-#include <unistd.h>
 
 #include <optional>
 #include <system_error>
@@ -22,6 +21,7 @@
 #include "../ops/digest.h"
 #include "../ops/select.h"
 #include "batches.h"
+#include "files.h"
 #include "headers.h"
 
 namespace py = pybind11;
@@ -29,12 +29,12 @@ using namespace warpmerge;
 
 namespace {
 
-View direct_view(int dtype, uintptr_t memory, int fd, int64_t offset) {
-  return {Dtype(dtype), reinterpret_cast<const char*>(memory), fd, offset, nullptr};
+View direct_view(int dtype, uintptr_t memory, std::shared_ptr<File> file, int64_t offset) {
+  return {Dtype(dtype), reinterpret_cast<const char*>(memory), std::move(file), offset, nullptr};
 }
 
 View composed(Dtype dtype, std::shared_ptr<const Composition> composition) {
-  return {dtype, nullptr, -1, 0, std::move(composition)};
+  return {dtype, nullptr, nullptr, 0, std::move(composition)};
 }
 
 View gathered_view(const View& source, const py::buffer& index, int64_t row_bytes) {
@@ -102,28 +102,11 @@ const Kernels& kernels_named(const std::string& isa) {
 
 using ItemPtr = std::shared_ptr<Item>;
 
-// Owns an object that has threads. Threads do not survive a fork: a child process can neither join them nor wait for
-// locks that they hold. So a child process leaves the object as it is.
-template <class T>
-std::shared_ptr<T> threaded(T* object) {
-  return std::shared_ptr<T>(object, [creator = getpid()](T* owned) {
-    if (getpid() == creator) delete owned;
-  });
-}
-
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
   m.doc() = "CPU kernels, thread pool and file access of warpmerge.";
-  py::register_exception_translator([](std::exception_ptr error) {
-    try {
-      if (error) std::rethrow_exception(error);
-    } catch (const std::system_error& e) {
-      errno = e.code().value();
-      PyErr_SetFromErrno(PyExc_OSError);
-    }
-  });
-
+  bind_files(m);
   bind_headers(m);
   m.attr("BLOCK") = kBlock;
   m.def("digest_length", &digest_length, py::arg("bytes"), "The length's share of the digest of so many bytes.");
@@ -138,14 +121,14 @@ PYBIND11_MODULE(_core, m) {
       },
       "Instruction sets compiled in and available on this processor, the best one first.");
 
-  py::class_<Background, std::shared_ptr<Background>>(m, "Background")
-      .def(py::init([] { return threaded(new Background()); }))
-      .def("read_ahead", &Background::read_ahead, py::arg("fd"), py::arg("offset"), py::arg("bytes"))
-      .def("drain", &Background::drain, py::call_guard<py::gil_scoped_release>())
-      .def("cancel", &Background::cancel);
-
-  py::class_<View>(m, "View", "Where a tensor's elements come from: memory, an open file, or other views.")
-      .def(py::init(&direct_view), py::arg("dtype"), py::arg("memory") = 0, py::arg("fd") = -1, py::arg("offset") = 0)
+  py::class_<Guard>(m, "Guard", "Calls an action to its end when a block is left, whatever signals arrive.")
+      .def(py::init<py::object>(), py::arg("action"))
+      .def("__enter__", [](py::object self) { return self; })
+      .def("__exit__",
+           [](const Guard& guard, const py::object& type, const py::object&, const py::object&) { guard.exit(type); });
+  py::class_<View>(m, "View", "Where a tensor's elements come from: memory, a file, or other views.")
+      .def(py::init(&direct_view), py::arg("dtype"), py::arg("memory") = 0, py::arg("file") = nullptr,
+           py::arg("offset") = 0)
       .def_static("gathered", &gathered_view, py::arg("source"), py::arg("index"), py::arg("row_bytes"))
       .def_static("joined", &joined_view, py::arg("parts"), py::arg("starts"))
       .def("from_byte", &View::from, py::arg("byte"), "The same view without its first bytes.");
@@ -157,10 +140,12 @@ PYBIND11_MODULE(_core, m) {
            py::arg("vectors"), py::arg("columns"));
 
   py::class_<Output>(m, "Output")
-      .def(py::init([](int dtype, uintptr_t memory, int fd, int64_t offset, std::shared_ptr<Background> background) {
-             return Output{Dtype(dtype), reinterpret_cast<char*>(memory), fd, offset, std::move(background)};
+      .def(py::init([](int dtype, uintptr_t memory, std::shared_ptr<File> file, int64_t offset,
+                       std::shared_ptr<Background> background) {
+             return Output{Dtype(dtype), reinterpret_cast<char*>(memory), std::move(file), offset,
+                           std::move(background)};
            }),
-           py::arg("dtype"), py::arg("memory") = 0, py::arg("fd") = -1, py::arg("offset") = 0,
+           py::arg("dtype"), py::arg("memory") = 0, py::arg("file") = nullptr, py::arg("offset") = 0,
            py::arg("background") = nullptr);
 
   py::class_<Mask>(m, "Mask")
@@ -242,17 +227,18 @@ PYBIND11_MODULE(_core, m) {
       .def("cancel", &Launch::cancel);
 
   PoolClass pool(m, "Pool");
-  pool.def(
-          py::init([](int threads, const std::string& isa) { return threaded(new Pool(threads, kernels_named(isa))); }),
-          py::arg("threads"), py::arg("isa") = "")
-      .def_property_readonly("threads", &Pool::threads)
-      .def_property_readonly("isa", [](const Pool& pool) { return pool.kernels().isa; })
-      .def(
-          "submit", [](Pool& pool, std::vector<ItemPtr> items) { return pool.submit(std::move(items)); },
-          py::arg("items"))
+  pool.def(py::init([](int threads, const std::string& isa) {
+             return std::make_shared<HostPool>(threads, kernels_named(isa));
+           }),
+           py::arg("threads"), py::arg("isa") = "")
+      .def_property_readonly("threads", &HostPool::threads)
+      .def_property_readonly("isa", [](const HostPool& pool) { return pool.kernels().isa; })
+      .def("submit", &HostPool::submit, py::arg("items"), py::arg("owner") = py::none(),
+           "Starts items; `owner` lives until they are done.")
+      .def("settle", &HostPool::settle, "Drops what has not started and waits for what has; no signal ends the wait.")
       .def(
           "copy",
-          [](const Pool& pool, View source, int64_t bytes, int64_t tile_bytes, Output output, int64_t position,
+          [](const HostPool& pool, View source, int64_t bytes, int64_t tile_bytes, Output output, int64_t position,
              bool digested) {
             return std::make_shared<CopyItem>(pool.kernels(), std::move(source), bytes, tile_bytes, std::move(output),
                                               position, digested);

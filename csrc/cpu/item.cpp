@@ -17,6 +17,12 @@ Decisions& Tensors::decisions_of(int model, const Mask& rule) {
   return decisions_.back();
 }
 
+void Output::write(const void* data, int64_t bytes, int64_t begin) const {
+  if (bytes == 0) return;  // a result of no elements may have no place
+  file->write(data, size_t(bytes), offset + begin);
+  if (background) background->wrote(file, bytes);
+}
+
 Loaded::Loaded(const Tensors& tensors, int64_t begin, int64_t count, Worker& worker, int64_t columns, int only)
     : models_(tensors.models()),
       base_(nullptr),
@@ -123,8 +129,7 @@ void CombineItem::range(int64_t, const Operands& operands, int64_t begin, int64_
     if (output.memory) continue;
     const int64_t size = itemsize(output.dtype);
     digests_[m] += kernels_.digest(target[m], size_t(count * size), uint64_t(begin * size / 8));
-    write_at(output.fd, target[m], size_t(count * size), output.offset + begin * size);
-    if (output.background) output.background->wrote(output.fd, count * size);
+    output.write(target[m], count * size, begin * size);
   }
 }
 
@@ -158,9 +163,7 @@ void CopyItem::tile(int64_t index, Worker& worker) {
     data = buffer;
   }
   if (digested_) digest_ += kernels_.digest(data, size_t(count), uint64_t((position_ + begin) / 8));
-  if (output_.fd < 0) return;
-  write_at(output_.fd, data, size_t(count), output_.offset + begin);
-  if (output_.background) output_.background->wrote(output_.fd, count);
+  if (output_.file) output_.write(data, count, begin);
 }
 
 uint64_t CopyItem::digest() const { return digest_ + digest_length(uint64_t(bytes_)); }

@@ -13,7 +13,7 @@
 #include <memory>
 #include <vector>
 
-#include "../io/file.h"
+#include "../io/background.h"
 #include "formula.h"
 #include "kernels.h"
 #include "pool.h"
@@ -84,9 +84,12 @@ class Loaded {
 struct Output {
   Dtype dtype = Dtype::f32;
   char* memory = nullptr;
-  int fd = -1;
+  std::shared_ptr<File> file;
   int64_t offset = 0;
   std::shared_ptr<Background> background;
+
+  // Writes bytes of the result, from its byte `begin` on, to the file.
+  void write(const void* data, int64_t bytes, int64_t begin) const;
 };
 
 // An item over the elements of `tensors`, in tiles of `tile_elements`.

@@ -75,7 +75,12 @@ void Launch::run(int64_t task, Worker& worker) {
 
 bool Launch::wait_for(int milliseconds) {
   std::unique_lock<std::mutex> lock(mutex_);
-  return done_.wait_for(lock, std::chrono::milliseconds(milliseconds), [this] { return unfinished_.load() == 0; });
+  return done_.wait_for(lock, std::chrono::milliseconds(milliseconds), [this] { return finished(); });
+}
+
+void Launch::wait() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  done_.wait(lock, [this] { return finished(); });
 }
 
 void Launch::check() {
@@ -104,14 +109,11 @@ void Pool::stop() {
   for (auto& thread : threads_) thread.join();
 }
 
-std::shared_ptr<Launch> Pool::submit(std::vector<std::shared_ptr<Item>> items) {
-  auto launch = std::make_shared<Launch>(std::move(items));
-  if (launch->tasks_ > 0) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    launches_.push_back(launch);
-    available_.notify_all();
-  }
-  return launch;
+void Pool::start(std::shared_ptr<Launch> launch) {
+  if (launch->finished()) return;
+  std::lock_guard<std::mutex> lock(mutex_);
+  launches_.push_back(std::move(launch));
+  available_.notify_all();
 }
 
 void Pool::work(int index) {

@@ -54,6 +54,9 @@ class Launch {
   explicit Launch(std::vector<std::shared_ptr<Item>> items);
   // True when all is done or given up. Waits at most this long.
   bool wait_for(int milliseconds);
+  // Waits until all is done or given up.
+  void wait();
+  bool finished() const { return unfinished_ == 0; }
   // Drops the tiles that have not started.
   void cancel() { cancelled_ = true; }
   // Rethrows the first exception of a tile, if there is one.
@@ -91,7 +94,8 @@ class Pool {
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
 
-  std::shared_ptr<Launch> submit(std::vector<std::shared_ptr<Item>> items);
+  // Puts a launch behind the others.
+  void start(std::shared_ptr<Launch> launch);
   int threads() const { return int(threads_.size()); }
   const Kernels& kernels() const { return kernels_; }
 

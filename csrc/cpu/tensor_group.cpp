@@ -4,13 +4,10 @@
 
 namespace warpmerge {
 
-ViewColumn::ViewColumn(std::vector<uint8_t> dtypes, std::vector<int32_t> files, std::vector<int64_t> offsets,
-                       std::vector<int> descriptors)
-    : dtypes_(std::move(dtypes)),
-      files_(std::move(files)),
-      offsets_(std::move(offsets)),
-      descriptors_(std::move(descriptors)) {
-  if (dtypes_.size() != files_.size() || dtypes_.size() != offsets_.size())
+ViewColumn::ViewColumn(std::vector<uint8_t> dtypes, std::vector<int32_t> file_of, std::vector<int64_t> offsets,
+                       std::vector<std::shared_ptr<File>> files)
+    : dtypes_(std::move(dtypes)), file_of_(std::move(file_of)), offsets_(std::move(offsets)), files_(std::move(files)) {
+  if (dtypes_.size() != file_of_.size() || dtypes_.size() != offsets_.size())
     throw std::invalid_argument("the columns of views differ in length");
 }
 
@@ -21,8 +18,8 @@ View ViewColumn::at(int64_t row) const {
     const auto found = others_.find(row);
     if (found != others_.end()) return found->second;
   }
-  const int descriptor = descriptors_.at(size_t(files_.at(size_t(row))));
-  return {Dtype(dtypes_[size_t(row)]), nullptr, descriptor, offsets_[size_t(row)], nullptr};
+  const auto& file = files_.at(size_t(file_of_.at(size_t(row))));
+  return {Dtype(dtypes_[size_t(row)]), nullptr, file, offsets_[size_t(row)], nullptr};
 }
 
 TensorGroup::TensorGroup(std::shared_ptr<const std::vector<int64_t>> counts, std::vector<Column> inputs, Column base,

@@ -14,18 +14,18 @@ namespace warpmerge {
 // A view for each row: a region of an open file, or any other kind.
 class ViewColumn {
  public:
-  // Regions: the dtype, the number of the file and the offset in the file of each row; the descriptor of each file.
-  ViewColumn(std::vector<uint8_t> dtypes, std::vector<int32_t> files, std::vector<int64_t> offsets,
-             std::vector<int> descriptors);
+  // Regions: the dtype, the number of the file and the offset in the file of each row; the files.
+  ViewColumn(std::vector<uint8_t> dtypes, std::vector<int32_t> file_of, std::vector<int64_t> offsets,
+             std::vector<std::shared_ptr<File>> files);
   void set(int64_t row, View view);
   // Throws std::out_of_range for a row that has none.
   View at(int64_t row) const;
 
  private:
   const std::vector<uint8_t> dtypes_;
-  const std::vector<int32_t> files_;
+  const std::vector<int32_t> file_of_;
   const std::vector<int64_t> offsets_;
-  const std::vector<int> descriptors_;
+  const std::vector<std::shared_ptr<File>> files_;
   std::unordered_map<int64_t, View> others_;
 };
 

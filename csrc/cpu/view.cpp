@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <cstring>
 
-#include "../io/file.h"
-
 namespace warpmerge {
 
 namespace {
@@ -20,8 +18,8 @@ void View::read(int64_t begin, int64_t bytes, char* out) const {
     std::memcpy(out, memory + begin, size_t(bytes));
   else if (composition)
     composition->read(offset + begin, bytes, out);
-  else
-    read_at(fd, out, size_t(bytes), offset + begin);
+  else if (bytes > 0)  // a view of no elements may be of no memory
+    file->read(out, size_t(bytes), offset + begin);
 }
 
 View View::from(int64_t byte) const {

@@ -10,21 +10,22 @@
 #include <memory>
 #include <vector>
 
+#include "../io/file.h"
 #include "../ops/common.h"
 
 namespace warpmerge {
 
 class Composition;
 
-// Bytes from `offset` on of memory that the caller keeps alive, of an open file, or of a composition.
+// Bytes from `offset` on of memory that the caller keeps alive, of a file, or of a composition.
 struct View {
   Dtype dtype = Dtype::f32;
   const char* memory = nullptr;  // already at the offset
-  int fd = -1;
+  std::shared_ptr<File> file;
   int64_t offset = 0;
   std::shared_ptr<const Composition> composition;
 
-  // Produces the bytes [begin, begin + bytes). Throws std::system_error as read_at does.
+  // Produces the bytes [begin, begin + bytes). Throws InputError.
   void read(int64_t begin, int64_t bytes, char* out) const;
   // The same view without its first bytes.
   View from(int64_t byte) const;

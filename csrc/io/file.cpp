@@ -1,113 +1,207 @@
 #include "file.h"
 
 #include <fcntl.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
-#include <system_error>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "system.h"
 
 namespace warpmerge {
 
-void write_at(int fd, const void* data, size_t bytes, int64_t offset) {
-  const char* next = static_cast<const char*>(data);
-  while (bytes > 0) {
-    const ssize_t written = ::pwrite(fd, next, bytes, offset);
-    if (written < 0) {
-      if (errno == EINTR) continue;
-      throw std::system_error(errno, std::generic_category());
+// The open files that can be opened again, in a circle. A hand goes round to find one to close: it passes by files that
+// were used since its last round. So the choice is near to the least recently used, and a use costs one store.
+class OpenFiles {
+ public:
+  std::mutex mutex;
+  int64_t limit = 512;
+
+  void add(File* file) { files_.push_back(file); }
+  void remove(File* file) { files_.erase(std::remove(files_.begin(), files_.end(), file), files_.end()); }
+  void make_room() {
+    while (int64_t(files_.size()) >= limit && close_one()) {
     }
-    next += written;
-    offset += written;
-    bytes -= size_t(written);
   }
+  // False if all are in use.
+  bool close_one() {
+    for (size_t steps = 2 * files_.size(); steps > 0; --steps) {
+      hand_ = (hand_ + 1) % files_.size();
+      File* file = files_[hand_];
+      int reason;
+      if (file->recent_.exchange(false) || !file->close_unless_used(&reason)) continue;
+      files_.erase(files_.begin() + std::ptrdiff_t(hand_));
+      return true;
+    }
+    return false;
+  }
+
+ private:
+  std::vector<File*> files_;
+  size_t hand_ = 0;
+};
+
+namespace {
+
+OpenFiles& open_files() {
+  static OpenFiles* files = new OpenFiles;  // never destroyed: files may outlive static objects
+  return *files;
 }
 
-void read_at(int fd, void* data, size_t bytes, int64_t offset) {
-  char* next = static_cast<char*>(data);
-  while (bytes > 0) {
-    const ssize_t got = ::pread(fd, next, bytes, offset);
-    if (got < 0 && errno == EINTR) continue;
-    if (got <= 0) throw std::system_error(EFAULT, std::generic_category());
+File::Identity identity_of(const struct stat& status) {
+  constexpr int64_t kSecond = 1000000000;
+  return {int64_t(status.st_dev), int64_t(status.st_ino), int64_t(status.st_size),
+          status.st_mtim.tv_sec * kSecond + status.st_mtim.tv_nsec,
+          status.st_ctim.tv_sec * kSecond + status.st_ctim.tv_nsec};
+}
+
+}  // namespace
+
+class File::Use {
+ public:
+  explicit Use(File& file) : file_(file) {
+    for (int users = file.users_.load();;) {
+      if (users < 0) {  // somebody is closing it
+        std::this_thread::yield();
+        users = file.users_.load();
+      } else if (file.users_.compare_exchange_weak(users, users + 1)) {
+        break;
+      }
+    }
+    file.recent_.store(true, std::memory_order_relaxed);
+    fd = file.fd_.load();
+    if (fd >= 0 && !file.closed_) return;
+    try {
+      fd = file.opened();
+    } catch (...) {
+      file.release();
+      throw;
+    }
+  }
+  ~Use() { file_.release(); }
+  Use(const Use&) = delete;
+  Use& operator=(const Use&) = delete;
+
+  int fd;
+
+ private:
+  File& file_;
+};
+
+File::File(int fd) : reopens_(false), fd_(fd) {}
+
+File::File(std::string path, const Identity& identity) : path_(std::move(path)), identity_(identity), reopens_(true) {}
+
+File::~File() {
+  if (reopens_) {
+    std::lock_guard<std::mutex> lock(open_files().mutex);
+    open_files().remove(this);
+  }
+  if (fd_ >= 0) system::close(fd_);
+}
+
+int File::opened() {
+  std::lock_guard<std::mutex> lock(open_files().mutex);
+  if (closed_ || !reopens_) throw InputError(EBADF, path_, "it is closed");
+  if (fd_ >= 0) return fd_;
+  open_files().make_room();
+  const auto opening = [this] { return system::open(path_.c_str(), O_RDONLY | O_NONBLOCK | O_NOCTTY); };
+  int fd = opening();
+  while (fd < 0 && (errno == EMFILE || errno == ENFILE) && open_files().close_one()) fd = opening();
+  if (fd < 0) throw InputError(errno, path_, std::generic_category().message(errno));
+  struct stat status;
+  const bool same = ::fstat(fd, &status) == 0 && identity_of(status) == identity_;
+  if (!same) {
+    system::close(fd);
+    throw InputError(ESTALE, path_, "it is not the file that it was");
+  }
+  open_files().add(this);
+  fd_ = fd;
+  return fd;
+}
+
+// Whether it was not in use, and so is closed now. `reason`: errno, 0 if there was no error.
+bool File::close_unless_used(int* reason) {
+  *reason = 0;
+  int users = 0;
+  if (!users_.compare_exchange_strong(users, -1)) return false;
+  const int fd = fd_.exchange(-1);
+  if (fd >= 0 && system::close(fd) < 0) *reason = errno;
+  users_ = 0;
+  return true;
+}
+
+void File::release() {
+  if (users_.fetch_sub(1) != 1 || !closed_) return;
+  int reason;  // whoever closed it has been told that all is well; nobody closes an output in use
+  close_unless_used(&reason);
+}
+
+void File::close() {
+  int reason = 0;
+  {
+    std::lock_guard<std::mutex> lock(open_files().mutex);
+    closed_ = true;
+    close_unless_used(&reason);
+    if (reopens_) open_files().remove(this);
+  }
+  if (reason) throw std::system_error(reason, std::generic_category());
+}
+
+void File::put_away() {
+  std::lock_guard<std::mutex> lock(open_files().mutex);
+  int reason;  // nothing is lost of what was only read
+  if (reopens_ && close_unless_used(&reason)) open_files().remove(this);
+}
+
+void File::read(void* data, size_t bytes, int64_t offset) {
+  const Use use(*this);
+  for (char* next = static_cast<char*>(data); bytes > 0;) {
+    const ssize_t got = system::pread(use.fd, next, bytes, offset);
+    if (got < 0) throw InputError(errno, path_, std::generic_category().message(errno));
+    if (got == 0) throw InputError(ESTALE, path_, "it ends early");
     next += got;
     offset += got;
     bytes -= size_t(got);
   }
 }
 
-#if defined(__linux__)
-// Whether the byte is in the page cache: asking for a range that is there costs a walk over all its pages.
-static bool resident(int fd, int64_t offset) {
-  char byte;
-  iovec vector{&byte, 1};
-  return ::preadv2(fd, &vector, 1, offset, RWF_NOWAIT) == 1;
-}
-#endif
-
-Background::Background() : thread_([this] { serve(); }) {}
-
-Background::~Background() {
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    stop_ = true;
-    queue_.clear();
+void File::write(const void* data, size_t bytes, int64_t offset) {
+  const Use use(*this);
+  for (const char* next = static_cast<const char*>(data); bytes > 0;) {
+    const ssize_t written = system::pwrite(use.fd, next, bytes, offset);
+    if (written < 0) throw std::system_error(errno, std::generic_category());
+    next += written;
+    offset += written;
+    bytes -= size_t(written);
   }
-  changed_.notify_all();
-  thread_.join();
 }
 
-void Background::read_ahead(int fd, int64_t offset, int64_t bytes) {
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    queue_.push_back({fd, offset, bytes, false});
+void File::read_ahead(int64_t offset, int64_t bytes) {
+  try {
+    system::read_ahead(Use(*this).fd, offset, bytes);
+  } catch (const std::system_error&) {  // a hint: whoever reads the file will say it
   }
-  changed_.notify_all();
 }
 
-void Background::wrote(int fd, int64_t bytes) {
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    int64_t& dirty = dirty_[fd];
-    dirty += bytes;
-    if (dirty < kWriteback) return;
-    dirty = 0;
-    queue_.push_front({fd, 0, 0, true});
+void File::write_back() {
+  try {
+    system::write_back(Use(*this).fd);
+  } catch (const std::system_error&) {
   }
-  changed_.notify_all();
 }
 
-void Background::cancel() {
-  std::lock_guard<std::mutex> lock(mutex_);
-  queue_.clear();
+bool File::wrote(int64_t bytes, int64_t limit) {
+  int64_t dirty = dirty_.fetch_add(bytes) + bytes;
+  return dirty >= limit && dirty_.compare_exchange_strong(dirty, 0);
 }
 
-void Background::drain() {
-  std::unique_lock<std::mutex> lock(mutex_);
-  changed_.wait(lock, [this] { return queue_.empty() && !busy_; });
-  dirty_.clear();
-}
-
-void Background::serve() {
-  std::unique_lock<std::mutex> lock(mutex_);
-  for (;;) {
-    changed_.wait(lock, [this] { return stop_ || !queue_.empty(); });
-    if (stop_) return;
-    const Request request = queue_.front();
-    queue_.pop_front();
-    busy_ = true;
-    lock.unlock();
-#if defined(__linux__)
-    if (request.write)
-      ::sync_file_range(request.fd, 0, 0, SYNC_FILE_RANGE_WRITE);
-    else if (!resident(request.fd, request.offset) || !resident(request.fd, request.offset + request.bytes - 1))
-      ::readahead(request.fd, request.offset, size_t(request.bytes));
-#else
-    (void)request;
-#endif
-    lock.lock();
-    busy_ = false;
-    if (queue_.empty()) changed_.notify_all();
-  }
+void File::limit_open(int64_t count) {
+  std::lock_guard<std::mutex> lock(open_files().mutex);
+  open_files().limit = std::max<int64_t>(count, 1);
 }
 
 }  // namespace warpmerge

@@ -1,55 +1,77 @@
-// Positioned file access for workers, and one background thread that reads ahead and starts writing back.
+// Files as views, outputs and the read-ahead refer to them. A file is closed when nobody refers to it any more.
+//
+// A file to read from is opened when somebody first reads it. A merge may read more shards than a process may have
+// descriptors, so such a file can be closed while nobody is at it, and is opened again. It must then be the same file:
+// device, inode, size and times are compared each time.
 #pragma once
 
-#include <condition_variable>
+#include <sys/stat.h>
+
+#include <array>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <deque>
-#include <map>
-#include <mutex>
-#include <thread>
+#include <memory>
+#include <string>
+#include <system_error>
 
 namespace warpmerge {
 
-// Writes all of it or throws std::system_error. Safe from many threads: the file offset is not used.
-void write_at(int fd, const void* data, size_t bytes, int64_t offset);
-
-// Reads all of it. Throws std::system_error with EFAULT if the file ends early or cannot be read, so that callers can
-// tell an input's fault from the output's.
-void read_at(int fd, void* data, size_t bytes, int64_t offset);
-
-// Requests are served in order by one thread; they are hints and never fail.
-class Background {
+// An input could not be read: it has changed (ESTALE), is closed (EBADF), or its disk fails. Errors of outputs are
+// plain std::system_errors, so callers can tell whose fault it was.
+class InputError : public std::system_error {
  public:
-  Background();
-  ~Background();
-  Background(const Background&) = delete;
-  Background& operator=(const Background&) = delete;
+  InputError(int code, const std::string& path, const std::string& why)
+      : std::system_error(code, std::generic_category(), why), path(path), why(why) {}
+  const std::string path, why;
+};
 
-  // Starts reading [offset, offset + bytes) into the page cache.
-  void read_ahead(int fd, int64_t offset, int64_t bytes);
-  // Tells that `bytes` were written to fd; every kWriteback of them the file's dirty pages start on their way to disk.
-  void wrote(int fd, int64_t bytes);
-  // Waits until no request for any file is pending: after this, descriptors may be closed.
-  void drain();
-  // Drops read-ahead requests that have not started.
-  void cancel();
+class File {
+ public:
+  // Device, inode, size, and the times of the last change of the content and of the inode in ns.
+  using Identity = std::array<int64_t, 5>;
+
+  // Takes over a descriptor.
+  explicit File(int fd);
+  // A file that is opened when it is read.
+  File(std::string path, const Identity& identity);
+  ~File();
+  File(const File&) = delete;
+  File& operator=(const File&) = delete;
+
+  // Reads all of it or throws InputError. Safe from many threads, as is `write`: no file offset is used.
+  void read(void* data, size_t bytes, int64_t offset);
+  // Writes all of it or throws std::system_error.
+  void write(const void* data, size_t bytes, int64_t offset);
+  void read_ahead(int64_t offset, int64_t bytes);
+  void write_back();
+  // Closes the descriptor as soon as nobody is at the file. Whoever reads it afterwards gets an InputError. Throws
+  // std::system_error if the system says that data was lost.
+  void close();
+  // Closes it, unless somebody is at it, until it is read again: then it must still be the same file.
+  void put_away();
+  // The descriptor that was taken over, -1 after `close`.
+  int fd() const { return fd_; }
+  // Adds to the bytes written since the last call that returned true; true once they are `limit`.
+  bool wrote(int64_t bytes, int64_t limit);
+
+  // How many files that can be opened again are open at once, at most. Files in use are never closed.
+  static void limit_open(int64_t count);
 
  private:
-  struct Request {
-    int fd;
-    int64_t offset, bytes;
-    bool write;
-  };
-  void serve();
+  class Use;  // while it lives, the descriptor stays open
+  friend class OpenFiles;
+  int opened();
+  bool close_unless_used(int* reason);
+  void release();
 
-  static constexpr int64_t kWriteback = 32 << 20;
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::deque<Request> queue_;
-  std::map<int, int64_t> dirty_;
-  bool busy_ = false, stop_ = false;
-  std::thread thread_;
+  const std::string path_;
+  const Identity identity_{};
+  const bool reopens_;
+  std::atomic<int> fd_{-1};
+  std::atomic<int> users_{0};  // -1 while it is being closed
+  std::atomic<bool> recent_{false}, closed_{false};
+  std::atomic<int64_t> dirty_{0};
 };
 
 }  // namespace warpmerge

@@ -262,10 +262,12 @@ class _Loader:
             size += -(-view.nbytes // ALIGN) * ALIGN
         try:
             arena = runtime.alloc(size)
-            self._inbound = self._inbound or Inbound(runtime, _core.Pool(self._threads), lambda: False)
+            readers = _core.Pool(self._threads)
             stream = runtime.current_stream()
-            self._inbound.bring([m for m in moves if m.nbytes], arena, stream)
-            stream.record().synchronize()
+            with _core.Guard(readers.settle):
+                self._inbound = self._inbound or Inbound(runtime, readers, lambda: False)
+                self._inbound.bring([m for m in moves if m.nbytes], arena, stream)
+                stream.record().synchronize()
         except MemoryError as error:
             raise DeviceError(f"{error}. The pool's models must fit into the device's memory.") from None
         loaded = {}

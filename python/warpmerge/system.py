@@ -16,6 +16,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 PIECE = 1 << 20  # bytes that are copied at a time
 AnyPath = str | Path
@@ -93,12 +94,18 @@ def using(system: System) -> Iterator[System]:
         calls = before
 
 
-Identity = tuple[int, int, int, int, int]
+class Identity(NamedTuple):
+    """What changes when a file is replaced or written to: the times are those of its content and of its inode."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
 
 
 def identity(status: os.stat_result) -> Identity:
-    """What changes when a file is replaced or written to: device, inode, size and the times of both."""
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    return Identity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def open_regular(path: AnyPath) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-import os
 from array import array
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -41,15 +40,12 @@ class DeviceSink(NamedTuple):
 
 
 class FileSink(NamedTuple):
-    fd: int
+    file: Any  # a _core.File
     offset: int
     background: Any = None  # native Background that starts writing back, or None
 
     def write(self, data: memoryview) -> None:
-        at = self.offset
-        while data:
-            written = os.pwrite(self.fd, data, at)
-            data, at = data[written:], at + written
+        self.file.write(data, self.offset)
 
 
 Sink = MemorySink | DeviceSink | FileSink

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from dataclasses import dataclass
@@ -77,20 +76,12 @@ def _differences(checkpoint: Checkpoint, expected: dict[str, dict[str, Any]], th
                 "manifest"
             )
         else:
-            view = _core.View(0, fd=shard.fd, offset=entry.offset)
+            view = _core.View(0, file=shard.file, offset=entry.offset)
             items.append((name, record["digest"], pool.copy(view, entry.nbytes, TILE_BYTES, _core.Output(0))))
-    launch = pool.submit([item for _, _, item in items])
-    try:
+    with _core.Guard(pool.settle):
+        launch = pool.submit([item for _, _, item in items])
         while not launch.wait(100):
             pass
-    except OSError:
-        raise CheckpointError(f"{checkpoint.path}: a file could not be read to its end; is its disk failing?") from None
-    except BaseException:
-        launch.cancel()
-        with contextlib.suppress(OSError):
-            while not launch.wait(100):  # no file may be closed before the last worker is done with it
-                pass
-        raise
     return problems + [
         f"tensor '{name}' does not have the digest of the manifest"
         for name, digest, item in items

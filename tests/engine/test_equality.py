@@ -13,13 +13,13 @@ from kernel_helpers import (
     CONFIGURATIONS,
     DTYPES,
     ISAS,
-    OpenedFile,
     assert_same_bits,
     changed,
     cpu,
     densities,
     family,
     merge,
+    native_file,
     reference,
     run,
     signed,
@@ -152,7 +152,7 @@ def offset_by(buffer, file):
     file.seek(offset)
     file.write(bytes(buffer.read()))
     file.flush()
-    return FileRegion(buffer.dtype, buffer.shape, OpenedFile(file.fileno()), offset)
+    return FileRegion(buffer.dtype, buffer.shape, native_file(file), offset)
 
 
 def test_many_tensors_in_flight():

@@ -235,14 +235,13 @@ def test_an_input_that_is_cut_short_during_the_merge(merge, method):
     set_recipe(merge, merge_method=method, parameters={"weight": 1} | ({"density": 0.5} if method == "ties" else {}))
     setup = """
 import os
-from warpmerge.models.checkpoint import Shard
-real = Shard.fd.fget
-def cut(self):
-    fd = real(self)
-    if self.path.parent.name == "b":
-        os.truncate(self.path, 8192)
-    return fd
-Shard.fd = property(cut)
+from pathlib import Path
+from warpmerge import _core
+def cut(call, fd, offset, nbytes, data):
+    if call == "pread" and Path(os.readlink(f"/proc/self/fd/{fd}")).parent.name == "b":
+        os.truncate(f"/proc/self/fd/{fd}", 8192)
+    return 0
+_core.watch(cut)
 """
     failed = run_process("merge", merge / "r.yml", merge / "out", setup=setup)
     check(failed, 1, ["changed while it was being read"], merge)

@@ -26,6 +26,7 @@ from helpers import (
 )
 from output_helpers import FIXTURES, SHARDED, expected, merge
 from safetensors import safe_open
+from warpmerge import _core, system
 from warpmerge.models.output import STAGING
 
 (models,) = FIXTURES
@@ -114,11 +115,15 @@ def full(*_):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("where", ["os.posix_fallocate", "os.pwrite", "os.fdatasync", "os.fsync"])
+@pytest.mark.parametrize("where", ["fallocate", "pwrite", "fdatasync", "fsync"])
 def test_no_space_left(models, monkeypatch, where):
     with monkeypatch.context() as patch:
-        patch.setattr(where, full)
+        if where == "pwrite":
+            _core.watch(lambda call, *_: errno.ENOSPC if call == where else 0)
+        else:
+            patch.setattr(system.calls, where, full)
         failed = merge(models)
+        _core.watch(None)
     assert (failed.status, failed.stdout) == (1, "")
     assert failed.stderr.startswith(f"error: no space left for the output in {models / 'out'}")
     assert not looks_complete(models / "out")
@@ -147,9 +152,9 @@ def test_a_write_that_fails_in_a_worker(models):
     """Past the header, whose size the limit allows, and with no space reserved, which would find it earlier."""
     setup = (
         "import resource\n"
-        "from warpmerge.models import output\n"
+        "from warpmerge import system\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4500, 4500))\n"
-        "output._reserve = lambda fd, nbytes: None\n"
+        "system.reserve = lambda fd, nbytes: None\n"
     )
     failed = run_process("merge", models / "r.yml", models / "out", setup=setup)
     assert (failed.status, failed.stdout) == (1, "")
@@ -163,7 +168,7 @@ def test_file_systems_that_cannot_reserve_space(models, monkeypatch):
     def unsupported(*_):
         raise OSError(errno.EOPNOTSUPP, "Operation not supported")
 
-    monkeypatch.setattr("os.posix_fallocate", unsupported)
+    monkeypatch.setattr(system.calls, "fallocate", unsupported)
     assert merge(models, *SHARDED).status == 0
     assert contents(models / "out") == whole
 

@@ -10,6 +10,7 @@ import torch
 import warpmerge as wm
 from helpers import llama, write_model, write_safetensors
 from test_streams import MAKE, as_torch, result, run, stream
+from warpmerge import system
 from warpmerge.running import state_files
 
 
@@ -86,7 +87,7 @@ def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(state_files.os, "fsync", fail)
+        patched.setattr(system.calls, "fsync", fail)
         with pytest.raises(wm.OutputError, match="No space left"):
             running.save(path)
 
@@ -196,9 +197,7 @@ def test_a_file_that_cannot_be_gone_on_from(tmp_path, monkeypatch):
     with pytest.raises(wm.CheckpointError, match="holds the state of a RunningEMA"):
         wm.RunningMean(file=file)
     with monkeypatch.context() as patched:
-        patched.setattr(
-            state_files.os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(28, "No space left on device"))
-        )
+        patched.setattr(system.calls, "fsync", lambda fd: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         with pytest.raises(wm.OutputError, match="No space left"):
             running.update(checkpoints[1])
     assert running.count == 1 and wm.RunningEMA(0.5, file=file).count == 1

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .. import _core
 
 if TYPE_CHECKING:
     from ..tasks import Outcome, TensorTask, Work
@@ -35,8 +38,13 @@ class Backend(Protocol):
         return
 
     def cancel(self) -> None:
-        """Drops what has not started and waits for what has."""
+        """Drops what has not started and waits for what has. After an interrupt it can be called again."""
         ...
+
+    def guard(self) -> AbstractContextManager[Any]:
+        """Work that a block starts has ended when the block is left, whatever exception or signal ends it."""
+        guarding: AbstractContextManager[Any] = _core.Guard(self.cancel)
+        return guarding
 
     def close(self) -> None:
         """Ends all work and frees what the backend holds."""

@@ -158,7 +158,7 @@ class FileArray:
         return ("file", str(self._shard.path), self._entry.offset, self.shape, self.dtype.name)
 
     def view(self) -> FileRegion:
-        return FileRegion(self.dtype, self.shape, self._shard, self._entry.offset)
+        return FileRegion(self.dtype, self.shape, self._shard.file, self._entry.offset)
 
     def empty(self, dtype: DType) -> Result:
         import torch

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import gc
-import os
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -50,8 +48,8 @@ class _Run:
         for number, row in enumerate(rows):
             ahead.advance(number)
             shard = plan.shards[plan.shard_of[row]]
-            fd = self.directory.shard(shard.name, shard.header, shard.nbytes)
-            yield TensorTask(jobs.group(row), row, (FileSink(fd, offsets[row], background),))
+            file = self.directory.shard(shard.name, shard.header, shard.nbytes)
+            yield TensorTask(jobs.group(row), row, (FileSink(file, offsets[row], background),))
 
     def done(self, task: TensorTask, digest: int) -> None:
         number = self.plan.shard_of[task.row]
@@ -82,13 +80,6 @@ def _few_collections() -> Iterator[None]:
             gc.unfreeze()
 
 
-def _unreadable(plan: Plan) -> CheckpointError:
-    for shard in (s for c in plan.checkpoints for s in c.shards):
-        if os.fstat(shard.fd).st_size != shard.size:
-            return CheckpointError(f"{shard.path} changed while it was being read; run the merge again.")
-    return CheckpointError("an input file could not be read; is its disk failing?")
-
-
 def run_plan(plan: Plan, directory: OutputDirectory, backend: Any, progress: Progress | None = None) -> int:
     """Merges and publishes. Returns how many shards an interrupted run had already finished."""
     background = _core.Background()
@@ -107,17 +98,14 @@ def run_plan(plan: Plan, directory: OutputDirectory, backend: Any, progress: Pro
                 progress(done, total)
 
         try:
-            solved = model_scope.decided(jobs, range(len(jobs)), backend, advance) if rows else None
-            with _few_collections():
+            with backend.guard(), _few_collections():
+                solved = model_scope.decided(jobs, range(len(jobs)), backend, advance) if rows else None
                 loop.run(run.tasks(rows), backend, run.done, advance, solved)
             advance(total - done)  # what turned out not to need all its passes
         except MergeError:
             raise
         except OSError as error:
-            if error.errno == errno.EFAULT:
-                raise _unreadable(plan) from None
             raise directory.error(error) from None
-        background.drain()
         dtypes = plan.dtypes
         main = max((d for d in dtypes if d.is_float), key=lambda d: dtypes[d], default=None)
         files = {
@@ -128,8 +116,6 @@ def run_plan(plan: Plan, directory: OutputDirectory, backend: Any, progress: Pro
         index = index_document(plan) if len(plan.shards) > 1 else None
         directory.publish([s.name for s in plan.shards], index, files)
     except BaseException as error:
-        background.cancel()
-        background.drain()
         # No resume can use the shards of a merge whose inputs are at fault.
         kept = directory.abort(keep=not isinstance(error, CheckpointError))
         if isinstance(error, KeyboardInterrupt):

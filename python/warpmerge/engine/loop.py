@@ -52,21 +52,17 @@ def in_flight(
         most_inputs: of a batch; the default is the backend's.
 
     Raises:
-        MergeError, or OSError of a file; what has started is finished or dropped first.
+        MergeError, or OSError of a file. Work may then be under way: callers are within `backend.guard()`.
     """
     under_way: deque[_Batch] = deque()
-    try:
-        for batch in _batches(steps, backend, most_inputs or backend.batch_inputs):
-            under_way.append(_Batch(batch, backend))
-            while len(under_way) >= backend.in_flight:
-                _turn(under_way, done, progress)
-                yield
-        while under_way:
+    for batch in _batches(steps, backend, most_inputs or backend.batch_inputs):
+        under_way.append(_Batch(batch, backend))
+        while len(under_way) >= backend.in_flight:
             _turn(under_way, done, progress)
             yield
-    except BaseException:
-        backend.cancel()
-        raise
+    while under_way:
+        _turn(under_way, done, progress)
+        yield
 
 
 def run(

@@ -233,7 +233,7 @@ class Operands:
             first.setdefault(id(results[name][0]), row)
         rows = list(first.values())
         tasks = [TensorTask(jobs.group(r), r, [result.sink() for result in results[jobs.names[r]]]) for r in rows]
-        with place.turn() as backend:
+        with place.turn() as backend, backend.guard():
             loop.run(tasks, backend, solved=model_scope.decided(jobs, rows, backend))
 
 

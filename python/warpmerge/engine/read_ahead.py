@@ -7,10 +7,10 @@ from itertools import accumulate, chain
 from typing import Any
 
 from ..models.view_columns import ViewColumn
+from ..models.views import Range
 from ..tasks import Jobs
 
 WINDOW = 256 << 20  # bytes: what a fast disk reads in the time that the merge takes for the batches in flight
-Range = tuple[int, int, int]  # descriptor, offset, bytes
 STEP = 8 << 20  # bytes of one request; a large tensor's inputs take turns
 
 
@@ -31,24 +31,23 @@ class ReadAhead:
             if request is None:
                 self._asked = 2**63
                 return
-            fd, offset, nbytes = request
-            self._background.read_ahead(fd, offset, nbytes)
-            self._asked += nbytes
+            self._background.read_ahead(*request)
+            self._asked += request[2]
 
 
 def _ranges(jobs: Jobs, rows: Sequence[int]) -> Iterator[Range]:
-    pending: dict[int, tuple[int, int]] = {}
+    pending: dict[Any, tuple[int, int]] = {}
     for row in rows:
         group = jobs.group(row)
         large = group.read_bytes[row] > STEP
-        for fd, offset, nbytes in _in_turn(group.columns, row) if large else _whole(group.columns, row):
-            first, length = pending.get(fd, (offset, 0))
+        for file, offset, nbytes in _in_turn(group.columns, row) if large else _whole(group.columns, row):
+            first, length = pending.get(file, (offset, 0))
             if length and (first + length != offset or length + nbytes > STEP):
-                yield fd, first, length
+                yield file, first, length
                 first, length = offset, 0
-            pending[fd] = (first, length + nbytes)
-    for fd, (first, length) in pending.items():
-        yield fd, first, length
+            pending[file] = (first, length + nbytes)
+    for file, (first, length) in pending.items():
+        yield file, first, length
 
 
 def _whole(columns: Sequence[ViewColumn], row: int) -> Iterable[Range]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -11,67 +12,67 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from .. import _core, system
 from ..errors import CheckpointError, UsageError, close_matches, shown
 from .reference import ModelRef
 from .safetensors import Columns, TensorEntry, read_columns
 from .view_columns import ABSENT, FileColumn
 from .views import FileRegion
 
+OTHER_FILES = 256  # descriptors that are left to outputs and to whatever else the process has open
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
 
 class Shard:
-    """One safetensors file, opened when first used."""
+    """One safetensors file.
+
+    Attributes:
+        file: a `_core.File`, opened when it is first read. It must still be the one whose header was read.
+        identity: of the file (system.identity).
+        columns, metadata: of its header.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
+            self.identity = system.identity(system.calls.stat(path))
             self.columns, self.metadata = read_columns(path)
-            stat = path.stat()
+            changed = system.identity(system.calls.stat(path)) != self.identity
         except OSError as error:
-            raise self._unreadable(error) from None
-        self.size, self.mtime_ns = stat.st_size, stat.st_mtime_ns
-        self._state = _state(stat)
-        self._fd: int | None = None
+            raise unreadable(error.errno, error.strerror or error, path) from None
+        if changed:
+            raise unreadable(errno.ESTALE, "it changed", path)
+        self.size = self.identity.size
+        self.file = _core.File(os.fsencode(path), self.identity)
 
     @cached_property
     def entries(self) -> dict[str, TensorEntry]:
         return self.columns.by_name()
 
-    @property
-    def fd(self) -> int:
-        """Raises CheckpointError if the file is not the one whose header was read."""
-        if self._fd is None:
-            try:
-                self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-                changed = _state(os.fstat(self._fd)) != self._state
-            except OSError as error:
-                raise self._unreadable(error) from None
-            if changed:
-                raise CheckpointError(f"{self.path} changed while it was being read; run the merge again.")
-        return self._fd
-
-    def _unreadable(self, error: OSError) -> CheckpointError:
-        return CheckpointError(f"cannot read {self.path}: {error.strerror or error}.")
-
     def close(self) -> None:
-        if self._fd is not None:
-            os.close(self._fd)
-        self._fd = None
+        self.file.close()
+
+
+def unreadable(code: int | None, reason: Any, path: Any) -> CheckpointError:
+    """The error that a user sees after a failed read. A `code` of ESTALE: the file is not the one it was."""
+    if code == errno.ESTALE:
+        return CheckpointError(f"{path} changed while it was being read; run the merge again.")
+    return CheckpointError(f"cannot read {path}: {reason}.")
+
+
+_core.on_input_error(unreadable)  # also for reads of native code, on whatever thread
 
 
 def allow_open_files(count: int) -> None:
-    """Raises the process's soft limit of open files to `count` and some more, at most to its hard limit."""
+    """Lets `count` files be open at once, as far as the process's hard limit permits. Shards beyond that take turns."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count + 256  # what else the process has open
-    wanted = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    wanted = count + OTHER_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def _state(stat: os.stat_result) -> tuple[int, int, int, int]:
-    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    room = wanted if soft == resource.RLIM_INFINITY else soft
+    _core.File.limit_open(max(room - OTHER_FILES, room // 2))
 
 
 class Checkpoint:
@@ -101,7 +102,7 @@ class Checkpoint:
 
     def column(self, names: Sequence[str]) -> FileColumn:
         """The views of these tensors, in this order; rows of names that the checkpoint lacks must not be used."""
-        column = FileColumn(self.columns, self.shard_of, self.shards)
+        column = FileColumn(self.columns, self.shard_of, [shard.file for shard in self.shards])
         return column if names == self.names else column.take([self.rows.get(name, ABSENT) for name in names])
 
     def is_quantized(self) -> bool:
@@ -171,7 +172,7 @@ class Checkpoint:
 
     def view(self, name: str) -> FileRegion:
         shard, entry = self.entries[name]
-        return FileRegion(entry.dtype, entry.shape, shard, entry.offset)
+        return FileRegion(entry.dtype, entry.shape, shard.file, entry.offset)
 
     def config(self) -> dict[str, Any]:
         """The parsed config.json, empty if there is none."""

@@ -18,6 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from .. import _core, system
 from ..errors import MergeError, OutputError
 from ..units import show_size
 from .checkpoint import INDEX, SINGLE
@@ -36,7 +37,7 @@ class OutputDirectory:
         self._overwrite, self._resume, self.sync = overwrite, resume, sync
         self._lock: Any = None
         self._created = False
-        self._fds: dict[str, int] = {}
+        self._files: dict[str, Any] = {}
         self._done: dict[str, Any] = {}  # the journal's records of the finished shards
         self._syncing: list[Future] = []
         self._syncer = ThreadPoolExecutor(1, "sync") if sync else None
@@ -127,18 +128,18 @@ class OutputDirectory:
             pass  # no journal, or its last line was being written when the machine stopped
         return done
 
-    def shard(self, name: str, header: bytes, nbytes: int) -> int:
-        """A descriptor of the shard's file: header written, space reserved. Opened when first asked for."""
-        fd = self._fds.get(name)
-        if fd is None:
+    def shard(self, name: str, header: bytes, nbytes: int) -> Any:
+        """The shard's file, a `_core.File`: header written, space reserved. Opened when first asked for."""
+        file = self._files.get(name)
+        if file is None:
             try:
-                fd = os.open(self.staging / name, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-                self._fds[name] = fd
-                _reserve(fd, nbytes)
-                os.pwrite(fd, header, 0)
+                file = _core.File(system.calls.open(self.staging / name, os.O_RDWR | os.O_CREAT | os.O_TRUNC))
+                self._files[name] = file
+                system.reserve(file.fd, nbytes)
+                file.write(header, 0)
             except OSError as error:
                 raise self.error(error) from None
-        return fd
+        return file
 
     def error(self, error: OSError) -> MergeError:
         """The error that a user sees after a failed write."""
@@ -150,19 +151,19 @@ class OutputDirectory:
 
     def finish_shard(self, name: str, digests: Sequence[int]) -> None:
         """All tensors of the shard are written; these are their digests, in order."""
-        fd = self._fds.pop(name)
+        file = self._files.pop(name)
         if self._syncer is None:
-            self._close_shard(fd, name, digests)
+            self._close_shard(file, name, digests)
         else:
-            self._syncing.append(self._syncer.submit(self._close_shard, fd, name, digests))
+            self._syncing.append(self._syncer.submit(self._close_shard, file, name, digests))
 
-    def _close_shard(self, fd: int, name: str, digests: Sequence[int]) -> None:
+    def _close_shard(self, file: Any, name: str, digests: Sequence[int]) -> None:
         try:
             if self.sync:
-                os.fdatasync(fd)
-            nbytes = os.fstat(fd).st_size
+                system.calls.fdatasync(file.fd)
+            nbytes = system.calls.fstat(file.fd).st_size
         finally:
-            os.close(fd)
+            file.close()
         self._done[name] = {"name": name, "bytes": nbytes, "digests": "".join(f"{d:016x}" for d in digests)}
         self._write_journal(json.dumps(self._done[name]))
 
@@ -192,9 +193,9 @@ class OutputDirectory:
             self._done.clear()
             _remove(self.staging)
             if self.sync:
-                _sync_directory(self.path)
+                system.sync_directory(self.path)
                 if self._created:
-                    _sync_directory(self.path.parent)
+                    system.sync_directory(self.path.parent)
         except OSError as error:
             raise self.error(error) from None
         self.close()
@@ -213,11 +214,7 @@ class OutputDirectory:
 
     def _write_all(self, files: Mapping[str, bytes]) -> None:
         for name, data in files.items():
-            with open(self.staging / name, "wb") as file:
-                file.write(data)
-                if self.sync:
-                    file.flush()
-                    os.fsync(file.fileno())
+            system.write_file(self.staging / name, data, sync=self.sync)
 
     def _retire_old(self, new: set[str]) -> None:
         """Before the first file of the new model appears, the old one stops looking complete. Shards, a tokenizer and
@@ -241,9 +238,7 @@ class OutputDirectory:
     def abort(self, keep: bool = True) -> int:
         """After a failure or Ctrl-C: keeps finished shards for --resume (if `keep`), removes the rest. Returns how many
         it kept."""
-        for fd in self._fds.values():
-            os.close(fd)
-        self._fds.clear()
+        self._files.clear()
         for future in self._syncing:
             with contextlib.suppress(Exception):
                 future.result()
@@ -280,23 +275,6 @@ def _index_text(index: Mapping[str, Any]) -> str:
     rest = {name: value for name, value in index.items() if name != "weight_map"}
     text = json.dumps(rest, indent=2).removesuffix("\n}")
     return f'{text},\n  "weight_map": {{{entries}\n  }}\n}}\n'
-
-
-def _reserve(fd: int, nbytes: int) -> None:
-    try:
-        os.posix_fallocate(fd, 0, nbytes)
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
-            raise
-        os.ftruncate(fd, nbytes)  # not every file system can reserve space
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _remove(path: Path) -> None:

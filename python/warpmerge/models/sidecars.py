@@ -108,7 +108,7 @@ def manifest(plan: Plan, version: str, digests: Sequence[int]) -> bytes:
                 "model": str(c),
                 **roles.get(id(c), {}),
                 "path": str(c.path.resolve()),
-                "files": [{"name": s.path.name, "bytes": s.size, "mtime_ns": s.mtime_ns} for s in c.shards],
+                "files": [{"name": s.path.name, "bytes": s.size, "mtime_ns": s.identity.mtime_ns} for s in c.shards],
             }
             for c in plan.checkpoints
         ],

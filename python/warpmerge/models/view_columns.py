@@ -14,7 +14,7 @@ from typing import Any, Protocol, cast
 from .. import _core
 from ..dtypes import DTYPES, DType
 from .safetensors import Columns
-from .views import FileRegion, OpenFile, View
+from .views import FileRegion, Range, View
 
 _CODES = bytes(dtype.code or 0 for dtype in DTYPES).ljust(256, b"\0")  # from an index into DTYPES
 ABSENT = -1  # in place of a row: the model has no such tensor
@@ -65,7 +65,7 @@ class ViewColumn(ABC):
         """Of the view's elements."""
 
     @abstractmethod
-    def ranges(self, row: int, start: int = 0, nbytes: int | None = None) -> Iterable[tuple[int, int, int]]:
+    def ranges(self, row: int, start: int = 0, nbytes: int | None = None) -> Iterable[Range]:
         """What a pass over the view's bytes [start, start + nbytes) reads from files: (fd, offset, bytes). None: up to
         the end."""
 
@@ -97,7 +97,7 @@ class ListColumn(ViewColumn):
                     self._native.set(row, view.native())
         return self._native
 
-    def ranges(self, row: int, start: int = 0, nbytes: int | None = None) -> Iterable[tuple[int, int, int]]:
+    def ranges(self, row: int, start: int = 0, nbytes: int | None = None) -> Iterable[Range]:
         return _ranges(self.view(row), start, nbytes)
 
 
@@ -107,9 +107,10 @@ class FileColumn(ViewColumn):
     Args:
         columns: where each tensor lies in its file.
         file_of: of each tensor its file's place in `files`, int32.
+        files: of the class `_core.File`.
     """
 
-    def __init__(self, columns: Columns, file_of: array[int], files: Sequence[OpenFile]) -> None:
+    def __init__(self, columns: Columns, file_of: array[int], files: Sequence[Any]) -> None:
         self.kinds, self.shapes = columns.kinds, columns.shapes
         self.read_bytes = columns.sizes
         self._offsets, self._file_of, self._files = columns.offsets, file_of, files
@@ -147,19 +148,18 @@ class FileColumn(ViewColumn):
 
     def native(self) -> Any:
         if self._native is None:
-            descriptors = [file.fd for file in self._files]
-            self._native = _core.ViewColumn(self.kinds.translate(_CODES), self._file_of, self._offsets, descriptors)
+            self._native = _core.ViewColumn(self.kinds.translate(_CODES), self._file_of, self._offsets, self._files)
             for row, view in self._others.items():
                 self._native.set(row, view.native())
         return self._native
 
-    def ranges(self, row: int, start: int = 0, nbytes: int | None = None) -> Iterable[tuple[int, int, int]]:
+    def ranges(self, row: int, start: int = 0, nbytes: int | None = None) -> Iterable[Range]:
         if row in self._others:
             return _ranges(self._others[row], start, nbytes)
         nbytes = self.read_bytes[row] - start if nbytes is None else nbytes
-        return ((self._files[self._file_of[row]].fd, self._offsets[row] + start, nbytes),) if nbytes else ()
+        return ((self._files[self._file_of[row]], self._offsets[row] + start, nbytes),) if nbytes else ()
 
 
-def _ranges(view: View, start: int, nbytes: int | None) -> Iterator[tuple[int, int, int]]:
+def _ranges(view: View, start: int, nbytes: int | None) -> Iterator[Range]:
     size = view.dtype.itemsize
     return view.ranges(start // size, None if nbytes is None else nbytes // size)

@@ -17,27 +17,19 @@ plain Python, and what the reference computes with. `native` is the description 
 from __future__ import annotations
 
 import ctypes
-import errno
 import itertools
 import math
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from .. import _core
 from ..dtypes import DType
 from ..errors import CheckpointError
 
+Range = tuple[Any, int, int]  # a _core.File, an offset, a number of bytes
 GAP = 64 << 10  # bytes: nearer rows of a file are read ahead in one request, with what lies between
-
-
-class OpenFile(Protocol):
-    """A file to read from, such as a shard; it may be opened when `fd` is first asked for."""
-
-    @property
-    def fd(self) -> int: ...
 
 
 class View(ABC):
@@ -57,11 +49,11 @@ class View(ABC):
 
     @abstractmethod
     def read(self, start: int = 0, count: int | None = None) -> bytes | memoryview:
-        """The bytes of the elements [start, start + count). Raises OSError (EFAULT) if they cannot be read."""
+        """The bytes of the elements [start, start + count). Raises CheckpointError if they cannot be read."""
 
     @abstractmethod
-    def ranges(self, start: int = 0, count: int | None = None) -> Iterator[tuple[int, int, int]]:
-        """What a pass over [start, start + count) reads from files: (fd, offset, bytes), as it lies there."""
+    def ranges(self, start: int = 0, count: int | None = None) -> Iterator[Range]:
+        """What a pass over [start, start + count) reads from files, as it lies there."""
 
     @abstractmethod
     def native(self) -> Any:
@@ -82,11 +74,11 @@ class View(ABC):
 
 @dataclass(slots=True, eq=False)
 class FileRegion(View):
-    """Elements from the byte `offset` of a file on."""
+    """Elements from the byte `offset` of a file (a `_core.File`) on."""
 
     dtype: DType
     shape: tuple[int, ...]
-    file: OpenFile
+    file: Any
     offset: int
     count: int = field(init=False, repr=False)
     nbytes: int = field(init=False, repr=False)
@@ -102,27 +94,17 @@ class FileRegion(View):
 
     def read(self, start: int = 0, count: int | None = None) -> bytes:
         size = self.dtype.itemsize
-        at, left = self.offset + start * size, self._length(start, count) * size
-        parts = []
-        while left:
-            try:
-                part = os.pread(self.file.fd, left, at)
-            except OSError as error:
-                raise OSError(errno.EFAULT, error.strerror) from None
-            if not part:
-                raise OSError(errno.EFAULT, "file ends early")
-            parts.append(part)
-            at, left = at + len(part), left - len(part)
-        return b"".join(parts)
+        found: bytes = self.file.read(self.offset + start * size, self._length(start, count) * size)
+        return found
 
-    def ranges(self, start: int = 0, count: int | None = None) -> Iterator[tuple[int, int, int]]:
+    def ranges(self, start: int = 0, count: int | None = None) -> Iterator[Range]:
         size = self.dtype.itemsize
         nbytes = self._length(start, count) * size
         if nbytes:
-            yield self.file.fd, self.offset + start * size, nbytes
+            yield self.file, self.offset + start * size, nbytes
 
     def native(self) -> Any:
-        return _core.View(self.dtype.code or 0, fd=self.file.fd, offset=self.offset)
+        return _core.View(self.dtype.code or 0, file=self.file, offset=self.offset)
 
     def tensor(self) -> Any:
         raise TypeError("a file is on no device")
@@ -157,7 +139,7 @@ class Memory(View):
             return memoryview(flat[start * size : start * size + nbytes].cpu().numpy())
         return memoryview((ctypes.c_uint8 * nbytes).from_address(self.address + start * size)).cast("B")
 
-    def ranges(self, start: int = 0, count: int | None = None) -> Iterator[tuple[int, int, int]]:
+    def ranges(self, start: int = 0, count: int | None = None) -> Iterator[Range]:
         return iter(())
 
     def native(self) -> Any:
@@ -218,7 +200,7 @@ class GatheredRows(View):
         size = self.dtype.itemsize
         return rows[(start - first * self.row) * size : (end - first * self.row) * size]
 
-    def ranges(self, start: int = 0, count: int | None = None) -> Iterator[tuple[int, int, int]]:
+    def ranges(self, start: int = 0, count: int | None = None) -> Iterator[Range]:
         """In the order of the file: a disk gives neighbouring rows faster than rows in any other order."""
         import numpy as np
 
@@ -304,7 +286,7 @@ class JoinedParts(View):
                     found.append(part.read(number * (last - first) + low - first, high - low))
         return b"".join(found)
 
-    def ranges(self, start: int = 0, count: int | None = None) -> Iterator[tuple[int, int, int]]:
+    def ranges(self, start: int = 0, count: int | None = None) -> Iterator[Range]:
         end, stripe = start + self._length(start, count), self.starts[-1]
         if start == end:
             return

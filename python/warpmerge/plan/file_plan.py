@@ -111,7 +111,7 @@ class Plan:
 
     def fingerprint(self) -> str:
         """Changes with anything that changes the output or its layout: what --resume compares."""
-        files = [[str(s.path), s.size, s.mtime_ns] for checkpoint in self.checkpoints for s in checkpoint.shards]
+        files = [[str(s.path), *s.identity] for checkpoint in self.checkpoints for s in checkpoint.shards]
         parts = [
             __version__,
             self.recipe.to_yaml(),

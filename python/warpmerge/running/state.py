@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -93,10 +92,6 @@ class Running:
             with self._following(found, state, number) as results:
                 try:
                     operands.merge(Fixed(combine), {"nonfinite": "error"}, results, place)
-                except OSError as error:
-                    if error.errno != errno.EFAULT:  # that of what cannot be read; others come from writing
-                        raise
-                    raise CheckpointError(f"cannot read {label}: {error.strerror or error}.") from None
                 except CheckpointError as error:  # not finite, which no parameter allows here
                     raise CheckpointError(str(error).partition(", or set the parameter")[0].rstrip(".") + ".") from None
         self._count = number
@@ -128,7 +123,7 @@ class Running:
             yield
         finally:
             if shard is not None:
-                shard.close()
+                shard.file.put_away()
 
     def _operands(self, found: dict, state: list[dict], label: str) -> tuple[Operands, Combine]:
         """The first checkpoint becomes the mean, and 0 the other parts."""
@@ -251,14 +246,12 @@ class Running:
         Raises:
             CheckpointError: the file is damaged, or holds another kind of state.
         """
-        count, options, state, shard = open_state(Path(path), cls.__name__, cls.parts)
+        count, options, state, _ = open_state(Path(path), cls.__name__, cls.parts)
         try:
             made = cls(**options, backend=backend)
             made._state = {part: {name: in_memory(a) for name, a in of.items()} for part, of in state.items()}
         except (TypeError, UsageError):
             raise CheckpointError(f"{path}: its header is damaged; use another copy.") from None
-        finally:
-            shard.close()
         made._count = count
         return made
 

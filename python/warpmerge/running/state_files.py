@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import _core, system
 from ..dtypes import FLOAT32, FLOAT64, DType
 from ..engine.arrays import FileArray
 from ..errors import CheckpointError, OutputError
@@ -29,11 +30,11 @@ class FileTarget:
     """A place in a file, to merge into like a `Result`."""
 
     dtype: DType
-    fd: int
+    file: Any  # a _core.File
     offset: int
 
     def sink(self) -> FileSink:
-        return FileSink(self.fd, self.offset)
+        return FileSink(self.file, self.offset)
 
 
 @contextlib.contextmanager
@@ -44,23 +45,21 @@ def file_targets(
     header, columns, size = layout(specs, metadata)
     hidden = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        fd = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-        try:
-            os.ftruncate(fd, size)
-            os.pwrite(fd, header, 0)
-            yield {name: FileTarget(e.dtype, fd, e.offset) for name, e in columns.by_name().items()}
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        hidden.replace(path)
-        _sync_directory(path.parent)
+        file = _core.File(system.calls.open(hidden, os.O_RDWR | os.O_CREAT | os.O_TRUNC))
+        system.calls.truncate(file.fd, size)
+        file.write(header, 0)
+        yield {name: FileTarget(e.dtype, file, e.offset) for name, e in columns.by_name().items()}
+        system.calls.fsync(file.fd)
+        file.close()
+        system.calls.rename(hidden, path)
+        system.sync_directory(path.parent)
     except OutputError:
         raise
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}.") from None
     finally:
         with contextlib.suppress(OSError):
-            hidden.unlink(missing_ok=True)
+            system.calls.unlink(hidden)
 
 
 @contextlib.contextmanager
@@ -76,8 +75,8 @@ def directory_targets(path: Path, specs: Sequence[Spec], like: Path | None) -> I
     directory = OutputDirectory(path, inputs=[like] if like else [], overwrite=False, resume=False, sync=True)
     directory.open(KEY, size)
     try:
-        fd = directory.shard(SINGLE, header, size)
-        yield {name: FileTarget(e.dtype, fd, e.offset) for name, e in columns.by_name().items()}
+        file = directory.shard(SINGLE, header, size)
+        yield {name: FileTarget(e.dtype, file, e.offset) for name, e in columns.by_name().items()}
         directory.finish_shard(SINGLE, ())
         directory.publish([SINGLE], None, files)
     except BaseException as error:
@@ -102,7 +101,7 @@ def write_state(path: Path, metadata: Mapping[str, str], arrays: Mapping[str, An
         for name, target in targets.items():
             at = target.offset
             for data in arrays[name].view().chunks(CHUNK):
-                FileSink(target.fd, at).write(memoryview(data))
+                FileSink(target.file, at).write(memoryview(data))
                 at += len(data)
 
 
@@ -148,11 +147,3 @@ def in_memory(array: FileArray) -> np.ndarray:
         flat[at : at + len(data)] = np.frombuffer(data, np.uint8)
         at += len(data)
     return made
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import os
 
 import numpy as np
 import pytest
@@ -107,7 +106,6 @@ def test_files(tmp_path, over):
         for isa, tile in itertools.product(ISAS, (512, 4096, None)):
             found = measured(cpu(isa, 2, tile), request, [tensor], place=lambda t: region)
             assert np.array_equal(found, wanted), (isa, tile)
-    os.close(file.fd)
 
 
 def test_a_mean_per_element():

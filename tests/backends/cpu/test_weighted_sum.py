@@ -14,6 +14,7 @@ from kernel_helpers import (
     assert_same_bits,
     bits,
     family,
+    native_file,
     operands,
     output,
     pool,
@@ -85,7 +86,7 @@ def test_several_outputs_to_files(tmp_path):
     in_memory, _ = combine(tensors, rows)
     for tile in (512, 1024, 131072):
         with open(tmp_path / "out", "w+b") as file:
-            outputs = [Place(2, 100 + 4096 * m, file.fileno()) for m in range(3)]
+            outputs = [Place(2, 100 + 4096 * m, native_file(file)) for m in range(3)]
             item = pool(ISAS[0]).weighted_sum(operands(tensors), tile, [c for row in rows for c in row], False, outputs)
             work(pool(ISAS[0]), item)
             for m, tensor in enumerate(in_memory):

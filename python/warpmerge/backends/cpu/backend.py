@@ -75,9 +75,10 @@ class Ticket:
                 asked = primitive(task, request, lambda pattern: True) if isinstance(request, Reduce) else request
                 kinds.setdefault((id(task.group), *batch_key(asked)), []).append((place, task, asked))
         self._batches = [NativeBatch(backend.pool, backend.tile, capacity, asked) for asked in kinds.values()]
-        self._launches = [backend.submit([batch.native for batch in self._batches])] if self._batches else []
+        submit = backend.pool.submit
+        self._launches = [submit([batch.native for batch in self._batches], work)] if self._batches else []
         if self._copies:
-            self._launches.append(backend.submit([item for _, item in self._copies]))
+            self._launches.append(submit([item for _, item in self._copies], work))
 
     def wait(self) -> list[Outcome]:
         """Blocks until all is done. Raises OSError if a file could not be written or read."""
@@ -92,9 +93,8 @@ class Ticket:
             for launch in self._launches:
                 while not launch.wait(POLL_MS):
                     pass
-                self._backend.retire(launch)
             again = [left for batch in self._batches if (left := batch.unfinished()) is not None]
-            self._launches = [self._backend.submit(again)] if again else []
+            self._launches = [self._backend.pool.submit(again, self._work)] if again else []
         for place, item in self._copies:
             outcomes[place] = Outcome(item.digest)
         for batch in self._batches:
@@ -113,7 +113,6 @@ class CpuBackend(Backend):
         """`tile`: elements, a multiple of 512. `isa` forces an instruction set, else $WARPMERGE_ISA, else the best."""
         self.pool = _core.Pool(thread_count(threads), isa or os.environ.get("WARPMERGE_ISA", ""))
         self.tile = tile or TILE
-        self._launches: list[Any] = []
 
     @property
     def isa(self) -> str:
@@ -127,14 +126,6 @@ class CpuBackend(Backend):
         source = task.inputs[request.index]
         return self.pool.copy(source.native(), source.nbytes, self.tile * 2, native_output(task, task.sinks[0]))
 
-    def submit(self, items: list[Any]) -> Any:
-        launch = self.pool.submit(items)
-        self._launches.append(launch)
-        return launch
-
-    def retire(self, launch: Any) -> None:
-        self._launches.remove(launch)
-
     def release(self, tasks: Sequence[TensorTask]) -> None:
         """Drops what masks have decided of tasks that are not combined by them."""
         for task in tasks:
@@ -142,19 +133,11 @@ class CpuBackend(Backend):
                 task.group.native.drop(task.row)
 
     def cancel(self) -> None:
-        """Drops what has not started and waits for what has."""
-        for launch in self._launches:
-            launch.cancel()
-        for launch in self._launches:
-            try:
-                while not launch.wait(POLL_MS):
-                    pass
-            except Exception:
-                pass  # the error that led here is the one to show
-        self._launches.clear()
+        """Drops what has not started and waits for what has. No signal ends the wait."""
+        self.pool.settle()
 
     def close(self) -> None:
-        self.cancel()
+        self.pool.settle()
 
 
 def create(threads: int | None = None, tile: int | None = None, device: str = "cpu") -> CpuBackend:

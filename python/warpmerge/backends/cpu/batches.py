@@ -162,8 +162,8 @@ def _outputs(tasks: Sequence[TensorTask]) -> Any:
     code = tasks[0].group.out_dtype.code or 0
     sinks: list[Any] = list(chain.from_iterable([task.sinks for task in tasks]))  # all of one kind
     if isinstance(sinks[0], FileSink):
-        descriptors = array("i", [sink.fd for sink in sinks])
-        return _core.Outputs.in_files(code, descriptors, array("q", [s.offset for s in sinks]), sinks[0].background)
+        files, offsets = [sink.file for sink in sinks], array("q", [sink.offset for sink in sinks])
+        return _core.Outputs.in_files(code, files, offsets, sinks[0].background)
     return _core.Outputs.in_memory(code, array("Q", [sink.address for sink in sinks]))
 
 
@@ -171,7 +171,7 @@ def native_output(task: TensorTask, sink: Sink) -> Any:
     """One place."""
     code = task.out_dtype.code or 0
     if isinstance(sink, FileSink):
-        return _core.Output(code, fd=sink.fd, offset=sink.offset, background=sink.background)
+        return _core.Output(code, file=sink.file, offset=sink.offset, background=sink.background)
     return _core.Output(code, memory=sink.address)
 
 

@@ -23,7 +23,7 @@ from .lowering import Lowering, lifted
 from .requests import BINS, steps
 from .residency import InPlace, Staged, Workspace
 from .scratch import Scratch
-from .staging import BUFFER_BYTES, BUFFERS, IO_TILE, Arrival, Cancelled, Inbound, Outbound, drop, wait_for
+from .staging import BUFFER_BYTES, BUFFERS, IO_TILE, Arrival, Cancelled, Inbound, Outbound, wait_for
 from .tables import ALIGN, CHUNK
 from .tiles import footprint
 
@@ -64,7 +64,6 @@ class DeviceBackend(Backend):
         self._threads, self._buffer_bytes = thread_count(threads), buffer_bytes
         self._budget = budget
         self._cancelled = threading.Event()
-        self._copying: list[Any] = []  # launches of copies that bypass the device
         self._halved = False
         self._rings: Any = None  # Inbound and Outbound
         self._pools: list[Any] = []
@@ -91,20 +90,25 @@ class DeviceBackend(Backend):
         return residency is not None and residency.workspace is not None and residency.workspace.runtime is self.runtime
 
     def cancel(self) -> None:
-        """Drops what has not started and waits for what has."""
+        """Drops what has not started and waits for what has. After an interrupt it can be called again."""
         if self._thread is None:
             return
         self._cancelled.set()
         try:
             self._thread.shutdown(wait=True, cancel_futures=True)
-            for launch in self._copying:
-                drop(launch)
+            for pool in self._pools:
+                pool.settle()
             self._rings[1].close()
             for workspace in self._workspaces:  # their memory must outlive what is queued on it
                 workspace.release()
-        finally:
-            self._thread, self._rings = None, None
-            self._workspaces, self._idle, self._latest, self._copying = [], [], None, []
+        except Exception:  # of the device, which is not usable any more
+            self._forget()
+            raise
+        self._forget()
+
+    def _forget(self) -> None:
+        self._thread, self._rings = None, None
+        self._workspaces, self._idle, self._latest = [], [], None
 
     def close(self) -> None:
         self.cancel()
@@ -151,9 +155,7 @@ class DeviceBackend(Backend):
 
     def _start_staged(self, work: Sequence[Work]) -> Pending:
         items = {i: self._copy(task, request) for i, (task, request) in enumerate(work) if isinstance(request, Copy)}
-        launch = self._pools[1].submit(list(items.values())) if items else None
-        if launch is not None:
-            self._copying.append(launch)
+        launch = self._pools[1].submit(list(items.values()), work) if items else None
         for i in items:  # measured before, and found to need no merging
             if work[i][0].residency is not None:
                 self.finished(work[i][0].residency, 1)
@@ -263,9 +265,6 @@ class DeviceBackend(Backend):
             if residency is not None:
                 self.finished(residency, 1)
 
-    def copied(self, launch: Any) -> None:
-        self._copying.remove(launch)
-
 
 class Pending:
     """A batch's requests under way: those that have to look at results of the device before they go on."""
@@ -315,7 +314,6 @@ class DeviceTicket:
                 pending.resume()
             if pending.copying is not None:
                 wait_for(pending.copying, lambda: False)
-                pending.backend.copied(pending.copying)
             found = zip(self._asked, pending.outcomes(), strict=True)
             return [Outcome(lifted(*work, outcome.value), outcome.nonfinite) for work, outcome in found]
         except (Cancelled, CancelledError):

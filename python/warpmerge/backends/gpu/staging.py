@@ -7,7 +7,6 @@ filled.
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import threading
 from collections.abc import Iterator, Sequence
@@ -62,22 +61,10 @@ def fill_buffers(moves: Sequence[Move], capacity: int) -> Iterator[list[Move]]:
 
 
 def wait_for(launch: Any, cancelled: Any) -> None:
-    """Until all is done or, once `cancelled()`, dropped: when interrupted too, as memory and files are still in use."""
-    try:
-        while not launch.wait(POLL_MS):
-            if cancelled():
-                launch.cancel()
-    except BaseException:
-        drop(launch)
-        raise
-
-
-def drop(launch: Any) -> None:
-    """Gives up what has not started and waits for what has."""
-    launch.cancel()
-    with contextlib.suppress(OSError):
-        while not launch.wait(POLL_MS):
-            pass
+    """Until all is done or, once `cancelled()`, dropped."""
+    while not launch.wait(POLL_MS):
+        if cancelled():
+            launch.cancel()
 
 
 class Buffer:
@@ -97,7 +84,7 @@ class Inbound:
         self._lock = threading.Lock()
 
     def bring(self, moves: Sequence[Move], arena: Any, stream: Any) -> None:
-        """Produces the views of `moves` into `arena`. Raises OSError (EFAULT) for one that cannot be read."""
+        """Produces the views of `moves` into `arena`. Raises CheckpointError for one that cannot be read."""
         with self._lock:
             self._bring(moves, arena, stream)
 
@@ -117,7 +104,7 @@ class Inbound:
                 )
                 for m in content
             ]
-            wait_for(self._pool.submit(items), self._cancelled)
+            wait_for(self._pool.submit(items, buffer), self._cancelled)
             stream.copy_in(arena, first, buffer.memory, 0, content[-1].offset + content[-1].nbytes - first)
             buffer.event = stream.record()
 
@@ -142,7 +129,7 @@ class Arrival:
     def output(self, start: int) -> Any:
         sink = self.sink
         if isinstance(sink, FileSink):
-            return _core.Output(0, fd=sink.fd, offset=sink.offset + start, background=sink.background)
+            return _core.Output(0, file=sink.file, offset=sink.offset + start, background=sink.background)
         return _core.Output(0, memory=sink.address + start)
 
     @property
@@ -204,7 +191,7 @@ class Outbound:
                 )
                 for m in content
             ]
-            wait_for(self._pool.submit(items), self._cancelled)
+            wait_for(self._pool.submit(items, buffer), self._cancelled)
             for m, item in zip(content, items, strict=True):
                 m.tensor.add(item.partial_digest)
         finally:

@@ -209,12 +209,8 @@ def run_cli(*arguments: Any) -> Finished:
 
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            cli.main([str(a) for a in arguments])
-            status = None
-        except SystemExit as stop:
-            status = stop.code
-    return Finished(0 if status is None else int(status), out.getvalue(), err.getvalue())
+        status = cli.run([str(a) for a in arguments])
+    return Finished(status, out.getvalue(), err.getvalue())
 
 
 # The setup of a process that gets SIGINT when it has finished its first shard.
@@ -232,7 +228,7 @@ O.finish_shard = finish
 
 def run_process(*arguments: Any, setup: str = "", **options: Any) -> Finished:
     """The command line in a process of its own; `setup` is Python code that runs there first."""
-    code = f"{setup}\nimport sys\nfrom warpmerge.cli import main\nmain(sys.argv[1:])"
+    code = f"{setup}\nfrom warpmerge.__main__ import main\nmain()"
     command = [sys.executable, "-c", code, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)
     return Finished(done.returncode, done.stdout, done.stderr)

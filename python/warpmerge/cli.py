@@ -1,4 +1,5 @@
-"""The command line. Exit status: 0 done, 2 wrong usage or recipe, 1 anything else, 130 interrupted."""
+"""The command line. Exit status: 0 done, 2 wrong usage or recipe, 1 anything else, 130 interrupted (143 by
+SIGTERM, 129 by SIGHUP)."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from . import __version__
 from .errors import MergeError
 from .units import show_seconds, show_size
 
+INTERRUPTED = 130
 THREADS = click.IntRange(1, 1024)
 
 
@@ -214,17 +216,13 @@ class _Progress:
             self._bar.close()
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Runs the command line and exits."""
+def run(arguments: list[str] | None = None) -> int:
+    """Runs the command line. Returns the exit status."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(
                 errors="backslashreplace"
             )  # paths and tensor names need not be in the terminal's encoding
-    sys.exit(_main(arguments))
-
-
-def _main(arguments: list[str] | None) -> int:
     try:
         cli.main(arguments, prog_name="warpmerge", standalone_mode=False)
     except click.ClickException as error:
@@ -232,7 +230,7 @@ def _main(arguments: list[str] | None) -> int:
         return 2
     except (click.exceptions.Abort, KeyboardInterrupt) as error:  # click wraps Ctrl-C in an Abort
         _complain(str(error.__cause__ or error) or "interrupted.")
-        return 130
+        return INTERRUPTED
     except MergeError as error:
         _complain(f"error: {error}")
         return error.exit_status
@@ -248,7 +246,3 @@ def _main(arguments: list[str] | None) -> int:
 def _complain(text: str) -> None:
     """Prints to stderr. Control characters of names and paths are escaped: they could be commands to the terminal."""
     click.echo("".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text), err=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import os
 import threading
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,12 +22,24 @@ from ..tasks import DeviceSink, MemorySink, Sink
 
 _shared: dict[tuple, Any] = {}
 _locks: dict[int, threading.Lock] = {}
-_inside = threading.local()  # `process`: in which this thread is within a call, or None
+_inside = threading.local()  # `turn`: a weak reference to the Turn of the call that this thread is within
 
 
 def _lock_of(process: int) -> threading.Lock:
     """A lock of this process: one that was held while it was forked would never be released."""
     return _locks.setdefault(process, threading.Lock())
+
+
+class Turn:
+    """Lives as long as a call has a shared backend for itself: an interrupt may keep the call from saying its end."""
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+
+    @staticmethod
+    def under_way() -> bool:
+        turn = getattr(_inside, "turn", lambda: None)()
+        return turn is not None and turn.process == os.getpid()
 
 
 class Place:
@@ -76,17 +89,18 @@ class Place:
         """
         if self.in_place:
             yield self.backend()
-        elif getattr(_inside, "process", None) == os.getpid():
+        elif Turn.under_way():
             with contextlib.closing(backends.create(self.info)) as own:
                 yield own
         else:
             shared = self.backend()
             with _lock_of(os.getpid()):
-                _inside.process = os.getpid()
+                turn: Turn | None = Turn()
+                _inside.turn = weakref.ref(turn)
                 try:
                     yield shared
                 finally:
-                    _inside.process = None
+                    turn = None  # a traceback may keep this frame
 
 
 def _device_of(array: Any) -> str:

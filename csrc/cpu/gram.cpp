@@ -9,11 +9,13 @@ GramItem::GramItem(const Kernels& kernels, std::shared_ptr<Tensors> tensors, int
 
 void GramItem::range(int64_t, const Operands& operands, int64_t begin, int64_t count, Worker& worker,
                      int64_t* nonfinite) {
-  double* blocks = blocks_.data() + begin / kBlock * gram_size(tensors_->models());
+  const int64_t size = gram_size(tensors_->models());
+  double* blocks = blocks_.data() + begin / kBlock * size;
+  void* scratch = worker.scratch(scratch_size() + size_t(size) * kLanes * sizeof(double));
   if (tensors_->fp64)
-    set<double>().gram(operands, begin, count, blocks, scratch(worker), nonfinite);
+    set<double>().gram(operands, begin, count, blocks, scratch, nonfinite);
   else
-    set<float>().gram(operands, begin, count, blocks, scratch(worker), nonfinite);
+    set<float>().gram(operands, begin, count, blocks, scratch, nonfinite);
 }
 
 void GramItem::finish(Worker&) {

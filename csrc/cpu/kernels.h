@@ -186,13 +186,12 @@ struct Kernels {
   }
 };
 
-// Bytes of scratch that any kernel needs for this many models, apart from a formula.
+// Bytes of scratch that any kernel needs for this many models, apart from a formula and from the pairs of a Gram matrix.
 constexpr size_t scratch_bytes(int models) {
   const size_t stage = kStage * sizeof(double);
   const size_t lanes = kLanes * sizeof(double);
   const size_t combine = stage * (2 * size_t(models) + 8);
-  const size_t measure = combine + lanes * (2 * size_t(models) + size_t(models) * (models + 1) / 2);
-  return measure + 512 * (4 * size_t(models) + 16);
+  return combine + lanes * (3 * size_t(models)) + 512 * (4 * size_t(models) + 16);
 }
 
 // A constant fills a strip, and instructions read the strip again and again. Other operands are arrays of a stage.

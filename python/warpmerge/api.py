@@ -174,9 +174,11 @@ def _cpu_memory(plan: Plan, threads: int, limit: int | str | None) -> tuple[int,
     itemsize = max((DTYPES[kind].itemsize for kind in kinds), default=2)
     largest = max(plan.jobs.counts, default=0)
     budget = None if limit is None else parse_size(limit, "memory")
+    measures = any(plan.passes(group) > 1 for group in groups)
+    extent = cpu.Extent(threads, models, itemsize, largest, measures)
     whole = plan.whole_bytes()
     try:
-        tile = cpu.tile_for(None if budget is None else budget - whole, threads, models, itemsize, largest)
+        tile = cpu.tile_for(None if budget is None else budget - whole, extent)
     except ValueError as error:
         least = show_size(error.args[0] + whole)
         why = f", because method '{plan.recipe.method.name}' holds more of a tensor than tiles" if whole else ""
@@ -184,7 +186,7 @@ def _cpu_memory(plan: Plan, threads: int, limit: int | str | None) -> tuple[int,
             f"memory: {show_size(budget or 0)} is too little: with threads={threads} a merge needs {least}{why}; allow "
             "more, or use fewer threads."
         ) from None
-    return tile, cpu.memory(threads, tile, models, itemsize, largest) + whole
+    return tile, cpu.memory(extent, tile) + whole
 
 
 def describe(recipe: str | Path | Mapping[str, Any] | Recipe, **options: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -226,9 +227,8 @@ def _dtype(document: Mapping[str, Any], key: str, where: str) -> DType | None:
 
 
 def _check_models(method: Method, models: tuple[RecipeModel, ...], base: ModelRef | None, where: str) -> None:
-    refs = [m.ref for m in models]
-    for ref in refs:
-        if refs.count(ref) > 1:
+    for ref, times in Counter(m.ref for m in models).items():
+        if times > 1:
             raise UsageError(f"{where}: the model '{ref}' is listed twice; give it once, with the sum of the weights.")
     if base is None and method.base.required:
         raise UsageError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ... import _core
 from ...requests import Copy, Reduce, TensorFunction
@@ -33,27 +33,39 @@ def capacity(count: int) -> int:
     return max(1 << 16, min(count // 8, max(1 << 21, count // 256)))
 
 
-def memory(threads: int, tile: int, models: int, itemsize: int = 2, largest: int = 0) -> int:
-    """Upper estimate of the bytes that a merge of `models` models allocates; `largest`: elements of the largest one."""
+class Extent(NamedTuple):
+    """What the memory of a merge follows from. `largest`: elements of the largest tensor. `measures`: whether the
+    method does, and so may ask for a Gram matrix."""
+
+    threads: int
+    models: int
+    itemsize: int = 2
+    largest: int = 0
+    measures: bool = True
+
+
+def memory(extent: Extent, tile: int) -> int:
+    """Upper estimate of the bytes that a merge allocates."""
+    threads, models, itemsize, largest, measures = extent
     compute = max(4, itemsize)
     tiles = tile * itemsize * (models + 2)  # the inputs, the base and the result
     stage = STAGE * 8 * (2 * models + 8)  # widened inputs and intermediate values, float64 at most
-    lanes = LANES * 8 * (3 * models + models * (models + 1) // 2)  # partial sums, those of a Gram matrix at most
+    lanes = LANES * 8 * (3 * models + measures * models * (models + 1) // 2)  # partial sums
     formula = STAGE * 8 * (FORMULA_ARRAYS + 4 * models)
     select = SMALL * compute * (models + 2)  # the keys of a small tensor
     return threads * (tiles + stage + lanes + formula + select) + models * compute * capacity(largest)
 
 
-def tile_for(budget: int | None, threads: int, models: int, itemsize: int = 2, largest: int = 0) -> int:
+def tile_for(budget: int | None, extent: Extent) -> int:
     """Elements per tile within a memory budget in bytes (None: no bound). Raises ValueError with the least budget."""
     tile = TILE
     while tile > LEAST_TILE and (
-        tile * itemsize * (models + 1) > TILE_BYTES
-        or (budget is not None and memory(threads, tile, models, itemsize, largest) > budget)
+        tile * extent.itemsize * (extent.models + 1) > TILE_BYTES
+        or (budget is not None and memory(extent, tile) > budget)
     ):
         tile //= 2
-    if budget is not None and memory(threads, tile, models, itemsize, largest) > budget:
-        raise ValueError(memory(threads, LEAST_TILE, models, itemsize, largest))
+    if budget is not None and memory(extent, tile) > budget:
+        raise ValueError(memory(extent, LEAST_TILE))
     return tile
 
 

@@ -133,9 +133,9 @@ def test_a_base_that_a_method_does_not_need_gives_the_dtype():
 
 def test_tensors_of_one_call_are_on_one_device():
     here = torch.ones(4)
-    with pytest.raises(wm.UsageError, match=r"'w' is on meta in one model, others are on cpu; move all to one device"):
+    with pytest.raises(wm.UsageError, match=r"'w' of model 1 is on the device meta and holds no data"):
         wm.merge_tensors([here, here.to("meta")], "linear", weight=1, name="w")
-    with pytest.raises(wm.UsageError, match="meta and hold no data"):
+    with pytest.raises(wm.UsageError, match="model 0 is on the device meta and holds no data; load the model first"):
         wm.merge_tensors([here.to("meta"), here], "linear", weight=1)
 
 

@@ -128,7 +128,12 @@ def test_wrong_calls(pool, act, error, message):
             "model 1 lacks the tensor 'a' of model 0",
         ),
         (({"a": torch.ones(1)}, [{}]), {"device": "cpu"}, CheckpointError, "model 0 lacks .* 'a' of the base"),
-        ((None, [{"a": torch.ones(1).to(torch.complex128)}]), {"device": "cpu"}, UsageError, "'a' has the dtype"),
+        (
+            (None, [{"a": torch.ones(1).to(torch.complex128)}]),
+            {"device": "cpu"},
+            UsageError,
+            "'a' of model 0 has the dtype",
+        ),
     ],
 )
 def test_pools_that_cannot_be(arguments, options, error, message):
@@ -218,6 +223,10 @@ for act in (lambda: pool.merge("linear", weight=1), lambda: pool.sweep([[1, 1]])
         assert "1 of 2 in 'model 1'" in str(error), error
     else:
         raise AssertionError
+values = torch.tensor([1.0, 2.0, 3.0])
+for odd in (torch._neg_view(-values), values.repeat(2, 1).T[:, 1], values.expand(2, 3)):
+    merged = wm.Pool(None, [{{"w": odd}}], backend="triton").merge("linear", weight=1)
+    assert merged["w"].tolist() == odd.tolist()
 again = wm.Pool(good, [good, good], backend="triton").sweep([[1, 1], [1, 2]])
 assert all((m["w"] == 1).all() and (m["frozen"] == math.inf).all() for m in again)
 print("all equal")
@@ -236,10 +245,59 @@ def test_in_place(directories):
     assert (done.returncode, done.stdout.strip()) == (0, "all equal"), done.stderr[-3000:]
 
 
-def test_a_closed_pool_cannot_be_used():
-    pool = wm.Pool(None, [{"a": torch.ones(3)}], device="cpu")
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda pool: pool.merge("linear", weight=[1.0]),
+        lambda pool: pool.merge("linear", weight=[1.0], into={"a": torch.ones(3)}),
+        lambda pool: pool.merge("no such method"),
+        lambda pool: pool.sweep([[1.0]]),
+        lambda pool: pool.sweep([]),
+        lambda pool: pool.__enter__(),
+        len,
+    ],
+)
+@pytest.mark.parametrize("files", [False, True])
+def test_a_closed_pool_cannot_be_used(act, files, tmp_path):
+    model = {"a": torch.ones(3)}
+    pool = wm.Pool(None, [save(tmp_path / "m", model) if files else model], device="cpu")
     merged = pool.merge("linear", weight=[1.0])
     pool.close()
-    with pytest.raises(UsageError, match="the pool is closed"):
-        pool.merge("linear", weight=[1.0])
-    assert merged["a"].tolist() == [1, 1, 1]
+    with pytest.raises(UsageError, match="the pool is closed; make a new one"):
+        act(pool)
+    pool.close()
+    assert merged["a"].tolist() == [1, 1, 1] and (pool.device, pool.backend) == ("cpu", "cpu")
+
+
+@pytest.mark.parametrize("files", [False, True])
+def test_one_model_many_times_is_loaded_once(files, base, models, directories):
+    there, others = directories
+    origin, model = (there, others[0]) if files else (base, models[0])
+
+    def opened(count):
+        before = len(os.listdir("/proc/self/fd"))
+        with wm.Pool(origin, [model] * count, device="cpu") as pool:
+            merged = pool.merge("task_arithmetic", weight=1 / count)
+            return merged, len(os.listdir("/proc/self/fd")) - before
+
+    merged, files_open = opened(64)
+    assert files_open == opened(1)[1]
+    assert_equal(merged, wm.merge_state_dicts([models[0]] * 64, "task_arithmetic", base=base, weight=1 / 64))
+
+
+@pytest.mark.parametrize("call", [lambda pool: pool.merge("linear", weight=1), lambda pool: pool.sweep([[1.0, 1.0]])])
+def test_a_file_that_is_cut_while_the_pool_is_open(call, tmp_path):
+    good = {"w": torch.ones(100_000)}
+    with wm.Pool(None, [save(tmp_path / name, good) for name in "ab"], device="cpu") as pool:
+        call(pool)
+        for file in (tmp_path / "b").glob("*.safetensors"):
+            os.truncate(file, 1000)
+        with pytest.raises(CheckpointError, match=r"b/model.*\.safetensors changed while it was being read"):
+            call(pool)
+
+
+@pytest.mark.parametrize("rows", [[["a"]], [None], 3, [[1.0, object()]], "text"])
+def test_coefficients_that_are_no_numbers(rows):
+    pool = wm.Pool(None, [{"a": torch.ones(3)}], device="cpu")
+    with pytest.raises(UsageError, match="coefficients must be rows of numbers, got "):
+        pool.sweep(rows)

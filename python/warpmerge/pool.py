@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from . import backends
-from .engine.arrays import Array, ArrayModel, FileArray, Place
+from .engine.arrays import Array, ArrayModel
 from .engine.memory_merge import Fixed, Operands, wanted_dtype
+from .engine.pool_models import Loader, pool_place
+from .engine.state_dicts import Asked, listed
 from .engine.targets import results_in
 from .engine.values import resolve_values
-from .errors import DeviceError, UsageError
+from .errors import UsageError, shown
 from .methods import Base, find
 from .methods.parameters import LARGEST, checked_seed
 from .models import Checkpoint
@@ -58,39 +59,48 @@ class Pool:
             CheckpointError: files are missing or damaged, or the models do not have the same tensors.
             DeviceError: the device cannot be used, or the models do not fit into its memory.
         """
-        if isinstance(models, (str, Path, Mapping)) or not models:
+        sources = [] if isinstance(models, (str, Path, Mapping)) else listed(models, "models")
+        if not sources:
             raise UsageError("models must be a list of at least one model.")
-        self._place = _place(device, backend, [*models, *([base] if base is not None else [])])
+        asked = Asked()
+        titled = [(model, f"model {number}") for number, model in enumerate(sources)]
+        titled += [(base, "the base")] if base is not None else []
+        given = [(asked.tensors(s, t) if isinstance(s, Mapping) else s, t) for s, t in titled]
+        self._place = pool_place(device, backend, given)
         self._checkpoints: list[Checkpoint] = []
         self._finite: bool | None = None
-        self._closed = False
+        self._held: tuple[list[ArrayModel], ArrayModel | None] | None = None  # models and base; None: closed
         self._prepared: dict[tuple[int, bool], Operands] = {}
         try:
-            load = _Loader(self._place, thread_count(threads), self._checkpoints)
-            self._models = [ArrayModel(f"model {number}", load(m)) for number, m in enumerate(models)]
-            self._base = None if base is None else ArrayModel("the base", load(base))
-            for model in self._models:
-                check_names(self._source, model)
+            load = Loader(self._place, thread_count(threads), self._checkpoints)
+            loaded = [ArrayModel(title, load(source, title)) for source, title in given]
+            self._held = loaded[: len(sources)], loaded[-1] if base is not None else None
+            for model in loaded:
+                check_names(_source(*self._held), model)
         except BaseException:
             self.close()
             raise
 
     def __enter__(self) -> Pool:
+        self._open()
         return self
 
     def __exit__(self, *_: Any) -> None:
         self.close()
 
     def close(self) -> None:
-        """Closes the files. Merged tensors stay valid; the pool cannot be used any more."""
-        self._closed = True
+        """Closes the files and lets go of the models. Merged tensors stay valid; the pool cannot be used any more."""
+        self._held = None
+        self._prepared.clear()
         for checkpoint in self._checkpoints:
             checkpoint.close()
 
-    @property
-    def _source(self) -> ArrayModel:
-        """The model that has the results' names and dtypes."""
-        return self._models[0] if self._base is None else self._base
+    def _open(self) -> tuple[list[ArrayModel], ArrayModel | None]:
+        """The models and the base. Raises UsageError if the pool is closed."""
+        held = self._held  # asked once: another thread may close the pool
+        if held is None:
+            raise UsageError("the pool is closed; make a new one.")
+        return held
 
     @property
     def device(self) -> str:
@@ -104,7 +114,7 @@ class Pool:
 
     def __len__(self) -> int:
         """K, the number of models without the base."""
-        return len(self._models)
+        return len(self._open()[0])
 
     def merge(self, method: str, *, into: Any = None, out_dtype: Any = None, seed: int = 0, **parameters: Any) -> Any:
         """Merges all models of the pool.
@@ -112,7 +122,8 @@ class Pool:
         Args:
             method: name of the method.
             into: a torch module or a state dict with the pool's tensors, on the pool's device. The merged tensors are
-                written into it, each in the dtype that it has there. None: a new state dict is made.
+                written into it, each in the dtype that it has there. None: a new state dict is made. Targets are
+                contiguous torch tensors that do not overlap with each other or with the pool's own.
             out_dtype: floating-point dtype of a new state dict. Default: the dtypes of the base, without one those of
                 the first model.
             seed: seed of methods that draw at random.
@@ -122,27 +133,26 @@ class Pool:
             `into`, or a dictionary from names to torch tensors on the pool's device.
 
         Raises:
-            UsageError: the method, a parameter or an argument is wrong.
+            UsageError: the method, a parameter or an argument is wrong, or the pool is closed.
             CheckpointError: tensors of `into` do not fit, or a model has NaN or infinities.
         """
+        models, base = self._open()
         chosen, seed = find(method), checked_seed(seed)
         if chosen.auxiliary:
             raise UsageError(
                 f"method '{chosen.name}' needs each model's {chosen.auxiliary[0].name}, but a pool holds models only; "
                 "use merge_state_dicts or a recipe."
             )
-        models, reference = self._models, None
-        if chosen.base is Base.REFERENCE and self._base is None:
+        reference = base if chosen.base.is_reference else None
+        if chosen.base is Base.REFERENCE and base is None:
             raise UsageError(f"method '{chosen.name}' needs a base, and this pool has none; give Pool a base.")
-        if chosen.base.is_reference:
-            reference = self._base
-        elif chosen.base is Base.ENDPOINT and self._base is not None:
-            models = [self._base, *models]
+        if chosen.base is Base.ENDPOINT and base is not None:
+            models = [base, *models]
         chosen.check_models(len(models))
         values = resolve_values(chosen, len(models), parameters, on_deltas=reference is not None)
-        if values["nonfinite"] == "error" and self._known_finite():
+        if values["nonfinite"] == "error" and self._known_finite(models, base):
             values = {**values, "nonfinite": "propagate"}  # nothing to count, so nothing to wait for
-        operands = self._operands(models, reference)
+        operands = self._operands(models, reference, base)
         if into is None:
             results = operands.results(wanted_dtype(out_dtype))
         else:
@@ -164,115 +174,53 @@ class Pool:
             A list of M dictionaries from names to torch tensors. They share integer tensors.
 
         Raises:
-            UsageError: a row has another length than K, or a coefficient is not a finite number.
+            UsageError: a row has another length than K, a coefficient is not a finite number, or the pool is closed.
             CheckpointError: a model has NaN or infinities.
         """
-        rows = [tuple(float(c) for c in row) for row in coefficients]
+        models, base = self._open()
+        try:
+            rows = [tuple(float(c) for c in row) for row in coefficients]
+        except (TypeError, ValueError, RuntimeError):  # RuntimeError: of a tensor that holds no numbers
+            raise UsageError(f"coefficients must be rows of numbers, got {shown(coefficients)}.") from None
         for row in rows:
-            if len(row) != len(self._models):
-                raise UsageError(f"a row of coefficients must have one number per model ({len(self)}), not {len(row)}.")
+            if len(row) != len(models):
+                raise UsageError(f"a row of coefficients needs one number per model ({len(models)}), not {len(row)}.")
             if not all(abs(c) <= LARGEST for c in row):
                 raise UsageError(f"coefficients must be numbers of at most {LARGEST:g} in magnitude, got {list(row)}.")
         if not rows:
             return []
-        operands = self._operands(self._models, self._base)
+        operands = self._operands(models, base, base)
         made = [operands.results(wanted_dtype(out_dtype)) for _ in rows]
         outputs = {
             name: [results[name] for results in made] if array.dtype.is_float else [made[0][name]]
             for name, array in operands.source.arrays.items()
         }
-        values = {"nonfinite": "propagate" if self._known_finite() else "error"}
-        method = Fixed(WeightedSum(sum(rows, ()), on_deltas=self._base is not None))
+        values = {"nonfinite": "propagate" if self._known_finite(models, base) else "error"}
+        method = Fixed(WeightedSum(sum(rows, ()), on_deltas=base is not None))
         operands.merge(method, values, outputs, self._place)
         return [{name: of[min(m, len(of) - 1)].finish() for name, of in outputs.items()} for m in range(len(rows))]
 
-    def _operands(self, models: list[ArrayModel], reference: ArrayModel | None) -> Operands:
-        if self._closed:
-            raise UsageError("the pool is closed; make a new one.")
+    def _operands(self, models: list[ArrayModel], reference: ArrayModel | None, base: ArrayModel | None) -> Operands:
         key = (len(models), reference is not None)
         if key not in self._prepared:
-            taken = self._base is not None
-            self._prepared[key] = Operands(models, reference, self._source, take_from_source=taken)
+            source = _source(models, base)
+            self._prepared[key] = Operands(models, reference, source, take_from_source=base is not None)
         return self._prepared[key]
 
-    def _known_finite(self) -> bool:
+    def _known_finite(self, models: list[ArrayModel], base: ArrayModel | None) -> bool:
         """Whether all elements are finite. On a GPU each merge would have to wait to know, so the pool looks once."""
         if not self._place.in_place:
             return False
         if self._finite is None:
             import torch
 
-            everything = [*self._models, *([self._base] if self._base is not None else [])]
+            everything = [*models, *([base] if base is not None else [])]
             arrays = [cast(Array, a) for model in everything for a in model.arrays.values()]
             floats = [a.data for a in arrays if a.dtype.is_float]
             self._finite = not floats or bool(torch.stack([torch.isfinite(t).all() for t in floats]).all())
         return self._finite
 
 
-def _place(device: str, backend: str, sources: Sequence[Source]) -> Place:
-    """The place of the pool: the given device, else that of the first tensor."""
-    first: Any = next((t for s in sources if isinstance(s, Mapping) for t in s.values()), None)
-    if device == "auto" and getattr(first, "is_cuda", False):
-        device = str(first.device)
-    info = backends.choose(backend, device)
-    if backends.computes_on_host_tensors(info):
-        return Place(info, "cpu", True)
-    if "cuda" not in info.devices:
-        return Place(info, "cpu", False)
-    if "," in device or device.endswith(":all"):
-        raise UsageError(f"a pool is on one device, not on {device!r}; choose one, such as cuda:0.")
-    try:
-        import torch
-    except ImportError:
-        raise DeviceError("a pool on a GPU needs torch (pip install torch).") from None
-    return Place(info, str(torch.device(device if ":" in device else "cuda:0")), True)
-
-
-class _Loader:
-    def __init__(self, place: Place, threads: int, opened: list[Checkpoint]) -> None:
-        self._place, self._threads, self._opened = place, threads, opened
-        self._inbound: Any = None
-
-    def __call__(self, source: Source) -> dict[str, Any]:
-        if isinstance(source, Mapping):
-            odd = next((name for name, t in source.items() if not hasattr(t, "data_ptr")), None)
-            if odd is not None:
-                raise UsageError(f"tensor '{odd}' is a {type(source[odd]).__name__}; a pool needs torch tensors.")
-            tensors = {name: t.to(self._place.device) for name, t in source.items()}
-            return {name: Array.of(t, name, self._place) for name, t in tensors.items()}
-        checkpoint = Checkpoint(str(source))
-        self._opened.append(checkpoint)
-        arrays = {name: FileArray(shard, entry) for name, (shard, entry) in checkpoint.entries.items()}
-        found: dict[str, Any] = self._to_device(arrays) if self._place.in_place else arrays
-        return found
-
-    def _to_device(self, arrays: dict[str, FileArray]) -> dict[str, Array]:
-        import torch
-
-        from . import _core
-        from .backends.gpu.staging import Inbound, Move
-        from .backends.gpu.tables import ALIGN
-        from .backends.gpu.torch_runtime import TorchRuntime
-
-        runtime = TorchRuntime(self._place.device)
-        moves, size = [], 0
-        for array in arrays.values():
-            view = array.view()
-            moves.append(Move(view, 0, view.nbytes, size))
-            size += -(-view.nbytes // ALIGN) * ALIGN
-        try:
-            arena = runtime.alloc(size)
-            readers = _core.Pool(self._threads)
-            stream = runtime.current_stream()
-            with _core.Guard(readers.settle):
-                self._inbound = self._inbound or Inbound(runtime, readers, lambda: False)
-                self._inbound.bring([m for m in moves if m.nbytes], arena, stream)
-                stream.record().synchronize()
-        except MemoryError as error:
-            raise DeviceError(f"{error}. The pool's models must fit into the device's memory.") from None
-        loaded = {}
-        for (name, array), move in zip(arrays.items(), moves, strict=True):
-            flat = arena.tensor[move.offset : move.offset + move.nbytes]
-            tensor = flat.view(getattr(torch, array.dtype.name)).view(array.shape)
-            loaded[name] = Array.of(tensor, name, self._place)
-        return loaded
+def _source(models: Sequence[ArrayModel], base: ArrayModel | None) -> ArrayModel:
+    """The model that has the results' names and dtypes."""
+    return models[0] if base is None else base

@@ -204,7 +204,7 @@ F = [torch.ones(2, 2), torch.full((2, 2), 3.0)]
         ({"fisher": F[:1]}, "expected one value per model (2), got 1"),
         ({"fisher": 1.0}, "'fisher': expected a path, a Hugging Face id or a state dict, got 1.0"),
         ({"fisher": "folder"}, "'fisher' is a list of one state dict for each model, got 'folder'"),
-        ({"fisher": ["x", "y"]}, "tensor 'w' is a str; give torch tensors or numpy arrays"),
+        ({"fisher": ["x", "y"]}, "tensor 'w' of fisher of model 0 is a str; give torch tensors or numpy arrays"),
         ({"fisher": [F[0], None]}, "fisher of model 1 lacks tensor 'w', but fisher of model 0 has it"),
         ({"fisher": [None, None]}, "fisher of model 0 lacks tensor 'w'; add it"),
         (

@@ -79,7 +79,7 @@ def test_lambda():
         ({"method": "passthrough", "tensors": [ONE], "scale": [None]}, r"'scale': expected a number, got None"),
         ({"weight": np.ones((2, 1))}, r"'weight': expected a number, got an array of the shape \[2, 1\]"),
         ({"weight": [torch.ones(2), 1]}, r"'weight': expected a number, got \[1.0, 1.0\]"),
-        ({"weight": torch.ones(2, device="meta")}, r"'weight': the tensor cannot be read"),
+        ({"weight": torch.ones(2, device="meta")}, r"'weight' is on the device meta and holds no data"),
         ({"weight": 1, "lambda_": np.ones(2)}, r"'lambda': expected a number, got \[1.0, 1.0\]"),
         ({"weight": 1, "normalize": torch.ones(2, 2)}, r"'normalize'.*shape \[2, 2\]"),
         (

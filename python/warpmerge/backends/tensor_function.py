@@ -22,6 +22,7 @@ except ImportError:
 
 from ..finite import all_finite
 from ..models.views import View
+from ..plain import is_plain
 from ..requests import TensorFunction, WrittenFunction
 from ..tasks import DeviceSink, Outcome, TensorTask
 from .reference.output import add_delta, digest, round_to
@@ -127,12 +128,14 @@ def _checked(task: TensorTask, found: Any, like: torch.Tensor) -> torch.Tensor:
     wanted = f"a floating-point tensor of the shape {list(like.shape)}"
     if not isinstance(found, torch.Tensor):
         problem = f"a {type(found).__name__}"
+    elif not is_plain(found):
+        problem = f"a {type(found).__name__} whose values are not in its memory"
     elif not found.is_floating_point():
         problem = f"a tensor of {str(found.dtype).removeprefix('torch.')}"
     elif found.shape != like.shape:
         problem = f"one of the shape {list(found.shape)}"
     else:
-        return found.detach().to(like.device, like.dtype)
+        return found.detach().resolve_neg().to(like.device, like.dtype)
     raise MergeError(
         f"the function of method '{_name(task)}' for {task.info} must return {wanted}, but returned {problem}; that is "
         "an error in the method."

@@ -18,7 +18,9 @@ from ..dtypes import BY_NAME, DType
 from ..errors import DeviceError, UsageError
 from ..models.view_columns import ListColumn
 from ..models.views import FileRegion, Memory
+from ..plain import check_tensor, is_tensor, plain
 from ..tasks import DeviceSink, MemorySink, Sink
+from .state_dicts import tensors_of
 
 _shared: dict[tuple, Any] = {}
 _locks: dict[int, threading.Lock] = {}
@@ -49,15 +51,15 @@ class Place:
         self.info, self.device, self.in_place = info, device, in_place
 
     @classmethod
-    def of(cls, backend: str, array: Any) -> Place:
-        """`array`: one of the tensors; the others must be where it is."""
+    def of(cls, backend: str, array: Any, what: str = "a tensor") -> Place:
+        """`array`: one of the tensors, which messages call `what`; the others must be where it is."""
+        if is_tensor(array):
+            check_tensor(array, what)
         device = _device_of(array)
-        if device == "meta":
-            raise UsageError("the tensors are on the device meta and hold no data; load the models first.")
         automatic = backend in (None, "auto") and not os.environ.get("WARPMERGE_BACKEND")
         if device == "cpu":
             info = backends.choose(backend, "cpu" if automatic else "auto")
-            return cls(info, device, hasattr(array, "data_ptr") and backends.computes_on_host_tensors(info))
+            return cls(info, device, is_tensor(array) and backends.computes_on_host_tensors(info))
         try:
             info = backends.choose(backend, device if automatic else "auto")
         except UsageError:
@@ -104,42 +106,60 @@ class Place:
 
 
 def _device_of(array: Any) -> str:
-    return str(array.device) if hasattr(array, "data_ptr") else "cpu"
+    return str(array.device) if is_tensor(array) else "cpu"
 
 
 class Array:
-    """A torch tensor or numpy array seen as contiguous memory: `data` on the host, or in place on its device."""
+    """A torch tensor or numpy array seen as contiguous memory: `data` on the host, or in place on its device.
 
-    def __init__(self, original: Any, data: Any, dtype: DType, shape: tuple[int, ...], in_place: bool) -> None:
-        self.original, self.data, self.dtype, self.shape, self.in_place = original, data, dtype, shape, in_place
+    `original` is the caller's tensor, or what it became when it was brought here.
+    """
+
+    def __init__(self, original: Any, data: Any, dtype: DType, in_place: bool) -> None:
+        self.original, self.data, self.dtype, self.in_place = original, data, dtype, in_place
+        self.shape = tuple(original.shape)
 
     @classmethod
-    def of(cls, array: Any, name: str, place: Place) -> Array:
-        what = f"tensor '{name}'" if name else "a tensor"
-        if _device_of(array) != place.device:
-            raise UsageError(
-                f"{what} is on {_device_of(array)} in one model, others are on {place.device}; move all to one device."
-            )
-        if isinstance(array, np.ndarray):
-            dtype = BY_NAME.get(array.dtype.name)
-            data = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
-        elif hasattr(array, "data_ptr"):
-            dtype = BY_NAME.get(str(array.dtype).removeprefix("torch."))
-            data = array.detach() if place.in_place else array.detach().cpu()
-            data = data.contiguous()
-        else:
-            raise UsageError(f"{what} is a {type(array).__name__}; give torch tensors or numpy arrays.")
+    def of(cls, array: Any, name: str, place: Place, title: str = "", *, move: bool = False) -> Array:
+        """The tensor of that name as an operand.
+
+        Args:
+            array: the tensor.
+            name: its name in the model.
+            place: where it is, or (`move`) where it is brought to and stays.
+            title: what messages call the model.
+
+        Raises:
+            UsageError: it is somewhere else, or its memory is not its values.
+            DeviceError: there is no memory for a copy.
+        """
+        what = called(name, title)
+        try:
+            found = plain(array, what)
+            if not isinstance(found, np.ndarray):
+                if not move and str(found.device) != place.device:
+                    raise UsageError(
+                        f"{what} is on {found.device}, others are on {place.device}; move all to one device."
+                    )
+                dtype = BY_NAME.get(str(found.dtype).removeprefix("torch."))
+                data = found.detach()
+                data = (data.to(place.device) if move else data) if place.in_place else data.cpu()
+                data = data.contiguous()
+            else:
+                if not move and place.device != "cpu":
+                    raise UsageError(f"{what} is a numpy array, others are on {place.device}; give torch tensors.")
+                dtype = BY_NAME.get(found.dtype.name)
+                data = np.ascontiguousarray(found).reshape(found.shape)  # of a scalar it makes a row
+        except (MemoryError, RuntimeError, AssertionError) as error:  # the last one: of a mode of torch that fakes
+            raise DeviceError(f"{what} cannot be copied: {_first_line(error)}.") from None
         if dtype is None:
-            raise UsageError(f"{what} has the dtype {array.dtype}, which cannot be merged.")
-        return cls(array, data, dtype, tuple(array.shape), place.in_place)
+            raise UsageError(f"{what} has the dtype {found.dtype}, which cannot be merged; convert it first.")
+        given = np.asarray(array) if isinstance(found, np.ndarray) else array
+        return cls(data if move else given, data, dtype, place.in_place)
 
     @property
     def identity(self) -> tuple:
-        """Equal for two views of the same elements. Of the original: a contiguous copy's address means nothing."""
-        if isinstance(self.original, np.ndarray):
-            return ("numpy", self.original.ctypes.data, self.shape, self.original.strides, self.dtype.name)
-        tensor = self.original
-        return (str(tensor.device), tensor.data_ptr(), self.shape, tensor.stride(), self.dtype.name)
+        return identity(self.original)
 
     def view(self) -> Memory:
         if isinstance(self.data, np.ndarray):
@@ -149,15 +169,8 @@ class Array:
 
     def empty(self, dtype: DType) -> Result:
         if isinstance(self.data, np.ndarray):
-            element = self.data.dtype if dtype == self.dtype else numpy_dtype(dtype)
-            return Result(np.empty(self.shape, element), dtype, None, False)
-        import torch
-
-        try:
-            made = torch.empty(self.shape, dtype=getattr(torch, dtype.name), device=self.data.device)
-        except RuntimeError as error:  # of which torch.OutOfMemoryError is one
-            raise DeviceError(f"no memory for the result: {str(error).splitlines()[0]}") from None
-        return Result(made, dtype, self.original.device, self.in_place)
+            return new_array(self.shape, dtype, self.data.dtype if dtype == self.dtype else None)
+        return new_tensor(self.shape, dtype, self.data.device, self.original.device, self.in_place)
 
 
 class FileArray:
@@ -175,9 +188,7 @@ class FileArray:
         return FileRegion(self.dtype, self.shape, self._shard.file, self._entry.offset)
 
     def empty(self, dtype: DType) -> Result:
-        import torch
-
-        return Result(torch.empty(self.shape, dtype=getattr(torch, dtype.name)), dtype, None, False)
+        return new_tensor(self.shape, dtype, "cpu")
 
 
 class ArrayModel:
@@ -191,9 +202,9 @@ class ArrayModel:
 
     @classmethod
     def of(cls, tensors: Mapping[str, Any], title: str, place: Place) -> ArrayModel:
-        """Tensors and arrays, each asked for once: a mapping may make them when asked. They are held as long as the
-        model is, as freed ones would lend their addresses to the next."""
-        return cls(title, {name: Array.of(tensors[name], name, place) for name in tensors})
+        """Tensors and arrays. They are held as long as the model is, as freed ones would lend their addresses to the
+        next."""
+        return cls(title, {name: Array.of(t, name, place, title) for name, t in tensors_of(tensors, title).items()})
 
     def column(self, names: Sequence[str]) -> ListColumn:
         """The views of these tensors, in this order; rows of names that the model lacks must not be used."""
@@ -238,6 +249,43 @@ class Result:
         if self._device is not None:
             self.array, self._device = self.array.to(self._device), None
         return self.array
+
+
+def identity(array: Any) -> tuple:
+    """Equal for two views of the same elements, while both exist: the address of a contiguous copy means nothing."""
+    if isinstance(array, np.ndarray):
+        return ("numpy", array.__array_interface__["data"][0], array.shape, array.strides, array.dtype)
+    lazy = array.is_neg(), array.is_conj()
+    return (array.device, array.data_ptr(), array.shape, array.stride(), array.dtype, lazy)
+
+
+def called(name: str, title: str) -> str:
+    """What messages call a tensor of a model."""
+    return (f"tensor '{name}'" if name else "the tensor") + (f" of {title}" if title else "")
+
+
+def new_tensor(shape: tuple[int, ...], dtype: DType, device: Any, wanted: Any = None, in_place: bool = False) -> Result:
+    """A torch tensor to merge into. `wanted`: the device where it is to be in the end."""
+    import torch
+
+    try:
+        made = torch.empty(shape, dtype=getattr(torch, dtype.name), device=device)
+    except RuntimeError as error:  # of which torch.OutOfMemoryError is one
+        raise DeviceError(f"no memory for the result: {_first_line(error)}.") from None
+    check_tensor(made, "the result")  # torch may be tracing what is made
+    return Result(made, dtype, wanted, in_place)
+
+
+def new_array(shape: tuple[int, ...], dtype: DType, element: Any = None) -> Result:
+    """A numpy array to merge into. `element`: numpy's type for the dtype, if it is known."""
+    try:
+        return Result(np.empty(shape, element or numpy_dtype(dtype)), dtype, None, False)
+    except MemoryError as error:
+        raise DeviceError(f"no memory for the result: {_first_line(error)}.") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0].rstrip(".")
 
 
 def numpy_dtype(dtype: DType) -> Any:

@@ -17,7 +17,8 @@ from ..plan.jobs import check_names, make_jobs
 from ..requests import Combine
 from ..tasks import TensorTask
 from . import loop, model_scope
-from .arrays import Array, ArrayModel, FileArray, Place, Ranges, Result
+from .arrays import Array, ArrayModel, FileArray, Place, Ranges, Result, called
+from .state_dicts import Asked, listed
 from .values import resolve_values
 
 
@@ -64,13 +65,14 @@ def merge_tensors(
     """
     if not isinstance(name, str):
         raise UsageError(f"name must be a string, the tensor's name in its model, got {shown(name)}.")
+    tensors = listed(tensors, "tensors")
     for kind in find(method).auxiliary:
-        listed = parameters.get(kind.name)
-        if isinstance(listed, (list, tuple)):
-            parameters[kind.name] = [{} if t is None else {name: t} for t in listed]
-        elif hasattr(listed, "ndim"):
+        given = parameters.get(kind.name)
+        if isinstance(given, (list, tuple)):
+            parameters[kind.name] = [{} if t is None else {name: t} for t in given]
+        elif hasattr(given, "ndim"):
             raise UsageError(
-                f"'{kind.name}' is a list of one tensor for each model, got a {type(listed).__name__}; split a stacked "
+                f"'{kind.name}' is a list of one tensor for each model, got a {type(given).__name__}; split a stacked "
                 "one with list()."
             )
     merged = merge_state_dicts(
@@ -121,14 +123,18 @@ def merge_state_dicts(
         >>> merged = wm.merge_state_dicts([sd1, sd2], "linear", weight=[1, 2])
     """
     chosen, seed = find(method), checked_seed(seed)
-    models, reference = _inputs(chosen, list(state_dicts), base)
+    asked = Asked()
+    given = [asked.tensors(t, f"model {number}") for number, t in enumerate(listed(state_dicts, "state_dicts"))]
+    origin = None if base is None else asked.tensors(base, "the base")
+    models, reference = _inputs(chosen, given, origin)
     chosen.check_models(len(models))
-    source = base if base is not None else models[0]
+    source = origin if origin is not None else models[0]
     values = resolve_values(chosen, len(models), parameters, on_deltas=reference is not None)
-    place = Place.of(backend, next(iter(source.values()), None))
-    seen: dict[int, ArrayModel] = {}  # a mapping that comes twice is asked for its tensors once
+    first = next(iter(source), "")
+    place = Place.of(backend, source.get(first), called(first, "the base" if origin is not None else "model 0"))
+    seen: dict[int, ArrayModel] = {}  # a mapping that comes twice is one model
 
-    def taken(tensors: Mapping[str, Any], title: str) -> ArrayModel:
+    def taken(tensors: dict[str, Any], title: str) -> ArrayModel:
         if id(tensors) not in seen:
             seen[id(tensors)] = ArrayModel.of(tensors, title, place)
         known = seen[id(tensors)]
@@ -138,7 +144,7 @@ def merge_state_dicts(
     operands = Operands(
         inputs,
         None if reference is None else taken(reference, "the base"),
-        inputs[0] if base is None else taken(base, "the base"),
+        inputs[0] if origin is None else taken(origin, "the base"),
         take_from_source=base is not None,
         auxiliary=_auxiliary(chosen, values, inputs, place),
     )

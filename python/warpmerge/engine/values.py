@@ -6,8 +6,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+
 from ..errors import UsageError
 from ..methods import Method, Parameter
+from ..plain import is_tensor, plain
 from ..recipe.resolve import complete_values
 
 
@@ -48,13 +51,15 @@ def _per_model(parameter: Parameter, value: Any, models: int) -> tuple:
 
 def _plain(parameter: Parameter, value: Any) -> Any:
     """What an array or tensor holds: a scalar, or a list if it has one dimension. Any other value as it is."""
+    if is_tensor(value) or isinstance(value, np.ndarray):
+        value = plain(value, f"'{parameter.name}'")
     if not (hasattr(value, "ndim") and hasattr(value, "tolist")):
         return value
     if value.ndim > 1:
         raise ValueError(f"expected a {parameter.kind}, got an array of the shape {list(value.shape)}")
     try:
         return value.tolist()
-    except RuntimeError as error:  # a tensor without data, such as one on meta
+    except RuntimeError as error:  # torch has types of which it cannot say the values
         raise ValueError(f"the tensor cannot be read: {error}") from None
 
 

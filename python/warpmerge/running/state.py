@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
-
 from ..dtypes import FLOAT32, FLOAT64, DType
-from ..engine.arrays import Array, ArrayModel, FileArray, Place, Result, numpy_dtype
+from ..engine.arrays import Array, ArrayModel, FileArray, Place, Result, called, new_array
 from ..engine.memory_merge import Fixed, Operands, wanted_dtype
+from ..engine.state_dicts import tensors_of
 from ..errors import CheckpointError, UsageError
 from ..models import Checkpoint, Shard
+from ..plain import is_tensor
 from ..plan.jobs import check_names, check_views
 from ..requests import Combine, WeightedSum
 from ..tasks import same_bytes
@@ -142,11 +142,12 @@ class Running:
     def _opened(self, checkpoint: Source, number: int) -> Iterator[tuple[dict, Place, str]]:
         """The tensors of a checkpoint, where they are, and what to call it."""
         if isinstance(checkpoint, Mapping):
-            if self._file is not None:
-                checkpoint = {n: _moved(t, None) for n, t in checkpoint.items()}
-            like = next(iter(checkpoint.values()), None)
-            place = Place.of(self._backend, like if self._file is None else None)
-            yield {n: Array.of(t, n, place) for n, t in checkpoint.items()}, place, f"checkpoint {number}"
+            label = f"checkpoint {number}"
+            given = tensors_of(checkpoint, label)
+            to_host = self._file is not None
+            first = next(iter(given), "")
+            place = Place.of(self._backend, None if to_host else given.get(first), called(first, label))
+            yield {n: Array.of(t, n, place, label, move=to_host) for n, t in given.items()}, place, label
             return
         if not isinstance(checkpoint, (str, Path)):
             raise UsageError(
@@ -263,8 +264,8 @@ class Running:
         """A part times the factor as a state dict."""
         self.need(1)
         tensor = next(iter(self._state[part].values()), None)
-        place = Place.of(self._backend, tensor if hasattr(tensor, "data_ptr") else None)
-        like = Array.of(tensor, "", place) if hasattr(tensor, "data_ptr") else None
+        place = Place.of(self._backend, tensor if is_tensor(tensor) else None)
+        like = Array.of(tensor, "", place) if is_tensor(tensor) else None
         with self._reading():
             arrays = self._arrays(part, place, like)
             results = {n: [_result(a, _out_dtype(a, dtype), not self._numpy)] for n, a in arrays.items()}
@@ -302,13 +303,13 @@ def _out_dtype(array: Array, wanted: Any) -> DType:
 
 
 def _is_torch(array: Array | FileArray) -> bool:
-    return hasattr(getattr(array, "original", None), "data_ptr")
+    return is_tensor(getattr(array, "original", None))
 
 
 def _result(like: Array | FileArray, dtype: DType, torch: bool) -> Result:
     """A new tensor of torch where `like` is, or else an array of numpy: files need no torch."""
     if not torch:
-        return Result(np.empty(like.shape, numpy_dtype(dtype)), dtype, None, False)
+        return new_array(like.shape, dtype)
     return like.empty(dtype) if _is_torch(like) else FileArray.empty(cast(Any, like), dtype)
 
 
@@ -318,4 +319,4 @@ def _moved(tensor: Any, device: Any) -> Any:
         import torch
 
         return torch.as_tensor(tensor).to(device)
-    return tensor.cpu() if hasattr(tensor, "data_ptr") else tensor
+    return tensor.cpu() if is_tensor(tensor) else tensor

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import warpmerge as wm
+from odd_arrays import TORCH_REFUSED
 from pool_models import FIXTURES, MERGES, ROWS, WEIGHTS, assert_equal, save, untied
 from warpmerge.errors import CheckpointError, MergeError, UsageError
 
@@ -294,6 +295,36 @@ def test_a_file_that_is_cut_while_the_pool_is_open(call, tmp_path):
             os.truncate(file, 1000)
         with pytest.raises(CheckpointError, match=r"b/model.*\.safetensors changed while it was being read"):
             call(pool)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", TORCH_REFUSED)
+def test_arguments_that_are_odd_tensors(kind):
+    """Not even a message prints them: torch ends the process when it prints a tensor without memory."""
+    odd = TORCH_REFUSED[kind][0]()
+    pool = wm.Pool(None, [{"a": torch.ones(3)}], device="cpu")
+    for act in (
+        lambda: pool.sweep([[odd]]),
+        lambda: pool.sweep(odd),
+        lambda: pool.merge(odd),
+        lambda: pool.merge("linear", weight=1, out_dtype=odd),
+        lambda: pool.merge("linear", weight=1, seed=odd),
+        lambda: pool.merge("linear", weight=1, nonfinite=odd),
+        lambda: wm.Pool(odd, [{"a": torch.ones(3)}]),
+        lambda: wm.Pool(None, odd),
+        *(lambda name=name: wm.Pool(None, [{}], **{name: odd}) for name in ("device", "backend", "threads")),
+        lambda: wm.merge_tensors([torch.ones(3)], "linear", weight=1, backend=odd),
+        lambda: wm.merge_tensors([torch.ones(3)], "linear", weight=1, name=odd),
+        lambda: wm.RunningEMA(odd),
+    ):
+        with pytest.raises(UsageError):
+            act()
+
+
+@pytest.mark.parametrize("threads", [0, -1, True, 1.5, "2", 10**9])
+def test_numbers_of_threads(threads):
+    with pytest.raises(UsageError, match="threads must be a number from 1 to 1024, got "):
+        wm.Pool(None, [{"a": torch.ones(3)}], device="cpu", threads=threads)
 
 
 @pytest.mark.parametrize("rows", [[["a"]], [None], 3, [[1.0, object()]], "text"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .errors import UsageError, close_matches
+from .errors import UsageError, close_matches, shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,9 +71,10 @@ BY_SAFETENSORS = {d.safetensors: d for d in DTYPES}
 
 def float_dtype(name: object, where: str) -> DType:
     """The floating-point type that a recipe names (`bfloat16`, `float16`, `float32`, `float64`)."""
-    found = BY_NAME.get(str(name).removeprefix("torch."))
+    text = shown(name) if hasattr(type(name), "__array__") else str(name)
+    found = BY_NAME.get(text.removeprefix("torch."))
     if found is None or not found.is_float:
         choices = [d.name for d in FLOATS]
-        near = close_matches(str(name), choices) or "."
-        raise UsageError(f"{where}: unknown dtype {name!r}{near} Choose one of {', '.join(choices)}.")
+        near = close_matches(text, choices) or "."
+        raise UsageError(f"{where}: unknown dtype {shown(name)}{near} Choose one of {', '.join(choices)}.")
     return found

@@ -44,7 +44,13 @@ def close_matches(name: object, candidates: Iterable[object]) -> str:
     return f"; did you mean {' or '.join(repr(f) for f in found)}?" if found else ""
 
 
-_short = reprlib.Repr()
+class _Short(reprlib.Repr):
+    def repr_instance(self, x: object, level: int) -> str:
+        """An array is named by its type: its values are long, and to print a tensor without memory ends the process."""
+        return f"a {type(x).__name__}" if hasattr(type(x), "__array__") else super().repr_instance(x, level)
+
+
+_short = _Short()
 _short.maxlevel, _short.maxlist, _short.maxtuple, _short.maxdict = 2, 4, 4, 4
 _short.maxstring, _short.maxlong, _short.maxother = 100, 60, 60
 

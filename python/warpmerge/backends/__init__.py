@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..callable_package import make_callable
-from ..errors import UsageError, close_matches
+from ..errors import UsageError, close_matches, shown
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,11 @@ def gpus() -> list[str]:
     return []
 
 
+def is_automatic(name: str | None) -> bool:
+    """Whether neither the caller nor the environment names a backend."""
+    return (name is None or (isinstance(name, str) and name == "auto")) and not os.environ.get("WARPMERGE_BACKEND")
+
+
 def choose(name: str | None = "auto", device: str = "auto") -> BackendInfo:
     """Chooses an available backend.
 
@@ -110,6 +115,9 @@ def choose(name: str | None = "auto", device: str = "auto") -> BackendInfo:
     Raises:
         UsageError: name or device is unknown, or no such backend is available.
     """
+    for what, value in (("backend", "auto" if name is None else name), ("device", device)):
+        if not isinstance(value, str):
+            raise UsageError(f"{what} must be a string, got {shown(value)}.")
     kind = device.partition(":")[0]
     if kind not in ("auto", "cpu", "cuda") or (kind != "cuda" and kind != device):
         raise UsageError(f"unknown device {device!r}. Choose one of auto, cpu, cuda, cuda:N, cuda:N,M or cuda:all.")

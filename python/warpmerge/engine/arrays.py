@@ -56,7 +56,7 @@ class Place:
         if is_tensor(array):
             check_tensor(array, what)
         device = _device_of(array)
-        automatic = backend in (None, "auto") and not os.environ.get("WARPMERGE_BACKEND")
+        automatic = backends.is_automatic(backend)
         if device == "cpu":
             info = backends.choose(backend, "cpu" if automatic else "auto")
             return cls(info, device, is_tensor(array) and backends.computes_on_host_tensors(info))

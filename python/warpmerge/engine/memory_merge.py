@@ -264,7 +264,7 @@ def _auxiliary(
     for kind in method.auxiliary:
         for model, given in zip(models, values[kind.name], strict=True):
             if not isinstance(given, Mapping):
-                raise UsageError(f"'{kind.name}' is a list of one state dict for each model, got {given!r}.")
+                raise UsageError(f"'{kind.name}' is a list of one state dict for each model, got {shown(given)}.")
             label = kind.label(model.title)
             found[label] = ArrayModel.of(given, label, place)
     return found

@@ -18,7 +18,7 @@ def pool_place(device: str, backend: str, sources: Sequence[tuple[Any, str]]) ->
     tensors = ((t, called(name, title)) for s, title in sources if isinstance(s, dict) for name, t in s.items())
     first: Any
     first, what = next(tensors, (None, ""))
-    if device == "auto" and is_tensor(first):
+    if is_tensor(first) and isinstance(device, str) and device == "auto":
         check_tensor(first, what)
         device = str(first.device) if first.is_cuda else device
     info = backends.choose(backend, device)

@@ -55,6 +55,6 @@ def listed(given: Any, what: str) -> list[Any]:
     """The members of a list that is an argument. Raises UsageError for what has no members."""
     try:
         members: Iterable[Any] = iter(given)
-    except (TypeError, RuntimeError):  # one tensor may be taken for many, but not each can be
+    except (TypeError, ValueError, RuntimeError):  # one tensor may be taken for many, but not each can be
         raise UsageError(f"{what} are a list, not a {type(given).__name__}.") from None
     return list(members)

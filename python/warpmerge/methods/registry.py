@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from ..errors import UsageError, close_matches
+from ..errors import UsageError, close_matches, shown
 from .auxiliary import AuxiliaryTensor
 from .base import Base, Method, as_steps
 from .checked import checked
@@ -127,7 +127,7 @@ def _listed(text: str | Sequence[str]) -> tuple[str, ...]:
 
 def _check_parameters(method_name: str, parameters: Sequence[Parameter]) -> None:
     if not isinstance(method_name, str) or not method_name:
-        raise UsageError(f"the name of a merge method is a string, got {method_name!r}.")
+        raise UsageError(f"the name of a merge method is a string, got {shown(method_name)}.")
     names = [p.name for p in parameters]
     for name in names:
         if name in RESERVED or names.count(name) > 1:
@@ -171,7 +171,7 @@ def find(name: object) -> Method:
         UsageError: there is none. The message has similar names, and the plug-ins that could not be loaded.
     """
     if not isinstance(name, str):
-        raise UsageError(f"the name of a merge method is a string, got {name!r}.")
+        raise UsageError(f"the name of a merge method is a string, got {shown(name)}.")
     if name not in REGISTRY:
         load_plugins()
     if name not in REGISTRY:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError
+from ..errors import UsageError, shown
 from ..expr.expression import delta, equal, where
 from ..expr.formula import Formula
 from ..requests import Combine, Map, WeightedSum
@@ -61,7 +61,7 @@ class RunningEMA(Running):
             CheckpointError: the file is damaged, or holds another kind of state.
         """
         if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0 <= decay <= 1:
-            raise UsageError(f"decay must be a number from 0 to 1, not {decay!r}.")
+            raise UsageError(f"decay must be a number from 0 to 1, not {shown(decay)}.")
         self.decay = float(decay)
         super().__init__(file=file, backend=backend)
 

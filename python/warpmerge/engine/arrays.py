@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import functools
 import itertools
 import os
 import threading
@@ -109,6 +110,13 @@ def _device_of(array: Any) -> str:
     return str(array.device) if is_tensor(array) else "cpu"
 
 
+def _contiguous(array: Any, place: Place) -> Any:
+    if isinstance(array, np.ndarray):
+        return np.ascontiguousarray(array).reshape(array.shape)  # of a scalar it makes a row
+    data = array.detach()
+    return (data.to(place.device) if place.in_place else data.cpu()).contiguous()
+
+
 class Array:
     """A torch tensor or numpy array seen as contiguous memory: `data` on the host, or in place on its device.
 
@@ -136,25 +144,17 @@ class Array:
         what = called(name, title)
         try:
             found = plain(array, what)
-            if not isinstance(found, np.ndarray):
-                if not move and str(found.device) != place.device:
-                    raise UsageError(
-                        f"{what} is on {found.device}, others are on {place.device}; move all to one device."
-                    )
-                dtype = BY_NAME.get(str(found.dtype).removeprefix("torch."))
-                data = found.detach()
-                data = (data.to(place.device) if move else data) if place.in_place else data.cpu()
-                data = data.contiguous()
-            else:
-                if not move and place.device != "cpu":
-                    raise UsageError(f"{what} is a numpy array, others are on {place.device}; give torch tensors.")
-                dtype = BY_NAME.get(found.dtype.name)
-                data = np.ascontiguousarray(found).reshape(found.shape)  # of a scalar it makes a row
+            if not move and _device_of(found) != place.device:
+                raise UsageError(
+                    f"{what} is on {_device_of(found)}, others are on {place.device}; move all to one device."
+                )
+            data = _contiguous(found, place)
         except (MemoryError, RuntimeError, AssertionError) as error:  # the last one: of a mode of torch that fakes
             raise DeviceError(f"{what} cannot be copied: {_first_line(error)}.") from None
+        dtype = dtype_of(found.dtype)
         if dtype is None:
             raise UsageError(f"{what} has the dtype {found.dtype}, which cannot be merged; convert it first.")
-        given = np.asarray(array) if isinstance(found, np.ndarray) else array
+        given = array if is_tensor(array) else np.asarray(array)
         return cls(data if move else given, data, dtype, place.in_place)
 
     @property
@@ -252,11 +252,13 @@ class Result:
 
 
 def identity(array: Any) -> tuple:
-    """Equal for two views of the same elements, while both exist: the address of a contiguous copy means nothing."""
+    """Equal for two views of the same elements, while both exist: the address of a contiguous copy means nothing.
+
+    Of plain numbers and texts: Python need not look for circles in a hundred thousand of them."""
+    shape = tuple(array.shape)
     if isinstance(array, np.ndarray):
-        return ("numpy", array.__array_interface__["data"][0], array.shape, array.strides, array.dtype)
-    lazy = array.is_neg(), array.is_conj()
-    return (array.device, array.data_ptr(), array.shape, array.stride(), array.dtype, lazy)
+        return ("numpy", array.__array_interface__["data"][0], shape, array.strides, array.dtype.str, array.dtype.name)
+    return (str(array.device), array.data_ptr(), shape, array.stride(), array.dtype, array.is_neg(), array.is_conj())
 
 
 def called(name: str, title: str) -> str:
@@ -286,6 +288,12 @@ def new_array(shape: tuple[int, ...], dtype: DType, element: Any = None) -> Resu
 
 def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0].rstrip(".")
+
+
+@functools.lru_cache(typed=True)
+def dtype_of(element: Any) -> DType | None:
+    """Our type for one of torch's or numpy's."""
+    return BY_NAME.get(element.name if isinstance(element, np.dtype) else str(element).removeprefix("torch."))
 
 
 def numpy_dtype(dtype: DType) -> Any:

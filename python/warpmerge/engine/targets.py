@@ -13,10 +13,10 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
-from ..dtypes import BY_NAME, DType
-from ..errors import CheckpointError, UsageError
+from ..dtypes import DType
+from ..errors import CheckpointError, OutputError, UsageError
 from ..plain import check_tensor, extent, is_plain, is_tensor
-from .arrays import Array, FileArray, Place, Result
+from .arrays import Array, FileArray, Place, Result, dtype_of
 from .memory_merge import Operands
 from .state_dicts import tensors_of
 
@@ -44,10 +44,12 @@ def results_in(into: Any, operands: Operands, place: Place) -> dict[str, Result]
             raise CheckpointError(f"the target has the tensor '{name}', but the models lack it.")
     _check_writable(targets)
     _announce_writing(targets.values())
-    results = {
-        name: Result(targets[name], cast(DType, _dtype(targets[name])), None, place.in_place) for name in first.values()
-    }
+    results = {name: _result(targets[name], place) for name in first.values()}
     return {name: results[first[name]] for name in targets}
+
+
+def _result(target: Any, place: Place) -> Result:
+    return Result(target, cast(DType, dtype_of(target.dtype)), None, place.in_place)
 
 
 def _is_module(into: Any) -> bool:
@@ -82,16 +84,12 @@ def _target(name: str, tensor: Any, array: Array | FileArray, place: Place, own:
     return tensor.detach()
 
 
-def _dtype(tensor: Any) -> DType | None:
-    return BY_NAME.get(str(tensor.dtype).removeprefix("torch."))
-
-
 def _misfit(tensor: Any, array: Array | FileArray, place: Place) -> str:
     if tuple(tensor.shape) != array.shape:
         return f"has the shape {list(tensor.shape)}, not {list(array.shape)}"
     if str(tensor.device) != place.device:
         return f"is on {tensor.device}, not on {place.device}"
-    dtype = _dtype(tensor)
+    dtype = dtype_of(tensor.dtype)
     if dtype != array.dtype and not (dtype and dtype.is_float and array.dtype.is_float):
         return f"is {tensor.dtype}, which cannot hold {array.dtype}"
     return ""
@@ -147,7 +145,10 @@ def _check_writable(targets: Mapping[str, Any]) -> None:
 
     The system is asked to read the first byte and to put it back. It says no where a write would be a fault.
     """
-    reader, writer = os.pipe()
+    try:
+        reader, writer = os.pipe()
+    except OSError as error:
+        raise OutputError(f"the memory of the target cannot be checked: {error.strerror}.") from None
     try:
         for name, target in targets.items():
             if target.numel() and target.device.type == "cpu":

@@ -73,7 +73,7 @@ class Pool:
         self._prepared: dict[tuple[int, bool], Operands] = {}
         try:
             load = Loader(self._place, thread_count(threads), self._checkpoints)
-            loaded = [ArrayModel(title, load(source, title)) for source, title in given]
+            loaded = [load(source, title) for source, title in given]
             self._held = loaded[: len(sources)], loaded[-1] if base is not None else None
             for model in loaded:
                 check_names(_source(*self._held), model)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import warpmerge as wm
+from helpers import CONFIG, write_model
 from odd_arrays import NUMPY_REFUSED, NUMPY_VALUES, TORCH_REFUSED, TORCH_VALUES, Scaled, V, fake, tensor
 
 # --- entry points: each gives (x + y) / 2, and calls x so in messages -----------------------------------------------
@@ -132,6 +133,45 @@ def test_small_floats_are_copied_but_never_averaged(dtype):
     for merge, _ in TORCH_ENTRIES.values():
         with pytest.raises(wm.CheckpointError, match=r"quantized|dequantize"):
             merge(x, x, None) if merge is not ENTRIES["state in a file"][0] else running(x, x)
+
+
+# --- codes, whose values are elsewhere ------------------------------------------------------------------------------
+
+CODES = {
+    "bitsandbytes, 4 bits": {"a.weight": torch.uint8, "a.weight.quant_state.bitsandbytes__nf4": torch.uint8},
+    "bitsandbytes, 8 bits": {"a.weight": torch.int8, "a.SCB": torch.float32},
+    "GPTQ": {"a.qweight": torch.int32, "a.scales": torch.float16},
+    "compressed-tensors": {"a.weight_packed": torch.int32, "a.weight_scale": torch.bfloat16},
+    "HQQ": {"W_q": torch.uint8, "scale": torch.float16},
+}
+
+
+@pytest.mark.parametrize("kind", CODES)
+def test_codes_are_no_weights(kind):
+    """A base would give its own codes to the mean of the scales."""
+    base, model = ({name: torch.full((4,), k, dtype=d) for name, d in CODES[kind].items()} for k in (1, 2))
+    calls = [
+        lambda: wm.merge_state_dicts([model], "linear", base=base, weight=1),
+        lambda: wm.Pool(base, [model], device="cpu").merge("linear", weight=1),
+        lambda: wm.RunningMean().update(model),
+    ]
+    for call in calls:
+        with pytest.raises(wm.CheckpointError, match=r"is quantized \(.* its names say so.*; dequantize it"):
+            call()
+    assert wm.merge_state_dicts([model], "passthrough").keys() == model.keys()
+
+
+def test_codes_by_the_config_of_a_directory(tmp_path):
+    config = CONFIG | {"quantization_config": {"quant_method": "any"}}
+    coded = {"a": np.ones(3, np.float32), "b": np.ones(3, np.uint8)}
+    packed = str(write_model(tmp_path / "packed", coded, config=config))
+    dense = str(write_model(tmp_path / "dense", {"a": coded["a"]}, config=config))
+    with pytest.raises(wm.CheckpointError, match=r"the base is quantized .*'b' is uint8"):
+        wm.Pool(packed, [packed], device="cpu").merge("linear", weight=1)
+    with pytest.raises(wm.CheckpointError, match=r"packed is quantized, as its config\.json says"):
+        wm.RunningMean().update(packed)
+    assert wm.Pool(dense, [dense], device="cpu").merge("linear", weight=1)["a"].tolist() == [1] * 3
+    wm.RunningMean().update(dense)
 
 
 # --- memory that two names have in common ---------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import itertools
 import os
+import re
 import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from ..errors import DeviceError, UsageError
 from ..models.view_columns import ListColumn
 from ..models.views import FileRegion, Memory
 from ..plain import check_tensor, is_tensor, plain
-from ..tasks import DeviceSink, MemorySink, Sink
+from .results import Result, first_line, new_array, new_tensor
 from .state_dicts import tensors_of
 
 _shared: dict[tuple, Any] = {}
@@ -150,7 +151,7 @@ class Array:
                 )
             data = _contiguous(found, place)
         except (MemoryError, RuntimeError, AssertionError) as error:  # the last one: of a mode of torch that fakes
-            raise DeviceError(f"{what} cannot be copied: {_first_line(error)}.") from None
+            raise DeviceError(f"{what} cannot be copied: {first_line(error)}.") from None
         dtype = dtype_of(found.dtype)
         if dtype is None:
             raise UsageError(f"{what} has the dtype {found.dtype}, which cannot be merged; convert it first.")
@@ -191,11 +192,21 @@ class FileArray:
         return new_tensor(self.shape, dtype, "cpu")
 
 
-class ArrayModel:
-    """Named tensors of one place as a model (models.view_columns.Model). `title`: what messages call it."""
+# How names of tensors that are codes end: of bitsandbytes, GPTQ and AWQ, compressed-tensors, HQQ.
+_CODES = re.compile(r"(^|\.)(bitsandbytes__\w+|SCB|qweight|weight_packed|W_q)$")
 
-    def __init__(self, title: str, arrays: Mapping[str, Array | FileArray]) -> None:
-        self.title, self.arrays = title, arrays
+
+class ArrayModel:
+    """Named tensors of one place as a model (models.view_columns.Model).
+
+    Args:
+        title: what messages call it.
+        arrays: the tensors.
+        quantized: whether it is known that the weights are codes; otherwise their names say so.
+    """
+
+    def __init__(self, title: str, arrays: Mapping[str, Array | FileArray], quantized: bool = False) -> None:
+        self.title, self.arrays, self._quantized = title, arrays, quantized
         self.names = list(arrays)
         self._listed: Sequence[str] = []
         self._column = ListColumn([])
@@ -215,7 +226,7 @@ class ArrayModel:
         return self._column
 
     def is_quantized(self) -> bool:
-        return False
+        return self._quantized or any(map(_CODES.search, self.names))
 
 
 class Ranges:
@@ -230,25 +241,6 @@ class Ranges:
         """Whether a byte of this range is in one of them."""
         before = bisect.bisect_left(self._starts, start + nbytes)  # those that begin before its end
         return nbytes > 0 and before > 0 and self._ends[before - 1] > start
-
-
-class Result:
-    """A tensor to merge into. `device`: where it is to be in the end, None if it is there."""
-
-    def __init__(self, array: Any, dtype: DType, device: Any, in_place: bool) -> None:
-        self.array, self.dtype, self._device, self._in_place = array, dtype, device, in_place
-
-    def sink(self) -> Sink:
-        if self._in_place:
-            return DeviceSink(self.array.data_ptr(), self.array)
-        address = self.array.ctypes.data if isinstance(self.array, np.ndarray) else self.array.data_ptr()
-        return MemorySink(address, self.array)
-
-    def finish(self) -> Any:
-        """The tensor where it is to be; the same one for all names that share it."""
-        if self._device is not None:
-            self.array, self._device = self.array.to(self._device), None
-        return self.array
 
 
 def identity(array: Any) -> tuple:
@@ -266,38 +258,7 @@ def called(name: str, title: str) -> str:
     return (f"tensor '{name}'" if name else "the tensor") + (f" of {title}" if title else "")
 
 
-def new_tensor(shape: tuple[int, ...], dtype: DType, device: Any, wanted: Any = None, in_place: bool = False) -> Result:
-    """A torch tensor to merge into. `wanted`: the device where it is to be in the end."""
-    import torch
-
-    try:
-        made = torch.empty(shape, dtype=getattr(torch, dtype.name), device=device)
-    except RuntimeError as error:  # of which torch.OutOfMemoryError is one
-        raise DeviceError(f"no memory for the result: {_first_line(error)}.") from None
-    check_tensor(made, "the result")  # torch may be tracing what is made
-    return Result(made, dtype, wanted, in_place)
-
-
-def new_array(shape: tuple[int, ...], dtype: DType, element: Any = None) -> Result:
-    """A numpy array to merge into. `element`: numpy's type for the dtype, if it is known."""
-    try:
-        return Result(np.empty(shape, element or numpy_dtype(dtype)), dtype, None, False)
-    except MemoryError as error:
-        raise DeviceError(f"no memory for the result: {_first_line(error)}.") from None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0].rstrip(".")
-
-
 @functools.lru_cache(typed=True)
 def dtype_of(element: Any) -> DType | None:
     """Our type for one of torch's or numpy's."""
     return BY_NAME.get(element.name if isinstance(element, np.dtype) else str(element).removeprefix("torch."))
-
-
-def numpy_dtype(dtype: DType) -> Any:
-    try:
-        return np.dtype(dtype.name)
-    except TypeError:
-        raise UsageError(f"numpy has no {dtype}; import ml_dtypes, or choose another out_dtype.") from None

@@ -17,7 +17,8 @@ from ..plan.jobs import check_names, make_jobs
 from ..requests import Combine
 from ..tasks import TensorTask
 from . import loop, model_scope
-from .arrays import Array, ArrayModel, FileArray, Place, Ranges, Result, called
+from .arrays import Array, ArrayModel, FileArray, Place, Ranges, called
+from .results import Result
 from .state_dicts import Asked, listed
 from .values import resolve_values
 

@@ -10,7 +10,7 @@ from .. import backends
 from ..errors import DeviceError, UsageError
 from ..models import Checkpoint
 from ..plain import check_tensor, is_tensor
-from .arrays import Array, FileArray, Place, called, identity
+from .arrays import Array, ArrayModel, FileArray, Place, called, identity
 
 
 def pool_place(device: str, backend: str, sources: Sequence[tuple[Any, str]]) -> Place:
@@ -42,19 +42,20 @@ class Loader:
         self._place, self._threads, self._opened = place, threads, opened
         self._inbound: Any = None
         self._readers: Any = None
-        self._loaded: dict[int | str, dict[str, Any]] = {}
+        self._loaded: dict[int | str, tuple[dict[str, Any], bool]] = {}  # and whether they are codes
 
-    def __call__(self, source: Any, title: str) -> dict[str, Any]:
+    def __call__(self, source: Any, title: str) -> ArrayModel:
         if not isinstance(source, (dict, str, Path)):
             raise UsageError(f"{title} is a {type(source).__name__}; give a directory, a hub id or a state dict.")
         key = id(source) if isinstance(source, dict) else str(source)
         if key not in self._loaded:
             self._loaded[key] = self._tensors(source, title) if isinstance(source, dict) else self._files(str(source))
-        return self._loaded[key]
+        arrays, quantized = self._loaded[key]
+        return ArrayModel(title, arrays, quantized)
 
-    def _tensors(self, source: dict[str, Any], title: str) -> dict[str, Array]:
+    def _tensors(self, source: dict[str, Any], title: str) -> tuple[dict[str, Any], bool]:
         """Names that share a tensor share what it becomes."""
-        found: dict[str, Array] = {}
+        found: dict[str, Any] = {}
         shared: dict[tuple, Array] = {}
         for name, tensor in source.items():
             what = called(name, title)
@@ -62,14 +63,14 @@ class Loader:
                 raise UsageError(f"{what} is a {type(tensor).__name__}; a pool needs torch tensors.")
             array = Array.of(tensor, name, self._place, title, move=True)
             found[name] = shared.setdefault(identity(tensor), array)
-        return found
+        return found, False
 
-    def _files(self, source: str) -> dict[str, Any]:
+    def _files(self, source: str) -> tuple[dict[str, Any], bool]:
         checkpoint = Checkpoint(source)
         self._opened.append(checkpoint)
         arrays = {name: FileArray(shard, entry) for name, (shard, entry) in checkpoint.entries.items()}
         found: dict[str, Any] = self._to_device(arrays) if self._place.in_place else arrays
-        return found
+        return found, checkpoint.is_quantized()
 
     def _to_device(self, arrays: dict[str, FileArray]) -> dict[str, Array]:
         import torch

@@ -16,8 +16,9 @@ from typing import Any, cast
 from ..dtypes import DType
 from ..errors import CheckpointError, OutputError, UsageError
 from ..plain import check_tensor, extent, is_plain, is_tensor
-from .arrays import Array, FileArray, Place, Result, dtype_of
+from .arrays import Array, FileArray, Place, dtype_of
 from .memory_merge import Operands
+from .results import Result
 from .state_dicts import tensors_of
 
 

@@ -178,7 +178,7 @@ def _refuse_codes(method: Method, names: Sequence[str], models: Sequence[Model],
             raise CheckpointError(f"{_tensor(name)} is quantized ({dtype}); dequantize the models before merging them.")
         if packed is not None and not dtype.is_float:
             raise CheckpointError(
-                f"{packed.title} is quantized (its config.json says so, and {_tensor(name)} is {dtype}); "
+                f"{packed.title} is quantized (its config.json or its names say so, and {_tensor(name)} is {dtype}); "
                 "dequantize it before merging."
             )
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..dtypes import FLOAT32, FLOAT64, DType
-from ..engine.arrays import Array, ArrayModel, FileArray, Place, Result, called, new_array
+from ..engine.arrays import Array, ArrayModel, FileArray, Place, called
 from ..engine.memory_merge import Fixed, Operands, wanted_dtype
+from ..engine.results import Result, new_array
 from ..engine.state_dicts import tensors_of
 from ..errors import CheckpointError, UsageError
 from ..models import Checkpoint, Shard
@@ -160,6 +161,8 @@ class Running:
                 found = {name: FileArray(opened, entry) for name, entry in opened.entries.items()}
             else:
                 found = {name: FileArray(shard, entry) for name, (shard, entry) in opened.entries.items()}
+                if opened.is_quantized() and not all(array.dtype.is_float for array in found.values()):
+                    raise CheckpointError(f"{checkpoint} is quantized, as its config.json says; dequantize it first.")
             yield found, Place.of(self._backend, None), str(checkpoint)
             self._like = self._like if isinstance(opened, Shard) else opened.path
         finally:

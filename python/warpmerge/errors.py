@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import reprlib
 from collections.abc import Iterable
+
+LONGEST = 4000  # characters of a message; a header can hold names of megabytes
 
 
 class MergeError(Exception):
@@ -15,6 +18,10 @@ class MergeError(Exception):
     """
 
     exit_status = 1
+
+    def __str__(self) -> str:
+        """The message. Names in it come from files of others: they cannot steer a terminal or fill it."""
+        return _cut(printable(super().__str__()))
 
 
 class UsageError(MergeError, ValueError):
@@ -30,12 +37,31 @@ class CheckpointError(MergeError, ValueError):
     """A model's files are missing or damaged, or do not fit the other models. Exit status 1."""
 
 
+def unreadable(code: int | None, reason: object, path: object) -> CheckpointError:
+    """The error that a user sees after a failed read. A `code` of ESTALE: the file is not the one it was."""
+    if code == errno.ESTALE:
+        return CheckpointError(f"{path} changed while it was being read; run the merge again.")
+    return CheckpointError(f"cannot read {path}: {reason}.")
+
+
 class OutputError(MergeError, OSError):
     """The output directory cannot be used, or the disk is full. Exit status 1."""
 
 
 class DeviceError(MergeError, RuntimeError):
     """The device cannot be used, or has too little memory. Exit status 1."""
+
+
+def printable(text: str) -> str:
+    """Text for a terminal or a page: what shows nothing, starts a line or turns the direction of text is escaped.
+
+    Control characters, line breaks, bidirectional marks and halves of surrogate pairs become text such as `\\x1b`.
+    """
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} [...] {text[-LONGEST // 2 :]}"
 
 
 def close_matches(name: object, candidates: Iterable[object]) -> str:
@@ -48,6 +74,12 @@ class _Short(reprlib.Repr):
     def repr_instance(self, x: object, level: int) -> str:
         """An array is named by its type: its values are long, and to print a tensor without memory ends the process."""
         return f"a {type(x).__name__}" if hasattr(type(x), "__array__") else super().repr_instance(x, level)
+
+    def repr_int(self, x: int, level: int) -> str:
+        try:
+            return super().repr_int(x, level)
+        except ValueError:  # Python writes no integer of more than 4300 digits
+            return f"an integer of {x.bit_length()} bits"
 
 
 _short = _Short()

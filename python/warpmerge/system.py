@@ -108,9 +108,16 @@ def identity(status: os.stat_result) -> Identity:
     return Identity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
-def open_regular(path: AnyPath) -> int:
-    """A descriptor for reading. A FIFO or a device neither blocks nor is read: it is an OSError (EINVAL)."""
-    fd = calls.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+def open_regular(path: AnyPath, *, follow: bool = True) -> int:
+    """A descriptor for reading. A FIFO or a device neither blocks nor is read: it is an OSError (EINVAL).
+
+    `follow`: whether the path may be a link itself. A name that no file can have is an OSError too.
+    """
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | (0 if follow else os.O_NOFOLLOW)
+    try:
+        fd = calls.open(path, flags)
+    except ValueError:
+        raise OSError(errno.EINVAL, "no file can have this name", str(path)) from None
     try:
         if not stat.S_ISREG(calls.fstat(fd).st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file", str(path))
@@ -213,10 +220,27 @@ def remove(path: AnyPath) -> None:
         calls.unlink(path)
 
 
-def exists(path: AnyPath) -> bool:
-    """Whether there is something at this path; a link to nothing is nothing."""
+def exists(path: AnyPath, *, follow: bool = True) -> bool:
+    """Whether there is something at this path. With `follow` a link to nothing is nothing, else it is something."""
     try:
-        calls.stat(path)
+        (calls.stat if follow else calls.lstat)(path)
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True
+
+
+def is_file(path: AnyPath, *, follow: bool = True) -> bool:
+    """Whether this is a regular file. What cannot be looked at is none."""
+    return stat.S_ISREG(_mode(path, follow))
+
+
+def is_directory(path: AnyPath, *, follow: bool = True) -> bool:
+    """Whether this is a directory. What cannot be looked at is none."""
+    return stat.S_ISDIR(_mode(path, follow))
+
+
+def _mode(path: AnyPath, follow: bool) -> int:
+    try:
+        return (calls.stat if follow else calls.lstat)(path).st_mode
+    except (OSError, ValueError):
+        return 0

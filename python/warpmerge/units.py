@@ -24,9 +24,11 @@ def parse_size(value: int | str, name: str) -> int:
 
     `5GB` is 5 * 10^9, `4GiB` is 4 * 2^30; as in mergekit, `5B` is 5 * 10^9.
     """
-    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**63:
         return value
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?(b)?\s*", str(value).lower())
+    found = re.fullmatch(
+        r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?(b)?\s*", (value if isinstance(value, str) else shown(value)).lower()
+    )
     count = float(found[1]) * _UNITS[found[2] or ("g" if found[3] else "")] if found else 0.0
     if not 1 <= count < 2**63:
         raise UsageError(f"{name}: {shown(value)} is not a size; write for example 5GB or 4GiB.")

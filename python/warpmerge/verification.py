@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import _core, backends
-from .errors import CheckpointError
+from . import _core, backends, system
+from .errors import CheckpointError, shown
 from .models import Checkpoint
-from .models.sidecars import MANIFEST
+from .models.documents import MANIFEST_LIMIT, read_json
+from .models.names import MANIFEST
 from .threads import thread_count
 
 TILE_BYTES = 1 << 20
@@ -72,8 +72,7 @@ def _differences(checkpoint: Checkpoint, expected: dict[str, dict[str, Any]], th
             problems.append(f"tensor '{name}' is not in the manifest")
         elif [entry.dtype.name, list(entry.shape)] != [record["dtype"], record["shape"]]:
             problems.append(
-                f"tensor '{name}' is {entry.dtype} {list(entry.shape)}, but {record['dtype']} {record['shape']} in the "
-                "manifest"
+                f"tensor '{name}' is {entry.dtype} {list(entry.shape)}, but {_described(record)} in the manifest"
             )
         else:
             view = _core.View(0, file=shard.file, offset=entry.offset)
@@ -89,17 +88,22 @@ def _differences(checkpoint: Checkpoint, expected: dict[str, dict[str, Any]], th
     ]
 
 
+def _described(record: dict[str, Any]) -> str:
+    dtype = record["dtype"]
+    return f"{dtype if isinstance(dtype, str) and len(dtype) < 20 else shown(dtype)} {shown(record['shape'])}"
+
+
 def _expected(manifest: Path) -> dict[str, dict[str, Any]]:
     """Dtype, shape and digest of every tensor."""
     try:
-        tensors = json.loads(manifest.read_text(encoding="utf-8"))["tensors"]
+        tensors = read_json(manifest, MANIFEST_LIMIT)["tensors"]
         return {name: {key: record[key] for key in ("dtype", "shape", "digest")} for name, record in tensors.items()}
     except (FileNotFoundError, NotADirectoryError):
-        found = "" if manifest.parent.is_dir() else "is not a directory, so it "
+        found = "" if system.is_directory(manifest.parent) else "is not a directory, so it "
         raise CheckpointError(
             f"{manifest.parent} {found}has no {MANIFEST}: it is not a finished merge of warpmerge."
         ) from None
     except OSError as error:
         raise CheckpointError(f"cannot read {manifest}: {error.strerror}.") from None
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (ValueError, LookupError, TypeError, AttributeError):
         raise CheckpointError(f"{manifest} is damaged: it is no manifest of warpmerge.") from None

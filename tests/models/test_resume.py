@@ -29,7 +29,14 @@ def fail_at(monkeypatch, name, call, error):
 
 
 # Where a run is stopped, and the least number of shards that it has finished by then.
-STOPS = [("shard", 1, 0), ("finish_shard", 1, 0), ("finish_shard", 3, 2), ("publish", 1, 5), ("_write_all", 1, 5)]
+STOPS = [
+    ("shard", 1, 0),
+    ("finish_shard", 1, 0),
+    ("finish_shard", 3, 2),
+    ("publish", 1, 5),
+    ("stage", 1, 0),
+    ("stage", 2, 5),
+]
 
 
 @pytest.mark.parametrize("resume", [False, True])
@@ -182,7 +189,9 @@ def test_an_output_that_appears_while_the_merge_is_planned_is_not_overwritten(mo
     assert contents(models / "out") == {SINGLE: b"the other's"}
 
 
-@pytest.mark.parametrize(("place", "call"), [("shard", 1), ("finish_shard", 3), ("_write_all", 1), ("_retire_old", 1)])
+@pytest.mark.parametrize(
+    ("place", "call"), [("shard", 1), ("finish_shard", 3), ("stage", 1), ("stage", 2), ("_retire_old", 1)]
+)
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.EIO, "I/O error")])
 def test_the_old_model_survives_an_overwriting_run_that_fails(models, monkeypatch, place, call, error):
     assert merge(models).status == 0

@@ -25,7 +25,7 @@ BAD = {
     "unclosed bracket": ("merge_method: linear\nmodels: [a, b\n", ["line 3", "not valid YAML"]),
     "tab": ("merge_method: linear\nmodels:\n\t- model: a\n", ["line 3", "not valid YAML"]),
     "NUL": ("merge_method: linear\nmodels: [a\0]\n", ["line 2", "not valid YAML"]),
-    "impossible date": ("merge_method: 2001-99-99\n", ["not valid YAML"]),
+    "impossible date": ("merge_method: !!timestamp 2001-99-99\n", ["not valid YAML", "timestamp"]),
     "undefined alias": ("merge_method: *x\n", ["line 1", "alias"]),
     "deep": ("a: " + "[" * 5000 + "]" * 5000, ["nested too deeply"]),
     "list as key": ("? [a, b]\n: 1\n", ["line 1", "unhashable"]),
@@ -37,7 +37,7 @@ BAD = {
     "tokenizer_source": (f"{LINEAR}tokenizer_source: union\n", ["'tokenizer_source'", "not supported"]),
     "chat_template": (f"{LINEAR}chat_template: auto\n", ["'chat_template'", "not supported"]),
     "misspelt key": (f"{LINEAR}base_modl: /m/a\n", ["'base_modl'", "did you mean 'base_model'"]),
-    "number as key": (f"{LINEAR}1: x\n", ["unknown key 1"]),
+    "number as key": (f"{LINEAR}1: x\n", ["the key 1 is no text"]),
     "no method": ("models: [{model: /m/a}]\n", ["'merge_method' is missing"]),
     "misspelt method": (LINEAR.replace("linear", "linaer"), ["'linaer'", "did you mean 'linear'"]),
     "method is a list": (LINEAR.replace("linear", "[linear]"), ["merge_method", "['linear']"]),
@@ -71,7 +71,7 @@ BAD = {
     "parameters is a list": (f"{LINEAR}parameters: [weight]\n", ["parameters", "mapping"]),
     "parameters is a word": (f"{LINEAR}parameters: weight\n", ["parameters", "mapping"]),
     "misspelt parameter": (f"{TIES}parameters: {{densty: 1}}\n", ["'ties'", "'densty'", "mean 'density'"]),
-    "number as parameter": (f"{TIES}parameters: {{1: 1}}\n", ["no parameter '1'"]),
+    "number as parameter": (f"{TIES}parameters: {{1: 1}}\n", ["the key 1 is no text"]),
     "global under a model": (
         "merge_method: linear\nmodels: [{model: /m/a, parameters: {normalize: true}}]\n",
         ["models[0] (/m/a)", "'normalize'", "top level"],
@@ -106,7 +106,10 @@ BAD = {
         f"{TIES}parameters: {{weight: [{{filter: a, value: [{{filter: b, value: 1}}]}}]}}\n",
         ["'weight'", "number"],
     ),
-    "filter contains itself": (f"{TIES}parameters: {{weight: &x [{{filter: a, value: *x}}]}}\n", ["'weight'"]),
+    "filter contains itself": (
+        f"{TIES}parameters: {{weight: &x [{{filter: a, value: *x}}]}}\n",
+        ["line 4", "contains itself"],
+    ),
     "unknown dtype": (f"{LINEAR}dtype: bfloat61\n", ["dtype", "mean 'bfloat16'"]),
     "integer dtype": (f"{LINEAR}out_dtype: int8\n", ["out_dtype", "'int8'", "float32"]),
     "dtype is empty": (f'{LINEAR}dtype: ""\n', ["dtype", "''"]),
@@ -135,8 +138,9 @@ def test_bad_recipes(tmp_path, name):
 )
 def test_values_that_would_be_huge_are_not_spelt_out(tmp_path, line):
     key = line.split(":")[0]
+    where = f"line {len(TIES.splitlines()) + (key not in TIES)}"
     others = [other for other in TIES.splitlines() if not other.startswith(key)]
-    with pytest.raises(UsageError, match=key) as caught:
+    with pytest.raises(UsageError, match=f"{where}, .*: more than 1,000,000 values") as caught:
         Recipe.load(write_recipe(tmp_path / "r.yml", "\n".join([*others, line.format(BOMB)])))
     assert len(str(caught.value)) < 1000
 
@@ -154,7 +158,7 @@ def test_recipe_that_cannot_be_read(tmp_path, content, reason):
 def test_recipe_of_a_wrong_type(source):
     with pytest.raises(UsageError, match="a recipe must be a path, a dictionary or a Recipe"):
         Recipe.load(source)
-    with pytest.raises(UsageError, match="Is a directory"):
+    with pytest.raises(UsageError, match="not a regular file"):
         Recipe.load("/")
 
 

@@ -8,10 +8,9 @@ from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from .. import __version__, _core
+from .. import _core
 from ..errors import CheckpointError, MergeError
 from ..models import OutputDirectory
-from ..models.sidecars import CARD, MANIFEST, card, manifest, sidecars
 from ..plan.file_plan import Plan, index_document
 from ..tasks import FileSink, TensorTask
 from . import loop, model_scope
@@ -86,6 +85,7 @@ def run_plan(plan: Plan, directory: OutputDirectory, backend: Any, progress: Pro
     finished = directory.open(plan.fingerprint(), plan.write_bytes)
     jobs = plan.jobs
     try:
+        directory.stage(plan.sidecars.ready)
         run = _Run(plan, directory, background)
         rows = run.take_finished(finished)
         total = plan.read_bytes
@@ -106,15 +106,9 @@ def run_plan(plan: Plan, directory: OutputDirectory, backend: Any, progress: Pro
             raise
         except OSError as error:
             raise directory.error(error) from None
-        dtypes = plan.dtypes
-        main = max((d for d in dtypes if d.is_float), key=lambda d: dtypes[d], default=None)
-        files = {
-            **sidecars(plan.metadata_source.path, plan.metadata_source.config(), main),
-            CARD: card(plan),
-            MANIFEST: manifest(plan, __version__, run.digests),
-        }
+        directory.stage(plan.sidecars.manifest(run.digests))
         index = index_document(plan) if len(plan.shards) > 1 else None
-        directory.publish([s.name for s in plan.shards], index, files)
+        directory.publish([s.name for s in plan.shards], index)
     except BaseException as error:
         # No resume can use the shards of a merge whose inputs are at fault.
         kept = directory.abort(keep=not isinstance(error, CheckpointError))

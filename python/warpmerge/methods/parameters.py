@@ -164,4 +164,6 @@ def checked_seed(seed: Any) -> int:
     """The seed as an int. Raises UsageError if it is no integer."""
     if isinstance(seed, bool) or not isinstance(seed, Integral):
         raise UsageError(f"seed must be an integer, got {shown(seed)}.")
+    if int(seed).bit_length() > 64:
+        raise UsageError(f"seed must be an integer of at most 64 bits, got {shown(int(seed))}.")
     return int(seed)

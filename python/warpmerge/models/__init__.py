@@ -1,6 +1,7 @@
 """Model directories: reading shards, and publishing a merged model."""
 
-from .checkpoint import INDEX, SINGLE, Checkpoint, Shard, allow_open_files
+from .checkpoint import Checkpoint, Shard, allow_open_files
+from .names import INDEX, SINGLE
 from .output import OutputDirectory
 from .safetensors import Columns, TensorEntry, layout, read_header
 

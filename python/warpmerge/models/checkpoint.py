@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import resource
 from array import array
@@ -13,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from .. import _core, system
-from ..errors import CheckpointError, UsageError, close_matches, shown
+from ..errors import CheckpointError, UsageError, close_matches, shown, unreadable
+from .documents import CONFIG_LIMIT, INDEX_LIMIT, read_json
+from .names import CONFIG, INDEX, SINGLE
 from .reference import ModelRef
 from .safetensors import Columns, TensorEntry, read_columns
 from .view_columns import ABSENT, FileColumn
 from .views import FileRegion
 
 OTHER_FILES = 256  # descriptors that are left to outputs and to whatever else the process has open
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 
 
 class Shard:
@@ -52,13 +51,6 @@ class Shard:
 
     def close(self) -> None:
         self.file.close()
-
-
-def unreadable(code: int | None, reason: Any, path: Any) -> CheckpointError:
-    """The error that a user sees after a failed read. A `code` of ESTALE: the file is not the one it was."""
-    if code == errno.ESTALE:
-        return CheckpointError(f"{path} changed while it was being read; run the merge again.")
-    return CheckpointError(f"cannot read {path}: {reason}.")
 
 
 _core.on_input_error(unreadable)  # also for reads of native code, on whatever thread
@@ -137,10 +129,10 @@ class Checkpoint:
     def _shard_paths(self) -> list[Path]:
         """The single file if there is one, as in transformers, else the files that the index names."""
         self._weight_map: dict[str, str] | None = None
-        if (self.path / SINGLE).is_file():
+        if system.is_file(self.path / SINGLE):
             return [self.path / SINGLE]
         index = self.path / INDEX
-        document = _read_json(index)
+        document = _read_object(index, INDEX_LIMIT)
         self._weight_map = document.get("weight_map")
         if not isinstance(self._weight_map, dict):
             raise CheckpointError(f"{index}: not a valid index: it has no 'weight_map'. Download the model again.")
@@ -153,7 +145,7 @@ class Checkpoint:
                     f"{index}: it says that tensor '{tensor}' is in {shown(name)}, but that is no file in this "
                     "directory."
                 )
-            if not os.path.isfile(self.path / name):
+            if not system.is_file(self.path / name):
                 raise CheckpointError(f"{index}: the file {name} is missing. Download the model again.")
             paths[name] = self.path / name
         return [paths[name] for name in sorted(paths)]
@@ -177,8 +169,9 @@ class Checkpoint:
     def config(self) -> dict[str, Any]:
         """The parsed config.json, empty if there is none."""
         if self._config is None:
-            path = self.path / "config.json"
-            self._config = _read_json(path) if path.is_file() else {}
+            path = self.path / CONFIG
+            there = system.exists(path, follow=False)  # a link to nothing is an error
+            self._config = _read_object(path, CONFIG_LIMIT, constants=True) if there else {}
         return self._config
 
     def close(self) -> None:
@@ -186,13 +179,11 @@ class Checkpoint:
             shard.close()
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_object(path: Path, limit: int, *, constants: bool = False) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path, limit, constants=constants)
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}.") from None
-    except RecursionError:
-        raise CheckpointError(f"{path}: not valid JSON (nested too deeply).") from None
+        raise unreadable(error.errno, error.strerror, path) from None
     except ValueError as error:
         raise CheckpointError(f"{path}: not valid JSON ({error}).") from None
     if not isinstance(document, dict):
@@ -203,13 +194,13 @@ def _read_json(path: Path) -> dict[str, Any]:
 def resolve(ref: ModelRef) -> Path:
     """The directory of a model: a path, else the hub's cache, else a download. Raises UsageError if there is none."""
     path = Path(os.path.expanduser(ref.path))
-    if os.path.isdir(path):
+    if system.is_directory(path):
         if ref.revision is not None:
             raise UsageError(
                 f"model '{ref}': {ref.path} is a directory and has no revisions; remove the '@' and what follows it."
             )
         return _with_weights(path)
-    if os.path.isfile(path):
+    if system.is_file(path):
         raise UsageError(f"model '{ref}' is a file; name the directory that holds it.")
     reason = ""
     if not ref.path.startswith((".", "/", "~")) and ref.path.count("/") <= 1:
@@ -218,14 +209,14 @@ def resolve(ref: ModelRef) -> Path:
             return _with_weights(found)
         reason = f", and the Hugging Face hub did not provide it ({why})"
     try:
-        siblings = [p.name for p in path.parent.iterdir() if p.is_dir()]
+        siblings = [n for n in system.calls.listdir(path.parent) if system.is_directory(path.parent / n)]
     except (OSError, ValueError):
         siblings = []
     raise UsageError(f"model '{ref}' is not a directory{reason}{close_matches(path.name, siblings) or '.'}")
 
 
 def _has_weights(path: Path) -> bool:
-    return (path / SINGLE).is_file() or (path / INDEX).is_file()
+    return system.is_file(path / SINGLE) or system.is_file(path / INDEX)
 
 
 def _with_weights(path: Path) -> Path:

@@ -21,8 +21,9 @@ from typing import Any
 from .. import _core, system
 from ..errors import MergeError, OutputError
 from ..units import show_size
-from .checkpoint import INDEX, SINGLE
-from .sidecars import MANIFEST
+from .leftovers import leftovers, remove_leftovers
+from .names import INDEX, SINGLE
+from .sidecars import Content, write
 
 STAGING = ".warpmerge-partial"
 JOURNAL = "journal"  # no suffix, so that no file taken over from a model has this name
@@ -39,6 +40,7 @@ class OutputDirectory:
         self._created = False
         self._files: dict[str, Any] = {}
         self._done: dict[str, Any] = {}  # the journal's records of the finished shards
+        self._staged: list[str] = []  # names of the small files
         self._syncing: list[Future] = []
         self._syncer = ThreadPoolExecutor(1, "sync") if sync else None
         self._check(list(inputs))
@@ -58,6 +60,7 @@ class OutputDirectory:
                     if os.path.dirname(os.path.realpath(file)) == str(here):
                         raise OutputError(f"{file} lies in the output {self.path}; choose another directory.")
             self._refuse_existing()
+            self._old = leftovers(self.path) if self._overwrite else set()
         except OutputError:
             raise
         except OSError as error:
@@ -172,16 +175,24 @@ class OutputDirectory:
         with open(self.staging / JOURNAL, "a", encoding="utf-8") as file:
             file.writelines(line + "\n" for line in lines)
 
-    def publish(self, shards: list[str], index: Mapping[str, Any] | None, others: Mapping[str, bytes]) -> None:
+    def stage(self, files: Mapping[str, Content]) -> None:
+        """Writes small files that will be published with the shards."""
+        try:
+            for name, content in files.items():
+                write(self.staging / name, content, sync=self.sync)
+        except OSError as error:
+            raise self.error(error) from None
+        self._staged += files
+
+    def publish(self, shards: list[str], index: Mapping[str, Any] | None) -> None:
         """Moves everything into its place; the index, or the only shard, last."""
         try:
             for future in self._syncing:
                 future.result()
-            self._write_all(others)
             if index is not None:
-                self._write_all({INDEX: _index_text(index).encode()})
+                write(self.staging / INDEX, _index_text(index).encode(), sync=self.sync)
             last = INDEX if index is not None else SINGLE
-            names = [*others, *(s for s in shards if s != last), last]
+            names = [*self._staged, *(s for s in shards if s != last), last]
             for name in names:
                 if (self.path / name).is_dir():
                     raise OutputError(
@@ -212,28 +223,12 @@ class OutputDirectory:
                         (self.path / name).replace(self.staging / name)
             raise
 
-    def _write_all(self, files: Mapping[str, bytes]) -> None:
-        for name, data in files.items():
-            system.write_file(self.staging / name, data, sync=self.sync)
-
     def _retire_old(self, new: set[str]) -> None:
         """Before the first file of the new model appears, the old one stops looking complete. Shards, a tokenizer and
         the like that the new one does not have go as well."""
-        stale = self._old_files()
         for name in (INDEX, SINGLE):
             (self.path / name).unlink(missing_ok=True)
-        for name in stale - new:
-            (self.path / name).unlink(missing_ok=True)
-
-    def _old_files(self) -> set[str]:
-        """The old model's weights, and whatever its manifest says that a merge wrote."""
-        names = {p.name for p in self.path.glob("model-*-of-*.safetensors")}
-        try:
-            written = json.loads((self.path / MANIFEST).read_text())["files"]
-            names.update(name for name in written if Path(name).name == name)
-        except (OSError, ValueError, LookupError, TypeError, RecursionError):
-            pass  # not a merge of this program's: nothing else is known to belong to it
-        return {name for name in names if not (self.path / name).is_dir()}
+        remove_leftovers(self.path, self._old - new)
 
     def abort(self, keep: bool = True) -> int:
         """After a failure or Ctrl-C: keeps finished shards for --resume (if `keep`), removes the rest. Returns how many

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .. import _core
+from .. import _core, system
 from ..dtypes import BY_SAFETENSORS, DTYPES, DType
 from ..errors import CheckpointError, shown
+from .documents import parse_json
 
 MAX_HEADER = 100_000_000  # the limit of the reference implementation
 PAGE = 4096
@@ -111,9 +111,10 @@ def read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
 
 def _header_of(path: Path) -> tuple[bytes, int]:
     """The bytes of the header, and the size of the file."""
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        prefix = file.read(8)
+    file = system.open_regular(path)
+    try:
+        size = system.calls.fstat(file).st_size
+        prefix = system.read_at(file, 8, 0)
         if len(prefix) < 8:
             raise CheckpointError(
                 f"{path}: {size} bytes are too few for a safetensors file; it is truncated or empty. Copy it again."
@@ -124,7 +125,12 @@ def _header_of(path: Path) -> tuple[bytes, int]:
                 f"{path}: the header claims {length:,} bytes but the file has {size:,}; it is truncated, or it is not "
                 "a safetensors file."
             )
-        return file.read(length), size
+        raw = system.read_at(file, length, 8)
+    finally:
+        system.close(file)
+    if len(raw) < length:
+        raise CheckpointError(f"{path} changed while it was being read; run the merge again.")
+    return raw, size
 
 
 def _entries(path: Path, header: Mapping[str, Any], start: int, size: int) -> list[TensorEntry]:
@@ -146,27 +152,12 @@ def _entries(path: Path, header: Mapping[str, Any], start: int, size: int) -> li
 
 def _parse(raw: bytes, path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """The tensors' part of a header, and the metadata: JSON, as strictly as the reference implementation reads it."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for number, name in enumerate(names) if name in names[:number])
-            raise CheckpointError(f"{path}: the header names '{twice}' twice.")
-        return result
-
-    def constant(text: str) -> None:
-        raise ValueError(f"{text} is not a JSON value")
-
     try:
-        header = json.loads(raw.decode("utf-8"), object_pairs_hook=unique, parse_int=_integer, parse_constant=constant)
+        header = parse_json(raw, integer=_integer)
         if b"\\ud" in raw or b"\\uD" in raw:
             json.dumps(header, ensure_ascii=False).encode()  # fails on halves of surrogate pairs, which JSON can spell
-    except CheckpointError:
-        raise
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else error
-        raise CheckpointError(f"{path}: the header is not valid JSON ({reason}).") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: the header is not valid JSON ({error}).") from None
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: the header is not a JSON object.")
     metadata = header.pop("__metadata__", None)

@@ -1,56 +1,55 @@
-"""The small files of the output: sidecar files of the metadata source, model card, manifest."""
+"""The small files of the output: what it takes over from the metadata source, model card, manifest.
+
+All of them are read and rendered when the plan is made. What cannot be read or written shows before the first weight.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
+from .. import __version__, system
 from ..dtypes import DType
-from ..errors import CheckpointError
+from .card import card
+from .checkpoint import Checkpoint
+from .companions import Companion, companions, located
+from .names import CARD, CONFIG, MANIFEST
 
 if TYPE_CHECKING:
     from ..plan.file_plan import Plan
 
-MANIFEST = "warpmerge.json"
-CARD = "README.md"
-LARGEST = 256 << 20  # bytes; a larger file is data, not part of a model
-COPIED_SUFFIXES = {".json", ".jinja", ".model", ".txt", ".tiktoken", ".bpe", ".vocab", ".py"}
-NOT_COPIED = {
-    CARD,
-    MANIFEST,
-    "config.json",
-    "trainer_state.json",
-    "adapter_config.json",
-    "quantize_config.json",
-}
+Content = bytes | Companion  # of a file of the output
 
 
-def auxiliary(directory: Path) -> list[Path]:
-    """The files of a model that a merge takes over as they are."""
-    return [
-        path
-        for path in sorted(directory.iterdir())
-        if path.suffix in COPIED_SUFFIXES
-        and path.name not in NOT_COPIED
-        and not path.name.endswith(".index.json")
-        and path.is_file()
-        and path.stat().st_size <= LARGEST
-    ]
+def write(path: Path, content: Content, *, sync: bool) -> None:
+    """Makes a small file of the output. Raises OSError, and CheckpointError if a companion has changed."""
+    if isinstance(content, Companion):
+        content.copy_to(path, sync=sync)
+    else:
+        system.write_file(path, content, sync=sync)
 
 
-def sidecars(directory: Path, config: dict[str, Any], dtype: DType | None) -> dict[str, bytes]:
-    """Files that the output takes over: tokenizer, chat template, generation config, custom code, and the config with
-    the output's dtype. Raises CheckpointError if one cannot be read."""
-    try:
-        files = {path.name: path.read_bytes() for path in auxiliary(directory)}
-    except OSError as error:
-        raise CheckpointError(f"cannot read {error.filename or directory}: {error.strerror}.") from None
+def taken_over(model: Checkpoint, dtype: DType | None) -> dict[str, Content]:
+    """The files that an output takes over from a model: companions, and the config with the output's dtype.
+
+    Args:
+        model: the model.
+        dtype: the dtype of the output. None: that of the config stays.
+
+    Returns:
+        The files by name.
+
+    Raises:
+        CheckpointError: a file cannot be read, or lies outside of the model's directory.
+    """
+    files: dict[str, Content] = {**companions(model.path)}
+    config = model.config()
     if config:
-        files["config.json"] = (json.dumps(_with_dtype(config, dtype), indent=2) + "\n").encode()
+        located(model.path / CONFIG)
+        files[CONFIG] = (json.dumps(_with_dtype(config, dtype), indent=2) + "\n").encode()
     return files
 
 
@@ -66,42 +65,33 @@ def _dtypes(config: dict[str, Any]) -> list[str]:
     return [key for key in ("torch_dtype", "dtype") if key in config]
 
 
-def card(plan: Plan) -> bytes:
-    """The model card: the models and the recipe."""
-    recipe = plan.recipe
-    base = [recipe.base] if recipe.base else []
-    models = list(dict.fromkeys([*base, *(m.ref for m in recipe.models)]))
-    front = {"base_model": [str(m) for m in models], "library_name": "transformers", "tags": ["merge", "warpmerge"]}
-    paper = f" ({recipe.method.paper})" if recipe.method.paper else ""
-    text = f"""---
-{yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=1000)}---
+class Sidecars:
+    """The small files of a merge's output. Only the digests of the tensors are missing.
 
-# Merged model
+    Attributes:
+        ready: the files that are complete, by name: companions, config, model card.
+    """
 
-Made by [warpmerge](https://pypi.org/project/warpmerge/) with the method `{recipe.method.name}`{paper}.
+    def __init__(self, plan: Plan) -> None:
+        dtypes = plan.dtypes
+        main = max((d for d in dtypes if d.is_float), key=lambda d: dtypes[d], default=None)
+        self.ready = taken_over(plan.metadata_source, main) | {CARD: card(plan.recipe, plan.seed)}
+        self._plan = plan
+        self._frame = json.dumps(_frame(plan, sorted({MANIFEST, *self.ready})), indent=1, allow_nan=False)
 
-Models:
-
-{chr(10).join(f"- {m}{' (base)' if m == recipe.base else ''}" for m in models)}
-
-Recipe:
-
-```yaml
-{recipe.to_yaml().rstrip()}
-```
-
-Seed {plan.seed}. `warpmerge verify` checks the weights against `{MANIFEST}`.
-"""
-    return text.encode(errors="backslashreplace")  # paths need not be Unicode
+    def manifest(self, digests: Sequence[int]) -> dict[str, Content]:
+        """The manifest: recipe, inputs, and the digest of each tensor (docs/numerics.md defines it)."""
+        frame = self._frame.removesuffix("\n}")
+        return {MANIFEST: f'{frame},\n "tensors": {_tensors(self._plan, digests)}\n}}\n'.encode()}
 
 
-def manifest(plan: Plan, version: str, digests: Sequence[int]) -> bytes:
-    """The manifest: recipe, inputs, and the digest of each tensor (docs/numerics.md defines it)."""
+def _frame(plan: Plan, files: Sequence[str]) -> dict[str, Any]:
+    """The manifest without tensors."""
     roles = {id(c): {"auxiliary tensor": label} for label, c in plan.auxiliary.items()}
-    document = {
-        "warpmerge": version,
+    return {
+        "warpmerge": __version__,
         "method": plan.recipe.method.name,
-        "recipe": json.loads(json.dumps(dict(plan.recipe.source), default=str)),
+        "recipe": _finite(plan.recipe.source),
         "seed": plan.seed,
         "inputs": [
             {
@@ -112,11 +102,18 @@ def manifest(plan: Plan, version: str, digests: Sequence[int]) -> bytes:
             }
             for c in plan.checkpoints
         ],
-        "files": sorted({CARD, MANIFEST, "config.json", *(p.name for p in auxiliary(plan.metadata_source.path))}),
+        "files": files,
         "shards": [{"name": s.name, "bytes": s.nbytes} for s in plan.shards],
     }
-    text = json.dumps(document, indent=1).removesuffix("\n}")
-    return f'{text},\n "tensors": {_tensors(plan, digests)}\n}}\n'.encode()
+
+
+def _finite(value: Any) -> Any:
+    """A recipe's values with infinities as text, `inf`, since JSON has none. Recipes take that text as well."""
+    if isinstance(value, Mapping):
+        return {key: _finite(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _tensors(plan: Plan, digests: Sequence[int]) -> str:

@@ -15,8 +15,9 @@ from typing import Any
 from .. import __version__
 from ..dtypes import DTYPES, FLOAT64, DType
 from ..methods.parameters import checked_seed
-from ..models import INDEX, SINGLE, Checkpoint, Columns, allow_open_files, layout
-from ..models.sidecars import sidecars
+from ..models import SINGLE, Checkpoint, Columns, allow_open_files, layout
+from ..models.names import shard_name
+from ..models.sidecars import Sidecars
 from ..recipe import Layers, ModelRef, Recipe, Resolver
 from ..tasks import Group, Jobs
 from .jobs import is_whole, make_jobs
@@ -43,6 +44,10 @@ class Plan:
     shard_of: array[int]
     shards: list[OutputShard]
     auxiliary: Mapping[str, Checkpoint] = field(default_factory=dict)  # by label: "fisher of MODEL"
+    sidecars: Sidecars = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sidecars = Sidecars(self)
 
     @property
     def checkpoints(self) -> list[Checkpoint]:
@@ -147,8 +152,6 @@ def make_plan(recipe: Recipe, *, seed: int = 0, shard_size: int = 5 * 10**9) -> 
         for kind in recipe.method.auxiliary
         for model, ref in zip(recipe.inputs, recipe.auxiliary(kind.name), strict=True)
     }
-    # Whether they can be read shows now, not after the merge.
-    sidecars(metadata_source.path, metadata_source.config(), None)
     wanted = recipe.out_dtype or recipe.dtype
 
     @functools.cache  # made after the models were found to fit: their differences are the error to show
@@ -186,7 +189,7 @@ def _place(jobs: Jobs, shard_size: int) -> tuple[Columns, array[int], list[Outpu
         filled += nbytes
     parts, shards, shard_of = [], [], array("i")
     for number, (first, end) in enumerate(itertools.pairwise([*firsts, len(jobs)])):
-        name = SINGLE if len(firsts) == 1 else f"model-{number + 1:05d}-of-{len(firsts):05d}.safetensors"
+        name = SINGLE if len(firsts) == 1 else shard_name(number, len(firsts))
         mine = slice(first, end)
         tensors = zip(jobs.names[mine], dtypes[mine], jobs.shapes[mine], strict=True)
         header, columns, size = layout(tensors, {"format": "pt"})
@@ -202,4 +205,4 @@ def index_document(plan: Plan) -> dict[str, Any]:
     return {"metadata": {"total_size": sum(plan.layout.sizes)}, "weight_map": dict(sorted(weight_map.items()))}
 
 
-__all__ = ["INDEX", "OutputShard", "Plan", "index_document", "make_plan"]
+__all__ = ["OutputShard", "Plan", "index_document", "make_plan"]

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..dtypes import DType, float_dtype
 from ..errors import UsageError, close_matches, shown
 from ..methods import Base, Method, find
+from ..models.documents import yaml_text
 from ..models.reference import ModelRef
+from .document import plain, read
 from .settings import Constant, Setting, parse_setting
 
 KEYS = ("merge_method", "models", "base_model", "parameters", "dtype", "out_dtype")
@@ -77,14 +76,11 @@ class Recipe:
         if isinstance(source, Recipe):
             return source
         if isinstance(source, Mapping):
-            try:
-                return parse(_plain(source), "recipe")
-            except RecursionError:
-                raise UsageError("recipe: it contains itself or is nested too deeply.") from None
+            return parse(plain(source, "recipe"), "recipe")
         if not isinstance(source, (str, os.PathLike)):
             raise UsageError(f"a recipe must be a path, a dictionary or a Recipe, got {shown(source)}.")
         path = Path(source)
-        return parse(_read(path), str(path))
+        return parse(plain(read(path), str(path)), str(path))
 
     @property
     def inputs(self) -> tuple[RecipeModel, ...]:
@@ -121,53 +117,7 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """The recipe as YAML."""
-        return yaml.safe_dump(_plain(self.source), sort_keys=False, allow_unicode=True, default_flow_style=None)
-
-
-def _read(path: Path) -> Any:
-    """The YAML document in a file. Raises UsageError; the message names the line."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path that no file can have
-        reason = getattr(error, "strerror", None) or "not a text file"
-        raise UsageError(f"cannot read the recipe {path}: {reason}.") from None
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except UsageError:
-        raise
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = " ".join(part for part in (error.context, error.problem) if part)
-        raise UsageError(f"{path}{place}: not valid YAML: {problem}.") from None
-    except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        raise UsageError(f"{path}, line {line}: not valid YAML: a character that YAML does not allow.") from None
-    except RecursionError:
-        raise UsageError(f"{path}: nested too deeply.") from None
-    except ValueError as error:  # a date or a number that there cannot be
-        raise UsageError(f"{path}: not valid YAML: {error}.") from None
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a key given twice: YAML would keep the last. Reads 1e-5 as a number, as YAML 1.2 does."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node: yaml.MappingNode = super().compose_mapping_node(anchor)
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                if key.value in seen:
-                    raise yaml.composer.ComposerError(
-                        problem=f"the key '{key.value}' is given twice", problem_mark=key.start_mark
-                    )
-                seen.add(key.value)
-        return node
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+        return yaml_text(plain(self.source, "recipe"), flow=None, width=80)
 
 
 def parse(document: Any, where: str) -> Recipe:
@@ -308,19 +258,3 @@ def _parameters(value: Any, method: Method, where: str) -> dict[str, Setting]:
         else parse_setting(v, method.parameter(name, where), where)
         for name, v in value.items()
     }
-
-
-def _plain(value: Any) -> Any:
-    """Values of Python callers as values of YAML: tuples, paths, numbers of numpy, dtypes of torch."""
-    if isinstance(value, Mapping):
-        return {k if isinstance(k, str) else str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if isinstance(value, type):
-        return value.__name__
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    for kind in (bool, int, float):
-        if isinstance(value, kind):
-            return kind(value)
-    return None if value is None else str(value)

@@ -17,7 +17,8 @@ from ..dtypes import FLOAT32, FLOAT64, DType
 from ..engine.arrays import FileArray
 from ..errors import CheckpointError, OutputError
 from ..models import SINGLE, Checkpoint, OutputDirectory, Shard, layout
-from ..models.sidecars import sidecars
+from ..models.documents import parse_json
+from ..models.sidecars import Content, taken_over
 from ..tasks import FileSink
 
 KEY = "warpmerge.running"  # of the metadata that say what a state is
@@ -66,19 +67,20 @@ def file_targets(
 def directory_targets(path: Path, specs: Sequence[Spec], like: Path | None) -> Iterator[dict[str, FileTarget]]:
     """Where the tensors of a new model directory go, which is published with the small files of the model `like`."""
     header, columns, size = layout(specs, {"format": "pt"})
-    files: dict[str, bytes] = {}
+    files: dict[str, Content] = {}
     if like is not None:
         model = Checkpoint(str(like))
         like = model.path
         dtypes = [dtype for _, dtype, _ in specs if dtype.is_float]
-        files = sidecars(model.path, model.config(), dtypes[0] if dtypes else None)
+        files = taken_over(model, dtypes[0] if dtypes else None)
     directory = OutputDirectory(path, inputs=[like] if like else [], overwrite=False, resume=False, sync=True)
     directory.open(KEY, size)
     try:
+        directory.stage(files)
         file = directory.shard(SINGLE, header, size)
         yield {name: FileTarget(e.dtype, file, e.offset) for name, e in columns.by_name().items()}
         directory.finish_shard(SINGLE, ())
-        directory.publish([SINGLE], None, files)
+        directory.publish([SINGLE], None)
     except BaseException as error:
         directory.abort(keep=False)
         raise directory.error(error) if isinstance(error, OSError) else error from None
@@ -114,11 +116,11 @@ def open_state(
     if text is None:
         raise CheckpointError(f"{path} holds no state of running means; was it made by save?")
     try:
-        saved = json.loads(text)
+        saved = parse_json(text.encode())
         found, count, options = saved["kind"], saved["count"], saved["options"]
         if type(count) is not int or count < 1 or not isinstance(options, dict):
             raise ValueError
-    except (ValueError, LookupError, TypeError, RecursionError):
+    except (ValueError, LookupError, TypeError):
         raise CheckpointError(f"{path}: its header is damaged; use another copy.") from None
     if found != kind:
         raise CheckpointError(f"{path} holds the state of a {found}; load it with wm.{found}.load.")

@@ -1,0 +1,44 @@
+"""The names of the files of a model directory, and which of them a merge takes over."""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePath
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+CONFIG = "config.json"
+CARD = "README.md"
+MANIFEST = "warpmerge.json"
+COPIED_SUFFIXES = {".json", ".jinja", ".model", ".txt", ".tiktoken", ".bpe", ".vocab", ".py"}
+NOT_COPIED = {
+    CARD.lower(),
+    MANIFEST,
+    CONFIG,
+    "trainer_state.json",
+    "adapter_config.json",
+    "quantize_config.json",
+}
+
+
+def shard_name(number: int, count: int) -> str:
+    """The name of one of several output shards; `number` counts from 0."""
+    return f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+
+
+_SHARD = re.compile(r"model-[0-9]{5,}-of-[0-9]{5,}\.safetensors")
+
+
+def is_weights(name: str) -> bool:
+    """Whether a merge could have written weights, or their index, under this name."""
+    return name in (SINGLE, INDEX) or _SHARD.fullmatch(name) is not None
+
+
+def is_companion(name: str) -> bool:
+    """Whether a file of this name is taken over as it is. Hidden files are not: they are left by programs."""
+    return (
+        PurePath(name).suffix in COPIED_SUFFIXES
+        and name.lower() not in NOT_COPIED  # some file systems take names that differ in case for one
+        and not name.endswith(".index.json")
+        and not name.startswith(".")
+    )

@@ -3,6 +3,7 @@ SIGTERM, 129 by SIGHUP)."""
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 import click
 
 from . import __version__
-from .errors import MergeError
+from .errors import MergeError, printable
 from .units import show_seconds, show_size
 
 INTERRUPTED = 130
@@ -63,17 +64,17 @@ def merge(recipe: Path, out_dir: Path, quiet: bool, as_json: bool, no_sync: bool
     with _Progress(quiet or as_json) as progress:
         report = run(recipe, out_dir, sync=not no_sync, progress=progress, **options)
     if as_json:
-        click.echo(json.dumps(report.as_dict()))
+        _say(json.dumps(report.as_dict()))
     elif not quiet:
         rate = show_size((report.bytes_read + report.bytes_written) / max(report.seconds, 1e-9))
         if report.dry_run:
-            click.echo(
+            _say(
                 f"would merge {report.tensors} tensors with {report.method}: read {show_size(report.bytes_read)}, "
                 f"write {show_size(report.bytes_written)} in {report.shards} shard{'s' * (report.shards != 1)}"
             )
         else:
             again = f" ({report.resumed_shards} shards were finished before)" if report.resumed_shards else ""
-            click.echo(
+            _say(
                 f"{report.method}: {report.tensors} tensors, {show_size(report.bytes_written)} written to {report.out} "
                 f"in {show_seconds(report.seconds)}, {rate}/s read and written{again}"
             )
@@ -89,19 +90,17 @@ def plan(recipe: Path, as_json: bool, **options: Any) -> None:
 
     rows = describe(recipe, **options)
     if as_json:
-        click.echo(json.dumps(rows, default=str))
+        _say(json.dumps(rows))
         return
     models = rows.pop("models")
     for name, value in rows.items():
         shown = show_size(value) if name.startswith(("bytes", "memory")) else value
-        click.echo(f"{name.replace('_', ' '):<16} {shown}")
-    click.echo()
-    click.echo(
-        table(
-            ["model", "role", "tensors", "size", "path"],
-            [[m["model"], m["role"], f"{m['tensors']}", show_size(m["bytes"]), m["path"]] for m in models],
-            right={2, 3},
-        )
+        _say(f"{name.replace('_', ' '):<16} {shown}")
+    _say("")
+    _say_table(
+        ["model", "role", "tensors", "size", "path"],
+        [[m["model"], m["role"], f"{m['tensors']}", show_size(m["bytes"]), m["path"]] for m in models],
+        right={2, 3},
     )
 
 
@@ -118,7 +117,7 @@ def verify(out_dir: Path, threads: int | None) -> None:
     if report.problems:
         count = len(report.problems)
         raise MergeError(f"{out_dir} differs from its manifest in {count} tensor{'s' * (count != 1)}.")
-    click.echo(f"{out_dir}: {report.tensors} tensors, {show_size(report.nbytes)}, all as in the manifest")
+    _say(f"{out_dir}: {report.tensors} tensors, {show_size(report.nbytes)}, all as in the manifest")
 
 
 @cli.command()
@@ -130,21 +129,23 @@ def methods(name: str | None) -> None:
 
     if name is None:
         rows = [[m.name, m.summary + ("" if m.built_in else f" (from {m.module})")] for m in list_methods()]
-        click.echo(table(["method", "what it does"], rows))
+        _say_table(["method", "what it does"], rows)
         for plugin, reason in load_plugins().items():
             _complain(f"the plug-in {plugin} could not be loaded: {reason}.")
         return
     method = find(name)
-    click.echo(f"{method.name}: {method.summary}\n")
+    _say(f"{method.name}: {method.summary}", "")
     if method.formula:
-        click.echo("\n".join(f"    {line}" for line in method.formula.splitlines()) + "\n")
+        _say(*(f"    {line}" for line in method.formula.splitlines()), "")
     for title, text in facts(method):
-        click.echo(f"{title:<10}  {text}")
+        _say(f"{title:<10}  {text}")
     for source, differences in method.differences.items():
-        click.echo(f"\ndifferences from {source}\n" + "\n".join(f"  - {text}" for text in differences))
-    click.echo("\n" + table(PARAMETERS, parameter_rows(method)))
+        _say("", f"differences from {source}", *(f"  - {text}" for text in differences))
+    _say("")
+    _say_table(PARAMETERS, parameter_rows(method))
     if len(method.presets) > 1:
-        click.echo("\n" + table(["semantics", "sets"], preset_rows(method)))
+        _say("")
+        _say_table(["semantics", "sets"], preset_rows(method))
 
 
 @cli.command()
@@ -155,20 +156,21 @@ def info() -> None:
     from . import _core, backends
     from .threads import thread_count
 
-    click.echo(
+    _say(
         f"warpmerge {__version__}, Python {platform.python_version()}, native module built by GCC/Clang "
-        f"{_core.compiler()}"
+        f"{_core.compiler()}",
+        f"instruction sets: {', '.join(_core.isas())} (best first); threads: {thread_count()}",
+        "",
     )
-    click.echo(f"instruction sets: {', '.join(_core.isas())} (best first); threads: {thread_count()}\n")
     rows = [[b.name, "yes" if b.available else "no", b.reason or b.summary] for b in backends.BACKENDS]
-    click.echo(table(["backend", "available", ""], rows))
+    _say_table(["backend", "available", ""], rows)
     gpus = backends.gpus()
     if gpus:
-        click.echo("\n" + "\n".join(gpus))
+        _say("", *gpus)
     try:
-        click.echo(f"\nmerges use: {backends.choose().name}")
+        _say("", f"merges use: {backends.choose().name}")
     except MergeError as error:
-        click.echo(f"\nmerges use: {error}")
+        _say("", f"merges use: {error}")
 
 
 @cli.command()
@@ -177,13 +179,14 @@ def demo(directory: Path | None) -> None:
     """Train small models, merge them, and compare their losses (about a minute; needs torch)."""
     from .demo import run
 
-    if not run(directory, echo=click.echo).ok:
+    if not run(directory, echo=lambda text: _say(*text.split("\n"))).ok:
         raise MergeError("no merged model is better than every single model; please report this.")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: set[int] | frozenset[int] = frozenset()) -> str:
-    """A table as text. Each column is as wide as its widest cell; columns in `right` are right-aligned."""
-    lines = [list(head), *[list(map(str, row)) for row in rows]]
+    """A table as text. Each column is as wide as its widest cell; columns in `right` are right-aligned. What is not
+    printable is escaped, so each row is one line."""
+    lines = [list(head), *[[printable(str(cell)) for cell in row] for row in rows]]
     widths = [max(len(line[c]) for line in lines) for c in range(len(head))]
     lines.insert(1, ["-" * w for w in widths])
     return "\n".join(
@@ -226,7 +229,9 @@ def run(arguments: list[str] | None = None) -> int:
     try:
         cli.main(arguments, prog_name="warpmerge", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(file=shown)
+        _complain(*shown.getvalue().rstrip("\n").split("\n"))
         return 2
     except (click.exceptions.Abort, KeyboardInterrupt) as error:  # click wraps Ctrl-C in an Abort
         _complain(str(error.__cause__ or error) or "interrupted.")
@@ -243,6 +248,16 @@ def run(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _complain(text: str) -> None:
-    """Prints to stderr. Control characters of names and paths are escaped: they could be commands to the terminal."""
-    click.echo("".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text), err=True)
+def _say(*lines: str, err: bool = False) -> None:
+    """Prints lines. All that is printed takes this way: names and paths could hold commands to the terminal."""
+    click.echo("\n".join(map(printable, lines)), err=err)
+
+
+def _say_table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], right: set[int] | frozenset[int] = frozenset()
+) -> None:
+    _say(*table(head, rows, right).split("\n"))
+
+
+def _complain(*lines: str) -> None:
+    _say(*lines, err=True)

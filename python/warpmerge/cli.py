@@ -186,7 +186,7 @@ def demo(directory: Path | None) -> None:
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: set[int] | frozenset[int] = frozenset()) -> str:
     """A table as text. Each column is as wide as its widest cell; columns in `right` are right-aligned. What is not
     printable is escaped, so each row is one line."""
-    lines = [list(head), *[[printable(str(cell)) for cell in row] for row in rows]]
+    lines = [[printable(str(cell)) for cell in row] for row in (head, *rows)]
     widths = [max(len(line[c]) for line in lines) for c in range(len(head))]
     lines.insert(1, ["-" * w for w in widths])
     return "\n".join(

@@ -158,10 +158,13 @@ def read_file(path: AnyPath, limit: int) -> bytes:
     bytes."""
     fd = open_regular(path)
     try:
-        data = read_at(fd, limit + 1, 0) if calls.fstat(fd).st_size <= limit else None
+        size = calls.fstat(fd).st_size
+        data = read_at(fd, min(size, limit) + 1, 0)
+        if size < len(data) <= limit:  # it grew, or its size is not known in advance
+            data += read_at(fd, limit + 1 - len(data), len(data))
     finally:
         close(fd)
-    if data is None or len(data) > limit:
+    if len(data) > limit:
         raise OSError(errno.EFBIG, f"it has more than {limit:,} bytes", str(path))
     return data
 

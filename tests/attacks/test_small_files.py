@@ -5,7 +5,10 @@ import os
 import time
 
 import pytest
+import yaml
 from helpers import INDEX, SINGLE, contents, file_bytes, llama, run_cli, run_process, write_model, write_recipe
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from warpmerge import system
 from warpmerge.errors import CheckpointError
 from warpmerge.models import Shard
@@ -207,13 +210,39 @@ def test_texts_survive_yaml_and_no_line_of_it_is_a_texts():
         text = yaml_text(document)
         assert all(line.isprintable() for line in text.split("\n"))
         assert not [line for line in text.split("\n") if line.strip() == "---"]
-        assert parse_yaml(text) == document
+        assert yaml.safe_load(text) == document
 
 
-def parse_yaml(text):
-    import yaml
+TEXTS = st.text(st.sampled_from(list('\\"[]{}ab,:\n')), max_size=8)
+VALUES = st.recursive(
+    TEXTS | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.none(),
+    lambda v: st.lists(v, max_size=3) | st.dictionaries(TEXTS, v, max_size=3),
+    max_leaves=12,
+)
 
-    return yaml.safe_load(text)
+
+def levels(value):
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if inner is None else 1 + max(map(levels, inner), default=0)
+
+
+def test_nesting_is_measured_whatever_the_texts_hold(monkeypatch):
+    seen = set()
+
+    @settings(max_examples=500, deadline=None, database=None, derandomize=True)
+    @given(VALUES, st.integers(1, 6))
+    def check(value, depth):
+        monkeypatch.setattr("warpmerge.models.documents.DEPTH", depth)
+        raw = json.dumps(value).encode()
+        if levels(value) <= depth:
+            assert parse_json(raw) == value
+        else:
+            with pytest.raises(ValueError, match="nested too deeply"):
+                parse_json(raw)
+        seen.add(levels(value) <= depth)
+
+    check()
+    assert seen == {True, False}
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import pytest
 from helpers import INDEX, SINGLE, contents, llama, run_cli, write_model, write_recipe
 from special_files import SPECIAL, directory
 from warpmerge.models import Shard
+from warpmerge.models.output import JOURNAL, STAGING
 from warpmerge.system import remove
 
 pytestmark = pytest.mark.timeout(60)
@@ -62,6 +63,23 @@ def test_a_manifest_that_is_no_file(models, make):
         assert done.stderr.startswith("error: ") and "warpmerge.json" in done.stderr
     remove(models / "out" / "warpmerge.json")
     assert contents(models / "out") == before
+
+
+@pytest.mark.parametrize("make", SPECIAL, ids=lambda make: make.__name__)
+def test_a_journal_that_is_no_file_is_no_journal(models, make):
+    (models / "out" / STAGING).mkdir(parents=True)
+    make(models / "out" / STAGING / JOURNAL)
+    done = run_cli("merge", models / "r.yml", models / "out", "--resume", "--no-sync")
+    assert (done.status, done.stderr) == (0, "")
+    assert not (models / "out" / STAGING).exists()
+
+
+@pytest.mark.parametrize("make", SPECIAL, ids=lambda make: make.__name__)
+def test_a_model_that_is_no_directory(models, make):
+    make(models / "c")
+    recipe = {"merge_method": "linear", "models": [str(models / "c")], "parameters": {"weight": 1}}
+    done = run_cli("plan", write_recipe(models / "c.yml", recipe))
+    assert done.status in (1, 2) and done.stderr.startswith("error: ") and str(models / "c") in done.stderr
 
 
 @pytest.mark.parametrize("make", SPECIAL, ids=lambda make: make.__name__)

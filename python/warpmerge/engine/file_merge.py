@@ -11,6 +11,7 @@ from typing import Any
 from .. import _core
 from ..errors import CheckpointError, MergeError
 from ..models import OutputDirectory
+from ..models.sidecars import manifest
 from ..plan.file_plan import Plan, index_document
 from ..tasks import FileSink, TensorTask
 from . import loop, model_scope
@@ -106,7 +107,7 @@ def run_plan(plan: Plan, directory: OutputDirectory, backend: Any, progress: Pro
             raise
         except OSError as error:
             raise directory.error(error) from None
-        directory.stage(plan.sidecars.manifest(run.digests))
+        directory.stage(manifest(plan, run.digests))
         index = index_document(plan) if len(plan.shards) > 1 else None
         directory.publish([s.name for s in plan.shards], index)
     except BaseException as error:

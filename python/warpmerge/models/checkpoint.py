@@ -222,7 +222,7 @@ def _has_weights(path: Path) -> bool:
 def _with_weights(path: Path) -> Path:
     if _has_weights(path):
         return path
-    if list(path.glob("pytorch_model*.bin")):
+    if any(name.startswith("pytorch_model") and name.endswith(".bin") for name in system.calls.listdir(path)):
         raise CheckpointError(
             f"{path} holds no safetensors files, only pytorch_model*.bin; convert it to safetensors first."
         )

@@ -21,6 +21,7 @@ from typing import Any
 from .. import _core, system
 from ..errors import MergeError, OutputError
 from ..units import show_size
+from .documents import JOURNAL_LIMIT, parse_json
 from .leftovers import leftovers, remove_leftovers
 from .names import INDEX, SINGLE
 from .sidecars import Content, write
@@ -123,8 +124,8 @@ class OutputDirectory:
         done = {}
         try:
             sizes = {path.name: path.stat().st_size for path in self.staging.iterdir()}
-            first, *records = (self.staging / JOURNAL).read_text(encoding="utf-8").splitlines()
-            for record in map(json.loads, records) if first == fingerprint else ():
+            first, *records = system.read_file(self.staging / JOURNAL, JOURNAL_LIMIT).splitlines()
+            for record in map(parse_json, records) if first == fingerprint.encode() else ():
                 if _digests(record["digests"]) and sizes.get(record["name"]) == record["bytes"]:
                     done[record["name"]] = record
         except (OSError, ValueError, LookupError, TypeError):

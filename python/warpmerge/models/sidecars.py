@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,24 +66,32 @@ def _dtypes(config: dict[str, Any]) -> list[str]:
     return [key for key in ("torch_dtype", "dtype") if key in config]
 
 
+@dataclass(frozen=True)
 class Sidecars:
     """The small files of a merge's output. Only the digests of the tensors are missing.
 
     Attributes:
         ready: the files that are complete, by name: companions, config, model card.
+        frame: the manifest without tensors.
     """
 
-    def __init__(self, plan: Plan) -> None:
-        dtypes = plan.dtypes
-        main = max((d for d in dtypes if d.is_float), key=lambda d: dtypes[d], default=None)
-        self.ready = taken_over(plan.metadata_source, main) | {CARD: card(plan.recipe, plan.seed)}
-        self._plan = plan
-        self._frame = json.dumps(_frame(plan, sorted({MANIFEST, *self.ready})), indent=1, allow_nan=False)
+    ready: Mapping[str, Content]
+    frame: str
 
-    def manifest(self, digests: Sequence[int]) -> dict[str, Content]:
-        """The manifest: recipe, inputs, and the digest of each tensor (docs/numerics.md defines it)."""
-        frame = self._frame.removesuffix("\n}")
-        return {MANIFEST: f'{frame},\n "tensors": {_tensors(self._plan, digests)}\n}}\n'.encode()}
+
+def sidecars(plan: Plan) -> Sidecars:
+    """Reads and renders the small files. Raises CheckpointError as `taken_over` does."""
+    dtypes = plan.dtypes
+    main = max((d for d in dtypes if d.is_float), key=lambda d: dtypes[d], default=None)
+    ready = taken_over(plan.metadata_source, main) | {CARD: card(plan.recipe, plan.seed)}
+    frame = json.dumps(_frame(plan, sorted({MANIFEST, *ready})), indent=1, allow_nan=False)
+    return Sidecars(ready, frame)
+
+
+def manifest(plan: Plan, digests: Sequence[int]) -> dict[str, Content]:
+    """The manifest: recipe, inputs, and the digest of each tensor (docs/numerics.md defines it)."""
+    frame = plan.sidecars.frame.removesuffix("\n}")
+    return {MANIFEST: f'{frame},\n "tensors": {_tensors(plan, digests)}\n}}\n'.encode()}
 
 
 def _frame(plan: Plan, files: Sequence[str]) -> dict[str, Any]:

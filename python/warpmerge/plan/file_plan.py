@@ -17,7 +17,7 @@ from ..dtypes import DTYPES, FLOAT64, DType
 from ..methods.parameters import checked_seed
 from ..models import SINGLE, Checkpoint, Columns, allow_open_files, layout
 from ..models.names import shard_name
-from ..models.sidecars import Sidecars
+from ..models.sidecars import Sidecars, sidecars
 from ..recipe import Layers, ModelRef, Recipe, Resolver
 from ..tasks import Group, Jobs
 from .jobs import is_whole, make_jobs
@@ -47,7 +47,7 @@ class Plan:
     sidecars: Sidecars = field(init=False)
 
     def __post_init__(self) -> None:
-        self.sidecars = Sidecars(self)
+        self.sidecars = sidecars(self)
 
     @property
     def checkpoints(self) -> list[Checkpoint]:

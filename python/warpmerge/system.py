@@ -159,12 +159,12 @@ def read_file(path: AnyPath, limit: int) -> bytes:
     fd = open_regular(path)
     try:
         size = calls.fstat(fd).st_size
-        data = read_at(fd, min(size, limit) + 1, 0)
+        data = read_at(fd, size + 1, 0) if size <= limit else b""
         if size < len(data) <= limit:  # it grew, or its size is not known in advance
             data += read_at(fd, limit + 1 - len(data), len(data))
     finally:
         close(fd)
-    if len(data) > limit:
+    if max(size, len(data)) > limit:
         raise OSError(errno.EFBIG, f"it has more than {limit:,} bytes", str(path))
     return data
 

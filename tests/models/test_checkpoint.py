@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 from helpers import INDEX, SINGLE, bf16, file_bytes, llama, write_model, write_safetensors
+from warpmerge import system
 from warpmerge.errors import CheckpointError, MergeError, UsageError
 from warpmerge.models import Checkpoint, allow_open_files
 from warpmerge.models.checkpoint import resolve
@@ -158,15 +159,15 @@ def test_damaged_shards_are_named(tmp_path):
         Checkpoint(str(path))
 
 
-def test_files_that_cannot_be_read(tmp_path, monkeypatch):
+def test_files_that_cannot_be_read(tmp_path):
     """Permissions do not hold for root, so the refusal is made here."""
     path = write_model(tmp_path / "m", small())
 
-    def refuse(*_, **__):
-        raise PermissionError(13, "Permission denied")
+    class Refuses(system.System):
+        def open(self, path, flags, mode=0o666):
+            raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("builtins.open", refuse)
-    with pytest.raises(CheckpointError, match=r"cannot read .*model.safetensors: Permission denied"):
+    with system.using(Refuses()), pytest.raises(CheckpointError, match=r"read .*model.safetensors: Permission denied"):
         Checkpoint(str(path))
 
 

@@ -114,7 +114,8 @@ TYPES = {
     "key twice, spelled apart": '{weight: 1, "we\\x69ght": 1}',
     "nan": "{weight: .nan}",
     "infinity": "{weight: .inf}",
-    "value of an unknown key": "{\x07: 1}",
+    "control character": "{\x07: 1}",
+    "character beyond Unicode": '{"\\Uffffffff": 1}',
 }
 
 

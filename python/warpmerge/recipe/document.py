@@ -54,6 +54,8 @@ def read(path: Path) -> Any:
         raise UsageError(f"{path}, line {line}: not valid YAML: a character that YAML does not allow.") from None
     except RecursionError:
         raise UsageError(f"{path}: nested too deeply.") from None
+    except (ValueError, OverflowError):  # of PyYAML's scanner: the escape of a character that there is not
+        raise UsageError(f"{path}: not valid YAML: an escape stands for no character.") from None
 
 
 class _Loader(yaml.SafeLoader):

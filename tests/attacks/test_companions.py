@@ -1,5 +1,6 @@
 """Companions: what the output takes over of a model is the model's own, and is copied in pieces."""
 
+import errno
 import json
 import os
 import resource
@@ -191,6 +192,21 @@ def test_the_memory_of_a_merge_does_not_grow_with_its_companions(models):
     os.truncate(models / "a" / "tokenizer.json", 250 << 20)
     assert most("large") < without + 50_000
     assert (models / "large" / "tokenizer.json").stat().st_size == 250 << 20
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO])
+def test_companions_that_cannot_be_opened_are_found_while_the_merge_is_planned(models, code):
+    class Refuses(system.System):
+        def open(self, path, flags, mode=0o666):
+            if str(path).endswith("tokenizer.json"):
+                raise OSError(code, os.strerror(code))
+            return super().open(path, flags, mode)
+
+    (models / "a" / "tokenizer.json").write_text("tokens")
+    with system.using(Refuses()):
+        done = run_cli("plan", models / "r.yml")
+    path = models / "a" / "tokenizer.json"
+    assert (done.status, done.stderr) == (1, f"error: cannot read {path}: {os.strerror(code)}.\n")
 
 
 CHANGES = {

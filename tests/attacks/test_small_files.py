@@ -46,6 +46,7 @@ CONFIGS = {
     "a list": ("[1]", "not a JSON object"),
     "empty": ("", "not valid JSON"),
     "unclosed string": ('{"a": "' + "[" * 200, "not valid JSON"),
+    "unbalanced": ("}" * 200 + "{" * 200, "not valid JSON"),
 }
 
 
@@ -162,7 +163,7 @@ def test_what_a_manifest_says_of_a_tensor_is_shown_shortly(models):
 
 # Names in a manifest's `files`, of files that the test makes. A merge can have written the first row only.
 OURS = ["vocab.txt", "extra.json", "README.md", "config.json", "model-00001-of-00002.safetensors"]
-OTHERS = ["notes.md", "data.csv", ".bashrc", ".hidden.json", "model-of-mine.safetensors", "x.index.json", "a\nb"]
+OTHERS = ["notes.md", "data.csv", ".bashrc", ".hidden.json", "model-of-mine.safetensors", "x.index.json", "a\nb.txt"]
 FOREIGN = ["../keep.txt", "sub/inner.txt", "/etc/hostname", ".", "..", "", "a\0b", "\ud800", "x" * 5000, 7, None, ["a"]]
 
 

@@ -222,7 +222,11 @@ def _has_weights(path: Path) -> bool:
 def _with_weights(path: Path) -> Path:
     if _has_weights(path):
         return path
-    if any(name.startswith("pytorch_model") and name.endswith(".bin") for name in system.calls.listdir(path)):
+    try:
+        names = system.calls.listdir(path)
+    except OSError as error:
+        raise unreadable(error.errno, error.strerror, path) from None
+    if any(name.startswith("pytorch_model") and name.endswith(".bin") for name in names):
         raise CheckpointError(
             f"{path} holds no safetensors files, only pytorch_model*.bin; convert it to safetensors first."
         )

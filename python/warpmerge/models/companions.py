@@ -56,7 +56,8 @@ def companions(directory: Path) -> dict[str, Companion]:
         The companions.
 
     Raises:
-        CheckpointError: a file is not regular, has a name with control characters, or is a link to a file elsewhere.
+        CheckpointError: a file cannot be read, is not regular, is a link to a file elsewhere, or has a name with
+            control characters.
     """
     try:
         names = sorted(filter(is_companion, system.calls.listdir(directory)))
@@ -68,12 +69,11 @@ def companions(directory: Path) -> dict[str, Companion]:
         real = located(path)
         try:
             status = system.calls.lstat(real)
+            if stat.S_ISDIR(status.st_mode) or status.st_size > LARGEST:
+                continue
+            system.close(system.open_regular(real, follow=False))
         except OSError as error:
             raise unreadable(error.errno, error.strerror, path) from None
-        if stat.S_ISDIR(status.st_mode) or (stat.S_ISREG(status.st_mode) and status.st_size > LARGEST):
-            continue
-        if not stat.S_ISREG(status.st_mode):
-            raise CheckpointError(f"{path} is not a regular file; remove it.")
         if not name.isprintable():
             raise CheckpointError(f"{path}: the name has characters that are not printable; rename or remove it.")
         found[name] = Companion(path, real, system.identity(status))

@@ -26,6 +26,7 @@ DIGITS = 1000  # characters of an integer: the time to read one grows with their
 
 _STRINGS = re.compile(rb'"[^"]*"?')
 _NO_BRACKETS = bytes(set(range(256)) - set(b'[]{}"'))
+_SQUARE = bytes.maketrans(b"{}", b"[]")
 
 
 def read_json(path: system.AnyPath, limit: int, *, constants: bool = False) -> Any:
@@ -79,9 +80,9 @@ def _is_deep(raw: bytes) -> bool:
     if raw.count(b"[") + raw.count(b"{") <= DEPTH:
         return False
     text = raw.replace(b"\\\\", b"").replace(b'\\"', b"")  # so that each quotation mark opens or closes a string
-    brackets = _STRINGS.sub(b"", text.translate(None, _NO_BRACKETS).replace(b'""', b""))
+    brackets = _STRINGS.sub(b"", text.translate(_SQUARE, _NO_BRACKETS).replace(b'""', b""))
     for _ in range(DEPTH):
-        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
+        brackets = brackets.replace(b"[]", b"")  # the innermost level
         if not brackets:
             return False
     return True

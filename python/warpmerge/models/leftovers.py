@@ -37,7 +37,7 @@ def leftovers(directory: Path) -> set[str]:
 
 
 def _is_ours(name: str) -> bool:
-    return name in (CARD, CONFIG, MANIFEST) or is_companion(name)
+    return name in (CARD, CONFIG, MANIFEST) or (is_companion(name) and name.isprintable())
 
 
 def _said(manifest: Path) -> frozenset[str]:

@@ -5,9 +5,11 @@ What strangers wrote is read here. It may be large, nested deeply, or mean diffe
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
+from array import array
 from collections.abc import Callable
 from typing import Any
 
@@ -26,7 +28,7 @@ DIGITS = 1000  # characters of an integer: the time to read one grows with their
 
 _STRINGS = re.compile(rb'"[^"]*"?')
 _NO_BRACKETS = bytes(set(range(256)) - set(b'[]{}"'))
-_SQUARE = bytes.maketrans(b"{}", b"[]")
+_STEPS = bytes.maketrans(b"[{]}", bytes([1, 1, 255, 255]))  # one level in, or out: -1 as a signed byte
 
 
 def read_json(path: system.AnyPath, limit: int, *, constants: bool = False) -> Any:
@@ -80,12 +82,8 @@ def _is_deep(raw: bytes) -> bool:
     if raw.count(b"[") + raw.count(b"{") <= DEPTH:
         return False
     text = raw.replace(b"\\\\", b"").replace(b'\\"', b"")  # so that each quotation mark opens or closes a string
-    brackets = _STRINGS.sub(b"", text.translate(_SQUARE, _NO_BRACKETS).replace(b'""', b""))
-    for _ in range(DEPTH):
-        brackets = brackets.replace(b"[]", b"")  # the innermost level
-        if not brackets:
-            return False
-    return True
+    brackets = _STRINGS.sub(b"", text.translate(None, _NO_BRACKETS).replace(b'""', b""))
+    return max(itertools.accumulate(array("b", brackets.translate(_STEPS))), default=0) > DEPTH
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

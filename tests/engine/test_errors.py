@@ -102,7 +102,7 @@ CASES = {
     "broken YAML": (lambda p: (p / "r.yml").write_text("models: [a\nb: c"), 2, ["r.yml", "line 2"]),
     "duplicate key": (lambda p: (p / "r.yml").write_text("models: []\nmodels: []"), 2, ["line 2", "'models'", "twice"]),
     "no recipe": (lambda p: (p / "r.yml").unlink(), 2, ["{}/r.yml", "No such file"]),
-    "recipe is a directory": (lambda p: ((p / "r.yml").unlink(), (p / "r.yml").mkdir()), 2, ["Is a directory"]),
+    "recipe is a directory": (lambda p: ((p / "r.yml").unlink(), (p / "r.yml").mkdir()), 2, ["not a regular file"]),
     "model is a file": (swap, 2, ["'{}/b'", "is a file", "directory"]),
     "pickle": (lambda p: (p / "b" / SINGLE).rename(p / "b" / "pytorch_model.bin"), 1, ["{}/b", "convert it"]),
     "no weights": (lambda p: (p / "b" / SINGLE).unlink(), 1, ["{}/b", "neither"]),

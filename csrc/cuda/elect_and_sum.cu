@@ -64,6 +64,7 @@ WM_DEVICE void elect_and_sum_pack(const Table& table, const Chunk& chunk, bool e
   WM_UNROLL
   for (int e = 0; e < N; ++e)
     total[e] = add_delta(base.get(e), elect_and_sum_delta(votes[e], total[e], weight[e], lambda));
+  settle_results(table, chunk, at, n, total);
   store_any(table, chunk, 0, at, n, total);
 }
 
@@ -100,6 +101,7 @@ __global__ void __launch_bounds__(kElectThreads, elect_and_sum_blocks(K, sizeof(
   }
   const float lambda = float(numbers[3 * K]);
   const ChunkSource from = base_of(table, chunk);
+  const float limit = overflow_limit<float>(table);
   uint32_t unusual = 0;  // bit i: the pack of iteration i, left for the end
   WM_ROLLED
   for (int i = 0; i < kChunk / (kElectThreads * kPack); ++i) {
@@ -158,6 +160,7 @@ __global__ void __launch_bounds__(kElectThreads, elect_and_sum_blocks(K, sizeof(
           }
         }
         y[e] = add_delta(b, elect_and_sum_delta(votes, total, weight, lambda));
+        usual &= fabsf(y[e]) < limit;
       }
       usual &= poison == poison;
       if (usual) store_packed(table, chunk, 0, at, y);

@@ -236,6 +236,7 @@ __global__ void __launch_bounds__(kFormulaThreads, 4)
         }
         if (combine) {
           finish_pack(table, file, agree, y);
+          settle_results(table, chunk, at, n, y);
         } else {
           WM_UNROLL
           for (int e = 0; e < N; ++e) y[e] = measured(y[e]);

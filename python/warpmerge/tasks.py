@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import math
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, cast
 
@@ -312,11 +312,17 @@ def same_bytes(views: list[View]) -> bool:
 class Outcome(NamedTuple):
     """What a request came to: a measurement, or the digest of the written tensor (None for results in memory).
 
-    `nonfinite` counts NaN and infinite elements per input, the base last; empty if there are none.
+    `nonfinite` counts NaN and infinite elements per input, then of the base; last, results that are NaN or infinite
+    although all that they are made of is finite. Empty if there are none.
     """
 
     value: Any
     nonfinite: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, value: Any, counts: Iterable[int]) -> Outcome:
+        found = tuple(counts)
+        return cls(value, found if any(found) else ())
 
 
 Request = Measure | Combine

@@ -15,6 +15,7 @@ from ..methods import Method
 from ..methods.auxiliary import check_auxiliary
 from ..models.view_columns import Model, ViewColumn
 from ..tasks import Group, Jobs, Shape, Tensors
+from ..twins import Twins
 
 COPIED: Mapping[str, Any] = {"nonfinite": "propagate"}  # the values of tensors that no method merges
 _FLOATS = frozenset(number for number, dtype in enumerate(DTYPES) if dtype.is_float)
@@ -95,6 +96,7 @@ def make_jobs(
                 made = Group(tensors, None, found, copied[:1], None, DTYPES[kinds[1]], labels, agreeing=copied[1:])
             jobs.groups.append(made)
         jobs.group_of.append(place)
+    tensors.twins = Twins(tensors.shapes, jobs.group_of)
     _check_scope(jobs)
     return jobs
 

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from .models.view_columns import ViewColumn
-from .models.views import View
 
 Shape = tuple[int, ...]
 SAMPLE = 32  # elements from the middle of the first input
@@ -51,45 +50,53 @@ class Twins:
 class _Alike:
     """The rows of one group and shape. Those before `_done` have been looked at."""
 
-    __slots__ = ("_digests", "_done", "_firsts", "_samples", "_twins", "_waiting", "rows")
+    __slots__ = ("_digests", "_done", "_firsts", "_nbytes", "_samples", "_start", "_taken", "_twins", "rows")
 
     def __init__(self, digests: dict[int, bytes]) -> None:
         self.rows: list[int] = []
         self._done = 0
-        self._waiting: dict[int, int] = {}  # samples of rows that have not been looked at
+        self._start = self._nbytes = 0  # of a sample
+        self._taken: dict[int, int] | None = None  # samples of all rows, if they were taken at once
         self._samples: dict[int, int] = {}  # of a sample: the first row that has it
         self._digests = digests
         self._firsts: dict[bytes, int] = {}  # of a digest: the first row that has it
         self._twins: dict[int, int] = {}  # of each twin but the first: the first
 
     def first(self, row: int, columns: Sequence[ViewColumn]) -> int:
-        if len(self.rows) == 1:
+        rows, done = self.rows, self._done
+        if len(rows) == 1:
             return row
+        if not done:
+            self._prepare(columns[0])
         # A merge that is resumed asks for later rows only.
-        while self._done < len(self.rows) and self.rows[self._done] <= row:
-            self._look_at(self.rows[self._done], columns)
-            self._done += 1
+        while done < len(rows) and rows[done] <= row:
+            number = rows[done]
+            if self._taken is None:
+                sample = hash(bytes(columns[0].read(number, self._start, self._nbytes)))
+            else:
+                sample = self._taken[number]
+            like = self._samples.setdefault(sample, number)
+            if like != number:
+                self._compare(number, like, columns)
+            done = self._done = done + 1
         return self._twins.get(row, row)
 
-    def _look_at(self, row: int, columns: Sequence[ViewColumn]) -> None:
-        like = self._samples.setdefault(self._sample(row, columns[0]), row)
-        if like == row:
-            return
+    def _prepare(self, column: ViewColumn) -> None:
+        """Chooses what is a sample. On a device all are taken at once, so that the host waits once."""
+        view = column.view(self.rows[0])
+        count = min(SAMPLE, view.count)
+        first = (view.count - count) // 2
+        self._start, self._nbytes = first * view.dtype.itemsize, count * view.dtype.itemsize
+        if view.device is not None:
+            tensors = [column.view(row).tensor().reshape(-1)[first : first + count] for row in self.rows]
+            self._taken = dict(zip(self.rows, _hashes(tensors), strict=True))
+
+    def _compare(self, row: int, like: int, columns: Sequence[ViewColumn]) -> None:
+        """By digests, so that the bytes of no row are read twice, however many rows have the same sample."""
         self._firsts.setdefault(self._digest(like, columns), like)
         first = self._firsts.setdefault(self._digest(row, columns), row)
         if first != row:
             self._twins[row] = first
-
-    def _sample(self, row: int, column: ViewColumn) -> int:
-        if row not in self._waiting:
-            view = column.view(row)
-            first, end = _middle(view)
-            if view.device is None:
-                return hash(bytes(view.read(first, end - first)))
-            left = self.rows[self._done :]  # all at once: the host waits for the device once
-            parts = [column.view(other).tensor().reshape(-1)[first:end] for other in left]
-            self._waiting = dict(zip(left, _hashes(parts), strict=True))
-        return self._waiting.pop(row)
 
     def _digest(self, row: int, columns: Sequence[ViewColumn]) -> bytes:
         if row not in self._digests:
@@ -101,13 +108,8 @@ class _Alike:
         return self._digests[row]
 
 
-def _middle(view: View) -> tuple[int, int]:
-    first = max(0, (view.count - SAMPLE) // 2)
-    return first, min(first + SAMPLE, view.count)
-
-
-def _hashes(parts: Sequence[Any]) -> list[int]:
-    """Of torch tensors alike on a device."""
+def _hashes(tensors: Sequence[Any]) -> list[int]:
+    """Of the bytes of torch tensors alike."""
     import torch
 
-    return [hash(row.tobytes()) for row in torch.stack(list(parts)).view(torch.uint8).cpu().numpy()]
+    return [hash(row.tobytes()) for row in torch.stack(list(tensors)).view(torch.uint8).cpu().numpy()]

@@ -35,12 +35,6 @@ WM_DEVICE void load_deltas(const Table& table, const Chunk& chunk, int model, co
   if (!finite && count) count_nonfinite(table, chunk, model, x, base);
 }
 
-// The bound that the magnitude of a result must stay below, to be finite in the output's dtype.
-template <class T>
-WM_FN T overflow_limit(const Table& table) {
-  return bit_cast<T>(overflow_key<T>(table.out));
-}
-
 // In the rare case that a result is not finite: counts those of which all operands are finite. With the policy `base`,
 // a result that is not finite becomes the base's element. The operands are read again, so that no other pack has to
 // keep them in registers.

@@ -101,7 +101,6 @@ __global__ void __launch_bounds__(kElectThreads, elect_and_sum_blocks(K, sizeof(
   }
   const float lambda = float(numbers[3 * K]);
   const ChunkSource from = base_of(table, chunk);
-  const float limit = overflow_limit<float>(table);
   uint32_t unusual = 0;  // bit i: the pack of iteration i, left for the end
   WM_ROLLED
   for (int i = 0; i < kChunk / (kElectThreads * kPack); ++i) {
@@ -160,10 +159,9 @@ __global__ void __launch_bounds__(kElectThreads, elect_and_sum_blocks(K, sizeof(
           }
         }
         y[e] = add_delta(b, elect_and_sum_delta(votes, total, weight, lambda));
-        usual &= fabsf(y[e]) < limit;
       }
       usual &= poison == poison;
-      if (usual) store_packed(table, chunk, 0, at, y);
+      if (usual) usual = store_packed(table, chunk, 0, at, y);
     }
     if (!usual) unusual |= 1u << i;
   }

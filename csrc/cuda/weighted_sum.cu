@@ -8,8 +8,6 @@
 // there is a packed kernel for each storage type and number of models.
 #include "../ops/weighted_sum.h"
 
-#include <math.h>
-
 #include "deltas.h"
 #include "stores.h"
 
@@ -92,7 +90,6 @@ __global__ void __launch_bounds__(kSumThreads, sum_blocks(K)) weighted_sum_packe
   WM_UNROLL
   for (int k = 0; k < K; ++k) inputs[k] = input_of(table, chunk, k);
   const ChunkSource from = base_of(table, chunk);
-  const float limit = overflow_limit<float>(table);
   uint32_t unusual = 0;  // bit i: the pack of iteration i, left for the end
   WM_ROLLED
   for (int i = 0; i < kChunk / (kSumThreads * kPack); ++i) {
@@ -134,9 +131,8 @@ __global__ void __launch_bounds__(kSumThreads, sum_blocks(K)) weighted_sum_packe
           }
           const float alone = agree && differ == 0 ? first : sum;
           y[e] = table.has_base ? add_delta(b, sum) : alone;
-          usual &= fabsf(y[e]) < limit;
         }
-        if (usual) store_packed(table, chunk, m, at, y);
+        usual = store_packed(table, chunk, m, at, y);
       }
     }
     if (!usual) unusual |= 1u << i;

@@ -20,6 +20,7 @@ ROOMS = [
     ["requests"],
     ["models"],
     ["methods"],
+    ["twins"],
     ["tasks"],
     ["recipe"],
     ["plan"],

@@ -7,7 +7,19 @@ again: masked, counting what is not finite, and settling it by policy.
 
 import triton.language as tl
 
-from .elements import INFINITY32, INFINITY64, NO_BASE, count_nonfinite, device, load, magnitude_key, settle
+from .elements import (
+    INFINITY32,
+    INFINITY64,
+    NO_BASE,
+    OVERFLOW32,
+    OVERFLOW64,
+    count_nonfinite,
+    device,
+    is_finite,
+    load,
+    magnitude_key,
+    settle,
+)
 
 
 @device
@@ -32,7 +44,8 @@ def load_coefficients(at, NUMBER: tl.constexpr, FP64: tl.constexpr):
 def load_deltas(sources, base_source, begin, offset, length, counters, INPUTS: tl.constexpr, BASE: tl.constexpr,
                 FP64: tl.constexpr, TO_ZERO: tl.constexpr, ALIGNED: tl.constexpr, COUNT: tl.constexpr,
                 MASKED: tl.constexpr):  # fmt: skip
-    """Deltas, base (zeros if there is none) and the largest magnitude key over the models at each element."""
+    """Deltas, base (zeros if there is none) and the largest magnitude key over the models at each element; and, if
+    masked, whether all operands of the element are finite."""
     x = ()
     for k in tl.static_range(len(INPUTS)):
         x = x + (load(sources[k], begin, offset, length, INPUTS[k], FP64, ALIGNED, MASKED),)  # noqa: RUF005
@@ -47,7 +60,11 @@ def load_deltas(sources, base_source, begin, offset, length, counters, INPUTS: t
     top = magnitude_key(d[0], FP64)
     for k in tl.static_range(1, len(INPUTS)):
         top = tl.maximum(top, magnitude_key(d[k], FP64))
+    sound = top >= 0
     if MASKED:
+        sound = is_finite(base, FP64)
+        for k in tl.static_range(len(INPUTS)):
+            sound = sound & is_finite(x[k], FP64)
         if COUNT:  # noqa: SIM102 (at compile time, unlike what follows)
             if tl.max(top, axis=0) >= (INFINITY64 if FP64 else INFINITY32):
                 for k in tl.static_range(len(INPUTS)):
@@ -58,7 +75,27 @@ def load_deltas(sources, base_source, begin, offset, length, counters, INPUTS: t
         for k in tl.static_range(len(INPUTS)):
             settled = settled + (settle(d[k], TO_ZERO, FP64),)  # noqa: RUF005
         d = settled
-    return d, base, top
+    return d, base, top, sound
+
+
+@device
+def settle_results(y, base, top, sound, offset, length, counter, BASE: tl.constexpr, OUT: tl.constexpr,
+                   FP64: tl.constexpr, TO_ZERO: tl.constexpr, COUNT: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
+    """Results, and `top`, which is infinity where one is not finite in the output's dtype, so that the chunk is gone
+    over again. If masked: counts those of which all operands are finite, and settles them by policy."""
+    large = magnitude_key(y, FP64) >= (OVERFLOW64 if FP64 else OVERFLOW32)[OUT]
+    if MASKED:
+        large = large & (offset < length)
+        if COUNT:
+            found = tl.sum((large & sound).to(tl.int32), axis=0)
+            if found > 0:
+                tl.atomic_add(counter, found.to(tl.int64), sem="relaxed")
+        if TO_ZERO:  # noqa: SIM102
+            if BASE != NO_BASE:
+                y = tl.where(large, base, y)
+        return y, top
+    else:
+        return y, tl.maximum(top, tl.where(large, INFINITY64 if FP64 else INFINITY32, 0).to(top.dtype))
 
 
 @device

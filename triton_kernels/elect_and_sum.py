@@ -7,8 +7,8 @@ than there are. Sums run in the order of the models, so the bits are those of th
 
 import triton.language as tl
 
-from .deltas import load_addresses, load_coefficients, load_deltas
-from .elements import CHUNK, INFINITY32, INFINITY64, SLOWER, add_delta, device, pointer, segment_of, store
+from .deltas import load_addresses, load_coefficients, load_deltas, settle_results
+from .elements import CHUNK, INFINITY32, INFINITY64, SLOWER, add_delta, counters_of, device, pointer, segment_of, store
 from .geometry import kernel, run, shared, step
 from .masks import drop, load_rule
 
@@ -44,15 +44,18 @@ def _step(start, sources, base_source, target, c, rules, segment, index, begin, 
           ALIGNED: tl.constexpr, COUNT: tl.constexpr, STEP: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
     """Writes the output of one step; returns the largest magnitude key of the deltas at each element."""
     offset = start + tl.arange(0, STEP)
-    d, base, top = load_deltas(sources, base_source, begin, offset, length, counters, INPUTS, BASE, FP64, TO_ZERO,
-                               ALIGNED, COUNT, MASKED)  # fmt: skip
+    d, base, top, sound = load_deltas(sources, base_source, begin, offset, length, counters, INPUTS, BASE, FP64,
+                                      TO_ZERO, ALIGNED, COUNT, MASKED)  # fmt: skip
     calls = (index + start) // 8 + tl.arange(0, STEP // 8)
     kept = ()
     for k in tl.static_range(len(INPUTS)):
         # Loaded anew in each step: kept for all models they would take more registers than there are.
         rule = load_rule(rules, segment, k, index, len(INPUTS), FP64)
         kept = kept + (drop(d[k], rule, offset, calls, FP64),)  # noqa: RUF005
-    store(target, begin, offset, length, add_delta(base, _merge(kept, c, FP64, ELECT)), OUT, FP64, ALIGNED, MASKED)
+    y = add_delta(base, _merge(kept, c, FP64, ELECT))
+    y, top = settle_results(y, base, top, sound, offset, length, counters + len(INPUTS) + 1, BASE, OUT, FP64, TO_ZERO,
+                            COUNT, MASKED)  # fmt: skip
+    store(target, begin, offset, length, y, OUT, FP64, ALIGNED, MASKED)
     return top
 
 
@@ -68,7 +71,7 @@ def _kernel(segment_rows: tl.int64, chunk_map: tl.int64, numbers: tl.int64, rule
     target = tl.load(row + 7 + models)
     c = load_coefficients(pointer(numbers, tl.float64) + segment * (3 * models + 1), 3 * models + 1, FP64)
     index = tl.load(row + 1) + begin
-    counters = pointer(nonfinite, tl.int64) + tl.load(row + 3) * (models + 1)
+    counters = counters_of(nonfinite, tl.load(row + 3), models)
     largest = tl.full((), infinity, tl.int64 if FP64 else tl.int32)
     if length == CHUNK:
         tops = tl.zeros((STEP,), tl.int64 if FP64 else tl.int32)

@@ -22,6 +22,9 @@ FEW = tl.constexpr(16)  # constants of a formula that stay in registers; more ar
 # The second, masked way over a chunk takes smaller steps: it shall not need more registers than the first.
 SLOWER = tl.constexpr(1 if INTERPRETED else 4)
 INFINITY32, INFINITY64 = tl.constexpr(0x7F800000), tl.constexpr(0x7FF0000000000000)
+# By the code of the output: overflow_key of csrc/ops/convert.h.
+OVERFLOW32 = tl.constexpr((0x7F800000, 0x477FF000, 0x7F7F8000, 0x7F800000))
+OVERFLOW64 = tl.constexpr((0x47EFFFFFF0000000, 0x40EFFE0000000000, 0x47EFF00000000000, 0x7FF0000000000000))
 
 
 def device(function):
@@ -46,6 +49,12 @@ def segment_of(chunk, segment_rows, chunk_map, COLUMNS: tl.constexpr):
     begin = (chunk - tl.load(row + 2)) * CHUNK
     length = tl.minimum(tl.load(row) - begin, CHUNK).to(tl.int32)
     return segment, row, begin, length
+
+
+@device
+def counters_of(nonfinite, tensor, MODELS: tl.constexpr):
+    """Of a tensor: a counter for each input, then for the base, then for the results."""
+    return pointer(nonfinite, tl.int64) + tensor * (MODELS + 2)
 
 
 @device

@@ -10,7 +10,7 @@ import functools
 import triton.language as tl
 
 from ..expr.operations import Op
-from .deltas import load_addresses, load_coefficients, load_deltas
+from .deltas import load_addresses, load_coefficients, load_deltas, settle_results
 from .elements import (
     CHUNK,
     F32,
@@ -22,6 +22,7 @@ from .elements import (
     SLOWER,
     add_delta,
     bits_of,
+    counters_of,
     device,
     is_finite,
     load,
@@ -184,8 +185,8 @@ def _step(start, sources, base_source, targets, position, tables, counters, INPU
     """Writes the outputs of one step; returns the largest magnitude key of the deltas at each element."""
     _segment, _index, begin, length, _corner = position
     offset = start + tl.arange(0, STEP)
-    d, base, top = load_deltas(sources, base_source, begin, offset, length, counters, INPUTS, BASE, FP64, TO_ZERO,
-                               ALIGNED, COUNT, MASKED)  # fmt: skip
+    d, base, top, sound = load_deltas(sources, base_source, begin, offset, length, counters, INPUTS, BASE, FP64,
+                                      TO_ZERO, ALIGNED, COUNT, MASKED)  # fmt: skip
     values = evaluate(d, base, start, offset, position, tables, CODE, VALUES, SIZES, FP64, MID_CALL, STEP, MASKED)
     if AGREE:
         differ = tl.zeros_like(top)
@@ -199,6 +200,9 @@ def _step(start, sources, base_source, targets, position, tables, counters, INPU
             y = add_delta(base, y)
         elif AGREE:
             y = tl.where(differ == 0, d[0], y)
+        if COMBINE:
+            y, top = settle_results(y, base, top, sound, offset, length, counters + len(INPUTS) + 1, BASE, OUT, FP64,
+                                    TO_ZERO, COUNT, MASKED)  # fmt: skip
         store(targets[m], begin, offset, length, y, OUT, FP64, ALIGNED, MASKED)
     return top
 
@@ -225,7 +229,7 @@ def _kernel(segment_rows: tl.int64, chunk_map: tl.int64, numbers: tl.int64, rule
     position = segment, index, begin, length, corner_of(own_words, index) if SIZES[4] else ()
     constants = pointer(numbers, tl.float64) + segment * SIZES[1]
     tables = constants, load_coefficients(constants, SIZES[1] if SIZES[1] <= FEW else 0, FP64), rules, own_words
-    counters = pointer(nonfinite, tl.int64) + tl.load(row + 3) * (models + 1)
+    counters = counters_of(nonfinite, tl.load(row + 3), models)
     largest = tl.full((), infinity, tl.int64 if FP64 else tl.int32)
     if not ONE_WAY:  # noqa: SIM102 (at compile time, unlike what follows)
         if length == CHUNK:

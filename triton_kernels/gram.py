@@ -8,7 +8,19 @@ models a launch takes some rows of the triangle of pairs at a time, and reads th
 import triton.language as tl
 
 from .deltas import load_addresses, load_deltas
-from .elements import BLOCK, BLOCKS, CHUNK, INFINITY32, INFINITY64, LANES, ROWS, device, pointer, segment_of
+from .elements import (
+    BLOCK,
+    BLOCKS,
+    CHUNK,
+    INFINITY32,
+    INFINITY64,
+    LANES,
+    ROWS,
+    counters_of,
+    device,
+    pointer,
+    segment_of,
+)
 from .geometry import kernel, run, shared
 from .sums import lane_offsets, sum_lanes
 
@@ -28,8 +40,8 @@ def _pass(sources, base_source, begin, length, counters, norms_at, distances_at,
             distances = distances + (zeros,)  # noqa: RUF005
     for row in range(ROWS):
         offset = lane_offsets(0, row, BLOCKS)
-        d, _base, top = load_deltas(sources, base_source, begin, offset, length, counters, INPUTS, BASE, FP64, True,
-                                    ALIGNED, COUNT, MASKED)  # fmt: skip
+        d, _base, top, _sound = load_deltas(sources, base_source, begin, offset, length, counters, INPUTS, BASE, FP64,
+                                              True, ALIGNED, COUNT, MASKED)  # fmt: skip
         tops = tl.maximum(tops, top)
         next_norms, next_distances = (), ()
         for i in tl.static_range(TAKEN):
@@ -59,7 +71,7 @@ def _kernel(segment_rows: tl.int64, chunk_map: tl.int64, partials: tl.int64, non
     _segment, row, begin, length = segment_of(tl.program_id(0), segment_rows, chunk_map, 7 + models + OUTPUTS)
     base_source = tl.load(row + 6)
     sources = load_addresses(row, 7 + SKIPPED, len(INPUTS))
-    counters = pointer(nonfinite, tl.int64) + tl.load(row + 3) * (models + 1)
+    counters = counters_of(nonfinite, tl.load(row + 3), models)
     norms_at = pointer(partials, tl.float64) + (tl.load(row + 4) + begin // BLOCK) * size + SKIPPED
     # Between them lie the other norms and the distances of the rows skipped.
     distances_at = norms_at + len(INPUTS) + SKIPPED * (2 * models - SKIPPED - 1) // 2

@@ -16,6 +16,7 @@ from .elements import (
     LANES,
     ROWS,
     SLOWER,
+    counters_of,
     device,
     magnitude,
     member,
@@ -67,7 +68,7 @@ def _kernel(segment_rows: tl.int64, chunk_map: tl.int64, rules: tl.int64, partia
     base_source, source = tl.load(row + 6), tl.load(row + 7 + k)
     index = tl.load(row + 1) + begin
     rule = load_rule(rules, segment, k, index, MODELS, FP64) if KEPT else ()
-    counters = pointer(nonfinite, tl.int64) + tl.load(row + 3) * (MODELS + 1)
+    counters = counters_of(nonfinite, tl.load(row + 3), MODELS)
     first_block = tl.load(row + 4) + begin // BLOCK
     at = pointer(partials, tl.float64) + first_block * (MODELS * (2 if KEPT else 1))
     largest = tl.full((), infinity, tl.int64 if FP64 else tl.int32)

@@ -17,6 +17,7 @@ from .elements import (
     LANES,
     ROWS,
     SLOWER,
+    counters_of,
     device,
     magnitude_key,
     member,
@@ -144,7 +145,7 @@ def _sweep(segment_rows: tl.int64, chunk_map: tl.int64, state: tl.int64, bins: t
     tensor = tl.load(row + 3)
     at, status = _load_state(state, tensor, k, MODELS)
     base_source, source = tl.load(row + 6), tl.load(row + 7 + k)
-    counters = pointer(nonfinite, tl.int64) + tensor * (MODELS + 1)
+    counters = counters_of(nonfinite, tensor, MODELS)
     whole = length == CHUNK
     largest = tl.full((), infinity, integer)
     if status == SEARCHING:

@@ -105,6 +105,6 @@ void elect_and_sum(const Operands& operands, const ElectAndSumArgs& args, int64_
       elect_and_sum_stage<T, true, true>(staged.d, models, staged.base, c, n, result, votes, weight);
     else
       elect_and_sum_stage<T, true, false>(staged.d, models, staged.base, c, n, result, votes, weight);
-    round_into(result, out_dtype, out, done, n);
+    staged.finish(operands, begin + done, n, result, out_dtype, element(out, out_dtype, done), nonfinite);
   }
 }

@@ -278,12 +278,18 @@ class Measured {
   T** copies_ = nullptr;
 };
 
+// Rounds base + value. Returns the largest magnitude key, as round_all does.
 template <class D, class T>
-void narrow_sums(const T* __restrict base, const T* __restrict value, char* __restrict target, int count) {
+Bits<T> round_sums(const T* __restrict base, const T* __restrict value, char* __restrict target, int count) {
+  Bits<T> top = 0;
   for (int j = 0; j < count; ++j) {
-    const D stored = RoundTo<D>::from(add_delta(base[j], value[j]));
+    const T sum = add_delta(base[j], value[j]);
+    const D stored = RoundTo<D>::from(sum);
     __builtin_memcpy(target + j * sizeof(D), &stored, sizeof(D));
+    const Bits<T> key = magnitude_key(sum);
+    top = key > top ? key : top;
   }
+  return top;
 }
 
 // If the first `agree` inputs of an element are bit-identical, writes that input, else the value.
@@ -310,22 +316,25 @@ void formula(const Operands& operands, int agree, int64_t begin, int64_t count, 
   evaluator.prepare(operands, staged, arena);
   T* finished = arena.take<T>(kStage);
   const T* base = operands.base ? staged.base : nullptr;
+  const Bits<T> limit = overflow_key<T>(out_dtype);
   for (int64_t done = 0; done < count; done += kStage) {
     const int n = int(count - done < kStage ? count - done : kStage);
     staged.load(operands, nullptr, begin + done, n, nonfinite);
     evaluator.run(operands, begin + done, n);
     for (int m = 0; m < operands.values(); ++m) {
-      const T* result = evaluator.value(m);
-      char* target = static_cast<char*>(out[m]) + done * itemsize(out_dtype);
+      T* result = evaluator.value(m);
+      char* target = element(out[m], out_dtype, done);
       if (base) {
-        visit(out_dtype, [&](auto tag) { narrow_sums<decltype(tag), T>(base, result, target, n); });
-        continue;
-      }
-      if (agree) {
+        const Bits<T> top =
+            visit(out_dtype, [&](auto tag) { return round_sums<decltype(tag), T>(base, result, target, n); });
+        if (top < limit) continue;
+        for (int j = 0; j < n; ++j) finished[j] = add_delta(base[j], result[j]);
+        result = finished;
+      } else if (agree) {
         unless_same(staged.d, agree, result, n, finished);
         result = finished;
       }
-      round_into(result, out_dtype, out[m], done, n);
+      staged.finish(operands, begin + done, n, result, out_dtype, target, nonfinite);
     }
   }
 }

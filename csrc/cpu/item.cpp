@@ -84,7 +84,7 @@ TensorItem::TensorItem(const Kernels& kernels, std::shared_ptr<Tensors> tensors,
       tensors_(std::move(tensors)),
       step_(tile_elements),
       columns_(columns),
-      nonfinite_(tensors_->models() + 1) {}
+      nonfinite_(tensors_->models() + 2) {}
 
 void TensorItem::tile(int64_t index, Worker& worker) {
   if (idle()) return;

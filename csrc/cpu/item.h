@@ -100,7 +100,7 @@ class TensorItem : public Item {
   int64_t tiles() const override { return tensors_->count == 0 ? 1 : (tensors_->count + step_ - 1) / step_; }
   void tile(int64_t index, Worker& worker) override;
 
-  // How many elements are NaN or infinite, per model and last for the base.
+  // How many elements are NaN or infinite, per model and for the base; last, how many results are of finite elements.
   std::vector<int64_t> nonfinite() const { return {nonfinite_.begin(), nonfinite_.end()}; }
   bool any_nonfinite() const {
     return std::any_of(nonfinite_.begin(), nonfinite_.end(), [](const auto& count) { return count != 0; });

@@ -128,7 +128,8 @@ struct SelectCounts {
 
 template <class T>
 struct KernelSet {
-  // Each returns through `nonfinite` how many elements of each input (and last, of the base) are NaN or infinite.
+  // Each adds to `nonfinite` how many elements of each input, then of the base, are NaN or infinite; then how many
+  // results are, of which all operands are finite.
   void (*weighted_sum)(const Operands&, const WeightedSumArgs&, int64_t begin, int64_t count, void* const* out,
                        Dtype out_dtype, void* scratch, int64_t* nonfinite);
   void (*elect_and_sum)(const Operands&, const ElectAndSumArgs&, int64_t begin, int64_t count, void* out,

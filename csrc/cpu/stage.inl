@@ -21,7 +21,7 @@ class Arena {
 };
 
 template <class D, class T>
-WM_FN T load(const char* source, int j) {
+WM_FN T widened(const char* source, int j) {
   D stored;
   __builtin_memcpy(&stored, source + j * sizeof(D), sizeof(D));
   return T(widen(stored));
@@ -33,7 +33,7 @@ static inline const char* element(const Source& source, int64_t index) {
 
 template <class D, class T>
 void widen_all(const char* __restrict source, T* __restrict out, int count) {
-  for (int j = 0; j < count; ++j) out[j] = load<D, T>(source, j);
+  for (int j = 0; j < count; ++j) out[j] = widened<D, T>(source, j);
 }
 
 template <class T>
@@ -83,7 +83,7 @@ Bits<T> load_deltas(const char* __restrict source, const T* __restrict base, con
                     int count) {
   Bits<T> top = 0;
   for (int j = 0; j < count; ++j) {
-    const T d = load<D, T>(source, j) - base[j];
+    const T d = widened<D, T>(source, j) - base[j];
     const Bits<T> key = magnitude_key(d);
     top = key > top ? key : top;
     out[j] = K::apply(keep, d, j);
@@ -91,18 +91,26 @@ Bits<T> load_deltas(const char* __restrict source, const T* __restrict base, con
   return top;
 }
 
+// Returns the largest magnitude key, to be compared with overflow_key: one more instruction for a vector.
 template <class D, class T>
-void round_all(const T* __restrict in, char* __restrict target, int count) {
+Bits<T> round_all(const T* __restrict in, char* __restrict target, int count) {
+  Bits<T> top = 0;
   for (int j = 0; j < count; ++j) {
     const D stored = RoundTo<D>::from(in[j]);
     __builtin_memcpy(target + j * sizeof(D), &stored, sizeof(D));
+    const Bits<T> key = magnitude_key(in[j]);
+    top = key > top ? key : top;
   }
+  return top;
 }
 
 template <class T>
-void round_into(const T* in, Dtype dtype, void* target, int64_t begin, int count) {
-  char* out = static_cast<char*>(target) + begin * itemsize(dtype);
-  visit(dtype, [&](auto tag) { round_all<decltype(tag), T>(in, out, count); });
+Bits<T> round_into(const T* in, Dtype dtype, char* target, int count) {
+  return visit(dtype, [&](auto tag) { return round_all<decltype(tag), T>(in, target, count); });
+}
+
+static inline char* element(void* output, Dtype dtype, int64_t index) {
+  return static_cast<char*>(output) + index * itemsize(dtype);
 }
 
 template <class T>
@@ -156,6 +164,16 @@ struct Staged {
     if (top < FloatTraits<T>::infinity) return true;
     load_nonfinite(operands, keep, begin, count, nonfinite);
     return false;
+  }
+
+  // Rounds the results of the loaded stage to `target`. Those that the dtype cannot hold are settled by policy, and
+  // counted behind the inputs and the base.
+  void finish(const Operands& operands, int64_t begin, int count, T* results, Dtype dtype, char* target,
+              int64_t* nonfinite) {
+    const Bits<T> limit = overflow_key<T>(dtype);
+    if (round_into(results, dtype, target, count) < limit) return;
+    nonfinite[operands.models + 1] += settle_results(operands, begin, count, limit, results);
+    round_into(results, dtype, target, count);
   }
 
   // Copies a loaded delta. Elements that `keep` drops become 0.
@@ -214,6 +232,25 @@ struct Staged {
       top = key > top ? key : top;
     });
     return top;
+  }
+
+  // The rare case: with the policy `base`, results that are not finite become the base's elements. Returns how many
+  // there were of which all operands are finite.
+  int64_t settle_results(const Operands& operands, int64_t begin, int count, Bits<T> limit, T* results) {
+    bool sound[kStage];
+    for (int j = 0; j < count; ++j) sound[j] = is_finite(base[j]);
+    for (int k = 0; k < operands.models; ++k)
+      visit(operands.inputs[k].dtype, [&](auto tag) {
+        const char* from = element(operands.inputs[k], begin - operands.first);
+        for (int j = 0; j < count; ++j) sound[j] &= is_finite(widened<decltype(tag), T>(from, j));
+      });
+    int64_t found = 0;
+    for (int j = 0; j < count; ++j) {
+      if (magnitude_key(results[j]) < limit) continue;
+      found += sound[j];
+      if (operands.base && operands.policy == Nonfinite::base) results[j] = base[j];
+    }
+    return found;
   }
 
   // The rare case: counts elements that are not finite, settles the deltas by policy, then applies the mask.

@@ -77,7 +77,7 @@ void weighted_sum(const Operands& operands, const WeightedSumArgs& args, int64_t
         weighted_sum_stage<T, false, true>(staged.d, models, staged.base, c, n, result, differ);
       else
         weighted_sum_stage<T, false, false>(staged.d, models, staged.base, c, n, result, differ);
-      round_into(result, out_dtype, out[m], done, n);
+      staged.finish(operands, begin + done, n, result, out_dtype, element(out[m], out_dtype, done), nonfinite);
     }
   }
 }

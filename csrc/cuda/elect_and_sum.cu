@@ -64,6 +64,7 @@ WM_DEVICE void elect_and_sum_pack(const Table& table, const Chunk& chunk, bool e
   WM_UNROLL
   for (int e = 0; e < N; ++e)
     total[e] = add_delta(base.get(e), elect_and_sum_delta(votes[e], total[e], weight[e], lambda));
+  settle_results(table, chunk, at, n, total);
   store_any(table, chunk, 0, at, n, total);
 }
 
@@ -160,7 +161,7 @@ __global__ void __launch_bounds__(kElectThreads, elect_and_sum_blocks(K, sizeof(
         y[e] = add_delta(b, elect_and_sum_delta(votes, total, weight, lambda));
       }
       usual &= poison == poison;
-      if (usual) store_packed(table, chunk, 0, at, y);
+      if (usual) usual = store_packed(table, chunk, 0, at, y);
     }
     if (!usual) unusual |= 1u << i;
   }

@@ -181,7 +181,10 @@ WM_DEVICE void finish_pack(const Table& table, const File<T, N>& file, int agree
 template <class T, int N>
 WM_DEVICE void store_results(const Table& table, const Chunk& chunk, int m, int at, int n, const T (&y)[N]) {
   if constexpr (sizeof(T) == 4 && N == kPack) {
-    if (n == N && table.aligned && table.out != Dtype::f64) return store_packed(table, chunk, m, at, y);
+    if (n == N && table.aligned && table.out != Dtype::f64) {
+      store_packed(table, chunk, m, at, y);
+      return;
+    }
   }
   store_any(table, chunk, m, at, n, y);
 }
@@ -236,6 +239,7 @@ __global__ void __launch_bounds__(kFormulaThreads, 4)
         }
         if (combine) {
           finish_pack(table, file, agree, y);
+          settle_results(table, chunk, at, n, y);
         } else {
           WM_UNROLL
           for (int e = 0; e < N; ++e) y[e] = measured(y[e]);

@@ -52,8 +52,8 @@ struct KernelLaunch {
   const int64_t* words = nullptr;         // [segments, n]: of formulas and rows
 };
 
-// `nonfinite`: [tensors, models + 1] counters of elements that are NaN or infinite; the base's counter is the last.
-// Null: do not count.
+// `nonfinite`: [tensors, models + 2] counters: of each input, then of the base, the elements that are NaN or infinite;
+// then the results that are, of which all operands are finite. Null: do not count.
 
 // `numbers`: per segment, `outputs` rows of `models` coefficients.
 void weighted_sum(cudaStream_t stream, const KernelLaunch& launch, bool agree, int64_t* nonfinite);

@@ -179,13 +179,18 @@ auto with_pack(const KernelLaunch& work, Body&& body) {
   }
 }
 
-// Counts the elements of a pack that are not finite. `k`: the number of the input; the base has the number `models`.
+// Adds to a counter of a tensor. `k`: the number of the input; the base has the number `models`, the results the next.
+WM_DEVICE void add_nonfinite(const Table& table, const Chunk& chunk, int k, unsigned long long found) {
+  if (found) atomicAdd(table.nonfinite + chunk.segment_row[kSegmentTensor] * (table.models + 2) + k, found);
+}
+
+// Counts the elements of a pack that are not finite.
 template <class Pack>
 WM_DEVICE void count_nonfinite(const Table& table, const Chunk& chunk, int k, const Pack& pack) {
   unsigned long long found = 0;
   WM_UNROLL
   for (int e = 0; e < Pack::kSize; ++e) found += !is_finite(pack.get(e));
-  if (found) atomicAdd(table.nonfinite + chunk.segment_row[kSegmentTensor] * (table.models + 1) + k, found);
+  add_nonfinite(table, chunk, k, found);
 }
 
 // Called in the rare case that a delta is not finite. Counts the elements of input `k`. Those of the base are counted

@@ -6,13 +6,19 @@
 // time: one branch for a pack, in exchange for fewer kernels.
 #pragma once
 
+#include <math.h>
+
 #include "packs.h"
 
 namespace warpmerge {
 
-// A whole pack at an aligned address, in words.
-template <class D>
-WM_DEVICE void store_words(char* data, const float (&y)[kPack]) {
+// A whole pack at an aligned address, in words. Returns whether all results are finite in the dtype, whose bound is a
+// constant here: it takes no register.
+template <class D, Dtype kOut>
+WM_DEVICE bool store_words(char* data, const float (&y)[kPack]) {
+  bool finite = true;
+  WM_UNROLL
+  for (int e = 0; e < kPack; ++e) finite &= fabsf(y[e]) < bit_cast<float>(overflow_key<float>(kOut));
   Packed<D, kPack> packed;
   packed.clear();
   WM_UNROLL
@@ -21,6 +27,7 @@ WM_DEVICE void store_words(char* data, const float (&y)[kPack]) {
   WM_UNROLL
   for (int w = 0; w < packed.kWords; w += 4)
     __stcs(to + w / 4, make_uint4(packed.words[w], packed.words[w + 1], packed.words[w + 2], packed.words[w + 3]));
+  return finite;
 }
 
 template <class D, class T, int N>
@@ -36,16 +43,16 @@ WM_FN char* output_at(const Table& table, const Chunk& chunk, int m, int at) {
          (chunk.begin + at) * itemsize(table.out);
 }
 
-// A whole pack. The launch must be aligned and have no float64.
-WM_DEVICE void store_packed(const Table& table, const Chunk& chunk, int m, int at, const float (&y)[kPack]) {
+// A whole pack. The launch must be aligned and have no float64. Returns whether all results are finite.
+WM_DEVICE bool store_packed(const Table& table, const Chunk& chunk, int m, int at, const float (&y)[kPack]) {
   char* data = output_at(table, chunk, m, at);
   switch (table.out) {
     case Dtype::f16:
-      return store_words<f16>(data, y);
+      return store_words<f16, Dtype::f16>(data, y);
     case Dtype::bf16:
-      return store_words<bf16>(data, y);
+      return store_words<bf16, Dtype::bf16>(data, y);
     default:
-      return store_words<float>(data, y);
+      return store_words<float, Dtype::f32>(data, y);
   }
 }
 

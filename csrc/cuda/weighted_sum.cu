@@ -61,6 +61,7 @@ WM_DEVICE void sum_pack(const Table& table, const Chunk& chunk, bool agree, int 
       else if (agree && differ[e] == 0)
         sum[e] = first[e];
     }
+    settle_results(table, chunk, at, n, sum);
     store_any(table, chunk, m, at, n, sum);
   }
 }
@@ -131,7 +132,7 @@ __global__ void __launch_bounds__(kSumThreads, sum_blocks(K)) weighted_sum_packe
           const float alone = agree && differ == 0 ? first : sum;
           y[e] = table.has_base ? add_delta(b, sum) : alone;
         }
-        store_packed(table, chunk, m, at, y);
+        usual = store_packed(table, chunk, m, at, y);
       }
     }
     if (!usual) unusual |= 1u << i;

@@ -87,6 +87,19 @@ struct RoundTo<double> {
   WM_FN double from(float x) { return from(double(x)); }
 };
 
+// The least magnitude key of T whose value does not round to a finite number of `dtype`: half a unit in the last place
+// above the largest one. Infinities and NaN have larger keys.
+template <class T>
+WM_FN Bits<T> overflow_key(Dtype dtype) {
+  if constexpr (sizeof(T) == sizeof(float))
+    return dtype == Dtype::f16 ? 0x477ff000u : dtype == Dtype::bf16 ? 0x7f7f8000u : FloatTraits<float>::infinity;
+  else
+    return dtype == Dtype::f16    ? 0x40effe0000000000ull
+           : dtype == Dtype::bf16 ? 0x47eff00000000000ull
+           : dtype == Dtype::f32  ? 0x47effffff0000000ull
+                                  : FloatTraits<double>::infinity;
+}
+
 // Calls `body` with a value of the storage type that `dtype` names: the one place where a code becomes a type.
 template <class Body>
 WM_FN auto visit(Dtype dtype, Body&& body) {

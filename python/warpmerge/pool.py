@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from .engine.arrays import Array, ArrayModel
+from .engine.arrays import ArrayModel
 from .engine.memory_merge import Fixed, Operands, wanted_dtype
 from .engine.pool_models import Loader, pool_place
 from .engine.state_dicts import Asked, listed
@@ -68,7 +68,6 @@ class Pool:
         given = [(asked.tensors(s, t) if isinstance(s, Mapping) else s, t) for s, t in titled]
         self._place = pool_place(device, backend, given)
         self._checkpoints: list[Checkpoint] = []
-        self._finite: bool | None = None
         self._held: tuple[list[ArrayModel], ArrayModel | None] | None = None  # models and base; None: closed
         self._prepared: dict[tuple[int, bool], Operands] = {}
         try:
@@ -150,8 +149,6 @@ class Pool:
             models = [base, *models]
         chosen.check_models(len(models))
         values = resolve_values(chosen, len(models), parameters, on_deltas=reference is not None)
-        if values["nonfinite"] == "error" and self._known_finite(models, base):
-            values = {**values, "nonfinite": "propagate"}  # nothing to count, so nothing to wait for
         operands = self._operands(models, reference, base)
         if into is None:
             results = operands.results(wanted_dtype(out_dtype))
@@ -195,9 +192,8 @@ class Pool:
             name: [results[name] for results in made] if array.dtype.is_float else [made[0][name]]
             for name, array in operands.source.arrays.items()
         }
-        values = {"nonfinite": "propagate" if self._known_finite(models, base) else "error"}
         method = Fixed(WeightedSum(sum(rows, ()), on_deltas=base is not None))
-        operands.merge(method, values, outputs, self._place)
+        operands.merge(method, {"nonfinite": "error"}, outputs, self._place)
         return [{name: of[min(m, len(of) - 1)].finish() for name, of in outputs.items()} for m in range(len(rows))]
 
     def _operands(self, models: list[ArrayModel], reference: ArrayModel | None, base: ArrayModel | None) -> Operands:
@@ -206,19 +202,6 @@ class Pool:
             source = _source(models, base)
             self._prepared[key] = Operands(models, reference, source, take_from_source=base is not None)
         return self._prepared[key]
-
-    def _known_finite(self, models: list[ArrayModel], base: ArrayModel | None) -> bool:
-        """Whether all elements are finite. On a GPU each merge would have to wait to know, so the pool looks once."""
-        if not self._place.in_place:
-            return False
-        if self._finite is None:
-            import torch
-
-            everything = [*models, *([base] if base is not None else [])]
-            arrays = [cast(Array, a) for model in everything for a in model.arrays.values()]
-            floats = [a.data for a in arrays if a.dtype.is_float]
-            self._finite = not floats or bool(torch.stack([torch.isfinite(t).all() for t in floats]).all())
-        return self._finite
 
 
 def _source(models: Sequence[ArrayModel], base: ArrayModel | None) -> ArrayModel:

@@ -29,14 +29,14 @@ def stream_key(seed: int, tensor: str, model: int) -> int:
 
     Args:
         seed: the merge's seed, such as `TensorInfo.seed`.
-        tensor: the tensor's name in the output, such as `TensorInfo.name`.
+        tensor: the tensor's name in the output, or what stands for it: `TensorInfo.stream`.
         model: the model's index among the merged models, from 0. Any other number gives further, independent numbers.
 
     Returns:
         An integer of 64 bits.
 
     Example:
-        >>> RandomMask(stream_key(tensor.seed, tensor.name, 0), cut=32768)  # keeps half of the elements of model 0
+        >>> RandomMask(stream_key(tensor.seed, tensor.stream, 0), cut=32768)  # keeps half of the elements of model 0
     """
     key = mix64((seed + 0x9E3779B97F4A7C15) & _MASK)
     key = mix64(key ^ fnv1a64(tensor))

@@ -10,8 +10,8 @@ from __future__ import annotations
 import ctypes
 import math
 from array import array
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any, NamedTuple, cast
 
 from .dtypes import DType
@@ -19,6 +19,7 @@ from .methods import Method, TensorInfo
 from .models.view_columns import ListColumn, ViewColumn
 from .models.views import View
 from .requests import Combine, Copy, ElectAndSum, Map, Measure, TensorFunction, WeightedSum, WrittenFunction
+from .twins import Twins
 
 Shape = tuple[int, ...]
 
@@ -58,6 +59,7 @@ class Tensors:
         self.names, self.shapes, self.seed = names, shapes, seed
         self.counts = array("q", map(math.prod, shapes))
         self.native: Any = None  # for a backend: its own form of the columns
+        self.twins: Twins | None = None  # those that draw alike
         self._sums: dict[tuple[int, ...], Sequence[int]] = {}
 
     def __len__(self) -> int:
@@ -162,7 +164,13 @@ class Group:
     def info(self, row: int, kind: type[TensorInfo] = TensorInfo) -> TensorInfo:
         """What a method may know of a tensor."""
         of = self.tensors
-        return kind(of.names[row], of.counts[row], self.models, of.seed, of.shapes[row], self.fp64, self.auxiliary)
+        stream = None if of.twins is None else partial(self._stream, row)
+        shape, count = of.shapes[row], of.counts[row]
+        return kind(of.names[row], count, self.models, of.seed, shape, self.fp64, self.auxiliary, stream)
+
+    def _stream(self, row: int) -> str:
+        twins = cast(Twins, self.tensors.twins)
+        return self.tensors.names[twins.first(row, self.columns)]
 
     def combine(self, row: int) -> Combine | None:
         """The combination, if the method gives one without a measurement. None: each tensor takes steps of its own.
@@ -312,11 +320,17 @@ def same_bytes(views: list[View]) -> bool:
 class Outcome(NamedTuple):
     """What a request came to: a measurement, or the digest of the written tensor (None for results in memory).
 
-    `nonfinite` counts NaN and infinite elements per input, the base last; empty if there are none.
+    `nonfinite` counts NaN and infinite elements per input, then of the base; last, results that are NaN or infinite
+    although all that they are made of is finite. Empty if there are none.
     """
 
     value: Any
     nonfinite: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, value: Any, counts: Iterable[int]) -> Outcome:
+        found = tuple(counts)
+        return cls(value, found if any(found) else ())
 
 
 Request = Measure | Combine

@@ -180,15 +180,9 @@ def test_seed_and_name_choose_the_numbers():
 
 def test_state_dicts_draw_by_tensor_name():
     base, (tuned,) = family("fp32", 1, 1031)
-    merged = wm.merge_state_dicts(
-        [{"a": tuned, "b": tuned.clone()}],
-        "dare_linear",
-        base={"a": base, "b": base.clone()},
-        weight=1,
-        density=0.5,
-        seed=9,
-    )
-    for name in ("a", "b"):
-        alone = wm.merge_tensors([tuned], "dare_linear", base=base, weight=1, density=0.5, seed=9, name=name)
+    given = {"weight": 1, "density": 0.5, "seed": 9}
+    merged = wm.merge_state_dicts([{"a": tuned, "b": -tuned}], "dare_linear", base={"a": base, "b": -base}, **given)
+    for name, sign in (("a", 1), ("b", -1)):
+        alone = wm.merge_tensors([sign * tuned], "dare_linear", base=sign * base, name=name, **given)
         assert_same_bits(merged[name], alone)
-    assert not torch.equal(merged["a"], merged["b"])
+    assert not torch.equal(merged["a"], -merged["b"])

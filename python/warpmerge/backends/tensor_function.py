@@ -50,17 +50,30 @@ def carry_out(
 def _carried_out(task: TensorTask, request: TensorFunction, device: str | None) -> Outcome:
     with _at_most(1):  # threads that wait for each other after every megabyte take ten times as long on a busy machine
         x, base, nonfinite = _operands(task, request.on_deltas, device)
-    if nonfinite and task.values["nonfinite"] == "error":
-        return Outcome(None, nonfinite)
+    if any(nonfinite) and task.values["nonfinite"] == "error":
+        return Outcome.of(None, [*nonfinite, 0])
     like = x[0]
     if isinstance(request, WrittenFunction) and task.info.count == 0:
-        return Outcome(_write(task, like), nonfinite)
+        return Outcome(_write(task, round_to(like, task.out_dtype)))
     found = _call(task, request, x, base)
     del x
     if not isinstance(request, WrittenFunction):
-        return Outcome(found, nonfinite)
+        return Outcome.of(found, [*nonfinite, 0])
     value = _checked(task, found, like)
-    return Outcome(_write(task, value if base is None else add_delta(base, value)), nonfinite)
+    return _finished(task, value if base is None else add_delta(base, value), base, nonfinite)
+
+
+def _finished(task: TensorTask, value: torch.Tensor, base: torch.Tensor | None, nonfinite: list[int]) -> Outcome:
+    """Rounds and writes the result. What is not finite is counted if all operands are finite, as any element of the
+    result may be made of any of theirs."""
+    result = round_to(value, task.out_dtype)
+    too_large = 0
+    if not all_finite(result):
+        finite = torch.isfinite(result)
+        too_large = 0 if any(nonfinite) else int((~finite).sum())
+        if base is not None and task.values["nonfinite"] == "base":
+            result = torch.where(finite, result, round_to(base, task.out_dtype))
+    return Outcome.of(_write(task, result), [*nonfinite, too_large])
 
 
 def shapes(task: TensorTask) -> list[tuple[int, ...]]:
@@ -72,7 +85,7 @@ def shapes(task: TensorTask) -> list[tuple[int, ...]]:
 
 def _operands(
     task: TensorTask, on_deltas: bool, device: str | None
-) -> tuple[list[torch.Tensor], torch.Tensor | None, tuple[int, ...]]:
+) -> tuple[list[torch.Tensor], torch.Tensor | None, list[int]]:
     """Inputs (deltas if `on_deltas`) and base in their shapes, and how many elements are not finite."""
     compute = torch.float64 if task.fp64 else torch.float32
     try:
@@ -88,7 +101,7 @@ def _operands(
     except (MemoryError, RuntimeError) as error:
         raise _too_little(task) if _lacks_memory(error) else error from None
     counts += [0] * (len(x) + 1 - len(counts))
-    return x, base, tuple(counts) if any(counts) else ()
+    return x, base, counts
 
 
 def _nonfinite(t: torch.Tensor) -> int:
@@ -142,9 +155,8 @@ def _checked(task: TensorTask, found: Any, like: torch.Tensor) -> torch.Tensor:
     )
 
 
-def _write(task: TensorTask, value: torch.Tensor) -> int | None:
+def _write(task: TensorTask, result: torch.Tensor) -> int | None:
     sink = task.sinks[0]
-    result = round_to(value, task.out_dtype)
     if isinstance(sink, DeviceSink):
         sink.owner.reshape(-1).copy_(result.reshape(-1))
         return None

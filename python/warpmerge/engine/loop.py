@@ -8,13 +8,14 @@ and of memory, and measurements of whole models, differ in the steps that their 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from ..backends.protocol import Backend
+from ..dtypes import FLOAT16
 from ..errors import CheckpointError, MergeError
 from ..requests import Combine, Copy, WeightedSum
-from ..tasks import Outcome, Request, TensorTask, same_bytes
+from ..tasks import Request, TensorTask, same_bytes
 
 Progress = Callable[[int], None]  # bytes read since the last call
 Done = Callable[[TensorTask, Any], None]  # a task and the value of its last outcome
@@ -126,13 +127,17 @@ class _Batch:
         read, measured = 0, []
         for (task, request, steps), outcome in zip(self._steps, outcomes, strict=True):
             read += task.inputs[request.index].read_bytes if isinstance(request, Copy) else task.nbytes
-            if outcome.nonfinite and task.values["nonfinite"] == "error":
-                if not _identical(task):
-                    raise _nonfinite_error(task, outcome)
-                if task.sinks:
-                    # The same in every input: it comes out as it is, like any tensor that no model changes.
-                    following += [_copy(alone, 0) for alone in _one_by_one(task)]
-                    continue
+            if outcome.nonfinite:
+                *counts, too_large = outcome.nonfinite
+                if any(counts) and task.values["nonfinite"] == "error":
+                    if not _identical(task):
+                        raise _nonfinite_error(task, counts)
+                    if task.sinks:
+                        # The same in every input: it comes out as it is, like any tensor that no model changes.
+                        following += [_copy(alone, 0) for alone in _one_by_one(task)]
+                        continue
+                if too_large and not _settled(task, request):
+                    raise _overflow_error(task, too_large)
             if steps is not None:
                 following.append(_next(task, steps, outcome.value))
                 continue
@@ -218,8 +223,24 @@ def _identical(task: TensorTask) -> bool:
     return same_bytes(views)
 
 
-def _nonfinite_error(task: TensorTask, outcome: Outcome) -> MergeError:
-    found = [(label, count) for label, count in zip(task.labels, outcome.nonfinite, strict=False) if count]
+def _settled(task: TensorTask, request: Request) -> bool:
+    """Whether results that are too large have been written as the task's values say."""
+    policy = task.values["nonfinite"]
+    from_base = not isinstance(request, Copy) and request.on_deltas and task.base is not None
+    return policy == "propagate" or (policy == "base" and from_base)
+
+
+def _overflow_error(task: TensorTask, found: int) -> MergeError:
+    instead = "write out_dtype: bfloat16 (or float32)" if task.out_dtype == FLOAT16 else "scale the models down"
+    policies = "'propagate' or 'base'" if task.base is not None else "'propagate'"
+    return CheckpointError(
+        f"{task.info}: {found:,} of {task.info.count * len(task.sinks):,} merged elements are too large for "
+        f"{task.out_dtype}; {instead}, or set the parameter nonfinite to {policies}."
+    )
+
+
+def _nonfinite_error(task: TensorTask, counts: Sequence[int]) -> MergeError:
+    found = [(label, count) for label, count in zip(task.labels, counts, strict=False) if count]
     where = " and ".join(f"{count:,} of {task.info.count:,} in '{label}'" for label, count in found)
     return CheckpointError(
         f"{task.info} has NaN or infinite elements: {where}. Repair the model, or set the parameter "

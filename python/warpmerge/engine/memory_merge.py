@@ -184,6 +184,7 @@ class Operands:
         self._take_from_source, self._auxiliary = take_from_source, auxiliary
         for model in [*models, *([reference] if reference else [])]:
             check_names(source, model)
+        self._digests: dict[int, bytes] = {}
         first: dict[tuple, str] = {}
         # Names that share one tensor in every model share one result: each with the first of them.
         self._shared = {name: first.setdefault(self.identity(name), name) for name in source.names}
@@ -234,6 +235,7 @@ class Operands:
             auxiliary=self._auxiliary,
             take_from_source=self._take_from_source,
             seed=seed,
+            digests=self._digests,
         )
         first: dict[int, int] = {}
         for row, name in enumerate(jobs.names):  # names that share a result are merged once

@@ -64,6 +64,8 @@ class TensorInfo:
         shape: its shape. None: one dimension.
         fp64: True if the compute type is float64, False if it is float32.
         auxiliary: shapes of the auxiliary tensors, the inputs from K on.
+        stream: what keys its random numbers, for `stream_key`: its name; for one of several tensors that hold the same
+            bytes in every input, the name of the first, so that they stay equal.
     """
 
     name: str
@@ -73,6 +75,13 @@ class TensorInfo:
     shape: tuple[int, ...] | None = None
     fp64: bool = False
     auxiliary: tuple[tuple[int, ...], ...] = ()
+    find_stream: Callable[[], str] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def stream(self) -> str:
+        """The name that keys its random numbers."""
+        name = self.name
+        return name if self.find_stream is None else self.find_stream()
 
     @property
     def columns(self) -> int:

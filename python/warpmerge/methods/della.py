@@ -91,7 +91,7 @@ def drop_by_rank(tensor: TensorInfo, p: Mapping[str, Any]) -> tuple[Mask, ...]:
     keep: list[Mask] = []
     for ordinal, (density, epsilon) in enumerate(zip(p["density"], p["epsilon"], strict=True)):
         if 0 < density < 1:
-            key = stream_key(tensor.seed, tensor.name, ordinal)
+            key = stream_key(tensor.seed, tensor.stream, ordinal)
             keep.append(RankMask(key, *cuts(tensor, density, epsilon), tensor.columns))
         else:
             keep.append(KEEP_ALL if density > 0 else KEEP_NONE)

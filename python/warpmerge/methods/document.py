@@ -25,8 +25,9 @@ are those of the whole model: one threshold, one norm or one decision then holds
 
 **Passes.** A pass is one read of all inputs. The last pass also writes.
 
-**NaN.** Every method has the parameter `nonfinite` too: `error` (default) stops the merge at a NaN or infinity,
-`propagate` lets it through, `base` takes the base's element instead.
+**NaN.** Every method has the parameter `nonfinite` too: `error` (default) stops the merge at a NaN or infinity
+in a model, or if a result is too large for its dtype; `propagate` lets them through, `base` takes the base's element
+instead.
 
 **Presets.** The parameter `semantics` names a preset: a set of options that gives a method the meaning of one
 implementation. An option that you set wins over the preset, also for a single model or tensor. `normalize` wins over a

@@ -156,7 +156,8 @@ NONFINITE = choice(
     "nonfinite",
     ["error", "propagate", "base"],
     default="error",
-    help="what a NaN or infinity in a model does: stop the merge, pass through, or count as the base's element",
+    help="what a NaN or infinity does, of a model or of a result that is too large for its dtype: stop the merge, pass "
+    "through, or count as the base's element",
 )
 
 

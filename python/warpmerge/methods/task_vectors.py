@@ -123,7 +123,7 @@ def drop_at_random(tensor: TensorInfo, p: Mapping[str, Any]) -> tuple[Mask, ...]
             keep.append(KEEP_NONE)
         else:
             cut = min(65535, max(1, round(density * 65536)))
-            keep.append(RandomMask(stream_key(tensor.seed, tensor.name, ordinal), cut))
+            keep.append(RandomMask(stream_key(tensor.seed, tensor.stream, ordinal), cut))
     return tuple(keep)
 
 

@@ -69,6 +69,11 @@ class ViewColumn(ABC):
         """What a pass over the view's bytes [start, start + nbytes) reads from files: (fd, offset, bytes). None: up to
         the end."""
 
+    def read(self, row: int, start: int, nbytes: int) -> bytes | memoryview:
+        """The view's bytes [start, start + nbytes), whole elements. Raises OSError (EFAULT) if they cannot be read."""
+        view = self.view(row)
+        return view.read(start // view.dtype.itemsize, nbytes // view.dtype.itemsize)
+
     def dtype(self, row: int) -> DType:
         return DTYPES[self.kinds[row]]
 
@@ -158,6 +163,12 @@ class FileColumn(ViewColumn):
             return _ranges(self._others[row], start, nbytes)
         nbytes = self.read_bytes[row] - start if nbytes is None else nbytes
         return ((self._files[self._file_of[row]], self._offsets[row] + start, nbytes),) if nbytes else ()
+
+    def read(self, row: int, start: int, nbytes: int) -> bytes | memoryview:
+        if row in self._others:
+            return super().read(row, start, nbytes)
+        found: bytes = self._files[self._file_of[row]].read(self._offsets[row] + start, nbytes)
+        return found
 
 
 def _ranges(view: View, start: int, nbytes: int | None) -> Iterator[Range]:

@@ -15,6 +15,7 @@ from ..methods import Method
 from ..methods.auxiliary import check_auxiliary
 from ..models.view_columns import Model, ViewColumn
 from ..tasks import Group, Jobs, Shape, Tensors
+from ..twins import Twins
 
 COPIED: Mapping[str, Any] = {"nonfinite": "propagate"}  # the values of tensors that no method merges
 _FLOATS = frozenset(number for number, dtype in enumerate(DTYPES) if dtype.is_float)
@@ -33,6 +34,7 @@ def make_jobs(
     take_from_source: bool = False,
     fp64: bool = False,
     seed: int = 0,
+    digests: dict[int, bytes] | None = None,
 ) -> Jobs:
     """One job for each tensor of `source`.
 
@@ -49,6 +51,7 @@ def make_jobs(
         take_from_source: copied tensors are the source's. Otherwise all inputs must agree on them.
         fp64: compute in float64 even if no tensor is of float64.
         seed: of the draws.
+        digests: what `Twins` keeps from merge to merge of the same models.
 
     Returns:
         The jobs, in the order of the source's names.
@@ -95,6 +98,7 @@ def make_jobs(
                 made = Group(tensors, None, found, copied[:1], None, DTYPES[kinds[1]], labels, agreeing=copied[1:])
             jobs.groups.append(made)
         jobs.group_of.append(place)
+    tensors.twins = Twins(tensors.shapes, jobs.group_of, digests)
     _check_scope(jobs)
     return jobs
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +24,7 @@ from .state_files import described, directory_targets, file_targets, in_memory, 
 Source = str | Path | Mapping[str, Any]
 Tensors = dict[str, Any]
 STATE = "the state"
+_ADVICE = re.compile("; (write|scale) .*|, or set .*")
 
 
 class Running:
@@ -91,10 +93,7 @@ class Running:
             self._check(found, state, label)
             operands, combine = self._operands(found, state, label)
             with self._following(found, state, number) as results:
-                try:
-                    operands.merge(Fixed(combine), {"nonfinite": "error"}, results, place)
-                except CheckpointError as error:  # not finite, which no parameter allows here
-                    raise CheckpointError(str(error).partition(", or set the parameter")[0].rstrip(".") + ".") from None
+                _merge(operands, combine, results, place)
         self._count = number
         if isinstance(checkpoint, Mapping):
             self._numpy = not _is_torch(first)
@@ -292,7 +291,15 @@ def _scale(arrays: dict[str, Array], factor: float, place: Place, results: Mappi
     """factor x, rounded once more to the dtypes of the results."""
     model = ArrayModel(STATE, arrays)
     operands = Operands([model], None, model, take_from_source=True)
-    operands.merge(Fixed(WeightedSum((factor,), on_deltas=False)), {"nonfinite": "propagate"}, results, place)
+    _merge(operands, WeightedSum((factor,), on_deltas=False), results, place)
+
+
+def _merge(operands: Operands, combine: Combine, results: Mapping[str, list[Any]], place: Place) -> None:
+    """Raises CheckpointError for what is not finite, without the advice of a merge: there are no parameters here."""
+    try:
+        operands.merge(Fixed(combine), {"nonfinite": "error"}, results, place)
+    except CheckpointError as error:
+        raise CheckpointError(_ADVICE.sub("", str(error)).rstrip(".") + ".") from None
 
 
 def _state_dtype(name: str, parts: Iterable[dict]) -> DType:

@@ -98,7 +98,7 @@ def test_several_outputs_to_files(tmp_path):
 def test_nothing_to_do():
     results, item = combine([torch.empty(0), torch.empty(0)], [[1.0, 2.0]])
     assert results[0].numel() == 0
-    assert list(item.nonfinite) == [0, 0, 0]
+    assert list(item.nonfinite) == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -109,7 +109,7 @@ def test_counts_what_is_not_finite(models, isa):
         tensor[100 : 101 + k] = float("nan")
         tensor[1030] = float("inf")
     _, item = combine(tensors, [weights(models)], base=base, isa=isa)
-    assert list(item.nonfinite) == [k + 2 for k in range(models + 1)]
+    assert list(item.nonfinite) == [*(k + 2 for k in range(models + 1)), 0]
 
 
 # --- exact rules ----------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from warpmerge.backends.gpu.backend import DeviceBackend
 from warpmerge.backends.gpu.kernels import CudaKernels
 from warpmerge.backends.gpu.tables import CHUNK
 from warpmerge.backends.gpu.torch_runtime import TorchRuntime
-from warpmerge.requests import Map
+from warpmerge.requests import Combine
 from warpmerge.tasks import DeviceSink, MemorySink
 
 TILED = 2 * CHUNK + 4097
@@ -25,7 +25,7 @@ class Case:
 
     def __init__(self, request, tensors, base=None, *, outputs=1, out_dtype=None, nonfinite="propagate"):
         self.request, self.tensors, self.base = request, tensors, base
-        self.outputs, self.nonfinite = outputs if isinstance(request, Map) else 0, nonfinite
+        self.outputs, self.nonfinite = outputs if isinstance(request, Combine) else 0, nonfinite
         self.out_dtype = out_dtype or (base if base is not None else tensors[0]).dtype
 
     def prepared(self, in_place=False):

@@ -11,7 +11,7 @@ from triton_versions import FIXTURES, VERSIONS
 INTERPRET = True
 
 CASES = {
-    "triton_backend_cases.py": 31,
+    "triton_backend_cases.py": 43,
     "triton_formula_cases.py": 117,
     "triton_measure_cases.py": 37,
     "triton_product_cases.py": 23,

@@ -26,6 +26,7 @@ from formula_helpers import (
     random_values,
 )
 from kernel_helpers import ALL_DTYPES, family, reference
+from overflow_cases import KINDS, large, requests
 from triton_helpers import case, cases, run_cases
 from warpmerge.backends.gpu import triton as backend
 from warpmerge.backends.gpu.tables import CHUNK
@@ -157,6 +158,18 @@ def several_tensors_of_one_structure():
     for i in range(3):
         kept = f.masked(f.delta(0) * (i + 0.5), TopKMask(120 << 23, i))
         compare(Map(formula([kept + f.column(np.full(7, i)) * f.draw(KEY + i)], 7), True), tensors, base)
+
+
+@cases("too large", kind=KINDS, policy=["error", "base"])
+def _(kind, policy):
+    base, tensors, out = large(kind, 3, 20_000)
+    for request, outputs in requests(3):
+        start = base if request.on_deltas else None
+        options = {"outputs": outputs, "out_dtype": out, "nonfinite": policy}
+        wanted, written = carry_out(reference(), request, tensors, start, **options)[1:]
+        counted, results = carry_out(triton(), request, tensors, start, **options)[1:]
+        assert_same_tensors(results, written, request)
+        assert counted == wanted, f"{request}: counted {counted}, not {wanted}"
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ class Problem:
 
     @property
     def nonfinite(self):
-        return [0 if t is None else int((~torch.isfinite(t)).sum()) for t in [*self.tensors, self.base]]
+        return [0 if t is None else int((~torch.isfinite(t)).sum()) for t in [*self.tensors, self.base]] + [0]
 
     @property
     def operands(self):
@@ -69,7 +69,7 @@ class Request:
         self.launch = table.write(memory[: table.nbytes], memory.ctypes.data)
         self.tensors = len(problems)
         self.ranges = np.array(ranges, np.int64)
-        self.nonfinite = np.zeros((self.tensors, self.models + 1), np.int64)
+        self.nonfinite = np.zeros((self.tensors, self.models + 2), np.int64)
 
     def reduce(self, partials, columns):
         result = np.zeros((self.tensors, columns), np.float64)

@@ -99,7 +99,7 @@ class NativeBatch:
         if counts is None:
             return ((place, Outcome(value)) for (place, _, _), value in zip(self._asked, values, strict=True))
         return (
-            (place, Outcome(value, tuple(found) if any(found) else ()))
+            (place, Outcome.of(value, found))
             for (place, _, _), value, found in zip(self._asked, values, counts, strict=True)
         )
 

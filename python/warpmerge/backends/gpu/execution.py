@@ -58,6 +58,11 @@ class LaunchGroup:
         self.tensor_of = {id(task): tensor for tensor, task in enumerate(self.tasks)}
 
     @property
+    def asks(self) -> bool:
+        """Whether what the device counts decides what follows."""
+        return self.policy == "error" or (self.policy == "base" and self.kind.base < 0)
+
+    @property
     def tensors(self) -> int:
         return len(self.tasks)
 
@@ -135,7 +140,7 @@ class Execution:
         self.stream = residency.stream
         self.tiles = self._tiles()
         tables = self._tables(numbers, rules)
-        begin = [np.zeros((group.tensors, group.inputs + 1), np.int64), *results]
+        begin = [np.zeros((group.tensors, group.inputs + 2), np.int64), *results]
         tabled = sum(t.nbytes for t in tables)
         self._tables_and_results = scratch.take(tabled + sum(r.nbytes for r in begin), mirrored=True)
         self._results_at = tabled

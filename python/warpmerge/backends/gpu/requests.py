@@ -72,7 +72,7 @@ def _combined(run: Execution, kernel: Callable[..., None], flag: bool) -> Steps:
 
 def _written(run: Execution, outgoing: Any) -> Steps:
     group = run.group
-    if run.residency.waits or group.policy == "error":
+    if run.residency.waits or group.asks:
         yield outgoing.after(run.fetch())
         return [Outcome(outgoing.digest(t), run.nonfinite_of(s)) for s, t in enumerate(group.tasks)]
     return [Outcome(None)] * group.tensors

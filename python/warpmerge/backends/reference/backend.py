@@ -81,47 +81,64 @@ def _carry_out(task: TensorTask, request: Any) -> Outcome:
         from ..tensor_function import carry_out
 
         return carry_out(task, request)
-    x, base, nonfinite = _operands(task, request.on_deltas)
-    count = task.info.count
     if isinstance(request, WeightedSum | ElectAndSum):
-        request = request.as_map(len(x))
+        request = request.as_map(len(task.inputs))
+    operands = _Operands(task, request.on_deltas)
     if isinstance(request, Map):
-        program = request.formula.program(len(x), task.fp64)
-        values = evaluate(program, x, base)
-        values = [finish(v, x, base, request.agree) for v in values]
-        digests = [_write(task, round_to(v, task.out_dtype), m) for m, v in enumerate(values)]
-        return Outcome(digests[0], nonfinite)
+        return _map(task, request, operands)
+    return Outcome.of(_measured(task, request, operands), [*operands.nonfinite, 0])
+
+
+class _Operands:
+    """Inputs (deltas if `on_deltas`) and base, flat and in the compute type.
+
+    nonfinite: of each input and the base, how many elements are not finite. sound: the elements of which all are.
+    """
+
+    def __init__(self, task: TensorTask, on_deltas: bool) -> None:
+        compute = torch.float64 if task.fp64 else torch.float32
+        x = [_load(b).to(compute) for b in task.inputs]
+        base = _load(task.base).to(compute) if on_deltas and task.base else None
+        found = [torch.isfinite(t) for t in [*x, *([base] if base is not None else [])]]
+        self.sound = torch.stack(found).all(0)
+        self.nonfinite = [int((~each).sum()) for each in found] + [0] * (len(x) + 1 - len(found))
+        if base is not None:
+            x = [t - base for t in x]
+        if task.values["nonfinite"] == "base":
+            x = [finite(d) for d in x]
+        self.x, self.base = x, base
+
+
+def _measured(task: TensorTask, request: Any, operands: _Operands) -> Any:
+    x = operands.x
     formula = getattr(request, "of", None)
     if formula is not None:
-        x = evaluate(formula.program(len(x), task.fp64), x, base)
-        x = [finite(v) for v in x]
+        x = [finite(v) for v in evaluate(formula.program(len(x), task.fp64), x, operands.base)]
     if isinstance(request, Reduce):
         x = x if request.kind == "histogram" else [finite(v) for v in x]
-        return Outcome(reduced(x, request, columns_of(task, formula)), nonfinite)
+        return reduced(x, request, columns_of(task, formula))
     if isinstance(request, KthLargest):
-        chosen = [
+        return [
             select(d, k, request.keep_all_ties) if k else Selection() for d, k in zip(x, request.counts, strict=True)
         ]
-        return Outcome(chosen, nonfinite)
-    assert isinstance(request, Gram) and count >= 0
-    return Outcome(gram(x), nonfinite)
+    assert isinstance(request, Gram)
+    return gram(x)
 
 
-# --- operands -------------------------------------------------------------------------------------------------------
+def _map(task: TensorTask, request: Map, operands: _Operands) -> Outcome:
+    x, base = operands.x, operands.base
+    overflowed, digests = 0, []
+    for m, value in enumerate(evaluate(request.formula.program(len(x), task.fp64), x, base)):
+        result = round_to(finish(value, x, base, request.agree), task.out_dtype)
+        whole = torch.isfinite(result)
+        overflowed += int((operands.sound & ~whole).sum())
+        if base is not None and task.values["nonfinite"] == "base":
+            result = torch.where(whole, result, round_to(base, task.out_dtype))
+        digests.append(_write(task, result, m))
+    return Outcome.of(digests[0], [*operands.nonfinite, overflowed])
 
 
-def _operands(task: TensorTask, on_deltas: bool) -> tuple[list[torch.Tensor], torch.Tensor | None, tuple[int, ...]]:
-    """Inputs (deltas if `on_deltas`) and base, flat and in the compute type, and how many elements are not finite."""
-    compute = torch.float64 if task.fp64 else torch.float32
-    x = [_load(b).to(compute) for b in task.inputs]
-    base = _load(task.base).to(compute) if on_deltas and task.base else None
-    counts = [int((~torch.isfinite(t)).sum()) for t in [*x, *([base] if base is not None else [])]]
-    if base is not None:
-        x = [t - base for t in x]
-    if task.values["nonfinite"] == "base":
-        x = [torch.where(torch.isfinite(d), d, torch.zeros_like(d)) for d in x]
-    counts += [0] * (len(x) + 1 - len(counts))
-    return x, base, tuple(counts) if any(counts) else ()
+# --- operands and results -------------------------------------------------------------------------------------------
 
 
 def _load(view: View) -> torch.Tensor:

@@ -87,7 +87,8 @@ def merge(
         threads: number of worker threads. Default: the cores that this process may use.
         shard_size: bytes of the largest output file, unless one tensor is larger.
         seed: seed of methods that draw at random.
-        resume: keep the shards that an interrupted run of the same merge finished.
+        resume: keep the shards that an interrupted run of the same merge finished. If the same merge has published
+            already, its weights are checked and nothing is merged.
         overwrite: replace an existing output. An input is never replaced.
         sync: return only when the data is on the disk.
         dry_run: check everything and write nothing.
@@ -128,7 +129,13 @@ def merge(
             "memory": needed,
         }
         directory = OutputDirectory(
-            out, inputs=[c.path for c in plan.checkpoints], overwrite=overwrite, resume=resume, sync=sync
+            out,
+            inputs=[c.path for c in plan.checkpoints],
+            overwrite=overwrite,
+            resume=resume,
+            sync=sync,
+            fingerprint=plan.fingerprint(),
+            threads=count,
         )
         if dry_run:
             return MergeReport(**report, seconds=time.perf_counter() - started, dry_run=True)

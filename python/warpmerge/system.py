@@ -14,12 +14,16 @@ import fcntl
 import os
 import shutil
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 PIECE = 1 << 20  # bytes that are copied at a time
+TICK = 20_000_000  # nanoseconds within which two changes of a file may get the same time
+SECONDS = 2_000_000_000  # the same where a file system keeps whole seconds
 AnyPath = str | Path
+WRITE = os.O_WRONLY | os.O_NOFOLLOW  # a link in place of a file of one's own is an error
 
 
 class System:
@@ -108,6 +112,21 @@ def identity(status: os.stat_result) -> Identity:
     return Identity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
+def settled(path: AnyPath) -> os.stat_result:
+    """The status of a file, after which every change to the file shows in its identity.
+
+    The clock of files ticks. What changes a file twice within a tick leaves the same time, so a file that has just been
+    written to is looked at again a tick later.
+    """
+    status = calls.stat(path)
+    tick = TICK if status.st_ctime_ns % 1_000_000_000 else SECONDS
+    left = status.st_ctime_ns + tick - time.time_ns()
+    if not 0 < left <= tick:  # long ago, or by the clock of another machine
+        return status
+    time.sleep(left / 1e9)
+    return calls.stat(path)
+
+
 def open_regular(path: AnyPath, *, follow: bool = True) -> int:
     """A descriptor for reading. A FIFO or a device neither blocks nor is read: it is an OSError (EINVAL).
 
@@ -171,7 +190,7 @@ def read_file(path: AnyPath, limit: int) -> bytes:
 
 def write_file(path: AnyPath, data: bytes, *, sync: bool) -> None:
     """Makes or replaces a file. `sync`: its content is on the disk afterwards."""
-    fd = calls.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    fd = calls.open(path, WRITE | os.O_CREAT | os.O_TRUNC)
     try:
         write_at(fd, data, 0)
         if sync:
@@ -192,6 +211,32 @@ def copy_file(source: int, path: AnyPath, *, sync: bool) -> None:
             calls.fsync(fd)
     finally:
         close(fd)
+
+
+def create(path: AnyPath) -> int:
+    """A descriptor of a new file, to read and write. OSError (EEXIST) if the name is taken: nothing is overwritten."""
+    return calls.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW)
+
+
+def make_directories(path: Path, *, sync: bool) -> list[Path]:
+    """Makes a directory and those above it that are missing. Returns what it made, the deepest first."""
+    missing = []
+    for directory in (path, *path.parents):
+        if exists(directory):
+            break
+        missing.append(directory)
+    made: list[Path] = []
+    for directory in reversed(missing):
+        try:
+            calls.mkdir(directory)
+        except FileExistsError:
+            if not stat.S_ISDIR(calls.stat(directory).st_mode):
+                raise
+            continue  # another process made it
+        made.insert(0, directory)
+        if sync:
+            sync_directory(directory.parent)
+    return made
 
 
 def reserve(fd: int, nbytes: int) -> None:

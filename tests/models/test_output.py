@@ -27,7 +27,7 @@ from helpers import (
 from output_helpers import FIXTURES, SHARDED, expected, merge
 from safetensors import safe_open
 from warpmerge import _core, system
-from warpmerge.models.output import STAGING
+from warpmerge.models.staging import STAGING
 
 (models,) = FIXTURES
 

@@ -5,27 +5,35 @@ import fcntl
 import json
 import os
 import signal
-from pathlib import Path
+import time
 
 import pytest
-from helpers import INTERRUPTED, SINGLE, contents, llama, looks_complete, run_process, write_model
+import warpmerge as wm
+from helpers import INDEX, INTERRUPTED, SINGLE, contents, llama, looks_complete, run_process, write_model
 from output_helpers import FIXTURES, SHARDED, expected, merge
-from warpmerge.models.output import JOURNAL, STAGING, OutputDirectory
+from warpmerge import system
+from warpmerge.models import output
+from warpmerge.models.journal import JOURNAL
+from warpmerge.models.output import OutputDirectory
+from warpmerge.models.reread import Rereader
+from warpmerge.models.staging import STAGING
 
 (models,) = FIXTURES
 
 
 def fail_at(monkeypatch, name, call, error):
-    """The `call`-th call (from 1) of a method of OutputDirectory raises `error` before it does anything."""
-    real, calls = getattr(OutputDirectory, name), []
+    """The `call`-th call (from 1) of a method of OutputDirectory, or of a function that it uses, raises `error` before
+    it does anything."""
+    owner = OutputDirectory if hasattr(OutputDirectory, name) else output
+    real, calls = getattr(owner, name), []
 
-    def wrapped(self, *arguments):
+    def wrapped(*arguments, **options):
         calls.append(name)
         if len(calls) == call:
             raise error
-        return real(self, *arguments)
+        return real(*arguments, **options)
 
-    monkeypatch.setattr(OutputDirectory, name, wrapped)
+    monkeypatch.setattr(owner, name, wrapped)
 
 
 # Where a run is stopped, and the least number of shards that it has finished by then.
@@ -36,6 +44,7 @@ STOPS = [
     ("publish", 1, 5),
     ("stage", 1, 0),
     ("stage", 2, 5),
+    ("check_names", 1, 5),
 ]
 
 
@@ -108,6 +117,21 @@ def interrupted(folder, monkeypatch, *options):
         (lambda lines: [*lines[:3], b"[]", *lines[4:]], 2),
         (lambda lines: [*lines[:3], b'{"name": []}', *lines[4:]], 2),
         (lambda lines: [*lines[:3], lines[3].replace(b"digests", b"others"), *lines[4:]], 2),
+        (lambda lines: [*lines[:3], b"[" * 100_000, *lines[4:]], 2),
+        (lambda lines: [*lines[:3], b"9" * 10_000, *lines[4:]], 2),
+        (lambda lines: [*lines[:3], b"null", *lines[4:]], 2),
+        (lambda lines: [*lines[:3], b'{"name": "../r.yml", "digests": ""}', *lines[4:]], 2),
+        (lambda lines: [*lines[:3], b'{"name": {}, "digests": ""}', *lines[4:]], 2),
+        (lambda lines: [*lines[:3], b'{"name": "a", "digests": 7}', *lines[4:]], 2),
+        (lambda lines: [*lines[:3], b'{"name": "a", "digests": ["0"]}', *lines[4:]], 2),
+        (lambda lines: [*lines[:3], lines[3][:-3] + b'z"}', *lines[4:]], 2),
+        (
+            lambda lines: [
+                lines[0],
+                *(line.replace(b'"digests": "', b'"digests": "0000000000000000') for line in lines[1:]),
+            ],
+            0,
+        ),
         (lambda lines: lines, 5),
     ],
 )
@@ -190,7 +214,8 @@ def test_an_output_that_appears_while_the_merge_is_planned_is_not_overwritten(mo
 
 
 @pytest.mark.parametrize(
-    ("place", "call"), [("shard", 1), ("finish_shard", 3), ("stage", 1), ("stage", 2), ("_retire_old", 1)]
+    ("place", "call"),
+    [("shard", 1), ("finish_shard", 3), ("stage", 1), ("stage", 2), ("check_names", 1), ("retire", 1)],
 )
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.EIO, "I/O error")])
 def test_the_old_model_survives_an_overwriting_run_that_fails(models, monkeypatch, place, call, error):
@@ -204,28 +229,219 @@ def test_the_old_model_survives_an_overwriting_run_that_fails(models, monkeypatc
     assert contents(models / "out") == expected(models, *SHARDED)
 
 
+class Failing(system.System):
+    """Does something at the n-th renaming of a file (from 1); the first is the journal's."""
+
+    def __init__(self, move, action):
+        self.left, self.action, self.undo = move, action, True
+
+    def rename(self, source, target):
+        self.left -= 1
+        if self.left == 0 or (self.left < 0 and not self.undo):
+            self.action()
+        super().rename(source, target)
+
+
+def no_move():
+    raise OSError(errno.EIO, "I/O error")
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("move", range(1, 15))
-def test_a_run_stopped_while_it_publishes_takes_its_files_back(models, monkeypatch, move, overwrite):
-    """After any number of its files are in place but the last, and again when it is resumed."""
+@pytest.mark.parametrize("move", range(2, 16))
+def test_a_publishing_that_fails_can_be_resumed(models, move, overwrite):
+    """After any number of its files are in place but the last. A new output is empty again."""
     options = (*SHARDED, "--overwrite") if overwrite else SHARDED
     if overwrite:
         assert merge(models).status == 0
-    whole, moved = expected(models, *SHARDED), []
-    real = Path.replace
-
-    def replace(self, target):
-        moved.append(target)
-        if len(moved) == move:
-            raise KeyboardInterrupt
-        return real(self, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", replace)
-        assert merge(models, *options).status == 130
-    found = {p.name for p in (models / "out").iterdir()}
-    assert not looks_complete(models / "out") and not any(name.endswith(".safetensors") for name in found)
-    assert overwrite or found == {STAGING}
+    whole = expected(models, *SHARDED)
+    with system.using(Failing(move, no_move)):
+        failed = merge(models, *options)
+    assert failed.status == 1
+    assert failed.stderr == f"error: cannot write to {models / 'out'}: I/O error.\n"
+    assert not looks_complete(models / "out")
+    assert overwrite or [p.name for p in (models / "out").iterdir()] == [STAGING]
     again = merge(models, *options, "--resume", "--json")
     assert json.loads(again.stdout)["resumed_shards"] == 5
     assert contents(models / "out") == whole
+
+
+@pytest.mark.parametrize("move", range(2, 16))
+def test_a_publishing_that_is_interrupted_goes_on_to_its_end(models, move):
+    whole = expected(models, *SHARDED)
+    with system.using(Failing(move, lambda: [os.kill(os.getpid(), signal.SIGINT), time.sleep(0.01)])):
+        stopped = merge(models, *SHARDED)
+    assert stopped.status == 130
+    assert stopped.stderr.strip() == f"interrupted while {models / 'out'} was published; it is complete."
+    assert contents(models / "out") == whole
+
+
+def test_a_staging_directory_that_stays_does_no_harm(models):
+    """The output is complete: an error now would be wrong."""
+
+    class Stays(system.System):
+        def rmdir(self, path):
+            raise OSError(errno.EIO, "I/O error")
+
+    with system.using(Stays()):
+        assert merge(models).status == 0
+    assert [p.name for p in (models / "out" / STAGING).iterdir()] == []
+    assert merge(models, "--resume").status == 0
+    assert contents(models / "out") == expected(models)
+    assert not (models / "out" / STAGING).exists()
+
+
+@pytest.mark.parametrize("options", [SHARDED, ("--no-sync",), ("--overwrite",)])
+def test_what_is_finished_is_checked_and_left_as_it_is(models, options):
+    """So that a loop which repeats a merge until it succeeds ends."""
+    assert merge(models, *options).status == 0
+    before = {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in (models / "out").iterdir()}
+    again = merge(models, *options, "--resume", "--json")
+    assert again.status == 0
+    report = json.loads(again.stdout)
+    assert report["resumed_shards"] == report["shards"]
+    assert {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in (models / "out").iterdir()} == before
+
+
+@pytest.mark.parametrize("options", [SHARDED, ("--no-sync",)])
+@pytest.mark.parametrize("damage", ["header", "tensor", "cut", "missing", "index"])
+def test_what_is_finished_and_damaged_is_said_to_be_and_made_again(models, options, damage):
+    assert merge(models, *options).status == 0
+    whole = contents(models / "out")
+    index = models / "out" / INDEX
+    shard = index if damage == "index" and index.exists() else sorted((models / "out").glob("*.safetensors"))[0]
+    change(shard, damage)
+    refused = merge(models, *options, "--resume")
+    if damage == "missing" and options != SHARDED:
+        assert refused.status == 0  # not complete any more: it is finished
+    else:
+        assert refused.status == 1
+        assert f"{shard} is not what this merge wrote; pass --overwrite" in refused.stderr
+        assert not (models / "out" / STAGING).exists()
+        assert merge(models, *options, "--resume", "--overwrite").status == 0
+    assert contents(models / "out") == whole
+
+
+def test_an_output_that_was_to_be_made_again_is_still_finished(models, monkeypatch):
+    """The interrupted run has staged shards of the same merge: they are not needed."""
+    assert merge(models, *SHARDED).status == 0
+    interrupted(models, monkeypatch, *SHARDED, "--overwrite")
+    assert merge(models, *SHARDED, "--resume").status == 0
+    assert contents(models / "out") == expected(models, *SHARDED)
+
+
+def test_small_files_that_the_source_has_no_more_are_not_left_of_an_earlier_run(models):
+    """The run that is resumed had moved its tokenizer into place."""
+    failing = Failing(12, no_move)
+    failing.undo = False
+    with system.using(failing):
+        assert merge(models, *SHARDED).status == 1
+    assert (models / "out" / "tokenizer.json").exists()
+    (models / "base" / "tokenizer.json").unlink()
+    again = merge(models, *SHARDED, "--resume", "--json")
+    assert json.loads(again.stdout)["resumed_shards"] == 5
+    assert contents(models / "out") == expected(models, *SHARDED)
+
+
+def change(path, damage):
+    if damage == "missing":
+        path.unlink()
+    elif damage == "cut":
+        os.truncate(path, path.stat().st_size - 1)
+    else:
+        data = bytearray(path.read_bytes())
+        data[data.index(b"model.") if damage == "header" else -3] ^= 1  # the name of a tensor, or its last element
+        path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", ["header", "tensor", "cut", "missing", "zeros", "link"])
+def test_a_staged_shard_that_is_damaged_is_made_again(models, monkeypatch, damage):
+    """With its size and time as they were, so that nothing but its bytes can tell."""
+    staging = interrupted(models, monkeypatch, *SHARDED)
+    shard = sorted(staging.glob("*.safetensors"))[1]
+    before = shard.stat()
+    if damage == "zeros":
+        shard.write_bytes(bytes(before.st_size))
+    elif damage == "link":
+        shard.rename(models / "moved")
+        shard.symlink_to(models / "moved")
+    else:
+        change(shard, damage)
+    if damage not in ("missing", "link"):
+        os.utime(shard, ns=(before.st_atime_ns, before.st_mtime_ns))
+    again = merge(models, *SHARDED, "--resume", "--json")
+    assert json.loads(again.stdout)["resumed_shards"] == 4
+    assert contents(models / "out") == expected(models, *SHARDED)
+
+
+@pytest.mark.parametrize("damage", ["header", "tensor"])
+def test_a_shard_that_does_not_hold_what_was_written_is_not_published(models, monkeypatch, damage):
+    """As after an error of the memory: it is found before the index appears."""
+    real = OutputDirectory.finish_shard
+
+    def spoiled(self, name, digests=None):
+        if name.startswith("model-00002"):
+            change(models / "out" / STAGING / name, damage)
+        real(self, name, digests)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OutputDirectory, "finish_shard", spoiled)
+        failed = merge(models, *SHARDED[:2])
+    assert failed.status == 1 and "does not hold what was written to it" in failed.stderr
+    assert not looks_complete(models / "out")
+    assert merge(models, *SHARDED[:2], "--resume").status == 0
+    assert contents(models / "out") == expected(models, *SHARDED[:2])
+
+
+def rewrite(path):
+    """Other values of the same size, and the time of the last change as it was."""
+    before = path.stat()
+    change(path, "tensor")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def swap(first, second):
+    first.rename(first.with_name("x"))
+    second.rename(first)
+    first.with_name("x").rename(second)
+
+
+def replace(path):
+    before = path.stat()
+    path.write_bytes(path.read_bytes())
+    copy = path.with_name("copy")
+    copy.write_bytes(path.read_bytes())
+    change(copy, "tensor")
+    os.utime(copy, ns=(before.st_atime_ns, before.st_mtime_ns))
+    copy.rename(path)
+
+
+@pytest.mark.parametrize("how", ["rewritten", "replaced", "swapped"])
+def test_inputs_that_have_the_same_size_and_time_but_are_others(models, monkeypatch, how):
+    for model in "ab":
+        write_model(models / model, llama(ord(model)))
+        os.utime(models / model / SINGLE, ns=(10**18, 10**18))
+    interrupted(models, monkeypatch, *SHARDED)
+    if how == "swapped":
+        swap(models / "a", models / "b")
+    else:
+        {"rewritten": rewrite, "replaced": replace}[how](models / "a" / SINGLE)
+    again = merge(models, *SHARDED, "--resume", "--json")
+    assert json.loads(again.stdout)["resumed_shards"] == 0
+    assert contents(models / "out") == expected(models, *SHARDED)
+
+
+def test_an_interrupt_while_shards_are_checked_loses_none(models, monkeypatch):
+    interrupted(models, monkeypatch, *SHARDED)
+    with monkeypatch.context() as patch:
+        patch.setattr(Rereader, "holds", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert merge(models, *SHARDED, "--resume").status == 130
+    assert json.loads(merge(models, *SHARDED, "--resume", "--json").stdout)["resumed_shards"] == 5
+
+
+def test_the_shards_that_are_checked_count_as_progress(models, monkeypatch):
+    interrupted(models, monkeypatch, *SHARDED)
+    seen = []
+    wm.merge(
+        models / "r.yml", models / "out", shard_size=600, resume=True, sync=False, progress=lambda *a: seen.append(a)
+    )
+    assert len(seen) >= 5 and seen == sorted(seen) and seen[-1][0] == seen[-1][1]

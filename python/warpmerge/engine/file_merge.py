@@ -12,7 +12,7 @@ from .. import _core
 from ..errors import CheckpointError, MergeError
 from ..models import OutputDirectory
 from ..models.sidecars import manifest
-from ..plan.file_plan import Plan, index_document
+from ..plan.file_plan import Plan, index_text
 from ..tasks import FileSink, TensorTask
 from . import loop, model_scope
 from .read_ahead import ReadAhead
@@ -48,7 +48,7 @@ class _Run:
         for number, row in enumerate(rows):
             ahead.advance(number)
             shard = plan.shards[plan.shard_of[row]]
-            file = self.directory.shard(shard.name, shard.header, shard.nbytes)
+            file = self.directory.shard(shard.name)
             yield TensorTask(jobs.group(row), row, (FileSink(file, offsets[row], background),))
 
     def done(self, task: TensorTask, digest: int) -> None:
@@ -83,13 +83,24 @@ def _few_collections() -> Iterator[None]:
 def run_plan(plan: Plan, directory: OutputDirectory, backend: Any, progress: Progress | None = None) -> int:
     """Merges and publishes. Returns how many shards an interrupted run had already finished."""
     background = _core.Background()
-    finished = directory.open(plan.fingerprint(), plan.write_bytes)
-    jobs = plan.jobs
+    jobs, total = plan.jobs, plan.read_bytes
+    checked = 0
+
+    def credit(nbytes: int) -> None:
+        """What is read again stands for what need not be merged."""
+        nonlocal checked
+        checked += nbytes
+        if progress:
+            progress(total * checked // plan.write_bytes, total)
+
     try:
+        finished = directory.open(plan.shards, index_text(plan), credit)
+        if directory.finished:
+            directory.close()
+            return len(plan.shards)
         directory.stage(plan.sidecars.ready)
         run = _Run(plan, directory, background)
         rows = run.take_finished(finished)
-        total = plan.read_bytes
         done = total - plan.left_bytes(rows) if finished else 0
 
         def advance(nbytes: int) -> None:
@@ -108,13 +119,15 @@ def run_plan(plan: Plan, directory: OutputDirectory, backend: Any, progress: Pro
         except OSError as error:
             raise directory.error(error) from None
         directory.stage(manifest(plan, run.digests))
-        index = index_document(plan) if len(plan.shards) > 1 else None
-        directory.publish([s.name for s in plan.shards], index)
+        plan.check()
+        directory.publish()
     except BaseException as error:
         # No resume can use the shards of a merge whose inputs are at fault.
         kept = directory.abort(keep=not isinstance(error, CheckpointError))
-        if isinstance(error, KeyboardInterrupt):
-            again = f" {kept} of {len(plan.shards)} shards are finished; --resume keeps them." if kept else ""
-            raise KeyboardInterrupt(f"interrupted; nothing was published.{again}") from None
-        raise
+        if not isinstance(error, KeyboardInterrupt):
+            raise
+        if directory.published:
+            raise KeyboardInterrupt(f"interrupted while {directory.path} was published; it is complete.") from None
+        again = f" {kept} of {len(plan.shards)} shards are finished; --resume keeps them." if kept else ""
+        raise KeyboardInterrupt(f"interrupted; nothing was published.{again}") from None
     return len(finished)

@@ -1,6 +1,7 @@
 """Model directories: reading shards, and publishing a merged model."""
 
 from .checkpoint import Checkpoint, Shard, allow_open_files
+from .journal import OutputShard
 from .names import INDEX, SINGLE
 from .output import OutputDirectory
 from .safetensors import Columns, TensorEntry, layout, read_header
@@ -11,6 +12,7 @@ __all__ = [
     "Checkpoint",
     "Columns",
     "OutputDirectory",
+    "OutputShard",
     "Shard",
     "TensorEntry",
     "allow_open_files",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import resource
 from array import array
@@ -14,6 +15,7 @@ from typing import Any
 from .. import _core, system
 from ..errors import CheckpointError, UsageError, close_matches, shown, unreadable
 from .documents import CONFIG_LIMIT, INDEX_LIMIT, read_json
+from .inputs import Noted, check_identity
 from .names import CONFIG, INDEX, SINGLE
 from .reference import ModelRef
 from .safetensors import Columns, TensorEntry, read_columns
@@ -35,7 +37,7 @@ class Shard:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self.identity = system.identity(system.calls.stat(path))
+            self.identity = system.identity(system.settled(path))
             self.columns, self.metadata = read_columns(path)
             changed = system.identity(system.calls.stat(path)) != self.identity
         except OSError as error:
@@ -48,6 +50,23 @@ class Shard:
     @cached_property
     def entries(self) -> dict[str, TensorEntry]:
         return self.columns.by_name()
+
+    @cached_property
+    def header_digest(self) -> str:
+        """SHA-256 of the bytes before the first tensor."""
+        nbytes = self.columns.offsets[0] if self.columns.names else self.size
+        try:
+            fd = system.open_regular(self.path)
+            try:
+                return hashlib.sha256(system.read_at(fd, nbytes, 0)).hexdigest()
+            finally:
+                system.close(fd)
+        except OSError as error:
+            raise unreadable(error.errno, error.strerror or error, self.path) from None
+
+    def check(self) -> None:
+        """Raises CheckpointError if what the name stands for is not the file whose header was read."""
+        check_identity(self.path, self.identity)
 
     def close(self) -> None:
         self.file.close()
@@ -74,6 +93,7 @@ class Checkpoint:
         self.ref = ref if isinstance(ref, ModelRef) else ModelRef(str(ref))
         self.path = resolve(self.ref)
         self._config: dict[str, Any] | None = None
+        self._noted = Noted([self.path / INDEX, self.path / CONFIG])
         self.shards = [Shard(path) for path in self._shard_paths()]
         self.columns = Columns.joined([shard.columns for shard in self.shards])
         self.shard_of = array("i")
@@ -173,6 +193,12 @@ class Checkpoint:
             there = system.exists(path, follow=False)  # a link to nothing is an error
             self._config = _read_object(path, CONFIG_LIMIT, constants=True) if there else {}
         return self._config
+
+    def check(self) -> None:
+        """Raises CheckpointError if a shard, the index or the config changed since the checkpoint was opened."""
+        self._noted.check()
+        for shard in self.shards:
+            shard.check()
 
     def close(self) -> None:
         for shard in self.shards:

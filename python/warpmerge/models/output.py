@@ -2,279 +2,300 @@
 
 While a merge runs, its files lie in a staging directory inside the output. `publish` moves them up, the index (or the
 single weight file) last. So a directory with an index is complete. A journal in the staging directory names finished
-shards, for --resume.
+shards, for --resume; when the files have begun to move up, the manifest does.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
-import json
-import os
-import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from .. import _core, system
-from ..errors import MergeError, OutputError
+from ..errors import CheckpointError, MergeError, OutputError
+from ..threads import thread_count
 from ..units import show_size
-from .documents import JOURNAL_LIMIT, parse_json
-from .leftovers import leftovers, remove_leftovers
-from .names import INDEX, SINGLE
+from .journal import JOURNAL, Claims, Journal, OutputShard, journal_claims, manifest_claims
+from .leftovers import leftovers
+from .names import INDEX, MANIFEST
+from .places import check_place
+from .publish import check_names, place, retire
+from .reread import Rereader
 from .sidecars import Content, write
+from .staging import STAGING, Staging
 
-STAGING = ".warpmerge-partial"
-JOURNAL = "journal"  # no suffix, so that no file taken over from a model has this name
+
+def _ignored(nbytes: int) -> None:
+    pass
 
 
 class OutputDirectory:
-    """`inputs`: directories that must not be written to. `sync`: data is on the disk when `publish` returns."""
+    """Where a merge writes to.
 
-    def __init__(self, path: Path, *, inputs: Iterable[Path], overwrite: bool, resume: bool, sync: bool) -> None:
+    Attributes:
+        finished: the same merge had already published here, and its weights are as it wrote them.
+        published: the new model is complete.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        inputs: Iterable[Path],
+        overwrite: bool,
+        resume: bool,
+        sync: bool,
+        fingerprint: str = "",
+        threads: int | None = None,
+    ) -> None:
+        """`inputs`: directories that must not be written to. `sync`: data is on the disk when `publish` returns.
+        `fingerprint`: of the merge, for `resume`. Raises OutputError if the directory cannot be used."""
         self.path = Path(path)
-        self.staging = self.path / STAGING
+        self._staging = Staging(self.path)
+        self.finished = self.published = False
+        self._inputs, self._fingerprint = list(inputs), fingerprint
         self._overwrite, self._resume, self.sync = overwrite, resume, sync
-        self._lock: Any = None
-        self._created = False
+        self._shards: dict[str, OutputShard] = {}
+        self._index: bytes | None = None
+        self._replaces = overwrite  # there may be files of another model, or of an earlier run of this merge
+        self._owned = False  # the staging directory is this run's to change
+        self._journal: Journal | None = None
         self._files: dict[str, Any] = {}
-        self._done: dict[str, Any] = {}  # the journal's records of the finished shards
+        self._kept: Claims = {}  # the finished shards
+        self._in_place: set[str] = set()  # those of them that lie in the output
         self._staged: list[str] = []  # names of the small files
-        self._syncing: list[Future] = []
-        self._syncer = ThreadPoolExecutor(1, "sync") if sync else None
-        self._check(list(inputs))
-
-    def _check(self, inputs: list[Path]) -> None:
+        self._finishing: list[Future] = []
+        self._worker = ThreadPoolExecutor(1, "output")
+        self._rereader = Rereader(thread_count(threads))
         try:
-            if self.path.exists() and not self.path.is_dir():
-                raise OutputError(f"the output {self.path} is a file; choose another name.")
-            here = Path(os.path.realpath(self.path))
-            for source in inputs:
-                there = Path(os.path.realpath(source))
-                if there == here:
-                    raise OutputError(f"the output {self.path} is also an input; choose another directory.")
-                if there in here.parents:
-                    raise OutputError(f"the output {self.path} lies in the input {source}; choose another directory.")
-                for file in there.iterdir():
-                    if os.path.dirname(os.path.realpath(file)) == str(here):
-                        raise OutputError(f"{file} lies in the output {self.path}; choose another directory.")
-            self._refuse_existing()
-            self._old = leftovers(self.path) if self._overwrite else set()
+            check_place(self.path, self._staging.path, self._inputs)
+            self._refuse_existing(self._published_claims())
+            leftovers(self.path)  # whether an old manifest can be read shows now, not after the merge
         except OutputError:
             raise
         except OSError as error:
             raise OutputError(f"cannot use the output {self.path}: {error.strerror}.") from None
 
-    def _refuse_existing(self) -> None:
-        if self.path.is_dir() and not self._overwrite and any(p.name != STAGING for p in self.path.iterdir()):
+    def _published_claims(self) -> Claims | None:
+        return manifest_claims(self.path, self._fingerprint) if self._resume else None
+
+    def _refuse_existing(self, own: Claims | None) -> None:
+        """Raises OutputError if the directory holds files that this merge did not publish and may not replace."""
+        if self._overwrite or own is not None or not system.exists(self.path):
+            return
+        if any(name != STAGING for name in system.calls.listdir(self.path)):
             raise OutputError(f"the output {self.path} is not empty; choose another directory or pass --overwrite.")
 
-    def open(self, fingerprint: str, needed: int) -> dict[str, list[int]]:
+    def open(
+        self,
+        shards: Sequence[OutputShard],
+        index: bytes | None,
+        checked: Callable[[int], None] = _ignored,
+    ) -> Claims:
         """Makes and locks the staging directory. Returns the shards that an interrupted run of the same merge finished,
-        each with its tensors' digests in order. Raises OutputError if there is no room for `needed` bytes."""
+        each with its tensors' digests in order: they were read again, and have these digests. Raises OutputError if the
+        directory cannot be used or has no room.
+
+        `checked` is called with the size of each shard that was read again.
+        """
+        self._shards = {shard.name: shard for shard in shards}
+        self._index = index
         try:
-            self._created = not self.path.exists()
-            self.staging.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.staging, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            self._staging.lock(sync=self.sync)
+            self._worker.submit(int).result()  # started, it does whatever it is given before `shutdown` returns
+            check_place(self.path, self._staging.path, self._inputs)
+            self._take_over(checked)
+            if not self.finished:
+                self._prepare()
         except OSError as error:
-            raise OutputError(f"cannot make the output directory {self.path}: {error.strerror}.") from None
-        if not self._locked():
-            os.close(self._lock)
-            self._lock = None
-            raise OutputError(
-                f"another merge is writing to {self.path}; wait for its end, or choose another directory."
-            )
-        done = self._done = self._finished(fingerprint) if self._resume else {}
-        try:
-            self._refuse_existing()
-            for stale in self.staging.iterdir():
-                if stale.name not in done:
-                    _remove(stale)
-            self._write_journal(fingerprint, *map(json.dumps, done.values()))
-            needed -= sum(record["bytes"] for record in done.values())
-            free = shutil.disk_usage(self.path).free
-            if needed > free:
+            raise self.error(error) from None
+        return dict(self._kept)
+
+    def _take_over(self, checked: Callable[[int], None]) -> None:
+        """Finds out what an earlier run of the same merge has done, and whether it is as it was."""
+        published = self._published_claims()
+        self._refuse_existing(published)
+        if published is not None:
+            claims = published
+        else:
+            claims = journal_claims(self._staging.path, self._fingerprint, self._shards) if self._resume else {}
+        self._replaces = self._overwrite or published is not None
+        places = [self._staging.path] if published is None else [self.path, self._staging.path]
+        for name, shard in self._shards.items():
+            if name in claims:
+                self._take_shard(shard, claims[name], places)
+                checked(shard.nbytes)
+        if published is not None and system.exists(self.path / self._last):
+            self.finished = self._in_place == self._shards.keys() and self._index_is_right()
+            if self.finished:
+                self._settle()
+            elif not self._overwrite:
+                wrong = next((name for name in self._shards if name not in self._in_place), INDEX)
                 raise OutputError(
-                    f"no space for the output: {self.path} has {show_size(free)} free, but {show_size(needed)} are "
-                    "needed; free some space, or choose another disk."
+                    f"{self.path / wrong} is not what this merge wrote; pass --overwrite to make it again."
                 )
-        except BaseException as error:
-            self.abort()
-            raise self.error(error) if isinstance(error, OSError) else error from None
-        return {name: _digests(record["digests"]) for name, record in done.items()}
 
-    def _locked(self) -> bool:
-        """Whether no other merge writes here. A file system without locks is trusted."""
+    def _take_shard(self, shard: OutputShard, digests: list[int], places: Sequence[Path]) -> None:
+        """Keeps the shard if one of these directories has it as the claim says."""
+        for directory in places:
+            if self._rereader.holds(directory / shard.name, shard, digests, sync=self.sync):
+                self._kept[shard.name] = digests
+                if directory == self.path:
+                    self._in_place.add(shard.name)
+                return
+
+    @property
+    def _last(self) -> str:
+        """The file that makes the output complete."""
+        return next(iter(self._shards)) if self._index is None else INDEX
+
+    def _index_is_right(self) -> bool:
+        if self._index is None:
+            return True
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
+            return system.read_file(self.path / INDEX, len(self._index)) == self._index
         except OSError:
-            pass
-        try:
-            # Another merge may have published, and removed what is locked here, since it was opened.
-            return os.path.samestat(os.fstat(self._lock), self.staging.stat())
-        except OSError:
             return False
 
-    def _finished(self, fingerprint: str) -> dict[str, Any]:
-        """The journal's shards that are there in full: `bytes` and `digests` of each."""
-        done = {}
-        try:
-            sizes = {path.name: path.stat().st_size for path in self.staging.iterdir()}
-            first, *records = system.read_file(self.staging / JOURNAL, JOURNAL_LIMIT).splitlines()
-            for record in map(parse_json, records) if first == fingerprint.encode() else ():
-                if _digests(record["digests"]) and sizes.get(record["name"]) == record["bytes"]:
-                    done[record["name"]] = record
-        except (OSError, ValueError, LookupError, TypeError):
-            pass  # no journal, or its last line was being written when the machine stopped
-        return done
+    def _prepare(self) -> None:
+        """Empties the staging directory but for the shards that are kept, and begins a journal."""
+        self._owned = True
+        journal = {JOURNAL} if system.is_file(self._staging.path / JOURNAL, follow=False) else set()  # replaced at once
+        self._staging.clean(self._kept.keys() | journal)
+        self._journal = Journal(self._staging.path, self._fingerprint, self._kept, sync=self.sync)
+        needed = sum(shard.nbytes for name, shard in self._shards.items() if name not in self._kept)
+        free = system.calls.free(self.path)
+        if needed > free:
+            raise OutputError(
+                f"no space for the output: {self.path} has {show_size(free)} free, but {show_size(needed)} are "
+                "needed; free some space, or choose another disk."
+            )
 
-    def shard(self, name: str, header: bytes, nbytes: int) -> Any:
+    def shard(self, name: str) -> Any:
         """The shard's file, a `_core.File`: header written, space reserved. Opened when first asked for."""
         file = self._files.get(name)
         if file is None:
+            shard = self._shards[name]
             try:
-                file = _core.File(system.calls.open(self.staging / name, os.O_RDWR | os.O_CREAT | os.O_TRUNC))
-                self._files[name] = file
-                system.reserve(file.fd, nbytes)
-                file.write(header, 0)
+                file = self._files[name] = _core.File(system.create(self._staging.path / name))
+                system.reserve(file.fd, shard.nbytes)
+                file.write(shard.header, 0)
             except OSError as error:
                 raise self.error(error) from None
         return file
 
     def error(self, error: OSError) -> MergeError:
         """The error that a user sees after a failed write."""
+        if isinstance(error, MergeError):
+            return error
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return OutputError(
                 f"no space left for the output in {self.path}. Free some space, then run again with --resume."
             )
         return OutputError(f"cannot write to {self.path}: {error.strerror or error}.")
 
-    def finish_shard(self, name: str, digests: Sequence[int]) -> None:
-        """All tensors of the shard are written; these are their digests, in order."""
+    def finish_shard(self, name: str, digests: Sequence[int] | None = None) -> None:
+        """All tensors of the shard are written; these are their digests, in order, if they are known."""
         file = self._files.pop(name)
-        if self._syncer is None:
+        if not self.sync:
             self._close_shard(file, name, digests)
-        else:
-            self._syncing.append(self._syncer.submit(self._close_shard, file, name, digests))
+            return
+        for future in self._finishing:
+            if future.done():
+                future.result()  # a disk that fails is found while the merge goes on, not after it
+        self._finishing = [future for future in self._finishing if not future.done()]
+        self._finishing.append(self._worker.submit(self._close_shard, file, name, digests))
 
-    def _close_shard(self, file: Any, name: str, digests: Sequence[int]) -> None:
+    def _close_shard(self, file: Any, name: str, digests: Sequence[int] | None) -> None:
+        if self.sync:
+            self._sync_shard(file, name, digests)
+        file.close()
+        self._kept[name] = list(digests or ())
+        if self._journal:
+            self._journal.add(name, self._kept[name])
+
+    def _sync_shard(self, file: Any, name: str, digests: Sequence[int] | None) -> None:
+        """Waits until the shard is on the disk. Meanwhile its tensors are read again: what the system writes must be
+        what the workers computed."""
+        if digests is None:
+            system.calls.fdatasync(file.fd)
+            return
+        path = self._staging.path / name
         try:
-            if self.sync:
+            with self._rereader.reading(path, file, self._shards[name]) as result:
                 system.calls.fdatasync(file.fd)
-            nbytes = system.calls.fstat(file.fd).st_size
-        finally:
-            file.close()
-        self._done[name] = {"name": name, "bytes": nbytes, "digests": "".join(f"{d:016x}" for d in digests)}
-        self._write_journal(json.dumps(self._done[name]))
-
-    def _write_journal(self, *lines: str) -> None:
-        """Adds lines to the journal: first the merge's fingerprint, then one line for each shard."""
-        with open(self.staging / JOURNAL, "a", encoding="utf-8") as file:
-            file.writelines(line + "\n" for line in lines)
+                found = result()
+        except CheckpointError:
+            found = []
+        if found != list(digests):
+            raise OutputError(f"{path} does not hold what was written to it; is its disk or the memory failing?")
 
     def stage(self, files: Mapping[str, Content]) -> None:
-        """Writes small files that will be published with the shards."""
+        """Writes small files that will be published with the shards. Raises OutputError, and CheckpointError if a
+        companion has changed."""
         try:
             for name, content in files.items():
-                write(self.staging / name, content, sync=self.sync)
+                write(self._staging.path / name, content, sync=self.sync)
         except OSError as error:
             raise self.error(error) from None
         self._staged += files
 
-    def publish(self, shards: list[str], index: Mapping[str, Any] | None) -> None:
-        """Moves everything into its place; the index, or the only shard, last."""
+    def publish(self) -> None:
+        """Moves everything into its place: the shards, the small files and the index. What has begun to move is moved
+        to the end, whatever signals come. Raises OutputError."""
         try:
-            for future in self._syncing:
+            for future in self._finishing:
                 future.result()
-            if index is not None:
-                write(self.staging / INDEX, _index_text(index).encode(), sync=self.sync)
-            last = INDEX if index is not None else SINGLE
-            names = [*self._staged, *(s for s in shards if s != last), last]
-            for name in names:
-                if (self.path / name).is_dir():
-                    raise OutputError(
-                        f"{self.path / name} is a directory, but a file of that name is to be written; remove it."
-                    )
-            if self._overwrite:
-                self._retire_old(set(names))
-            self._move(names)
-            self._done.clear()
-            _remove(self.staging)
-            if self.sync:
-                system.sync_directory(self.path)
-                if self._created:
-                    system.sync_directory(self.path.parent)
+            if self._index is not None:
+                self.stage({INDEX: self._index})
+            names = [*self._staged, *(name for name in self._shards if name not in self._in_place)]
+            names.sort(key=lambda name: (name == self._last, name != MANIFEST))
+            check_names(self.path, names)
+            if self._journal:
+                self._journal.sync()
+            with _core.Guard(self._worker.shutdown):
+                self._worker.submit(self._place, names).result()
         except OSError as error:
             raise self.error(error) from None
         self.close()
 
-    def _move(self, names: list[str]) -> None:
-        """Moves files from the staging directory to the output, in this order. If one move fails, all are undone."""
-        try:
-            for name in names:
-                (self.staging / name).replace(self.path / name)
-        except BaseException:
-            if (self.staging / names[-1]).exists():
-                for name in names:
-                    if not (self.staging / name).exists():
-                        (self.path / name).replace(self.staging / name)
-            raise
+    def _place(self, names: Sequence[str]) -> None:
+        if self._replaces:
+            retire(self.path, {*names, *self._shards}, sync=self.sync)
+        place(self._staging.path, self.path, names, fresh=not self._replaces, sync=self.sync)
+        self.published = True
+        self._settle()
 
-    def _retire_old(self, new: set[str]) -> None:
-        """Before the first file of the new model appears, the old one stops looking complete. Shards, a tokenizer and
-        the like that the new one does not have go as well."""
-        for name in (INDEX, SINGLE):
-            (self.path / name).unlink(missing_ok=True)
-        remove_leftovers(self.path, self._old - new)
+    def _settle(self) -> None:
+        """Removes the staging directory of a complete output. If that fails, the output is none the worse."""
+        with contextlib.suppress(OSError):
+            system.remove(self._staging.path)
 
     def abort(self, keep: bool = True) -> int:
         """After a failure or Ctrl-C: keeps finished shards for --resume (if `keep`), removes the rest. Returns how many
-        it kept."""
-        self._files.clear()
-        for future in self._syncing:
+        it kept. What is published stays."""
+        self._worker.shutdown()
+        for future in self._finishing:
             with contextlib.suppress(Exception):
                 future.result()
-        kept = self._done if keep else {}
+        done = self.published or self.finished
+        kept = self._kept if keep and not done else {}
         with contextlib.suppress(OSError):  # the error that led here is the one to show
-            if kept:
-                for path in self.staging.iterdir():
-                    if path.name not in kept and path.name != JOURNAL:
-                        _remove(path)
-            else:
-                _remove(self.staging)
-                if self._created:
-                    self.path.rmdir()
+            if not self._owned:
+                self._staging.give_back()
+            elif kept.keys() - self._in_place:
+                self._staging.clean(kept.keys() | {JOURNAL})
+            elif not done:
+                self._staging.remove()
         self.close()
         return len(kept)
 
     def close(self) -> None:
-        if self._syncer:
-            self._syncer.shutdown()
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
-
-
-def _digests(text: str) -> list[int]:
-    """The journal's digests of a shard: 16 digits each, in the order of its tensors."""
-    return [int(text[at : at + 16], 16) for at in range(0, len(text), 16)]
-
-
-def _index_text(index: Mapping[str, Any]) -> str:
-    """The text that json.dumps makes with an indent of 2. The long map is written by C code."""
-    quoted = json.encoder.encode_basestring_ascii
-    entries = ",".join([f"\n    {quoted(name)}: {quoted(file)}" for name, file in index["weight_map"].items()])
-    rest = {name: value for name, value in index.items() if name != "weight_map"}
-    text = json.dumps(rest, indent=2).removesuffix("\n}")
-    return f'{text},\n  "weight_map": {{{entries}\n  }}\n}}\n'
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
+        """Gives up the lock and all descriptors. Errors are of no interest any more."""
+        self._worker.shutdown()
+        self._files.clear()
+        self._journal = None
+        self._staging.unlock()

@@ -102,12 +102,21 @@ def _frame(plan: Plan, files: Sequence[str]) -> dict[str, Any]:
         "method": plan.recipe.method.name,
         "recipe": _finite(plan.recipe.source),
         "seed": plan.seed,
+        "fingerprint": plan.fingerprint(),
         "inputs": [
             {
                 "model": str(c),
                 **roles.get(id(c), {}),
                 "path": str(c.path.resolve()),
-                "files": [{"name": s.path.name, "bytes": s.size, "mtime_ns": s.identity.mtime_ns} for s in c.shards],
+                "files": [
+                    {
+                        "name": s.path.name,
+                        "bytes": s.size,
+                        "mtime_ns": s.identity.mtime_ns,
+                        "header_sha256": s.header_digest,
+                    }
+                    for s in c.shards
+                ],
             }
             for c in plan.checkpoints
         ],

@@ -1,6 +1,6 @@
 """Models x method -> jobs; recipe x checkpoints -> plan. What can be known before a weight is read is checked here."""
 
-from .file_plan import OutputShard, Plan, index_document, make_plan
+from .file_plan import OutputShard, Plan, index_text, make_plan
 from .jobs import make_jobs
 
-__all__ = ["OutputShard", "Plan", "index_document", "make_jobs", "make_plan"]
+__all__ = ["OutputShard", "Plan", "index_text", "make_jobs", "make_plan"]

@@ -10,24 +10,18 @@ from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 from .. import __version__
 from ..dtypes import DTYPES, FLOAT64, DType
 from ..methods.parameters import checked_seed
-from ..models import SINGLE, Checkpoint, Columns, allow_open_files, layout
+from ..models import SINGLE, Checkpoint, Columns, OutputShard, allow_open_files, layout
+from ..models.companions import Companion
+from ..models.inputs import check_identity
 from ..models.names import shard_name
 from ..models.sidecars import Sidecars, sidecars
 from ..recipe import Layers, ModelRef, Recipe, Resolver
 from ..tasks import Group, Jobs
 from .jobs import is_whole, make_jobs
-
-
-@dataclass(frozen=True)
-class OutputShard:
-    name: str
-    header: bytes
-    nbytes: int
 
 
 @dataclass
@@ -116,7 +110,8 @@ class Plan:
 
     def fingerprint(self) -> str:
         """Changes with anything that changes the output or its layout: what --resume compares."""
-        files = [[str(s.path), *s.identity] for checkpoint in self.checkpoints for s in checkpoint.shards]
+        # Without the device: its number may be another one after a restart.
+        files = [[str(s.path), *s.identity[1:]] for checkpoint in self.checkpoints for s in checkpoint.shards]
         parts = [
             __version__,
             self.recipe.to_yaml(),
@@ -125,6 +120,14 @@ class Plan:
             [(s.name, s.nbytes) for s in self.shards],
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def check(self) -> None:
+        """Raises CheckpointError if a shard, an index, a config or a companion changed since the plan was made."""
+        for checkpoint in self.checkpoints:
+            checkpoint.check()
+        for content in self.sidecars.ready.values():
+            if isinstance(content, Companion):
+                check_identity(content.path, content.identity)
 
     def close(self) -> None:
         for checkpoint in self.checkpoints:
@@ -199,10 +202,18 @@ def _place(jobs: Jobs, shard_size: int) -> tuple[Columns, array[int], list[Outpu
     return Columns.joined(parts), shard_of, shards
 
 
-def index_document(plan: Plan) -> dict[str, Any]:
-    """The contents of model.safetensors.index.json."""
-    weight_map = dict(zip(plan.jobs.names, (plan.shards[number].name for number in plan.shard_of), strict=True))
-    return {"metadata": {"total_size": sum(plan.layout.sizes)}, "weight_map": dict(sorted(weight_map.items()))}
+def index_text(plan: Plan) -> bytes | None:
+    """The contents of model.safetensors.index.json; None for a model of one file.
+
+    It is the text that json.dumps makes with an indent of 2. The long map is written by C code.
+    """
+    if len(plan.shards) == 1:
+        return None
+    quoted = json.encoder.encode_basestring_ascii
+    weight_map = sorted(zip(plan.jobs.names, (plan.shards[number].name for number in plan.shard_of), strict=True))
+    entries = ",".join([f"\n    {quoted(name)}: {quoted(file)}" for name, file in weight_map])
+    text = json.dumps({"metadata": {"total_size": sum(plan.layout.sizes)}}, indent=2).removesuffix("\n}")
+    return f'{text},\n  "weight_map": {{{entries}\n  }}\n}}\n'.encode()
 
 
-__all__ = ["OutputShard", "Plan", "index_document", "make_plan"]
+__all__ = ["OutputShard", "Plan", "index_text", "make_plan"]

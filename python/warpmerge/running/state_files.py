@@ -16,7 +16,7 @@ from .. import _core, system
 from ..dtypes import FLOAT32, FLOAT64, DType
 from ..engine.arrays import FileArray
 from ..errors import CheckpointError, OutputError
-from ..models import SINGLE, Checkpoint, OutputDirectory, Shard, layout
+from ..models import SINGLE, Checkpoint, OutputDirectory, OutputShard, Shard, layout
 from ..models.documents import parse_json
 from ..models.sidecars import Content, taken_over
 from ..tasks import FileSink
@@ -46,7 +46,9 @@ def file_targets(
     header, columns, size = layout(specs, metadata)
     hidden = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        file = _core.File(system.calls.open(hidden, os.O_RDWR | os.O_CREAT | os.O_TRUNC))
+        with contextlib.suppress(FileNotFoundError):
+            system.calls.unlink(hidden)  # of an earlier process with this number
+        file = _core.File(system.create(hidden))
         system.calls.truncate(file.fd, size)
         file.write(header, 0)
         yield {name: FileTarget(e.dtype, file, e.offset) for name, e in columns.by_name().items()}
@@ -74,13 +76,13 @@ def directory_targets(path: Path, specs: Sequence[Spec], like: Path | None) -> I
         dtypes = [dtype for _, dtype, _ in specs if dtype.is_float]
         files = taken_over(model, dtypes[0] if dtypes else None)
     directory = OutputDirectory(path, inputs=[like] if like else [], overwrite=False, resume=False, sync=True)
-    directory.open(KEY, size)
     try:
+        directory.open([OutputShard(SINGLE, header, size)], None)
         directory.stage(files)
-        file = directory.shard(SINGLE, header, size)
+        file = directory.shard(SINGLE)
         yield {name: FileTarget(e.dtype, file, e.offset) for name, e in columns.by_name().items()}
-        directory.finish_shard(SINGLE, ())
-        directory.publish([SINGLE], None)
+        directory.finish_shard(SINGLE)
+        directory.publish()
     except BaseException as error:
         directory.abort(keep=False)
         raise directory.error(error) if isinstance(error, OSError) else error from None

@@ -22,7 +22,7 @@ from helpers import (
 )
 from warpmerge.backends.gpu.backend import DeviceBackend
 from warpmerge.errors import CheckpointError, DeviceError, OutputError
-from warpmerge.models.output import STAGING
+from warpmerge.models.staging import STAGING
 
 emulation, made, models, expected = FIXTURES
 

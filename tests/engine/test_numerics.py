@@ -22,6 +22,7 @@ from kernel_helpers import (
     cpu,
     family,
     merge,
+    native_file,
     operands,
     output,
     pool,
@@ -183,7 +184,7 @@ def digest_of(tensor, path, *, isa=ISAS[0], tile=512, method="linear", **options
     made, _ = task(method, [tensor, tensor] if method == "linear" else [tensor], **options)
     seen = []
     with open(path, "w+b") as file:
-        made = changed(made, sinks=[FileSink(file.fileno(), 8)])
+        made = changed(made, sinks=[FileSink(native_file(file), 8)])
         engine.run([made], cpu(isa, 2, tile), lambda task, digest: seen.append(digest))
         file.seek(8)
         return seen[0], file.read()

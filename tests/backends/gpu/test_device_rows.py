@@ -8,7 +8,7 @@ import torch
 from device_cases import IN_PLACE, PLACES, Case, carry_out, compare, place
 from device_modes import FIXTURES
 from formula_helpers import KEY, adversarial, formula, is_wide
-from kernel_helpers import ALL_DTYPES, family, reference
+from kernel_helpers import ALL_DTYPES, family, native_file, reference
 from warpmerge.backends.gpu import residency
 from warpmerge.errors import DeviceError
 from warpmerge.expr import expression as f
@@ -122,7 +122,7 @@ def test_results_in_files(columns, tmp_path):
         with open(tmp_path / str(number), "w+b") as file, contextlib.ExitStack() as stack:
             backend = stack.enter_context(place(mode, [case])) if mode else reference()
             made, _ = case.prepared()
-            made.sinks = [FileSink(file.fileno(), 24)]
+            made.sinks = [FileSink(native_file(file), 24)]
             [outcome] = backend.launch([(made, case.request)]).wait()
             found.append((outcome.value, (tmp_path / str(number)).read_bytes()))
     assert found[0] == found[1] == found[2] and len(found[0][1]) == 24 + 2 * base.numel()

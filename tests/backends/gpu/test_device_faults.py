@@ -20,6 +20,7 @@ from helpers import (
     write_model,
     write_recipe,
 )
+from warpmerge import _core
 from warpmerge.backends.gpu.backend import DeviceBackend
 from warpmerge.errors import CheckpointError, DeviceError, OutputError
 from warpmerge.models.staging import STAGING
@@ -253,18 +254,14 @@ def test_a_sink_that_cannot_be_written(models, expected, made, tmp_path, monkeyp
         calls.append(len(work))
         if len(calls) == 4:
             for task, _ in work:
-                full = os.open("/dev/full", os.O_WRONLY)
+                full = _core.File(os.open("/dev/full", os.O_WRONLY))
                 task.sinks = [type(s)(full, 0) for s in task.sinks]
-                opened.append(full)
         return real(self, work)
 
-    opened = []
     with monkeypatch.context() as patch:
         patch.setattr(DeviceBackend, "launch", launch)
         with pytest.raises(OutputError, match="no space left"):
             wm.merge(models / f"{method}.yml", tmp_path / "out", device="cuda")
-    for fd in opened:
-        os.close(fd)
     assert not looks_complete(tmp_path / "out")
     wm.merge(models / f"{method}.yml", tmp_path / "out", device="cuda", resume=True)
     assert contents(tmp_path / "out") == expected(method)

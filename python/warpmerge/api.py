@@ -13,6 +13,7 @@ from .dtypes import DTYPES
 from .engine.file_merge import Progress, run_plan
 from .errors import UsageError
 from .models import OutputDirectory
+from .models.view_columns import NO_KIND
 from .plan.file_plan import Plan, make_plan
 from .recipe import Recipe
 from .threads import thread_count
@@ -37,6 +38,7 @@ class MergeReport:
         seconds: wall time.
         resumed_shards: number of shards that an earlier run had finished.
         dry_run: True if nothing was written.
+        notices: what the recipe says without effect, a sentence each.
     """
 
     out: Path
@@ -52,6 +54,7 @@ class MergeReport:
     seconds: float
     resumed_shards: int = 0
     dry_run: bool = False
+    notices: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """The attributes as a dictionary that JSON can hold."""
@@ -73,6 +76,7 @@ def merge(
     overwrite: bool = False,
     sync: bool = True,
     dry_run: bool = False,
+    strict: bool = False,
     progress: Progress | None = None,
 ) -> MergeReport:
     """Merges the checkpoints of a recipe into a model directory.
@@ -92,6 +96,7 @@ def merge(
         overwrite: replace an existing output. An input is never replaced.
         sync: return only when the data is on the disk.
         dry_run: check everything and write nothing.
+        strict: whatever the recipe says without effect is an error.
         progress: called with (bytes read, bytes to read); every pass counts.
 
     Returns:
@@ -111,7 +116,8 @@ def merge(
     """
     started = time.perf_counter()
     info = backends.choose(backend, device)
-    plan = make_plan(Recipe.load(recipe), seed=seed, shard_size=parse_size(shard_size, "shard_size"))
+    recipe = load(recipe, strict=strict)
+    plan = make_plan(recipe, seed=seed, shard_size=parse_size(shard_size, "shard_size"))
     try:
         count = thread_count(threads)
         options, needed = _resources(plan, info, device, count, memory, device_memory)
@@ -127,6 +133,7 @@ def merge(
             "bytes_read": plan.read_bytes,
             "bytes_written": plan.write_bytes,
             "memory": needed,
+            "notices": recipe.notices,
         }
         directory = OutputDirectory(
             out,
@@ -147,6 +154,14 @@ def merge(
         return MergeReport(**report, seconds=time.perf_counter() - started, resumed_shards=resumed)
     finally:
         plan.close()
+
+
+def load(source: str | Path | Mapping[str, Any] | Recipe, *, strict: bool = False) -> Recipe:
+    """Reads a recipe. `strict`: whatever it says without effect is an error."""
+    recipe = Recipe.load(source)
+    if strict and recipe.notices:
+        raise UsageError("\n".join(recipe.notices))
+    return recipe
 
 
 def _resources(
@@ -177,7 +192,7 @@ def _cpu_memory(plan: Plan, threads: int, limit: int | str | None) -> tuple[int,
 
     groups = plan.jobs.groups
     models = max((len(group.inputs) for group in groups), default=1)
-    kinds = {kind for group in groups for column in group.columns for kind in column.kinds}
+    kinds = {kind for group in groups for column in group.columns for kind in column.kinds} - {NO_KIND}
     itemsize = max((DTYPES[kind].itemsize for kind in kinds), default=2)
     largest = max(plan.jobs.counts, default=0)
     budget = None if limit is None else parse_size(limit, "memory")
@@ -201,7 +216,8 @@ def describe(recipe: str | Path | Mapping[str, Any] | Recipe, **options: Any) ->
     seed, shard_size = options.get("seed", 0), parse_size(options.get("shard_size", "5GB"), "shard_size")
     device = options.get("device", "auto")
     info = backends.choose(options.get("backend", "auto"), device)
-    plan = make_plan(Recipe.load(recipe), seed=seed, shard_size=shard_size)
+    recipe = load(recipe, strict=options.get("strict", False))
+    plan = make_plan(recipe, seed=seed, shard_size=shard_size)
     try:
         count = thread_count(options.get("threads"))
         chosen, needed = _resources(plan, info, device, count, options.get("memory"), options.get("device_memory"))
@@ -211,7 +227,7 @@ def describe(recipe: str | Path | Mapping[str, Any] | Recipe, **options: Any) ->
             **auxiliary,
             id(plan.metadata_source): "metadata source",
             **{id(c): "input" for c in plan.inputs},
-            id(plan.base): "base",
+            **{id(c): "base" for c in plan.bases},
         }
         dtypes = ", ".join(f"{d} ({show_size(n)})" for d, n in plan.dtypes.items())
         return {
@@ -224,6 +240,7 @@ def describe(recipe: str | Path | Mapping[str, Any] | Recipe, **options: Any) ->
             "shards": len(plan.shards),
             "memory": needed,
             "backend": f"{info.name} on {chosen['device']}, {count} threads",
+            "notices": list(recipe.notices),
             "models": [
                 {
                     "model": str(c),

@@ -40,6 +40,7 @@ def _merge_options(command: Callable) -> Callable:
             click.option("--device-memory", metavar="SIZE", help="Bound on each GPU's memory; default: free memory."),
             click.option("--threads", type=THREADS, help="Worker threads; default: all cores."),
             click.option("--shard-size", default="5GB", show_default=True, metavar="SIZE", help="Largest output file."),
+            click.option("--strict", is_flag=True, help="What the recipe says without effect is an error."),
             click.option("--seed", type=int, default=0, show_default=True, help="For methods that draw at random."),
         ]
     ):
@@ -61,6 +62,7 @@ def merge(recipe: Path, out_dir: Path, quiet: bool, as_json: bool, no_sync: bool
     """Merge the models that RECIPE (YAML) names into the model directory OUT_DIR."""
     from .api import merge as run
 
+    recipe = _loaded(recipe, options["strict"], quiet or as_json)
     with _Progress(quiet or as_json) as progress:
         report = run(recipe, out_dir, sync=not no_sync, progress=progress, **options)
     if as_json:
@@ -88,11 +90,11 @@ def plan(recipe: Path, as_json: bool, **options: Any) -> None:
     """Show the bytes that a merge would read, write and allocate, and its passes. Writes nothing."""
     from .api import describe
 
-    rows = describe(recipe, **options)
+    rows = describe(_loaded(recipe, options["strict"], as_json), **options)
     if as_json:
         _say(json.dumps(rows))
         return
-    models = rows.pop("models")
+    models, _ = rows.pop("models"), rows.pop("notices")
     for name, value in rows.items():
         shown = show_size(value) if name.startswith(("bytes", "memory")) else value
         _say(f"{name.replace('_', ' '):<16} {shown}")
@@ -102,6 +104,16 @@ def plan(recipe: Path, as_json: bool, **options: Any) -> None:
         [[m["model"], m["role"], f"{m['tensors']}", show_size(m["bytes"]), m["path"]] for m in models],
         right={2, 3},
     )
+
+
+def _loaded(recipe: Path, strict: bool, silent: bool) -> Any:
+    """The recipe. What it says without effect is said, unless it is an error."""
+    from .api import load
+
+    loaded = load(recipe, strict=strict)
+    for notice in () if silent else loaded.notices:
+        _complain(f"warning: {notice}")
+    return loaded
 
 
 @cli.command()

@@ -49,7 +49,7 @@ def jobs_of(method, given, **options):
         None,
         values=lambda name: values,
         out_kinds=lambda kinds: kinds,
-        labels=labels,
+        labels=lambda name: labels,
         **options,
     )
 

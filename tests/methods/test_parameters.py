@@ -1,20 +1,21 @@
 """Which value of a parameter holds for which tensor and model: gradients over the layers, filters, precedence."""
 
 import pytest
+from recipe_helpers import resolved
 from warpmerge.errors import UsageError
-from warpmerge.recipe import Layers, Recipe, Resolver
+from warpmerge.recipe import Layers, Recipe
 
 
 def resolve(recipe, name="model.layers.0.w", layers=("model.layers.0.w",)):
-    return Resolver(recipe, Layers(layers)).values(name)
+    return resolved(recipe, Layers(layers), name)
 
 
 def values_of(setting, names, *, parameter="weight", layers=None):
     """The value of one global setting of ties for each tensor."""
     document = {"merge_method": "ties", "base_model": "/m/base", "models": ["/m/a"]}
     document["parameters"] = {"weight": 1.0, parameter: setting}
-    resolver = Resolver(Recipe.load(document), Layers(layers or names))
-    values = [resolver.values(name)[parameter] for name in names]
+    recipe, layers = Recipe.load(document), Layers(layers or names)
+    values = [resolved(recipe, layers, name)[parameter] for name in names]
     return [v[0] if isinstance(v, tuple) else v for v in values]
 
 
@@ -115,8 +116,7 @@ def test_limits_of_numbers():
         ([INF, 1], [INF, INF, 1]),
     ):
         recipe = Recipe.load({**document, "parameters": {"clip": setting}})
-        resolver = Resolver(recipe, Layers(FIVE[:3]))
-        assert [resolver.values(name)["clip"] for name in FIVE[:3]] == expected
+        assert [resolved(recipe, Layers(FIVE[:3]), name)["clip"] for name in FIVE[:3]] == expected
 
 
 @pytest.mark.parametrize("parameter", ["weight", "lambda", "nonfinite", "elect"])

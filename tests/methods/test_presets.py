@@ -8,8 +8,9 @@ import torch
 import warpmerge as wm
 from helpers import contents, read_model, run_cli, write_recipe, write_ties
 from kernel_helpers import assert_same_bits, family
+from recipe_helpers import resolved
 from warpmerge.methods import REGISTRY, find
-from warpmerge.recipe import Layers, Recipe, Resolver
+from warpmerge.recipe import Layers, Recipe
 
 # What each preset stands for, said once more, by hand.
 PRESETS = {
@@ -148,7 +149,7 @@ def test_presets_that_a_method_lacks(method, semantics, part):
 def values(parameters, own=None, name="model.layers.0.mlp.w"):
     models = ["/m/a", {"model": "/m/b", "parameters": own or {}}]
     document = {"merge_method": "ties", "base_model": "/m/base", "models": models, "parameters": parameters}
-    return Resolver(Recipe.load(document), Layers(["model.layers.0.mlp.w", "model.layers.1.mlp.w"])).values(name)
+    return resolved(Recipe.load(document), Layers(["model.layers.0.mlp.w", "model.layers.1.mlp.w"]), name)
 
 
 def test_a_models_own_values_win_over_a_preset():

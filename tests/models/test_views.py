@@ -172,7 +172,7 @@ def planned(tmp_path, models):
 def with_views(plan, index):
     """The plan with the tensor `embed` put together anew from its rows."""
     row = list(plan.jobs.names).index("embed")
-    for checkpoint, column in zip([*plan.inputs, plan.base], plan.jobs.group(row).columns, strict=True):
+    for checkpoint, column in zip([*plan.inputs, *plan.bases], plan.jobs.group(row).columns, strict=True):
         joined = JoinedParts([checkpoint.view("low"), checkpoint.view("high")], 0, "embed")
         column.replace({row: GatheredRows(joined, index, "embed")})
     return row
@@ -207,7 +207,7 @@ def test_a_plan_of_views_is_read_ahead(tmp_path, permuted):
     plan, background = planned(tmp_path, cut), Background()
     ReadAhead(plan.jobs, [with_views(plan, index)], background).advance(0)
     # The two tensors lie behind one another: a request for each file.
-    wanted = [(low.file, low.offset, 300 * 40 * 4) for low in (c.view("low") for c in [*plan.inputs, plan.base])]
+    wanted = [(low.file, low.offset, 300 * 40 * 4) for low in (c.view("low") for c in [*plan.inputs, *plan.bases])]
     assert set(background.asked) == set(wanted) and len(background.asked) == len(wanted)
     plan.close()
 

@@ -8,12 +8,14 @@ import torch
 from helpers import write_recipe
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recipe_helpers import resolved
 from warpmerge.errors import UsageError
 from warpmerge.methods import REGISTRY, Parameter
-from warpmerge.recipe import Layers, ModelRef, Recipe, Resolver
+from warpmerge.recipe import Layers, ModelRef, Recipe
 
 TIES = "merge_method: ties\nbase_model: /m/base\nmodels: [{model: /m/a}, {model: /m/b}]\n"
 LINEAR = "merge_method: linear\nmodels: [{model: /m/a}, {model: /m/b}]\n"
+SLICE = "merge_method: linear\nslices: [{sources: [{model: "
 SLERP = "merge_method: slerp\nbase_model: /m/a\nmodels: [{model: /m/a}, {model: /m/b}]\n"
 
 # Each: the YAML, and what the message must contain.
@@ -31,8 +33,28 @@ BAD = {
     "list as key": ("? [a, b]\n: 1\n", ["line 1", "unhashable"]),
     "duplicate key": (f"{LINEAR}models: [{{model: /m/c}}]\n", ["line 3", "'models'", "twice"]),
     "duplicate inner key": (f"{LINEAR}parameters:\n  weight: 1\n  weight: 2\n", ["line 5", "'weight'", "twice"]),
-    "slices": (f"{LINEAR}slices: []\n", ["'slices'", "not supported"]),
-    "modules": (f"{LINEAR}modules: {{}}\n", ["'modules'", "not supported"]),
+    "models and slices": (f"{LINEAR}slices: [{{sources: []}}]\n", ["'models' and 'slices'", "not both"]),
+    "slices is a mapping": ("merge_method: linear\nslices: {sources: []}\n", ["'slices' must be a list", "'sources'"]),
+    "slices is empty": ("merge_method: linear\nslices: []\n", ["'slices' must be a list of at least one slice"]),
+    "slice without sources": ("merge_method: linear\nslices: [{layer_range: [0, 1]}]\n", ["slices[0]", "'sources'"]),
+    "source without range": (f"{SLICE}a}}]}}]\n", ["slices[0]: sources[0] (a)", "layer_range", "None"]),
+    "range of one number": (f"{SLICE}a, layer_range: [3]}}]}}]\n", ["layer_range", "[first, end]", "[3]"]),
+    "range of fractions": (f"{SLICE}a, layer_range: [0, 2.5]}}]}}]\n", ["layer_range", "[0, 2.5]"]),
+    "range backwards": (f"{SLICE}a, layer_range: [3, 1]}}]}}]\n", ["layer_range", "[3, 1]"]),
+    "range below 0": (f"{SLICE}a, layer_range: [-1, 1]}}]}}]\n", ["layer_range", "[-1, 1]"]),
+    "ranges of two lengths": (
+        f"{SLICE}a, layer_range: [0, 2]}}, {{model: b, layer_range: [0, 3]}}]}}]\n",
+        ["slices[0]", "one length", "[0, 2], [0, 3]"],
+    ),
+    "model twice in a slice": (
+        f"{SLICE}a, layer_range: [0, 2]}}, {{model: a, layer_range: [2, 4]}}]}}]\n",
+        ["slices[0]", "'a' is listed twice"],
+    ),
+    "slice without its base": (
+        "merge_method: ties\nbase_model: c\nslices: [{sources: [{model: a, layer_range: [0, 2]}]}]\n",
+        ["'c' must be one of the sources"],
+    ),
+    "two modules": ("merge_method: linear\nmodules: {a: {models: [x]}, b: {models: [x]}}\n", ["modules", "2 of them"]),
     "tokenizer": (f"{LINEAR}tokenizer: {{source: union}}\n", ["'tokenizer'", "not supported"]),
     "tokenizer_source": (f"{LINEAR}tokenizer_source: union\n", ["'tokenizer_source'", "not supported"]),
     "chat_template": (f"{LINEAR}chat_template: auto\n", ["'chat_template'", "not supported"]),
@@ -50,7 +72,7 @@ BAD = {
     "model is empty": ('merge_method: linear\nmodels: [{model: ""}]\n', ["models[0]", "''"]),
     "entry is a list": ("merge_method: linear\nmodels: [[a]]\n", ["models[0]", "'model'"]),
     "entry without model": ("merge_method: linear\nmodels: [{path: a}]\n", ["models[0]", "'model'"]),
-    "entry's unknown key": ("merge_method: linear\nmodels: [{model: a, weight: 1}]\n", ["unknown key 'weight'"]),
+    "entry's unknown key": ("merge_method: linear\nmodels: [{model: a, wait: 1}]\n", ["unknown key 'wait'"]),
     "entry's misspelt key": ("merge_method: linear\nmodels: [{model: a, parmeters: {}}]\n", ["mean 'parameters'"]),
     "lora": ("merge_method: linear\nmodels: [{model: a+b}]\n", ["a+b", "LoRA", "not supported"]),
     "lora key": ("merge_method: linear\nmodels: [{model: {model: a, lora: b}}]\n", ["'lora'", "not supported"]),
@@ -72,10 +94,6 @@ BAD = {
     "parameters is a word": (f"{LINEAR}parameters: weight\n", ["parameters", "mapping"]),
     "misspelt parameter": (f"{TIES}parameters: {{densty: 1}}\n", ["'ties'", "'densty'", "mean 'density'"]),
     "number as parameter": (f"{TIES}parameters: {{1: 1}}\n", ["the key 1 is no text"]),
-    "global under a model": (
-        "merge_method: linear\nmodels: [{model: /m/a, parameters: {normalize: true}}]\n",
-        ["models[0] (/m/a)", "'normalize'", "top level"],
-    ),
     "weight is a word": (f"{TIES}parameters: {{weight: heavy}}\n", ["'weight'", "number", "'heavy'"]),
     "weight is quoted": (f"{TIES}parameters: {{weight: '0.5'}}\n", ["'weight'", "number", "'0.5'"]),
     "weight is a boolean": (f"{TIES}parameters: {{weight: true}}\n", ["'weight'", "number", "True"]),
@@ -175,7 +193,7 @@ def test_dictionaries_take_what_python_callers_have(tmp_path):
         }
     )
     assert recipe.dtype.name == "float32" and recipe.out_dtype.name == "float16"
-    values = Resolver(recipe, Layers(["layers.0.w", "layers.2.w"])).values("layers.1.w")
+    values = resolved(recipe, Layers(["layers.0.w", "layers.2.w"]), "layers.1.w")
     assert values["weight"] == (0.5, 0.25) and values["density"] == (0.75, 0.75) and values["lambda"] == 2
     again = Recipe.load(write_recipe(tmp_path / "again.yml", recipe.to_yaml()))
     assert again.to_yaml() == recipe.to_yaml()
@@ -192,13 +210,13 @@ def test_spellings_of_one_directory_are_one_model(tmp_path, monkeypatch):
     assert len({ModelRef(p) for p in ["a", "./a", "a/", "link", str(tmp_path / "a")]}) == 1
     assert ModelRef("b") != ModelRef("./b")  # neither exists: the first may be on the hub
     recipe = Recipe.load({"merge_method": "ties", "base_model": "a", "models": ["./a/", "/m/b"]})
-    assert [str(m.ref) for m in recipe.inputs] == ["/m/b"]
+    assert [str(m.ref) for m in recipe.slices[0].inputs] == ["/m/b"]
 
 
 def test_long_form_of_models_revisions_and_odd_paths(tmp_path):
     def refs(*models):
         recipe = Recipe.load({"merge_method": "linear", "models": list(models)})
-        return [(m.ref.path, m.ref.revision) for m in recipe.models]
+        return [(m.path, m.revision) for m in recipe.models]
 
     assert refs("org/m@v1", {"model": {"model": {"path": "org/m", "revision": "v2"}, "lora": None}}) == [
         ("org/m", "v1"),
@@ -220,7 +238,7 @@ models:
 slices: null
 """
     recipe = Recipe.load(write_recipe(tmp_path / "r.yml", text))
-    assert Resolver(recipe, Layers([])).values("w")["weight"] == (1e-5, 1e-5, 20.0)
+    assert resolved(recipe, Layers([]), "w")["weight"] == (1e-5, 1e-5, 20.0)
 
 
 NO = Parameter("none", str, "nothing")
@@ -251,12 +269,12 @@ def test_whatever_parameters_hold_is_refused_or_means_the_same_when_written_down
         for source in (document, write_recipe(path, document)):
             try:
                 recipe = Recipe.load(source)
-                values = Resolver(recipe, layers).values("layers.1.a")
+                values = resolved(recipe, layers, "layers.1.a")
             except UsageError as error:
                 assert len(str(error)) < 400 + len(str(path))
                 seen["refused"] += 1
                 continue
-            assert Resolver(Recipe.load(write_recipe(path, recipe.to_yaml())), layers).values("layers.1.a") == values
+            assert resolved(Recipe.load(write_recipe(path, recipe.to_yaml())), layers, "layers.1.a") == values
             seen["read"] += 1
 
     check()

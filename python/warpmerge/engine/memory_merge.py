@@ -223,7 +223,8 @@ class Operands:
         seed: int = 0,
     ) -> None:
         """Merges into `results`: of each name one `Result` for each output of the method, some shared by names."""
-        labels = [*(model.title for model in self.models), *self._auxiliary]
+        base = [self.reference.title] if self.reference else []
+        labels = [*(model.title for model in self.models), *self._auxiliary, *base]
         jobs = make_jobs(
             method,
             self.source,
@@ -231,7 +232,7 @@ class Operands:
             self.reference,
             values=lambda name: values,
             out_kinds=lambda kinds: bytes(DTYPES.index(results[name][0].dtype) for name in self.source.names),
-            labels=[*labels, *([self.reference.title] if self.reference else [])],
+            labels=lambda name: labels,
             auxiliary=self._auxiliary,
             take_from_source=self._take_from_source,
             seed=seed,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def card(recipe: Recipe, seed: int) -> bytes:
     """The card of a merge: its models and its recipe."""
     base = [recipe.base] if recipe.base else []
-    models = list(dict.fromkeys([*base, *(m.ref for m in recipe.models)]))
+    models = list(dict.fromkeys([*base, *recipe.models]))
     front = {"base_model": [str(m) for m in models], "library_name": "transformers", "tags": ["merge", "warpmerge"]}
     paper = f" ({printable(recipe.method.paper)})" if recipe.method.paper else ""
     text = recipe.to_yaml().rstrip()

@@ -33,12 +33,13 @@ def write(path: Path, content: Content, *, sync: bool) -> None:
         system.write_file(path, content, sync=sync)
 
 
-def taken_over(model: Checkpoint, dtype: DType | None) -> dict[str, Content]:
+def taken_over(model: Checkpoint, dtype: DType | None, config: dict[str, Any] | None = None) -> dict[str, Content]:
     """The files that an output takes over from a model: companions, and the config with the output's dtype.
 
     Args:
         model: the model.
         dtype: the dtype of the output. None: that of the config stays.
+        config: the config of the output. None: that of the model.
 
     Returns:
         The files by name.
@@ -47,7 +48,7 @@ def taken_over(model: Checkpoint, dtype: DType | None) -> dict[str, Content]:
         CheckpointError: a file cannot be read, or lies outside of the model's directory.
     """
     files: dict[str, Content] = {**companions(model.path)}
-    config = model.config()
+    config = model.config() if config is None else config
     if config:
         located(model.path / CONFIG)
         files[CONFIG] = (json.dumps(_with_dtype(config, dtype), indent=2) + "\n").encode()
@@ -83,7 +84,7 @@ def sidecars(plan: Plan) -> Sidecars:
     """Reads and renders the small files. Raises CheckpointError as `taken_over` does."""
     dtypes = plan.dtypes
     main = max((d for d in dtypes if d.is_float), key=lambda d: dtypes[d], default=None)
-    ready = taken_over(plan.metadata_source, main) | {CARD: card(plan.recipe, plan.seed)}
+    ready = taken_over(plan.metadata_source, main, plan.config) | {CARD: card(plan.recipe, plan.seed)}
     frame = json.dumps(_frame(plan, sorted({MANIFEST, *ready})), indent=1, allow_nan=False)
     return Sidecars(ready, frame)
 

@@ -6,6 +6,7 @@ a merge is a row number, and its views are those in this row of each column.
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from .views import FileRegion, Range, View
 
 _CODES = bytes(dtype.code or 0 for dtype in DTYPES).ljust(256, b"\0")  # from an index into DTYPES
 ABSENT = -1  # in place of a row: the model has no such tensor
+NO_KIND = 255  # in place of a kind, of such a row
 
 
 class Model(Protocol):
@@ -44,7 +46,7 @@ class ViewColumn(ABC):
     """One view for each row.
 
     Attributes:
-        kinds: indices into DTYPES.
+        kinds: indices into DTYPES; NO_KIND where there is no view.
         shapes: of the views.
         read_bytes: that one pass over each view reads.
     """
@@ -83,7 +85,7 @@ class ListColumn(ViewColumn):
 
     def __init__(self, views: Sequence[View | None]) -> None:
         self._views = views
-        self.kinds = bytes(DTYPES.index(view.dtype) if view else 0 for view in views)
+        self.kinds = bytes(DTYPES.index(view.dtype) if view else NO_KIND for view in views)
         self.shapes = [view.shape if view else () for view in views]
         self.read_bytes = array("q", [view.read_bytes if view else 0 for view in views])
         self._native: Any = None
@@ -126,7 +128,7 @@ class FileColumn(ViewColumn):
         """These rows in this order; ABSENT rows come out empty."""
         found = Columns(
             (),
-            bytes(self.kinds[row] if row >= 0 else 0 for row in rows),
+            bytes(self.kinds[row] if row >= 0 else NO_KIND for row in rows),
             [self.shapes[row] if row >= 0 else () for row in rows],
             array("q", [self._offsets[row] if row >= 0 else 0 for row in rows]),
             array("q", [self.read_bytes[row] if row >= 0 else 0 for row in rows]),
@@ -134,6 +136,29 @@ class FileColumn(ViewColumn):
         taken = FileColumn(found, array("i", [self._file_of[row] if row >= 0 else 0 for row in rows]), self._files)
         taken._others = {place: self._others[row] for place, row in enumerate(rows) if row in self._others}
         return taken
+
+    @classmethod
+    def picked(cls, places: Sequence[tuple[FileColumn, int] | None]) -> FileColumn:
+        """The given row of the given column as each row. None: there is no view."""
+        columns = list({id(place[0]): place[0] for place in places if place is not None}.values())
+        firsts = dict(
+            zip(map(id, columns), itertools.accumulate((len(c._files) for c in columns), initial=0), strict=False)
+        )
+        found = Columns(
+            (),
+            bytes(NO_KIND if place is None else place[0].kinds[place[1]] for place in places),
+            [() if place is None else place[0].shapes[place[1]] for place in places],
+            array("q", [0 if place is None else place[0]._offsets[place[1]] for place in places]),
+            array("q", [0 if place is None else place[0].read_bytes[place[1]] for place in places]),
+        )
+        files = [0 if place is None else firsts[id(place[0])] + place[0]._file_of[place[1]] for place in places]
+        made = cls(found, array("i", files), [file for column in columns for file in column._files])
+        made._others = {
+            row: place[0]._others[place[1]]
+            for row, place in enumerate(places)
+            if place is not None and place[1] in place[0]._others
+        }
+        return made
 
     def replace(self, others: Mapping[int, View]) -> None:
         """Puts other views in place of the regions of these rows, before the column is used."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import itertools
 import json
@@ -19,8 +18,9 @@ from ..models.companions import Companion
 from ..models.inputs import check_identity
 from ..models.names import shard_name
 from ..models.sidecars import Sidecars, sidecars
-from ..recipe import Layers, ModelRef, Recipe, Resolver
+from ..recipe import ModelRef, Recipe
 from ..tasks import Group, Jobs
+from .arrange import arrange
 from .jobs import is_whole, make_jobs
 
 
@@ -31,12 +31,13 @@ class Plan:
     recipe: Recipe
     seed: int
     inputs: list[Checkpoint]  # merged models, in order
-    base: Checkpoint | None  # the reference, if the method has one
+    bases: list[Checkpoint]  # the reference, if the method has one; slices may have several
     metadata_source: Checkpoint
     jobs: Jobs
     layout: Columns  # where each job's result lies in its shard
     shard_of: array[int]
     shards: list[OutputShard]
+    config: dict[str, Any]  # of the output
     auxiliary: Mapping[str, Checkpoint] = field(default_factory=dict)  # by label: "fisher of MODEL"
     sidecars: Sidecars = field(init=False)
 
@@ -45,7 +46,7 @@ class Plan:
 
     @property
     def checkpoints(self) -> list[Checkpoint]:
-        everything = [*self.inputs, *self.auxiliary.values(), *([self.base] if self.base else []), self.metadata_source]
+        everything = [*self.inputs, *self.auxiliary.values(), *self.bases, self.metadata_source]
         return list({id(c): c for c in everything}.values())
 
     def passes(self, group: Group) -> int:
@@ -82,12 +83,12 @@ class Plan:
 
     def whole_bytes(self) -> int:
         """What a method holds of the tensor that needs most, beside tiles."""
-        method, models = self.recipe.method, len(self.inputs)
+        method = self.recipe.method
         if method.memory is None:
             return 0
         return max(
             (
-                method.memory(shape, models) * (2 if group.fp64 else 1)
+                method.memory(shape, group.models) * (2 if group.fp64 else 1)
                 for group, rows in zip(self.jobs.groups, self.rows_of, strict=True)
                 if group.method is not None and (group.auxiliary or not method.auxiliary)
                 for shape in {self.jobs.shapes[row] for row in rows}
@@ -148,35 +149,37 @@ def make_plan(recipe: Recipe, *, seed: int = 0, shard_size: int = 5 * 10**9) -> 
         return opened[ref]
 
     metadata_source = checkpoint(recipe.metadata_source)
-    inputs = [checkpoint(m.ref) for m in recipe.inputs]
-    base = checkpoint(recipe.reference) if recipe.reference else None
-    auxiliary = {
-        kind.label(str(model.ref)): checkpoint(ref)
-        for kind in recipe.method.auxiliary
-        for model, ref in zip(recipe.inputs, recipe.auxiliary(kind.name), strict=True)
-    }
+    found = arrange(recipe, checkpoint)
     wanted = recipe.out_dtype or recipe.dtype
-
-    @functools.cache  # made after the models were found to fit: their differences are the error to show
-    def resolver() -> Resolver:
-        return Resolver(recipe, Layers(metadata_source.names))
-
     jobs = make_jobs(
         recipe.method,
-        metadata_source,
-        inputs,
-        base,
-        values=lambda name: resolver().values(name),
+        found.source,
+        found.inputs,
+        found.base,
+        values=found.values,
         out_kinds=lambda kinds: bytes([DTYPES.index(wanted)] * len(kinds)) if wanted else kinds,
-        labels=[*map(str, inputs), *auxiliary, *([str(base)] if base else [])],
-        auxiliary=auxiliary,
+        labels=found.labels,
+        auxiliary=found.auxiliary,
         take_from_source=recipe.base is not None,
+        partial=found.partial,
         fp64=recipe.dtype == FLOAT64,
         seed=seed,
     )
-    found, shard_of, shards = _place(jobs, shard_size)
+    placed, shard_of, shards = _place(jobs, shard_size)
     allow_open_files(len(shards) + sum(len(c.shards) for c in opened.values()))
-    return Plan(recipe, seed, inputs, base, metadata_source, jobs, found, shard_of, shards, auxiliary)
+    return Plan(
+        recipe,
+        seed,
+        found.merged,
+        found.bases,
+        metadata_source,
+        jobs,
+        placed,
+        shard_of,
+        shards,
+        found.config,
+        found.beside,
+    )
 
 
 def _place(jobs: Jobs, shard_size: int) -> tuple[Columns, array[int], list[OutputShard]]:

@@ -13,7 +13,7 @@ from ..dtypes import DTYPES, FLOAT64, DType
 from ..errors import CheckpointError, UsageError, close_matches
 from ..methods import Method
 from ..methods.auxiliary import check_auxiliary
-from ..models.view_columns import Model, ViewColumn
+from ..models.view_columns import NO_KIND, Model, ViewColumn
 from ..tasks import Group, Jobs, Shape, Tensors
 from ..twins import Twins
 
@@ -29,9 +29,10 @@ def make_jobs(
     *,
     values: Callable[[str], Mapping[str, Any]],
     out_kinds: Callable[[bytes], bytes],
-    labels: Sequence[str],
+    labels: Callable[[str], Sequence[str]],
     auxiliary: Mapping[str, Model] | None = None,
     take_from_source: bool = False,
+    partial: bool = False,
     fp64: bool = False,
     seed: int = 0,
     digests: dict[int, bytes] | None = None,
@@ -41,14 +42,15 @@ def make_jobs(
     Args:
         method: what merges floating-point tensors; other tensors are copied.
         source: gives the names, the shapes and the dtypes.
-        inputs: the K merged models.
+        inputs: the K merged models. With `partial`, those that lack a tensor are no inputs for it.
         base: the reference, if deltas are taken from one.
         values: the parameters for the tensor of a name. Tensors with the same mapping can form a group.
         out_kinds: from the source's dtypes of all tensors (indices into DTYPES) to the results'. Tensors that are
             copied keep theirs.
-        labels: names of the inputs and auxiliary tensors, the base's last.
+        labels: for a tensor's name those of its inputs and auxiliary tensors, the base's last.
         auxiliary: by label the checkpoints of auxiliary tensors, in the order of the method's kinds and the models.
         take_from_source: copied tensors are the source's. Otherwise all inputs must agree on them.
+        partial: whether inputs and base may lack tensors.
         fp64: compute in float64 even if no tensor is of float64.
         seed: of the draws.
         digests: what `Twins` keeps from merge to merge of the same models.
@@ -62,7 +64,7 @@ def make_jobs(
     """
     auxiliary = auxiliary or {}
     names = source.names
-    for other in [*inputs, *([base] if base else [])]:
+    for other in () if partial else (*inputs, *([base] if base else [])):
         check_names(source, other)
     own = source.column(names)
     columns = [own if model is source else model.column(names) for model in inputs]
@@ -89,18 +91,26 @@ def make_jobs(
         place = places.get(key)
         if place is None:
             place = places[key] = len(jobs.groups)
+            label = labels(names[row])
             if merged:
-                read = [*columns, *(beside if beside_it else [])]
-                wide = fp64 or any(c.dtype(row) == FLOAT64 for c in [*read, *([reference] if reference else [])])
+                read = [*_present(columns, row), *(beside if beside_it else [])]
+                deltas_from = next(iter(_present([reference], row)), None) if reference else None
+                wide = fp64 or any(c.dtype(row) == FLOAT64 for c in [*read, *([deltas_from] if deltas_from else [])])
                 dtype = DTYPES[kinds[0]]
-                made = Group(tensors, method, found, read, reference, dtype, labels, fp64=wide, auxiliary=beside_it)
+                made = Group(tensors, method, found, read, deltas_from, dtype, label, fp64=wide, auxiliary=beside_it)
             else:
-                made = Group(tensors, None, found, copied[:1], None, DTYPES[kinds[1]], labels, agreeing=copied[1:])
+                first, *others = _present(copied, row)
+                made = Group(tensors, None, found, [first], None, DTYPES[kinds[1]], label, agreeing=others)
             jobs.groups.append(made)
         jobs.group_of.append(place)
     tensors.twins = Twins(tensors.shapes, jobs.group_of, digests)
     _check_scope(jobs)
     return jobs
+
+
+def _present(columns: Sequence[ViewColumn], row: int) -> list[ViewColumn]:
+    """Those that have a view in this row."""
+    return [column for column in columns if column.kinds[row] != NO_KIND]
 
 
 def is_whole(values: Mapping[str, Any]) -> bool:
@@ -151,15 +161,15 @@ def _more(names: list[str]) -> str:
 def check_views(names: Sequence[str], source: Model, own: ViewColumn, other: Model, column: ViewColumn) -> None:
     """Raises CheckpointError if shapes differ, or dtypes of which one is not of floating point."""
     if own.shapes != column.shapes:
-        for name, wanted, found in zip(names, own.shapes, column.shapes, strict=True):
-            if wanted != found:
+        for name, wanted, found, kind in zip(names, own.shapes, column.shapes, column.kinds, strict=True):
+            if wanted != found and kind != NO_KIND:
                 hint = " Their vocabularies differ." if any(w in name for w in ("embed", "lm_head", "wte")) else ""
                 raise CheckpointError(
                     f"{_tensor(name)} is {list(wanted)} in {source.title} but {list(found)} in {other.title}.{hint}"
                 )
     if own.kinds != column.kinds:
         for name, kind, other_kind in zip(names, own.kinds, column.kinds, strict=True):
-            if kind != other_kind and not {kind, other_kind} <= _FLOATS:
+            if kind != other_kind and not {kind, other_kind} <= _FLOATS and other_kind != NO_KIND:
                 codes = any(DTYPES[number].is_quantized for number in (kind, other_kind))
                 raise CheckpointError(
                     f"{_tensor(name)} is {DTYPES[kind]} in {source.title} but {DTYPES[other_kind]} in {other.title}"

@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import UsageError
 from ..methods import Method, Parameter
-from .model import Recipe
 from .settings import Setting
+from .slices import Slice
 
 # model.layers.3.  transformer.h.3.  blocks.3.  encoder.layer.3.  decoder.block.3.
 _LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.([0-9]{1,9})(?=\.|$)")
+
+
+class Layer(NamedTuple):
+    """The layer of a tensor, which is called stack + number + rest."""
+
+    stack: str
+    number: int
+    rest: str
+
+
+def layer_of(name: str) -> Layer | None:
+    """The layer that a tensor belongs to; None: it is outside of any."""
+    found = _LAYER.search(name)
+    return Layer(name[: found.start(1)], int(found[1]), name[found.end(1) :]) if found else None
 
 
 class Layers:
@@ -24,18 +38,15 @@ class Layers:
 
     def __init__(self, names: Iterable[str]) -> None:
         self._last: dict[str, int] = {}
-        for name in names:
-            found = _LAYER.search(name)
-            if found:
-                stack = name[: found.start(1)]
-                self._last[stack] = max(self._last.get(stack, 0), int(found[1]))
+        for layer in filter(None, map(layer_of, names)):
+            self._last[layer.stack] = max(self._last.get(layer.stack, 0), layer.number)
 
     def t(self, name: str) -> float:
-        found = _LAYER.search(name)
-        if not found:
+        layer = layer_of(name)
+        if layer is None:
             return 0.0
-        last = self._last[name[: found.start(1)]]
-        return int(found[1]) / last if last else 1.0
+        last = self._last[layer.stack]
+        return layer.number / last if last else 1.0
 
 
 def complete_values(
@@ -75,45 +86,54 @@ def complete_values(
 
 
 class Resolver:
-    """Values of all parameters of a recipe's method, tensor by tensor.
+    """Values of all parameters of a slice's method, tensor by tensor.
 
-    The sources of a value, first to last: the model's own `parameters`, the recipe's, the preset that `semantics`
-    names, the default. A source whose filters match nothing is passed over.
+    The sources of a value, first to last: the model's own `parameters`, those of the slice, of its module and of the
+    recipe, the preset that `semantics` names, the default. A source whose filters match nothing is passed over.
     """
 
-    def __init__(self, recipe: Recipe, layers: Layers) -> None:
-        self._recipe = recipe
-        self._layers = layers
+    def __init__(self, part: Slice) -> None:
+        self._part = part
         self._sources = {
             p.name: [
                 [s[p.name] for s in scopes if p.name in s]
-                for scopes in (
-                    [(m.parameters, recipe.parameters) for m in recipe.inputs]
-                    if p.per_model
-                    else [(recipe.parameters,)]
-                )
+                for scopes in ([(m.parameters, *part.scopes) for m in part.inputs] if p.per_model else [part.scopes])
             ]
-            for p in recipe.method.parameters
+            for p in part.method.parameters
         }
         constant = all(s.constant for rows in self._sources.values() for row in rows for s in row)
         self._known: dict[tuple[Any, ...], Mapping[str, Any]] = {}  # by what was found: a layer's experts find the same
-        self._shared = self._resolve("", 0.0) if constant else None
+        self._shared = self._resolve("", 0.0, ()) if constant else None
 
-    def values(self, name: str) -> Mapping[str, Any]:
-        """Parameter values for the tensor `name`: a scalar each, a tuple of K where the parameter is per model."""
-        return self._shared if self._shared is not None else self._resolve(name, self._layers.t(name))
+    def values(self, name: str, t: float, inputs: Sequence[str] = ()) -> Mapping[str, Any]:
+        """Parameter values for a tensor.
 
-    def _resolve(self, name: str, t: float) -> Mapping[str, Any]:
-        method = self._recipe.method
-        found = {p.name: tuple(_first(row, name, t) for row in self._sources[p.name]) for p in method.parameters}
+        Args:
+            name: its name in the output; filters of parameters with one value for all models test it.
+            t: its place on the layer axis.
+            inputs: its name in each of the K models; filters of parameters of single models test it. Empty: all have
+                the output's.
+
+        Returns:
+            A scalar for each parameter, a tuple of K where the parameter is per model.
+        """
+        return self._shared if self._shared is not None else self._resolve(name, t, inputs)
+
+    def _resolve(self, name: str, t: float, inputs: Sequence[str]) -> Mapping[str, Any]:
+        method = self._part.method
+        found = {}
+        for p in method.parameters:
+            rows = self._sources[p.name]
+            tested = inputs if inputs and p.per_model else [name] * len(rows)
+            found[p.name] = tuple(_first(row, of, t) for row, of in zip(rows, tested, strict=True))
         key = tuple(map(repr, found.values()))
         if key not in self._known:
             try:
                 self._known[key] = complete_values(
                     method,
                     found,
-                    len(self._recipe.inputs),
-                    on_deltas=self._recipe.reference is not None,
+                    len(self._part.inputs),
+                    on_deltas=self._part.reference is not None,
                     missing=lambda parameter, index: _Missing(str(self._missing(parameter, index, name))),
                 )
             except _Missing as error:
@@ -123,9 +143,9 @@ class Resolver:
         return self._known[key]
 
     def _missing(self, parameter: Parameter, index: int, name: str) -> UsageError:
-        model = f" for the model '{self._recipe.inputs[index].ref}'" if parameter.per_model else ""
+        model = f" for the model '{self._part.inputs[index].ref}'" if parameter.per_model else ""
         tensor = f" (tensor '{name}')" if name else ""
-        return UsageError(f"method '{self._recipe.method.name}' needs the parameter '{parameter.name}'{model}{tensor}.")
+        return UsageError(f"method '{self._part.method.name}' needs the parameter '{parameter.name}'{model}{tensor}.")
 
 
 class _Missing(UsageError):

@@ -160,7 +160,7 @@ def load(source: str | Path | Mapping[str, Any] | Recipe, *, strict: bool = Fals
     """Reads a recipe. `strict`: whatever it says without effect is an error."""
     recipe = Recipe.load(source)
     if strict and recipe.notices:
-        raise UsageError("\n".join(recipe.notices))
+        raise UsageError(*recipe.notices)
     return recipe
 
 

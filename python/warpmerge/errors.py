@@ -20,8 +20,8 @@ class MergeError(Exception):
     exit_status = 1
 
     def __str__(self) -> str:
-        """The message. Names in it come from files of others: they cannot steer a terminal or fill it."""
-        return _cut(printable(super().__str__()))
+        """The messages, a line each. Names in them come from files of others: they cannot steer a terminal or fill it."""
+        return "\n".join(_cut(printable(str(message))) for message in self.args)
 
 
 class UsageError(MergeError, ValueError):

@@ -9,6 +9,7 @@ from helpers import write_recipe
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from recipe_helpers import resolved
+from warpmerge.api import load
 from warpmerge.errors import UsageError
 from warpmerge.methods import REGISTRY, Parameter
 from warpmerge.recipe import Layers, ModelRef, Recipe
@@ -95,7 +96,7 @@ BAD = {
     "misspelt parameter": (f"{TIES}parameters: {{densty: 1}}\n", ["'ties'", "'densty'", "mean 'density'"]),
     "number as parameter": (f"{TIES}parameters: {{1: 1}}\n", ["the key 1 is no text"]),
     "weight is a word": (f"{TIES}parameters: {{weight: heavy}}\n", ["'weight'", "number", "'heavy'"]),
-    "weight is quoted": (f"{TIES}parameters: {{weight: '0.5'}}\n", ["'weight'", "number", "'0.5'"]),
+    "weight is half a number": (f"{TIES}parameters: {{weight: '0.5x'}}\n", ["'weight'", "number", "'0.5x'"]),
     "weight is a boolean": (f"{TIES}parameters: {{weight: true}}\n", ["'weight'", "number", "True"]),
     "weight is null": (f"{TIES}parameters: {{weight: null}}\n", ["'weight'", "number", "None"]),
     "weight is nan": (f"{TIES}parameters: {{weight: .nan}}\n", ["'weight'", "finite"]),
@@ -279,3 +280,61 @@ def test_whatever_parameters_hold_is_refused_or_means_the_same_when_written_down
 
     check()
     assert seen["refused"] > 50 and seen["read"] > 50
+
+
+NOTICES = {
+    "parameter of another method": (
+        f"{LINEAR}parameters: {{int8_mask: true, weight: 1}}\n",
+        "'int8_mask' has no effect",
+    ),
+    "parameter at the top": (f"{LINEAR}weight: 1\n", "'weight' has no effect here"),
+    "parameter beside a model": ("merge_method: linear\nmodels: [{model: /m/a, t: 1}]\n", "'t' has no effect here"),
+    "parameter of all models": (
+        "merge_method: linear\nmodels: [{model: /m/a, parameters: {normalize: true}}]\n",
+        "'normalize' has no effect here: it has one value for all models",
+    ),
+    "range of a whole model": (
+        "merge_method: linear\nmodels: [{model: /m/a, layer_range: [0, 2]}]\n",
+        "'layer_range' has no effect under 'models'",
+    ),
+    "residual weight": (
+        f"{SLICE}a, layer_range: [0, 2]}}], residual_weight: 0.5}}]\n",
+        "'residual_weight' has no effect",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NOTICES)
+def test_what_has_no_effect_is_said(tmp_path, name):
+    text, expected = NOTICES[name]
+    path = write_recipe(tmp_path / "r.yml", text)
+    [notice] = Recipe.load(path).notices
+    assert notice.startswith(f"{path}: ") and expected in notice
+    with pytest.raises(UsageError) as strict:
+        load(path, strict=True)
+    assert str(strict.value) == notice
+    assert load(path).notices == (notice,)
+
+
+def test_all_faults_are_reported_at_once(tmp_path):
+    text = f"{TIES}dtype: bfloat61\nparameters: {{densty: 1, weight: heavy}}\nbase_modl: x\ntokenizer_source: union\n"
+    path = write_recipe(tmp_path / "r.yml", text)
+    with pytest.raises(UsageError) as caught:
+        Recipe.load(path)
+    lines = str(caught.value).split("\n")
+    assert len(lines) == 5 and all(line.startswith(str(path)) for line in lines)
+    for word in ("base_modl", "tokenizer_source", "bfloat61", "densty", "heavy"):
+        assert sum(word in line for line in lines) == 1
+
+
+def test_numbers_may_be_text(tmp_path):
+    recipe = Recipe.load(
+        {
+            "merge_method": "ties",
+            "base_model": "b",
+            "models": ["a"],
+            "parameters": {"weight": ["0.5", "1e-1"], "density": "5e-1"},
+        }
+    )
+    assert recipe.slices[0].scopes[0]["weight"].values == (0.5, 0.1)
+    assert recipe.slices[0].scopes[0]["density"].value == 0.5

@@ -61,12 +61,14 @@ def number(
     def convert(value: Any) -> float | None:
         if value is None and optional:
             return None
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
             raise ValueError(f"expected a {kind}, got {shown(value)}")
         try:
             number = float(value)
         except OverflowError:
             raise ValueError("expected a finite number") from None
+        except ValueError:  # of a text
+            raise ValueError(f"expected a {kind}, got {shown(value)}") from None
         if not (math.isfinite(number) or number == most):
             raise ValueError(f"expected a finite number, got {number!r}")
         if not least <= number <= most:

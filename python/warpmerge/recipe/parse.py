@@ -51,7 +51,7 @@ def parse(document: Any, where: str) -> Parsed:
     reader = _Reader(where)
     parsed = reader.recipe(document)
     if parsed is None or reader.problems:
-        raise UsageError("\n".join(reader.problems))
+        raise UsageError(*reader.problems)
     return parsed
 
 

@@ -20,7 +20,7 @@ class MergeError(Exception):
     exit_status = 1
 
     def __str__(self) -> str:
-        """The messages, a line each. Names in them come from files of others: they steer no terminal and do not fill it."""
+        """The messages, a line each. Names in them come from strangers: they steer no terminal and do not fill it."""
         return "\n".join(_cut(printable(str(message))) for message in self.args)
 
 

@@ -278,7 +278,7 @@ def test_what_is_not_ours_is_reported_shortly_as_well(monkeypatch, error, status
     def broken(*_, **__):
         raise error
 
-    monkeypatch.setattr("warpmerge.api.merge", broken)
+    monkeypatch.setattr("warpmerge.api.load", broken)
     done = run_cli("merge", "r.yml", "out")
     assert (done.status, done.stdout, done.stderr.strip()) == (status, "", message)
 

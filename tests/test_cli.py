@@ -39,7 +39,7 @@ def ok(*arguments):
     return done.stdout
 
 
-COMMANDS = ["demo", "info", "merge", "methods", "plan", "verify"]
+COMMANDS = ["demo", "diff", "info", "merge", "methods", "plan", "verify"]
 
 
 @pytest.mark.parametrize("command", [[], *([c] for c in COMMANDS)])
@@ -68,6 +68,14 @@ def test_commands():
         (["merge", "r.yml", "out", "--seed", "1.5"], "--seed"),
         (["plan"], "Missing argument 'RECIPE'"),
         (["verify"], "Missing argument 'OUT_DIR'"),
+        (["diff", "a"], "Missing argument 'B'"),
+        (["diff", "{}/a", "{}/b", "--top", "-1"], "--top"),
+        (["verify", "{}/out", "--sample", "5"], "sample: '5' is not a share; write for example 5%"),
+        (["verify", "{}/out", "--sample", "101%"], "sample: '101%' is not a share"),
+        (["verify", "{}/out", "--recompute", "0"], "recompute: 0 is not a number of tensors; write for example 10"),
+        (["verify", "{}/out", "--recompute", "some"], "recompute: 'some' is not a number of tensors"),
+        (["verify", "{}/out", "--model", "a=b"], "models says for recompute"),
+        (["verify", "{}/out", "--recompute", "1", "--model", "=b"], "--model: '=b' is not of the form OLD=NEW"),
         (["methods", "tiess"], "did you mean 'ties'"),
         (["merge", "{}/r.yml", "{}/out", "--memory", "much"], "memory: 'much' is not a size"),
         (["merge", "{}/r.yml", "{}/out", "--memory", "1kB"], "memory: 1.00 kB is too little: "),
@@ -257,7 +265,7 @@ def test_an_interrupted_verify_waits_for_its_workers(models, monkeypatch):
             calls.append("settle")
 
     names = {name: getattr(_core, name) for name in dir(_core)}
-    monkeypatch.setattr("warpmerge.verification._core", SimpleNamespace(**{**names, "Pool": Pool}))
+    monkeypatch.setattr("warpmerge.verification.outputs._core", SimpleNamespace(**{**names, "Pool": Pool}))
     done = run_cli("verify", models / "out")
     assert (done.status, done.stdout, done.stderr.strip()) == (130, "", "interrupted.")
     assert calls == ["wait", "settle"]

@@ -22,6 +22,12 @@ def merged(recipe: str, out: str) -> int:
     return report.bytes_written
 
 
+def changed(out: str, base: str) -> list[tuple[str, float | None]]:
+    check: wm.VerifyReport = wm.verify(out, sample="5%", recompute=3, models={"a": base}, seed=1)
+    report: wm.DiffReport = wm.diff(out, base)
+    return [] if check.problems or report.equal else [(found.name, found.relative) for found in report.differing]
+
+
 @wm.method("halved", base=wm.Base.REFERENCE)
 def halved(tensor: wm.TensorInfo, parameters: dict[str, float]) -> wm.requests.WeightedSum:
     """Half of the sum of the task vectors."""

@@ -24,13 +24,14 @@ if TYPE_CHECKING:
     from .pool import Pool
     from .recipe import Recipe
     from .running import RunningEMA, RunningMean, RunningVariance
-    from .verification import VerifyReport, verify
+    from .verification import DiffReport, VerifyReport, diff, verify
 
 __all__ = [
     "BackendInfo",
     "Base",
     "CheckpointError",
     "DeviceError",
+    "DiffReport",
     "MergeError",
     "MergeReport",
     "OutputError",
@@ -45,6 +46,7 @@ __all__ = [
     "VerifyReport",
     "__version__",
     "backends",
+    "diff",
     "list_backends",
     "list_methods",
     "merge",
@@ -65,7 +67,7 @@ _HOME = {
     "Pool": "pool",
     "Recipe": "recipe",
     **dict.fromkeys(["RunningEMA", "RunningMean", "RunningVariance"], "running"),
-    **dict.fromkeys(["VerifyReport", "verify"], "verification"),
+    **dict.fromkeys(["DiffReport", "VerifyReport", "diff", "verify"], "verification"),
     **dict.fromkeys(
         ["CheckpointError", "DeviceError", "MergeError", "OutputError", "RecipeError", "UsageError"], "errors"
     ),

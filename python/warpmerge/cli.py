@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from . import __version__
-from .errors import MergeError, printable
+from .errors import MergeError, UsageError, printable
 from .units import show_seconds, show_size
 
 INTERRUPTED = 130
@@ -118,18 +118,72 @@ def _loaded(recipe: Path, strict: bool, silent: bool) -> Any:
 
 @cli.command()
 @click.argument("out_dir", type=click.Path(path_type=Path))
+@click.option("--sample", metavar="SHARE", help="Compare the digests of a random share of the bytes only, such as 5%.")
+@click.option("--recompute", metavar="N", help="Merge N random tensors (or all) again and compare bits; needs torch.")
+@click.option(
+    "--model", "moved", multiple=True, metavar="OLD=NEW", help="With --recompute: where a model, or a folder, is now."
+)
+@click.option("--seed", type=int, help="Of the random choice; default: another one each time.")
 @click.option("--threads", type=THREADS, help="Worker threads; default: all cores.")
-def verify(out_dir: Path, threads: int | None) -> None:
-    """Compare a finished merge with its manifest."""
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def verify(out_dir: Path, moved: Sequence[str], as_json: bool, **options: Any) -> None:
+    """Compare a finished merge with its manifest, and on request with what the reference merges."""
+    from .verification import text
     from .verification import verify as run
 
-    report = run(out_dir, threads=threads)
+    report = run(out_dir, models=_pairs(moved, "--model"), **options)
+    if as_json:
+        _say(json.dumps(report.as_dict()))
     for problem in report.problems:
         _complain(problem)
     if report.problems:
-        count = len(report.problems)
-        raise MergeError(f"{out_dir} differs from its manifest in {count} tensor{'s' * (count != 1)}.")
-    _say(f"{out_dir}: {report.tensors} tensors, {show_size(report.nbytes)}, all as in the manifest")
+        raise MergeError(text.refuted(report))
+    if not as_json:
+        _say(*text.verified(report))
+
+
+def _pairs(options: Sequence[str], name: str) -> dict[str, str]:
+    """OLD=NEW, several times."""
+    for option in options:
+        if not all(option.partition("=")):
+            raise UsageError(f"{name}: {option!r} is not of the form OLD=NEW.")
+    return {old: new for old, _, new in (option.partition("=") for option in options)}
+
+
+@cli.command()
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+@click.option("--top", type=click.IntRange(0), default=20, show_default=True, help="Rows that are printed.")
+@click.option("--threads", type=THREADS, help="Worker threads; default: all cores.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON, with all tensors.")
+def diff(a: Path, b: Path, top: int, threads: int | None, as_json: bool) -> int:
+    """Compare the tensors of two models, or of two .safetensors files: which differ, and by how much.
+
+    Exit status: 0 they are equal, 1 they differ, 2 trouble.
+    """
+    from .verification import diff as run
+    from .verification import text
+
+    try:
+        with _Progress(as_json, "comparing") as progress:
+            report = run(a, b, threads=threads, progress=progress)
+    except (MergeError, MemoryError, OSError) as error:
+        raise _Trouble(_text(error)) from error
+    if as_json:
+        _say(json.dumps(report.as_dict()))
+    else:
+        head, rows = text.diff_rows(report, top)
+        if rows:
+            _say_table(head, rows, text.RIGHT)
+            _say("")
+        _say(*text.diff_others(report, top))
+    return 0 if report.equal else 1
+
+
+class _Trouble(MergeError):
+    """An error of a command whose exit status of 1 says something else, as that of diff(1) does."""
+
+    exit_status = 2
 
 
 @cli.command()
@@ -212,8 +266,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: set[int] | 
 class _Progress:
     """A progress bar with bytes per second and time left, on a terminal only."""
 
-    def __init__(self, hidden: bool) -> None:
-        self._hidden = hidden or not sys.stderr.isatty()
+    def __init__(self, hidden: bool, what: str = "merging") -> None:
+        self._hidden, self._what = hidden or not sys.stderr.isatty(), what
         self._bar: Any = None
 
     def __enter__(self) -> Callable[[int, int], None] | None:
@@ -223,7 +277,7 @@ class _Progress:
         if self._bar is None:
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, unit="B", unit_scale=True, desc="merging", leave=False)
+            self._bar = tqdm(total=total, unit="B", unit_scale=True, desc=self._what, leave=False)
         self._bar.update(done - self._bar.n)
 
     def __exit__(self, *_: Any) -> None:
@@ -239,7 +293,7 @@ def run(arguments: list[str] | None = None) -> int:
                 errors="backslashreplace"
             )  # paths and tensor names need not be in the terminal's encoding
     try:
-        cli.main(arguments, prog_name="warpmerge", standalone_mode=False)
+        status = cli.main(arguments, prog_name="warpmerge", standalone_mode=False)
     except click.ClickException as error:
         shown = io.StringIO()
         error.show(file=shown)
@@ -248,16 +302,18 @@ def run(arguments: list[str] | None = None) -> int:
     except (click.exceptions.Abort, KeyboardInterrupt) as error:  # click wraps Ctrl-C in an Abort
         _complain(str(error.__cause__ or error) or "interrupted.")
         return INTERRUPTED
-    except MergeError as error:
-        _complain(f"error: {error}")
-        return error.exit_status
-    except MemoryError:
-        _complain("error: out of memory; pass --memory or fewer --threads.")
-        return 1
-    except OSError as error:
-        _complain(f"error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}.")
-        return 1
-    return 0
+    except (MergeError, MemoryError, OSError) as error:
+        _complain(f"error: {_text(error)}")
+        return error.exit_status if isinstance(error, MergeError) else 1
+    return status if isinstance(status, int) else 0
+
+
+def _text(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return "out of memory; pass --memory or fewer --threads."
+    if isinstance(error, OSError) and not isinstance(error, MergeError):
+        return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}."
+    return str(error)
 
 
 def _say(*lines: str, err: bool = False) -> None:

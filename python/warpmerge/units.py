@@ -35,6 +35,15 @@ def parse_size(value: int | str, name: str) -> int:
     return int(count)
 
 
+def parse_share(value: float | str, name: str) -> float:
+    """A share: a number from 0 to 1, or text such as `5%`. Raises UsageError, whose message begins with `name`."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", value) if isinstance(value, str) else None
+    share = float(found[1]) / 100 if found else value
+    if isinstance(share, (int, float)) and not isinstance(share, bool) and 0 <= share <= 1:
+        return float(share)
+    raise UsageError(f"{name}: {shown(value)} is not a share; write for example 5%.")
+
+
 def show_size(count: float) -> str:
     """A number of bytes with three significant digits: `1.23 GB`."""
     for unit in ("B", "kB", "MB", "GB", "TB"):

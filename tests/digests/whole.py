@@ -99,13 +99,18 @@ def _is_of_model(case: Case) -> bool:
     return case.slow or case.parameters.get("scope") == "model"
 
 
-def file_lines(method: str, table: Table) -> Iterator[tuple[str, str]]:
-    """Of the main case, and of all that measure the whole model. Shards are small, so that there are several."""
+def file_cases(method: str, table: Table) -> Iterator[tuple[str, dict[str, Any], int]]:
+    """Title, recipe and seed of the main case, and of all that measure the whole model."""
     for title, case in table.cases.items():
         if title == table.main or _is_of_model(case):
             models = 1 if method == "slerp" else some(table.counts(case))
-            document = recipe(method, table, case, "few" if case.slow else "plain", models)
-            yield title, digest_of_files(merged_files(document, seed=case.seed, shard_size=6000))
+            yield title, recipe(method, table, case, "few" if case.slow else "plain", models), case.seed
+
+
+def file_lines(method: str, table: Table) -> Iterator[tuple[str, str]]:
+    """Shards are small, so that there are several."""
+    for title, document, seed in file_cases(method, table):
+        yield title, digest_of_files(merged_files(document, seed=seed, shard_size=6000))
 
 
 def dense_file_lines(method: str, table: Table) -> Iterator[tuple[str, str]]:
@@ -116,15 +121,16 @@ def dense_file_lines(method: str, table: Table) -> Iterator[tuple[str, str]]:
     yield table.main, dense.text_of(dense.sums_of(floats))
 
 
-def recipe_lines() -> Iterator[tuple[str, str]]:
-    """What recipes say in other ways: gradients, filters, dtypes, seeds, models that are listed and are the base."""
+def recipes() -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """Recipes and options that say things in other ways: gradients, filters, dtypes, seeds, models that are listed and
+    are the base."""
     base, paths = checkpoints("plain")
     listed = {"base_model": str(base), "models": [str(p) for p in paths]}
     gradient = {"weight": [0.2, 0.9, 0.4], "density": [0.3, 0.8]}
     filters = {"weight": [{"filter": "mlp", "value": [0.1, 0.7]}, {"filter": "norm", "value": 0.0}, 0.4]}
     summed = {"merge_method": "task_arithmetic", **listed, "parameters": {"weight": 0.4}}
     drawn = {"merge_method": "dare_linear", **listed, "parameters": {"weight": 0.4, "density": 0.5}}
-    recipes = {
+    return {
         "gradient": ({"merge_method": "ties", **listed, "parameters": gradient}, {}),
         "filters": ({**summed, "parameters": filters}, {}),
         "with the base": ({**summed, "models": [str(base), *listed["models"]]}, {}),
@@ -136,7 +142,10 @@ def recipe_lines() -> Iterator[tuple[str, str]]:
         **{f"dtype {d}": ({**drawn, "dtype": d}, {}) for d in ("bfloat16", "float64")},
         "float64 to bfloat16": ({**drawn, "dtype": "float64", "out_dtype": "bfloat16"}, {}),
     }
-    for title, (document, options) in recipes.items():
+
+
+def recipe_lines() -> Iterator[tuple[str, str]]:
+    for title, (document, options) in recipes().items():
         yield title, digest_of_files(merged_files(document, **options))
 
 

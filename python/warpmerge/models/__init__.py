@@ -1,6 +1,6 @@
 """Model directories: reading shards, and publishing a merged model."""
 
-from .checkpoint import Checkpoint, Shard, allow_open_files
+from .checkpoint import Checkpoint, Shard, TensorFiles, allow_open_files
 from .journal import OutputShard
 from .names import INDEX, SINGLE
 from .output import OutputDirectory
@@ -15,6 +15,7 @@ __all__ = [
     "OutputShard",
     "Shard",
     "TensorEntry",
+    "TensorFiles",
     "allow_open_files",
     "layout",
     "read_header",

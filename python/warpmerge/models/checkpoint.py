@@ -86,27 +86,22 @@ def allow_open_files(count: int) -> None:
     _core.File.limit_open(max(room - OTHER_FILES, room // 2))
 
 
-class Checkpoint:
-    """A model directory. `columns` has its tensors in the order of shards and data, `shard_of` each one's shard."""
+class TensorFiles:
+    """Safetensors files that make up a model. `columns` has the tensors in the order of files and data, `shard_of` each
+    one's file."""
 
-    def __init__(self, ref: ModelRef | str) -> None:
-        self.ref = ref if isinstance(ref, ModelRef) else ModelRef(str(ref))
-        self.path = resolve(self.ref)
-        self._config: dict[str, Any] | None = None
-        self._noted = Noted([self.path / INDEX, self.path / CONFIG])
-        self.shards = [Shard(path) for path in self._shard_paths()]
+    def __init__(self, path: Path, files: Sequence[Path]) -> None:
+        self.path = path
+        self.shards = [Shard(file) for file in files]
         self.columns = Columns.joined([shard.columns for shard in self.shards])
         self.shard_of = array("i")
         for number, shard in enumerate(self.shards):
             self.shard_of.extend([number] * len(shard.columns.names))
         self._check_unique()
-        self._check_index()
-        if not self.columns.names:
-            raise CheckpointError(f"{self.path} holds no tensors; is it the right directory?")
 
     @property
     def title(self) -> str:
-        return f"model '{self.ref}'"
+        return f"the file '{self.path}'"
 
     @property
     def names(self) -> Sequence[str]:
@@ -119,7 +114,7 @@ class Checkpoint:
 
     def is_quantized(self) -> bool:
         """Whether the config says that the weights are codes."""
-        return bool(self.config().get("quantization_config"))
+        return False
 
     @cached_property
     def rows(self) -> dict[str, int]:
@@ -132,6 +127,10 @@ class Checkpoint:
         pairs = zip(self.shard_of, self.columns.entries(), strict=True)
         return {entry.name: (self.shards[number], entry) for number, entry in pairs}
 
+    def view(self, name: str) -> FileRegion:
+        shard, entry = self.entries[name]
+        return FileRegion(entry.dtype, entry.shape, shard.file, entry.offset)
+
     def _check_unique(self) -> None:
         if len(self.shards) == 1 or len(self.rows) == len(self.columns.names):
             return
@@ -142,6 +141,36 @@ class Checkpoint:
                     files = f"{first[name].path.name} and {shard.path.name}"
                     raise CheckpointError(f"{self.path}: tensor '{name}' is in both {files}; remove one of them.")
                 first[name] = shard
+
+    def check(self) -> None:
+        """Raises CheckpointError if a file changed since it was opened."""
+        for shard in self.shards:
+            shard.check()
+
+    def close(self) -> None:
+        for shard in self.shards:
+            shard.close()
+
+
+class Checkpoint(TensorFiles):
+    """A model directory."""
+
+    def __init__(self, ref: ModelRef | str) -> None:
+        self.ref = ref if isinstance(ref, ModelRef) else ModelRef(str(ref))
+        self.path = resolve(self.ref)
+        self._config: dict[str, Any] | None = None
+        self._noted = Noted([self.path / INDEX, self.path / CONFIG])
+        super().__init__(self.path, self._shard_paths())
+        self._check_index()
+        if not self.columns.names:
+            raise CheckpointError(f"{self.path} holds no tensors; is it the right directory?")
+
+    @property
+    def title(self) -> str:
+        return f"model '{self.ref}'"
+
+    def is_quantized(self) -> bool:
+        return bool(self.config().get("quantization_config"))
 
     def __str__(self) -> str:
         return str(self.ref)
@@ -182,10 +211,6 @@ class Checkpoint:
                     "model again."
                 )
 
-    def view(self, name: str) -> FileRegion:
-        shard, entry = self.entries[name]
-        return FileRegion(entry.dtype, entry.shape, shard.file, entry.offset)
-
     def config(self) -> dict[str, Any]:
         """The parsed config.json, empty if there is none."""
         if self._config is None:
@@ -197,12 +222,7 @@ class Checkpoint:
     def check(self) -> None:
         """Raises CheckpointError if a shard, the index or the config changed since the checkpoint was opened."""
         self._noted.check()
-        for shard in self.shards:
-            shard.check()
-
-    def close(self) -> None:
-        for shard in self.shards:
-            shard.close()
+        super().check()
 
 
 def _read_object(path: Path, limit: int, *, constants: bool = False) -> dict[str, Any]:

@@ -1,0 +1,140 @@
+"""Where the models of a finished merge are now: its recipe with a directory for each model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from .. import system
+from ..errors import CheckpointError, UsageError, close_matches, shown
+from ..methods import find
+from ..models import Checkpoint, Shard
+from ..recipe import Recipe
+from .manifest import Input, Manifest, checked_path
+
+HINT = "say where it is with --model OLD=NEW (in Python models={old: new})"
+
+
+class Sources:
+    """`moved`: of models that are elsewhere now the new directory, by their name in the recipe, by the directory that
+    the manifest names, or by a directory above it."""
+
+    def __init__(self, manifest: Manifest, moved: Mapping[str, str | Path]) -> None:
+        self._manifest = manifest
+        moved = _paths(moved)
+        self._by_name: dict[str, str] = {}
+        self._inputs: dict[str, Input] = {}  # by the real path of where each is now
+        unused = dict(moved)
+        for model in manifest.inputs:
+            path = _moved(model, moved, unused)
+            self._by_name.setdefault(model.model, path)
+            self._inputs.setdefault(os.path.realpath(path), model)
+        if unused:
+            names = [model.model for model in manifest.inputs]
+            raise UsageError(
+                f"{manifest.path} names no model {shown(next(iter(unused)))}"
+                f"{close_matches(next(iter(unused)), names) or '.'} Its models: {', '.join(names)}."
+            )
+
+    def recipe(self) -> Recipe:
+        """The recipe of the merge. Raises CheckpointError if it cannot be used."""
+        document = self._manifest.recipe
+        try:
+            method = find(document.get("merge_method"))
+            located = self._located(document, [kind.name for kind in method.auxiliary])
+            return Recipe.load(located)
+        except CheckpointError:
+            raise
+        except (UsageError, LookupError, TypeError, AttributeError) as error:
+            reason = f": {error}" if isinstance(error, UsageError) else "."
+            raise CheckpointError(f"{self._manifest.path}: its recipe cannot be used{reason}") from None
+
+    def check(self) -> None:
+        """Raises CheckpointError if a model is not where it should be, or its weight files are not those that were
+        merged."""
+        for path, model in self._inputs.items():
+            if not system.is_directory(path):
+                raise CheckpointError(f"the model '{model.model}' is not in {path} any more; {HINT}.")
+            with closing(Checkpoint(path)) as checkpoint:
+                found = {shard.path.name: shard for shard in checkpoint.shards}
+                for name in sorted(found.keys() | model.files.keys()):
+                    if name not in found or name not in model.files or not _is_same(found[name], *model.files[name]):
+                        raise CheckpointError(
+                            f"{checkpoint.path / name} is not the file of '{model.model}' that was merged: the "
+                            f"manifest has another size or header; {HINT}."
+                        )
+
+    def _located(self, document: Mapping[str, Any], references: Sequence[str]) -> dict[str, Any]:
+        located = dict(document)
+        if located.get("base_model") is not None:
+            located["base_model"] = self._path(located["base_model"])
+        located["models"] = [
+            {**self._with_paths(entry, references), "model": self._path(entry["model"])}
+            if isinstance(entry, Mapping)
+            else self._path(entry)
+            for entry in located["models"]
+        ]
+        return self._with_paths(located, references)
+
+    def _with_paths(self, document: Mapping[str, Any], references: Sequence[str]) -> dict[str, Any]:
+        """With directories as the values of parameters that refer to checkpoints."""
+        parameters = document.get("parameters")
+        if not isinstance(parameters, Mapping):
+            return dict(document)
+        paths = {name: self._path(parameters[name]) for name in references if name in parameters}
+        return {**document, "parameters": {**parameters, **paths}}
+
+    def _path(self, reference: Any) -> str:
+        """The directory of a model, as the recipe refers to it."""
+        name = _spelling(reference)
+        path = self._by_name.get(name) or self._same_directory(name)
+        if path is None:
+            raise CheckpointError(f"{self._manifest.path} does not say where the model '{name}' was; {HINT}.")
+        return path
+
+    def _same_directory(self, name: str) -> str | None:
+        """A recipe may spell a directory in several ways; the manifest has the first."""
+        for other, path in self._by_name.items():
+            if os.path.normpath(other) == os.path.normpath(name):
+                return path
+        try:
+            here = os.path.realpath(os.path.expanduser(checked_path(name)))
+        except ValueError:
+            return None
+        return here if here in self._inputs else None
+
+
+def _paths(moved: Mapping[str, str | Path]) -> dict[str, str]:
+    """With absolute new paths. Raises UsageError if one is no path."""
+    try:
+        return {str(old): os.path.abspath(checked_path(os.path.expanduser(new))) for old, new in moved.items()}
+    except (TypeError, ValueError, AttributeError):
+        raise UsageError(f"models must be a mapping from old to new paths of models, got {shown(moved)}.") from None
+
+
+def _moved(model: Input, moved: Mapping[str, str], unused: dict[str, str]) -> str:
+    """Where it is now: what says most about it decides, and is taken out of `unused`."""
+    for old in sorted(moved, key=lambda old: (old != model.model, -len(old))):
+        inner = "." if old == model.model else os.path.relpath(model.path, old) if os.path.isabs(old) else os.pardir
+        if inner.split(os.sep)[0] != os.pardir:
+            unused.pop(old, None)
+            return os.path.normpath(os.path.join(moved[old], inner))
+    return model.path
+
+
+def _spelling(reference: Any) -> str:
+    """A reference in the spelling of the manifest. Mergekit's long form is a mapping: {model: {path, revision}}."""
+    while isinstance(reference, Mapping) and "model" in reference:
+        reference = reference["model"]
+    if isinstance(reference, Mapping):
+        path, revision = reference["path"], reference.get("revision")
+        return f"{path}" if revision is None else f"{path}@{revision}"
+    return str(reference)
+
+
+def _is_same(shard: Shard, size: int, header_digest: str) -> bool:
+    """Whether a file is as the manifest says; older ones say nothing of headers."""
+    return shard.size == size and header_digest in ("", getattr(shard, "header_digest", ""))

@@ -2,11 +2,12 @@
 
 import json
 import threading
+from time import sleep
 
 import numpy as np
 import pytest
 import warpmerge as wm
-from helpers import INDEX, array, bf16, llama, run_cli, write_model, write_safetensors
+from helpers import INDEX, SINGLE, array, bf16, llama, run_cli, write_model, write_safetensors
 from warpmerge.verification import TensorDiff, comparison
 
 W = "model.layers.0.mlp.up_proj.weight"
@@ -210,12 +211,28 @@ def test_a_file_that_changes_is_an_error(folder, monkeypatch):
     real = comparison.compare
 
     def later(*arguments):
+        sleep(0.05)
         write_model(folder / "b", llama(1))
         return real(*arguments)
 
     monkeypatch.setattr("warpmerge.verification.differences.compare", later)
     with pytest.raises(wm.CheckpointError, match=r"b/model\.safetensors changed while it was being read"):
         wm.diff("a", "b")
+
+
+@pytest.mark.parametrize("changed", ["a", "b"])
+def test_a_file_that_is_written_to_while_it_is_read_is_an_error(folder, changed):
+    write_model(folder / "a", llama(0))
+    write_model(folder / "b", llama(1))
+    content = (folder / changed / SINGLE).read_bytes()
+
+    def rewrite(done, total):
+        sleep(0.05)  # the clock of files ticks every few milliseconds
+        with open(folder / changed / SINGLE, "r+b") as file:
+            file.write(content)
+
+    with pytest.raises(wm.CheckpointError, match=rf"{changed}/model\.safetensors changed while it was being read"):
+        wm.diff("a", "b", progress=rewrite)
 
 
 def test_an_interrupt_leaves_no_thread(folder):

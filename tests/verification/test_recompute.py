@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from time import sleep
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import warpmerge as wm
 from digests import whole
 from helpers import SINGLE, bf16, llama, run_cli, write_model, write_ties
 from verify_helpers import NORM, edit_manifest, flip
+from warpmerge.engine import loop
 
 
 def assert_same(out):
@@ -189,6 +191,23 @@ def test_a_model_that_is_another_one_now(models, change):
 def test_weights_that_have_changed_show_as_bits(models):
     write_model(models / "b", llama(7))
     assert len(wm.verify(models / "out", recompute="all").problems) == len(llama(0))
+
+
+@pytest.mark.parametrize("path", ["out", "b"])
+def test_a_file_that_is_written_to_while_it_is_read_is_an_error(models, monkeypatch, path):
+    file = models / path / SINGLE
+    content = file.read_bytes()
+    real = loop.run
+
+    def run(*arguments, **options):
+        real(*arguments, **options)
+        sleep(0.05)  # the clock of files ticks every few milliseconds
+        with open(file, "r+b") as opened:
+            opened.write(content)
+
+    monkeypatch.setattr(loop, "run", run)
+    with pytest.raises(wm.CheckpointError, match=rf"{path}/model\.safetensors changed while it was being read"):
+        wm.verify(models / "out", recompute=1)
 
 
 # --- what can be wrong ------------------------------------------------------------------------------------------------

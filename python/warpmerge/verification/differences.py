@@ -130,6 +130,8 @@ def diff(a: str | Path, b: str | Path, *, threads: int | None = None, progress: 
         unlike = [_unlike(mine[name][1], others[name][1]) for name in both if name not in known]
         compared = compare(first, second, names, threads, progress)
         found = [_measured(c, mine[c.name][1], others[c.name][1]) for c in compared]
+        for files in (first, second):
+            files.check()  # what was written to while it was read is neither the old nor the new checkpoint
         found.sort(key=_distance, reverse=True)
         only_a = [name for name in first.names if name not in others]
         concerned = [*only_a, *(u.name for u in unlike), *(d.name for d in found)]

@@ -131,6 +131,7 @@ def verify(
             names, found = merge_again(manifest, checkpoint, count, used_seed, models or {})
             problems += found
             again = _checked([checkpoint.entries[name][1] for name in names])
+        checkpoint.check()  # what was written to while it was read is neither the old nor the new model
         return VerifyReport(
             len(checkpoint.names),
             sum(checkpoint.columns.sizes),

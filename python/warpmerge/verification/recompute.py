@@ -42,6 +42,8 @@ def recompute(
             # A method that decides once for the whole model is given the whole model to measure.
             solved = model_scope.decided(plan.jobs, range(len(plan.jobs)), backend) if rows else None
             loop.run(comparison.tasks(rows), backend, comparison.compare, solved=solved)
+        for checkpoint in plan.checkpoints:
+            checkpoint.check()
         return [plan.jobs.names[row] for row in rows], comparison.problems
     finally:
         plan.close()

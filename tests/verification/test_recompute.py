@@ -6,6 +6,7 @@ from time import sleep
 
 import numpy as np
 import pytest
+import torch
 import warpmerge as wm
 from digests import whole
 from helpers import SINGLE, bf16, llama, run_cli, write_model, write_ties
@@ -23,6 +24,23 @@ def assert_same(out):
 def test_every_method(method):
     for _, document, seed in whole.file_cases(method, whole.TABLES[method]):
         assert_same(whole.merged_files(document, seed=seed, shard_size=6000))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_matrices_are_computed_with_the_threads_that_are_asked_for(tmp_path, threads):
+    """Sums of products may differ with their number."""
+    rng = np.random.default_rng(0)
+    paths = [
+        str(write_model(tmp_path / f"{k}", {"w": rng.standard_normal((384, 256)).astype("float32")})) for k in range(3)
+    ]
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        document = {"merge_method": "tsv", "base_model": paths[0], "models": paths[1:]}
+        wm.merge(document, tmp_path / "out", threads=threads)
+        assert wm.verify(tmp_path / "out", recompute="all", threads=threads).problems == ()
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("title", whole.recipes())

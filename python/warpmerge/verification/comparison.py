@@ -145,8 +145,8 @@ class _Comparison:
 
     def differing(self, rows: Sequence[int]) -> list[Compared]:
         """Those of the rows that differ."""
-        mixed = [row for row in rows if len({column.dtype(row) for column in self._columns(row)}) > 1]
-        counts = {**self._bits(set(rows) - set(mixed)), **self._values(mixed)}
+        mixed = {row for row in rows if len({column.dtype(row) for column in self._columns(row)}) > 1}
+        counts = self._bits([row for row in rows if row not in mixed]) | self._values(sorted(mixed))
         differing = [row for row in rows if counts[row] or row in mixed]
         floats = [row for row in differing if self._columns(row)[0].dtype(row).is_float]
         measures = dict(zip(floats, self._measured(floats), strict=True))

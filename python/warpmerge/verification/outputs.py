@@ -128,7 +128,7 @@ def verify(
         if recompute is not None:
             from .recompute import recompute as merge_again
 
-            names, found = merge_again(manifest, checkpoint, count, used_seed, models or {})
+            names, found = merge_again(manifest, checkpoint, count, used_seed, models or {}, threads)
             problems += found
             again = _checked([checkpoint.entries[name][1] for name in names])
         checkpoint.check()  # what was written to while it was read is neither the old nor the new model

@@ -11,6 +11,7 @@ from ..errors import CheckpointError, UsageError
 from ..models import Checkpoint
 from ..plan.file_plan import Plan, make_plan
 from ..tasks import MemorySink, TensorTask
+from ..threads import thread_count
 from .bits import count_differing
 from .manifest import Manifest
 from .sampling import some
@@ -20,7 +21,12 @@ PIECE = 4 << 20  # bytes that are compared at a time
 
 
 def recompute(
-    manifest: Manifest, output: Checkpoint, count: int | None, seed: int, moved: Mapping[str, str | Path]
+    manifest: Manifest,
+    output: Checkpoint,
+    count: int | None,
+    seed: int,
+    moved: Mapping[str, str | Path],
+    threads: int | None,
 ) -> tuple[list[str], list[str]]:
     """Names of the tensors that were merged again, and what is wrong with them. `count` of None: all of them.
 
@@ -37,7 +43,7 @@ def recompute(
     try:
         comparison = _Comparison(plan, output, manifest.version)
         rows = some(comparison.rows, count, seed)
-        backend = backends.create(info)
+        backend = backends.create(info, threads=thread_count(threads))
         with backend.guard():
             # A method that decides once for the whole model is given the whole model to measure.
             solved = model_scope.decided(plan.jobs, range(len(plan.jobs)), backend) if rows else None

@@ -137,4 +137,4 @@ def _spelling(reference: Any) -> str:
 
 def _is_same(shard: Shard, size: int, header_digest: str) -> bool:
     """Whether a file is as the manifest says; older ones say nothing of headers."""
-    return shard.size == size and header_digest in ("", getattr(shard, "header_digest", ""))
+    return shard.size == size and header_digest in ("", shard.header_digest)

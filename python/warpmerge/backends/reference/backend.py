@@ -58,8 +58,12 @@ __all__ = [
 class TorchBackend(Backend):
     name = "torch"
 
+    def __init__(self, threads: int | None = None) -> None:
+        """`threads`: of functions of whole tensors, whose bits may depend on their number."""
+        self._threads = threads
+
     def launch(self, work: list[Work]) -> _Done:
-        return _Done([_carry_out(task, request) for task, request in work])
+        return _Done([_carry_out(task, request, self._threads) for task, request in work])
 
     def cancel(self) -> None: ...
 
@@ -74,13 +78,13 @@ class _Done:
         return self._outcomes
 
 
-def _carry_out(task: TensorTask, request: Any) -> Outcome:
+def _carry_out(task: TensorTask, request: Any, threads: int | None) -> Outcome:
     if isinstance(request, Copy):
         return Outcome(_write(task, np.frombuffer(task.inputs[request.index].read(), np.uint8)))
     if isinstance(request, TensorFunction):
         from ..tensor_function import carry_out
 
-        return carry_out(task, request)
+        return carry_out(task, request, threads=threads)
     if isinstance(request, WeightedSum | ElectAndSum):
         request = request.as_map(len(task.inputs))
     operands = _Operands(task, request.on_deltas)
@@ -167,4 +171,4 @@ def finish(value: torch.Tensor, x: list[torch.Tensor], base: torch.Tensor | None
 
 
 def create(threads: int | None = None, tile: int | None = None, device: str = "cpu") -> TorchBackend:
-    return TorchBackend()
+    return TorchBackend(threads)

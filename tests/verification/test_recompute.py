@@ -148,6 +148,20 @@ def test_relative_paths_hold_from_anywhere(models, monkeypatch, tmp_path_factory
     assert_same(models / "sum")
 
 
+@pytest.mark.parametrize("module", [False, True])
+def test_slices_of_layers(models, monkeypatch, tmp_path_factory, module):
+    monkeypatch.chdir(models)
+    slices = [
+        {"sources": [{"model": "a", "layer_range": [0, 2]}, {"model": "./b", "layer_range": [0, 2]}]},
+        {"sources": [{"model": "b", "layer_range": [0, 1]}, {"model": "a", "layer_range": [1, 2]}]},
+    ]
+    parts = {"modules": {"text": {"slices": slices}}} if module else {"slices": slices}
+    wm.merge({"merge_method": "linear", "parameters": {"weight": 0.5}, **parts}, "stacked")
+    assert_same("stacked")
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    assert_same(models / "stacked")
+
+
 def test_auxiliary_tensors_are_found(tmp_path, monkeypatch, tmp_path_factory):
     monkeypatch.chdir(tmp_path)
     for seed, name in enumerate("ab"):

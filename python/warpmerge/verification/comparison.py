@@ -99,7 +99,7 @@ def _jobs(a: Model, b: Model, names: Sequence[str]) -> Jobs:
         None,
         values=lambda name: PROPAGATE,
         out_kinds=lambda kinds: kinds,
-        labels=[a.title, b.title],
+        labels=lambda name: (a.title, b.title),
     )
 
 

@@ -67,25 +67,26 @@ class Sources:
                             f"manifest has another size or header; {HINT}."
                         )
 
-    def _located(self, document: Mapping[str, Any], references: Sequence[str]) -> dict[str, Any]:
-        located = dict(document)
-        if located.get("base_model") is not None:
-            located["base_model"] = self._path(located["base_model"])
-        located["models"] = [
-            {**self._with_paths(entry, references), "model": self._path(entry["model"])}
-            if isinstance(entry, Mapping)
-            else self._path(entry)
-            for entry in located["models"]
-        ]
-        return self._with_paths(located, references)
-
-    def _with_paths(self, document: Mapping[str, Any], references: Sequence[str]) -> dict[str, Any]:
-        """With directories as the values of parameters that refer to checkpoints."""
-        parameters = document.get("parameters")
-        if not isinstance(parameters, Mapping):
-            return dict(document)
-        paths = {name: self._path(parameters[name]) for name in references if name in parameters}
-        return {**document, "parameters": {**parameters, **paths}}
+    def _located(self, part: Any, references: Sequence[str]) -> Any:
+        """A recipe, or a module, slice or model of one, with the directory of each model in its place."""
+        if not isinstance(part, Mapping):
+            return part
+        located = dict(part)
+        for key, value in part.items():
+            match key, value:
+                case (("base_model" | "model"), _):
+                    located[key] = None if value is None else self._path(value)
+                case (("models" | "sources"), list()):
+                    located[key] = [
+                        self._located(v, references) if isinstance(v, Mapping) else self._path(v) for v in value
+                    ]
+                case "slices", list():
+                    located[key] = [self._located(v, references) for v in value]
+                case "modules", Mapping():
+                    located[key] = {name: self._located(v, references) for name, v in value.items()}
+                case "parameters", Mapping():
+                    located[key] = {n: self._path(v) if n in references else v for n, v in value.items()}
+        return located
 
     def _path(self, reference: Any) -> str:
         """The directory of a model, as the recipe refers to it."""

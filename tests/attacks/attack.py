@@ -13,11 +13,13 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Attack:
-    """`file`: what is hostile, from the folder. `refused`: texts of the error message; None: the result is right."""
+    """`file`: what is hostile, from the folder; `content`: what it holds, if that is always the same. `refused`: texts of
+    the error message; None: the result is right."""
 
     target: str
     name: str
     file: str
+    content: bytes | None
     make: Callable[[Path], None]
     refused: tuple[str, ...] | None
 
@@ -31,10 +33,18 @@ ATTACKS: dict[str, Attack] = {}
 def attack(target: str, name: str, file: str, content: bytes | str | Callable[[Path], None], *refused: str) -> None:
     """Registers an attack: the content of a file, or a maker. Without texts of a message the result must be right."""
 
-    def write(folder: Path) -> None:
-        data = content if isinstance(content, bytes) else content.encode(errors="surrogatepass")  # type: ignore[union-attr]
-        (folder / file).write_bytes(data)
-
-    made = Attack(target, name, file, content if callable(content) else write, refused or None)
+    if callable(content):
+        data, make = None, content
+    else:
+        data = content if isinstance(content, bytes) else content.encode(errors="surrogatepass")
+        make = _writer(file, data)
+    made = Attack(target, name, file, data, make, refused or None)
     assert str(made) not in ATTACKS, made
     ATTACKS[str(made)] = made
+
+
+def _writer(file: str, data: bytes) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        (folder / file).write_bytes(data)
+
+    return write

@@ -47,8 +47,11 @@ class Target:
         return damaged(self.document(rng), rng)
 
     def damage(self, data: bytes, rng: random.Random) -> bytes:
-        """Changes an input that there is."""
-        return damage_bytes(data, rng)
+        """Changes an input that there is: in its structure if it has one."""
+        try:
+            return damaged(parsed(data), rng)
+        except (ValueError, RecursionError):
+            return damage_bytes(data, rng)
 
     def use(self, data: bytes) -> None:
         """Does with the file what users do. MergeErrors come through."""
@@ -96,6 +99,13 @@ class Header(Target):
         if rng.randrange(8) == 0:
             size = max(0, size + rng.choice([-8, -1, 1, 8]))
         return length.to_bytes(8, "little") + text + bytes(size)
+
+    def damage(self, data: bytes, rng: random.Random) -> bytes:
+        length = int.from_bytes(data[:8], "little")
+        if rng.randrange(8) == 0 or len(data) < 8 + length:
+            return damage_bytes(data, rng)
+        text = super().damage(data[8 : 8 + length], rng)
+        return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
     def use(self, data: bytes) -> None:
         self.path.write_bytes(data)
@@ -238,9 +248,12 @@ class Journal(Target):
         self.model = read_model(self.folder / "model")
 
     def generate(self, rng: random.Random) -> bytes:
-        lines = self.good.splitlines()
+        return self.damage(self.good, rng)
+
+    def damage(self, data: bytes, rng: random.Random) -> bytes:
+        lines = data.splitlines() or [b""]
         number = rng.randrange(len(lines))
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             lines[number] = damaged(parsed(lines[number]), rng)
         for _ in range(rng.choice([0, 0, 1])):
             place = rng.randrange(len(lines))

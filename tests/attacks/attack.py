@@ -13,8 +13,8 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Attack:
-    """`file`: what is hostile, from the folder; `content`: what it holds, if that is always the same. `refused`: texts of
-    the error message; None: the result is right."""
+    """`file`: what is hostile, from the folder. `content`: what it holds, if that is always the same. `refused`: texts
+    of the error message; None: the result is right."""
 
     target: str
     name: str

@@ -1,5 +1,5 @@
-// A libFuzzer harness for the native scanner of headers (csrc/io/header_scan.h). The first two bytes of an input say how
-// many bytes of data the file has, the others are the header. tests/fuzz/native.py builds and runs it.
+// A libFuzzer harness for the native scanner of headers (csrc/io/header_scan.h). The first two bytes of an input say
+// how many bytes of data the file has, the others are the header. tests/fuzz/native.py builds and runs it.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -26,7 +26,8 @@ void check(std::string_view text, int64_t start, int64_t size, const HeaderColum
   int64_t expected = start;
   for (size_t i = 0; i < count; ++i) {
     const std::string_view name = found.names[i];
-    demand(name.data() >= text.data() && name.data() + name.size() <= text.data() + text.size(), "names lie in the text");
+    demand(name.data() >= text.data() && name.data() + name.size() <= text.data() + text.size(),
+           "names lie in the text");
     demand(found.offsets[i] == expected && found.sizes[i] >= 0, "tensors follow each other");
     expected += found.sizes[i];
     __int128 bytes = kTypes[size_t(found.kinds[i])].second;

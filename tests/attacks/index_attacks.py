@@ -114,7 +114,9 @@ refused("tensor in the other shard", index({"a.weight": SECOND, "b.weight": FIRS
 refused("tensor with a name of 1 MB", index({**GOOD, "c" * 10**6: FIRST}), "it is not")
 refused("tensor with half a surrogate pair", index({**GOOD, "\ud800": FIRST}), "it is not")
 refused(
-    "file twice in the map", f'{{"weight_map":{{"a.weight":"{FIRST}","b.weight":"gone","b.weight":"x"}}}}', "missing"
+    "file twice in the map",
+    f'{{"weight_map":{{"a.weight":"{FIRST}","b.weight":"y","b.weight":"x"}}}}',
+    "'b.weight' twice",
 )
 attack("index", "tensor in both shards", "model", both, "in both")
 read("single file beside it", single_beside)

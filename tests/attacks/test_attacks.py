@@ -52,19 +52,16 @@ def as_the_library_reads(path):
 
 
 def test_the_safetensors_library_agrees_about_headers(tmp_path):
-    """Except for the differences that are listed with their reasons."""
-    stricter, looser = set(), set()
+    """It reads what warpmerge reads. What else it reads is listed with reasons."""
+    stricter = set()
     (tmp_path / "model").mkdir()
     for attack in ATTACKS.values():
         if attack.target != "header":
             continue
         attack.make(tmp_path)
         found = as_the_library_reads(tmp_path / attack.file)
-        if attack.refused is None and found is None:
-            looser.add(attack.name)
-        elif attack.refused is None:
+        if attack.refused is None:
             assert found == read_safetensors(tmp_path / attack.file)
         elif found is not None:
             stricter.add(attack.name)
     assert stricter == set(header_attacks.STRICTER)
-    assert looser == set(header_attacks.LOOSER)

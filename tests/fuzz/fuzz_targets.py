@@ -95,7 +95,9 @@ class Header(Target):
         text = super().generate(rng) + rng.choice([b"", b"", b"   ", b"\n"])
         length, size = len(text), self.size
         if rng.randrange(8) == 0:
-            length = rng.choice([0, 1, length - 1, length + 1, length + size, 2**31, 2**63 - 8, 2**64 - 8, 2**64 - 1])
+            length = rng.choice(
+                [0, 1, max(0, length - 1), length + 1, length + size, 2**31, 2**63 - 8, 2**64 - 8, 2**64 - 1]
+            )
         if rng.randrange(8) == 0:
             size = max(0, size + rng.choice([-8, -1, 1, 8]))
         return length.to_bytes(8, "little") + text + bytes(size)

@@ -71,10 +71,11 @@ def build(where: Path, sanitizers: str, *targets: str) -> None:
         "pybind11_DIR": pybind11(),
     }
     defined = [f"-D{name}={value}" for name, value in definitions.items() if value]
-    log = subprocess.DEVNULL
-    subprocess.run([tool("cmake"), "-S", ROOT, "-B", where, "-GNinja", *defined], check=True, stdout=log)
+    configure = [tool("cmake"), "-S", ROOT, "-B", where, "-GNinja", *defined]
+    subprocess.run(configure, check=True, stdout=subprocess.DEVNULL)
     chosen = ["--target", *targets] if targets else []
-    subprocess.run([tool("cmake"), "--build", where, *chosen], check=True)
+    cached = os.environ | {"CCACHE_BASEDIR": str(ROOT), "CCACHE_NOHASHDIR": "1"}
+    subprocess.run([tool("cmake"), "--build", where, *chosen], check=True, env=cached)
 
 
 def package() -> Path:

@@ -314,12 +314,13 @@ class Recipe(Target):
         make_plan(recipe).close()
 
     def check(self, data: bytes) -> str:
-        """A model that is not there is named by its reference, not by a path."""
+        """A model, a method or a tensor is named by its name, not by a path."""
         try:
             self.use(data)
         except MergeError as error:
-            if str(self.folder) not in str(error) and not str(error).startswith(("model '", "method '", "tensor '")):
-                raise Wrong(f"the error names no file: {error}") from error
+            named = (str(self.folder), "model '", "method '", "tensor '", "name the directory of a model", "convert it")
+            if not any(text in str(error) for text in named):
+                raise Wrong(f"the error names nothing: {error}") from error
             return "refused"
         return "read"
 

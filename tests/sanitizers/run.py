@@ -7,13 +7,13 @@
 steps   native    the pool, files and the pipeline without Python: thread sanitizer, then address and undefined
         cpu       tests of kernels, views, pools and hostile files, with each instruction set: address and undefined
         fuzz      inputs of the fuzzers: address and undefined
-        emulated  the CUDA kernels compiled for the CPU: address
 
 Any report fails the run. The builds are in build/sanitize-*.
 
 Python is not built with a sanitizer, so the address sanitizer's library is loaded before it, and PYTHONMALLOC=malloc
-puts every object of Python where the sanitizer watches it. Leaks are not looked for: Python and torch never free what
-they use to their end. The thread sanitizer would report Python itself, so it sees a program without Python.
+puts every object of Python where the sanitizer watches it. Leaks are looked for in the native program only: Python and
+torch never free what they use to their end. The thread sanitizer would report Python itself, so it sees a program
+without Python.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ CPU = [
     *("tests/backends/cpu", "tests/models/test_views.py", "tests/models/test_safetensors.py", "tests/test_pool.py"),
     *("tests/engine/test_concurrency.py", "tests/engine/test_targets.py", "tests/attacks", "tests/fuzz"),
 ]
-EMULATED = [f"tests/backends/gpu/test_device_{name}.py" for name in ("select", "views", "formula", "rows", "measured")]
 OPTIONS = {
     "ASAN_OPTIONS": "detect_leaks=0:halt_on_error=1:allocator_may_return_null=1:strict_string_checks=1",
     "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
@@ -62,7 +61,6 @@ def build(where: Path, sanitizers: str, *targets: str) -> None:
     definitions = {
         "WARPMERGE_SANITIZE": sanitizers,
         "WARPMERGE_CUDA": "off",
-        "WARPMERGE_CUDA_EMULATION": "ON" if sanitizers != "thread" else "OFF",
         "CMAKE_BUILD_TYPE": "RelWithDebInfo",
         "CMAKE_CXX_FLAGS_RELWITHDEBINFO": "-O1 -g1",
         "CMAKE_MAKE_PROGRAM": tool("ninja"),
@@ -84,9 +82,8 @@ def package() -> Path:
     shutil.rmtree(made, ignore_errors=True)
     (made / "warpmerge").mkdir(parents=True)
     source = ROOT / "python" / "warpmerge"
-    modules = [*ADDRESS.glob("_c*.so"), *ADDRESS.glob("tests/cuda_emulation/_c*.so")]
     kernels = [] if (source / "triton_kernels").exists() else [ROOT / "triton_kernels"]
-    for path in [*(p for p in source.iterdir() if p.suffix != ".so"), *modules, *kernels]:
+    for path in [*(p for p in source.iterdir() if p.suffix != ".so"), *ADDRESS.glob("_core*.so"), *kernels]:
         (made / "warpmerge" / path.name).symlink_to(path)
     return made
 
@@ -119,7 +116,8 @@ def run(command: list[str | Path], environment: dict[str, str], title: str) -> N
 def native(rounds: int) -> None:
     for where, sanitizers in ((THREAD, "thread"), (ADDRESS, "address,undefined")):
         build(where, sanitizers, "stress")
-        run([where / "tests" / "native" / "stress", str(rounds)], os.environ | OPTIONS, f"stress under {sanitizers}")
+        environment = os.environ | OPTIONS | {"ASAN_OPTIONS": "detect_leaks=1"}
+        run([where / "tests" / "native" / "stress", str(rounds)], environment, f"stress under {sanitizers}")
 
 
 def pytest(tests: list[str], isa: str) -> None:
@@ -128,7 +126,7 @@ def pytest(tests: list[str], isa: str) -> None:
 
 
 def main() -> None:
-    steps = ("native", "cpu", "fuzz", "emulated")
+    steps = ("native", "cpu", "fuzz")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("steps", nargs="*", help=", ".join(steps))
     parser.add_argument("--isa", choices=ISAS, action="append", help="default: all")
@@ -143,11 +141,9 @@ def main() -> None:
         if step == "native":
             native(chosen.rounds)
             continue
-        build(ADDRESS, "address,undefined", *(["_core"] if step != "emulated" else []))
+        build(ADDRESS, "address,undefined", "_core")
         if step == "fuzz":
             python("tests/fuzz/run.py", "--inputs", str(chosen.inputs))
-        elif step == "emulated":
-            pytest(tests or EMULATED, "")
         else:
             for isa in chosen.isa or ISAS:
                 pytest(tests or CPU, isa)

@@ -11,9 +11,9 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -48,8 +48,10 @@ def corpus_of(name: str, target: Target) -> Path:
 
 def fuzz_one(name: str, inputs: int) -> None:
     """Fuzzes one target in this process, which ends afterwards."""
-    place = tempfile.TemporaryDirectory(dir=run.folder())
-    target = TARGETS[name](Path(place.name))
+    place = run.KEPT / f"work-{name}"  # the process ends within atheris, so it is removed by the next one
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    target = TARGETS[name](place)
 
     def change(data: bytes, longest: int, seed: int) -> bytes:
         rng = random.Random(seed)

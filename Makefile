@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := $(shell find csrc tests/cuda_emulation -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cu')
 BUILD := constraints.txt pyproject.toml setup.py CMakeLists.txt tests/cuda_emulation/CMakeLists.txt $(NATIVE)
+NATIVE_TESTS := $(shell find tests/native tests/fuzz -name '*.cpp')
 TRITON := 3.6.0
 NEWER_TRITON := 3.9.0
 ifeq ($(shell uname -s),Linux)
@@ -14,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # An isolated build must never resolve torch, nor the tests reach for a model hub.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test lint format gpu bench bench-peers compatibility clean
+.PHONY: demo test lint format fuzz sanitize gpu bench bench-peers compatibility clean
 
 demo: $(VENV)/demo.done
 	$(BIN)/warpmerge demo
@@ -27,12 +28,24 @@ lint: $(VENV)/test.done $(VENV)/lint.done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
+	$(BIN)/clang-format --dry-run -Werror $(NATIVE) $(NATIVE_TESTS)
 
 format: $(VENV)/lint.done
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(NATIVE)
+	$(BIN)/clang-format -i $(NATIVE) $(NATIVE_TESTS)
+
+# Hostile files: inputs from seeds, the same ones each time, in a quarter of an hour; then inputs that coverage guides, with
+# atheris, and with libFuzzer where there is clang.
+INPUTS ?= 1000000
+fuzz: $(VENV)/fuzz.done
+	$(BIN)/python tests/fuzz/run.py --inputs $(INPUTS)
+	$(BIN)/python tests/fuzz/guided.py --inputs $$(($(INPUTS) / 10))
+	$(BIN)/python tests/fuzz/native.py --runs $$(($(INPUTS) * 10))
+
+# Native code under the address, undefined-behaviour and thread sanitizers, in builds of its own.
+sanitize: $(VENV)/sanitize.done
+	$(BIN)/python tests/sanitizers/run.py
 
 # On a machine with a GPU, without a package index: builds, runs the GPU tests and measures, all within eight minutes with
 # the packages that the machine's own Python has.
@@ -91,6 +104,14 @@ $(VENV)/triton-$(TRITON).done: $(VENV)/venv.done
 build/triton-$(NEWER_TRITON)/triton/__init__.py: | $(VENV)/venv.done
 	rm -rf build/triton-$(NEWER_TRITON)
 	env -u PIP_CONSTRAINT $(BIN)/python -m pip install -q --no-deps --target build/triton-$(NEWER_TRITON) triton==$(NEWER_TRITON)
+
+$(VENV)/fuzz.done: $(VENV)/test.done
+	$(BIN)/python -m pip install -q -e '.[fuzz]'
+	touch $@
+
+$(VENV)/sanitize.done: $(VENV)/test.done
+	$(BIN)/python -m pip install -q cmake ninja pybind11
+	touch $@
 
 $(VENV)/lint.done: $(VENV)/venv.done constraints.txt
 	$(BIN)/python -m pip install -q ruff clang-format mypy types-PyYAML

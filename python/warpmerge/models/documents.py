@@ -70,7 +70,7 @@ def parse_json(raw: bytes, *, integer: Callable[[str], Any] = _integer, constant
             raw.decode("utf-8"),
             object_pairs_hook=_unique,
             parse_int=integer,
-            parse_float=_float,
+            parse_float=parse_float,
             parse_constant=constant,
         )
     except RecursionError:
@@ -97,7 +97,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _float(text: str) -> float:
+def parse_float(text: str) -> float:
     value = float(text)
     if math.isinf(value):
         raise ValueError(f"the number {shown(text)} is too large")

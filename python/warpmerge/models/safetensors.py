@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from .. import _core, system
 from ..dtypes import BY_SAFETENSORS, DTYPES, DType
 from ..errors import CheckpointError, shown
-from .documents import parse_json
+from .documents import parse_float, parse_json
 
 MAX_HEADER = 100_000_000  # the limit of the reference implementation
 PAGE = 4096
@@ -169,7 +169,7 @@ def _parse(raw: bytes, path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 def _integer(text: str) -> int | float:
     """An integer of up to 64 bits; -0 and longer ones become floats, so that a later check refuses them."""
-    return float(text) if text == "-0" or len(text) > 20 else int(text)
+    return parse_float(text) if text == "-0" or len(text) > 20 else int(text)
 
 
 def _is_index(value: Any) -> bool:

@@ -148,7 +148,7 @@ void File::close() {
     close_unless_used(&reason);
     if (reopens_) open_files().remove(this);
   }
-  if (reason) throw std::system_error(reason, std::generic_category());
+  if (reason && !reopens_) throw std::system_error(reason, std::generic_category());  // nothing read is lost
 }
 
 void File::put_away() {

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <cstring>
 
 namespace warpmerge::system {
 namespace {
@@ -46,7 +47,8 @@ bool resident(int fd, int64_t offset) {
 void watch(Watcher asked) { watcher.store(asked, std::memory_order_release); }
 
 int open(const char* path, int flags) {
-  return repeated([&] { return allowed("open", -1, 0) ? ::open(path, flags | O_CLOEXEC) : -1; });
+  size_t length = std::strlen(path);
+  return repeated([&] { return allowed("open", -1, 0, &length, path) ? ::open(path, flags | O_CLOEXEC) : -1; });
 }
 
 int close(int fd) {

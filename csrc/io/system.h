@@ -12,8 +12,8 @@
 
 namespace warpmerge::system {
 
-// `bytes` and `offset` as in the call, 0 where it has none; `data`: what is to be written. Returns 0 to go on, an errno
-// to fail with, or -n to do n bytes only. May be called from any thread.
+// `bytes` and `offset` as in the call, 0 where it has none; `data`: what is to be written, or the path that is
+// to be opened. Returns 0 to go on, an errno to fail with, or -n to do n bytes only. May be called from any thread.
 using Watcher = int64_t (*)(const char* call, int fd, int64_t offset, int64_t bytes, const void* data);
 void watch(Watcher watcher);
 

@@ -11,7 +11,7 @@ from typing import Any
 from . import backends
 from .dtypes import DTYPES
 from .engine.file_merge import Progress, run_plan
-from .errors import UsageError
+from .errors import UsageError, enough_memory
 from .models import OutputDirectory
 from .models.view_columns import NO_KIND
 from .plan.file_plan import Plan, make_plan
@@ -61,6 +61,7 @@ class MergeReport:
         return {name: str(v) if isinstance(v, Path) else v for name, v in vars(self).items()}
 
 
+@enough_memory()
 def merge(
     recipe: str | Path | Mapping[str, Any] | Recipe,
     out: str | Path,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 LONGEST = 4000  # characters of a message; a header can hold names of megabytes
 
@@ -62,6 +63,24 @@ def printable(text: str) -> str:
 
 def _cut(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} [...] {text[-LONGEST // 2 :]}"
+
+
+@contextlib.contextmanager
+def enough_memory() -> Iterator[None]:
+    """What a process is told that may have no more memory, or no more threads, becomes a DeviceError."""
+    try:
+        yield
+    except MemoryError:
+        raise DeviceError("too little memory; use fewer threads, or a smaller `memory`.") from None
+    except BlockingIOError:  # of native code, EAGAIN
+        raise DeviceError(NO_THREAD) from None
+    except RuntimeError as error:
+        if "new thread" not in str(error):
+            raise
+        raise DeviceError(NO_THREAD) from None
+
+
+NO_THREAD = "the system lets this process have no more threads or no memory for them; use fewer threads."
 
 
 def close_matches(name: object, candidates: Iterable[object]) -> str:

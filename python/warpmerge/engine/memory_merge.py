@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ..dtypes import DTYPES, DType, float_dtype
-from ..errors import UsageError, shown
+from ..errors import UsageError, enough_memory, shown
 from ..methods import Base, Method, TensorInfo, find
 from ..methods.base import Steps
 from ..methods.parameters import checked_seed
@@ -88,6 +88,7 @@ def merge_tensors(
     return merged[name]
 
 
+@enough_memory()
 def merge_state_dicts(
     state_dicts: Sequence[Mapping[str, Any]],
     method: str,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import _core, backends
-from ..errors import UsageError, shown
+from ..errors import UsageError, enough_memory, shown
 from ..models import Checkpoint, TensorEntry, allow_open_files
 from ..threads import thread_count
 from ..units import parse_share
@@ -71,6 +71,7 @@ class VerifyReport:
         return {"tensors": len(checked.names), "nbytes": checked.nbytes, **names}
 
 
+@enough_memory()
 def verify(
     out: str | Path,
     *,

@@ -15,13 +15,18 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # An isolated build must never resolve torch, nor the tests reach for a model hub.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test lint format fuzz sanitize gpu bench bench-peers compatibility clean
+.PHONY: demo test torture lint format fuzz sanitize gpu bench bench-peers compatibility clean
 
 demo: $(VENV)/demo.done
 	$(BIN)/warpmerge demo
 
 test: $(VENV)/test.done
 	$(BIN)/python -m pytest
+
+# Merges that fail, are killed, lose their power or are interrupted: tens of thousands, in half an hour. TORTURE: options
+# and parts, as `python -m torture --help` in the folder tests lists them, such as TORTURE="--seed 7 power".
+torture: $(VENV)/test.done
+	cd tests && ../$(BIN)/python -m torture $(TORTURE)
 
 # mypy reads the annotations of numpy and torch, so it runs where the tests do.
 lint: $(VENV)/test.done $(VENV)/lint.done

@@ -83,7 +83,8 @@ def allow_open_files(count: int) -> None:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     room = wanted if soft == resource.RLIM_INFINITY else soft
-    _core.File.limit_open(max(room - OTHER_FILES, room // 2))
+    # If not all fit, half is left for outputs: each tensor in flight may need one of its own.
+    _core.File.limit_open(room - OTHER_FILES if room >= wanted else room // 2)
 
 
 class TensorFiles:

@@ -1,0 +1,1 @@
+"""Merges of tiny models on a machine that fails: `python -m torture` from the folder `tests`, or `make torture`."""

@@ -22,7 +22,7 @@ from torture.crash_states import read
 from torture.figures import Figures
 from torture.merges import Workplace, difference
 
-MIB = 1 << 20
+MIB, PAGE = 1 << 20, 4096
 
 
 def attempt(recipe: dict, out: str, options: dict) -> str:
@@ -110,12 +110,13 @@ def remount(folder: Path, options: str) -> None:
 
 
 def full_disk(place: Workplace, figures: Figures, sizes: list[int]) -> None:
-    """Merges onto disks that are too small, which then get larger, and are resumed."""
+    """Merges onto disks with so much room, which then get larger, and are resumed."""
     with figures.timed():
         place.out = place.folder / "disk" / "out"
+        taken = sum(-(-len(data) // PAGE) * PAGE for data in place.before.values() if data)
         for size in sizes:
-            with small_disk(place.folder / "disk", size):
-                place.restore(place.before and {f"disk/{path}": data for path, data in place.before.items()})
+            with small_disk(place.folder / "disk", taken + size):
+                place.restore()
                 wrong = _attempt_here(place, figures)
                 remount(place.out.parent, f"size={16 * MIB}")
                 wrong += place.check_both_ways_on()

@@ -109,7 +109,7 @@ class Workplace:
     def restore(self, tree: Tree | None = None) -> None:
         """Puts the output into a state: that of before the merge, or another."""
         shutil.rmtree(self.out, ignore_errors=True)
-        lay_out(self.before if tree is None else tree, self.folder)
+        lay_out(self.before if tree is None else tree, self.out.parent)
 
     def state(self) -> dict[str, bytes | None]:
         """What the output holds now, for `restore`."""

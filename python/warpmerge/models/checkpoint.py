@@ -216,7 +216,10 @@ class Checkpoint(TensorFiles):
         """The parsed config.json, empty if there is none."""
         if self._config is None:
             path = self.path / CONFIG
-            there = system.exists(path, follow=False)  # a link to nothing is an error
+            try:
+                there = system.exists(path, follow=False)  # a link to nothing is an error
+            except OSError as error:
+                raise unreadable(error.errno, error.strerror, path) from None
             self._config = _read_object(path, CONFIG_LIMIT, constants=True) if there else {}
         return self._config
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 
 from .. import system
@@ -33,7 +34,18 @@ def leftovers(directory: Path) -> set[str]:
         raise OutputError(f"cannot use the output {directory}: {error.strerror}.") from None
     said = _said(directory / MANIFEST) if MANIFEST in present else frozenset()
     ours = {name for name in present if is_weights(name) or (name in said and _is_ours(name))}
-    return {name for name in ours if system.is_file(directory / name, follow=False)}
+    try:
+        return {name for name in ours if _is_regular(directory / name)}
+    except OSError as error:
+        raise OutputError(f"cannot use the output {directory}: {error.strerror}.") from None
+
+
+def _is_regular(path: Path) -> bool:
+    """Whether it is a regular file. Raises OSError if it is there and cannot be looked at."""
+    try:
+        return stat.S_ISREG(system.calls.lstat(path).st_mode)
+    except FileNotFoundError:
+        return False
 
 
 def _is_ours(name: str) -> bool:
@@ -57,5 +69,5 @@ def _said(manifest: Path) -> frozenset[str]:
 def remove_leftovers(directory: Path, names: set[str]) -> None:
     """Removes the files of `leftovers` that are still regular files. Raises OSError."""
     for name in sorted(names, key=lambda name: (not is_weights(name), name)):
-        if system.is_file(directory / name, follow=False):
+        if _is_regular(directory / name):
             system.calls.unlink(directory / name)

@@ -26,7 +26,7 @@ ROOMS = [
     ["plan"],
     ["backends"],
     ["engine"],
-    ["verification", "pool", "running"],
+    ["verification", "pool", "running", "staged"],
     ["api"],
     ["demo"],
     ["cli"],

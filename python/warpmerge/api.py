@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import backends
+from . import backends, staged
 from .dtypes import DTYPES
 from .engine.file_merge import Progress, run_plan
 from .errors import UsageError, enough_memory
@@ -116,28 +117,14 @@ def merge(
         >>> report.tensors, report.seconds
     """
     started = time.perf_counter()
-    info = backends.choose(backend, device)
-    recipe = load(recipe, strict=strict)
-    plan = make_plan(recipe, seed=seed, shard_size=parse_size(shard_size, "shard_size"))
-    try:
-        count = thread_count(threads)
+    recipe, out, size = load(recipe, strict=strict), Path(out), parse_size(shard_size, "shard_size")
+    info, count = backends.choose(backend, device), thread_count(threads)
+    made = staged.plans(recipe, seed=seed, shard_size=size)
+
+    def run(plan: Plan, place: Path, overwrite: bool, resume: bool, dry_run: bool) -> MergeReport:
         options, needed = _resources(plan, info, device, count, memory, device_memory)
-        out = Path(out)
-        report = {
-            "out": out,
-            "method": plan.recipe.method.name,
-            "backend": info.name,
-            "device": options["device"],
-            "threads": count,
-            "tensors": len(plan.jobs),
-            "shards": len(plan.shards),
-            "bytes_read": plan.read_bytes,
-            "bytes_written": plan.write_bytes,
-            "memory": needed,
-            "notices": recipe.notices,
-        }
         directory = OutputDirectory(
-            out,
+            place,
             inputs=[c.path for c in plan.checkpoints],
             overwrite=overwrite,
             resume=resume,
@@ -145,16 +132,44 @@ def merge(
             fingerprint=plan.fingerprint(),
             threads=count,
         )
-        if dry_run:
-            return MergeReport(**report, seconds=time.perf_counter() - started, dry_run=True)
-        engine_backend = backends.create(info, threads=count, **options)
-        try:
-            resumed = run_plan(plan, directory, engine_backend, progress)
-        finally:
-            engine_backend.close()
-        return MergeReport(**report, seconds=time.perf_counter() - started, resumed_shards=resumed)
+        resumed = 0
+        if not dry_run:
+            with contextlib.closing(backends.create(info, threads=count, **options)) as engine_backend:
+                resumed = run_plan(plan, directory, engine_backend, progress)
+        return MergeReport(
+            place,
+            plan.recipe.method.name,
+            info.name,
+            options["device"],
+            count,
+            len(plan.jobs),
+            len(plan.shards),
+            sum(p.read_bytes for p in made),
+            sum(p.write_bytes for p in made),
+            needed,
+            time.perf_counter() - started,
+            resumed,
+            dry_run,
+            recipe.notices,
+        )
+
+    def run_document(document: Recipe, place: Path) -> None:
+        plan = make_plan(document, seed=seed, shard_size=size)
+        with contextlib.closing(plan):
+            run(plan, place, overwrite=True, resume=True, dry_run=False)
+
+    try:
+        last, fingerprint = made[-1], made[-1].fingerprint()
+        if dry_run or not recipe.stages or (resume and staged.is_of(out, fingerprint)):
+            return run(last, out, overwrite, resume, dry_run)
+        run(last, out, overwrite, resume, dry_run=True)  # what the output is refused for shows now
+        located = staged.merge_stages(recipe, out, run_document)
+        with contextlib.closing(make_plan(located, seed=seed, shard_size=size, stands_for=fingerprint)) as plan:
+            report = run(plan, out, overwrite, resume, False)
+        staged.remove_scratch(out)
+        return report
     finally:
-        plan.close()
+        staged.close(made)
 
 
 def load(source: str | Path | Mapping[str, Any] | Recipe, *, strict: bool = False) -> Recipe:
@@ -218,7 +233,8 @@ def describe(recipe: str | Path | Mapping[str, Any] | Recipe, **options: Any) ->
     device = options.get("device", "auto")
     info = backends.choose(options.get("backend", "auto"), device)
     recipe = load(recipe, strict=options.get("strict", False))
-    plan = make_plan(recipe, seed=seed, shard_size=shard_size)
+    made = staged.plans(recipe, seed=seed, shard_size=shard_size)
+    plan = made[-1]
     try:
         count = thread_count(options.get("threads"))
         chosen, needed = _resources(plan, info, device, count, options.get("memory"), options.get("device_memory"))
@@ -235,8 +251,9 @@ def describe(recipe: str | Path | Mapping[str, Any] | Recipe, **options: Any) ->
             "method": plan.recipe.method.name,
             "tensors": f"{len(plan.jobs)} ({merged} merged, {len(plan.jobs) - merged} copied)",
             "passes": max(map(plan.passes, plan.jobs.groups), default=0),
-            "bytes_read": plan.read_bytes,
-            "bytes_written": plan.write_bytes,
+            "bytes_read": sum(p.read_bytes for p in made),
+            "bytes_written": sum(p.write_bytes for p in made),
+            **({"bytes_in_between": sum(p.write_bytes for p in made[:-1])} if recipe.stages else {}),
             "output_dtypes": dtypes,
             "shards": len(plan.shards),
             "memory": needed,
@@ -254,4 +271,4 @@ def describe(recipe: str | Path | Mapping[str, Any] | Recipe, **options: Any) ->
             ],
         }
     finally:
-        plan.close()
+        staged.close(made)

@@ -24,7 +24,7 @@ BAD = {
     "empty": ("", ["mapping", "merge_method"]),
     "a list": ("- a\n- b\n", ["mapping"]),
     "a word": ("ties", ["mapping"]),
-    "two documents": (f"{LINEAR}---\n{LINEAR}", ["line 3", "single document"]),
+    "two documents": (f"{LINEAR}---\n{LINEAR}", ["document 1 and document 2", "used by no other document"]),
     "unclosed bracket": ("merge_method: linear\nmodels: [a, b\n", ["line 3", "not valid YAML"]),
     "tab": ("merge_method: linear\nmodels:\n\t- model: a\n", ["line 3", "not valid YAML"]),
     "NUL": ("merge_method: linear\nmodels: [a\0]\n", ["line 2", "not valid YAML"]),

@@ -15,6 +15,7 @@ from .. import __version__
 from ..dtypes import DTYPES, FLOAT64, DType
 from ..methods.parameters import checked_seed
 from ..models import SINGLE, Checkpoint, Columns, OutputShard, allow_open_files, layout
+from ..models.coming import ComingCheckpoint
 from ..models.companions import Companion
 from ..models.inputs import check_identity
 from ..models.names import shard_name
@@ -40,6 +41,7 @@ class Plan:
     shards: list[OutputShard]
     config: dict[str, Any]  # of the output
     auxiliary: Mapping[str, Checkpoint] = field(default_factory=dict)  # by label: "fisher of MODEL"
+    stands_for: str = ""  # the fingerprint of the plan that this one carries out, if it is another's
     sidecars: Sidecars = field(init=False)
 
     def __post_init__(self) -> None:
@@ -112,6 +114,8 @@ class Plan:
 
     def fingerprint(self) -> str:
         """Changes with anything that changes the output or its layout: what --resume compares."""
+        if self.stands_for:
+            return self.stands_for
         # Without the device: its number may be another one after a restart.
         files = [[str(s.path), *s.identity[1:]] for checkpoint in self.checkpoints for s in checkpoint.shards]
         parts = [
@@ -136,9 +140,18 @@ class Plan:
             checkpoint.close()
 
 
-def make_plan(recipe: Recipe, *, seed: int = 0, shard_size: int = 5 * 10**9) -> Plan:
+def make_plan(
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    shard_size: int = 5 * 10**9,
+    coming: Mapping[str, ComingCheckpoint] = {},
+    stands_for: str = "",
+) -> Plan:
     """Opens the checkpoints' headers, checks that they fit and lays out the output.
 
+    `coming`: by name models that are not there yet; with such a model the plan can be looked at, but not run.
+    `stands_for`: the fingerprint of such a plan, when its models are there.
     Raises UsageError for a model or parameter that is wrong, CheckpointError for files that are.
     """
     seed = checked_seed(seed)
@@ -146,7 +159,8 @@ def make_plan(recipe: Recipe, *, seed: int = 0, shard_size: int = 5 * 10**9) -> 
 
     def checkpoint(ref: ModelRef) -> Checkpoint:
         if ref not in opened:
-            opened[ref] = Checkpoint(ref)
+            named: Any = coming.get(ref.path)
+            opened[ref] = Checkpoint(ref) if named is None else named
         return opened[ref]
 
     metadata_source = checkpoint(recipe.metadata_source)
@@ -180,6 +194,7 @@ def make_plan(recipe: Recipe, *, seed: int = 0, shard_size: int = 5 * 10**9) -> 
         shards,
         found.config,
         found.beside,
+        stands_for,
     )
 
 

@@ -24,14 +24,14 @@ _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _MERGE = "tag:yaml.org,2002:merge"  # the key `<<`
 
 
-def read(path: Path) -> Any:
-    """The document in a YAML file.
+def read(path: Path) -> list[Any]:
+    """The documents in a YAML file.
 
     Args:
         path: a regular file.
 
     Returns:
-        Text, numbers, booleans, None, lists and mappings.
+        Each as text, numbers, booleans, None, lists and mappings; an empty file has one, None.
 
     Raises:
         UsageError: it cannot be read, or is no YAML. The message names file and line.
@@ -43,7 +43,7 @@ def read(path: Path) -> Any:
     except ValueError:
         raise UsageError(f"cannot read the recipe {path}: not a text file.") from None
     try:
-        return yaml.load(text, Loader=_Loader)
+        return list(yaml.load_all(text, Loader=_Loader)) or [None]
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""

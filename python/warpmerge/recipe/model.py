@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from ..models.reference import ModelRef
 from .document import plain, read
 from .parse import parse
 from .slices import Slice
+from .stages import names_of, ordered
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Recipe:
         dtype: the key `dtype`, or None.
         out_dtype: the key `out_dtype`, or None.
         notices: what the recipe says without effect, a sentence each.
+        stages: documents whose results this one merges: names and recipes, in the order in which they are merged.
         source: the document that the recipe was made from.
     """
 
@@ -39,6 +42,7 @@ class Recipe:
     out_dtype: DType | None = None
     notices: tuple[str, ...] = ()
     source: Mapping[str, Any] = field(default_factory=dict)
+    stages: tuple[tuple[str, Recipe], ...] = ()
 
     @classmethod
     def load(cls, source: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
@@ -63,7 +67,14 @@ class Recipe:
         if not isinstance(source, (str, os.PathLike)):
             raise UsageError(f"a recipe must be a path, a dictionary or a Recipe, got {shown(source)}.")
         path = Path(source)
-        return cls._read(read(path), str(path))
+        documents = read(path)
+        if len(documents) == 1:
+            return cls._read(documents[0], str(path))
+        names = names_of(documents, str(path))
+        recipes = [cls._read(document, f"{path}: document {n + 1}") for n, document in enumerate(documents)]
+        *stages, (_, last) = ordered(recipes, names, str(path))
+        notices = [notice for _, recipe in stages for notice in recipe.notices]
+        return dataclasses.replace(last, stages=tuple(stages), notices=(*notices, *last.notices))
 
     @classmethod
     def _read(cls, document: Any, where: str) -> Recipe:
@@ -76,10 +87,34 @@ class Recipe:
         return tuple(dict.fromkeys(model.ref for part in self.slices for model in part.models))
 
     @property
+    def references(self) -> tuple[ModelRef, ...]:
+        """The references of all models and bases, each once."""
+        bases = [part.base for part in self.slices if part.base is not None]
+        return tuple(dict.fromkeys([*self.models, *bases, *([self.base] if self.base else [])]))
+
+    def located(self, places: Mapping[str, Path]) -> Recipe:
+        """The recipe with directories in place of the names of documents."""
+
+        def there(ref: ModelRef) -> ModelRef:
+            place = places.get(ref.path)
+            return ref if place is None else dataclasses.replace(ref, path=str(place))
+
+        slices = tuple(
+            dataclasses.replace(
+                part,
+                models=tuple(dataclasses.replace(model, ref=there(model.ref)) for model in part.models),
+                base=None if part.base is None else there(part.base),
+            )
+            for part in self.slices
+        )
+        return dataclasses.replace(self, slices=slices, base=None if self.base is None else there(self.base))
+
+    @property
     def metadata_source(self) -> ModelRef:
         """The model whose config, tokenizer and other small files the output takes over."""
         return self.base or self.slices[0].models[0].ref
 
     def to_yaml(self) -> str:
-        """The recipe as YAML."""
-        return yaml_text(plain(self.source, "recipe"), flow=None, width=80)
+        """The recipe as YAML, all documents of it."""
+        documents = [*(recipe.source for _, recipe in self.stages), self.source]
+        return "---\n".join(yaml_text(plain(d, "recipe"), flow=None, width=80) for d in documents)

@@ -28,7 +28,7 @@ ROOMS = [
     ["engine"],
     ["verification", "pool", "running", "staged"],
     ["api"],
-    ["demo"],
+    ["demo", "mergekit_options"],
     ["cli"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}

@@ -14,6 +14,7 @@ import click
 
 from . import __version__
 from .errors import MergeError, UsageError, printable
+from .mergekit_options import GroupedCommand, mergekit_options, translated
 from .units import show_seconds, show_size
 
 INTERRUPTED = 130
@@ -48,9 +49,10 @@ def _merge_options(command: Callable) -> Callable:
     return command
 
 
-@cli.command()
+@cli.command(cls=GroupedCommand)
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.argument("out_dir", type=click.Path(path_type=Path))
+@mergekit_options
 @_merge_options
 @click.option("--resume", is_flag=True, help="Keep the shards that an interrupted run of the same merge finished.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
@@ -58,10 +60,17 @@ def _merge_options(command: Callable) -> Callable:
 @click.option("--dry-run", is_flag=True, help="Check everything, write nothing.")
 @click.option("--quiet", is_flag=True, help="Print errors only.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def merge(recipe: Path, out_dir: Path, quiet: bool, as_json: bool, no_sync: bool, **options: Any) -> None:
+@click.pass_context
+def merge(
+    context: click.Context, recipe: Path, out_dir: Path, quiet: bool, as_json: bool, no_sync: bool, **options: Any
+) -> None:
     """Merge the models that RECIPE (YAML) names into the model directory OUT_DIR."""
     from .api import merge as run
 
+    meant, notices = translated(context.obj or {})
+    options |= meant
+    for notice in () if quiet or as_json else notices:
+        _complain(f"note: {notice}")
     recipe = _loaded(recipe, options["strict"], quiet or as_json)
     with _Progress(quiet or as_json) as progress:
         report = run(recipe, out_dir, sync=not no_sync, progress=progress, **options)

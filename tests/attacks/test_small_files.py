@@ -185,7 +185,7 @@ def test_overwriting_removes_what_a_merge_can_have_written_and_nothing_else(mode
         (models / name / "vocab.txt").unlink()
     assert run_cli("merge", models / "r.yml", out, "--overwrite", "--no-sync").status == 0
     kept = {*OTHERS, "sub", "link.txt", "folder.txt", "unsaid.txt"}
-    assert set(os.listdir(out)) == kept | {"README.md", "config.json", "warpmerge.json", SINGLE}
+    assert set(os.listdir(out)) == kept | {"README.md", "config.json", "mergekit_config.yml", "warpmerge.json", SINGLE}
     assert (models / "keep.txt").read_text() == (out / "sub" / "inner.txt").read_text() == "kept"
     assert contents(out)["notes.md"] == b"old"
 

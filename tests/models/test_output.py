@@ -180,7 +180,9 @@ def test_what_a_finished_merge_leaves(models, options):
     names = {p.name for p in out.iterdir()}
     weights = {n for n in names if n.endswith(".safetensors")}
     copied = {n for n in FILES if n not in ("README.md", "trainer_state.json", "notes.log")}
-    assert names == weights | copied | {"config.json", "README.md", "warpmerge.json"} | ({INDEX} if options else set())
+    assert names == weights | copied | {"config.json", "README.md", "warpmerge.json", "mergekit_config.yml"} | (
+        {INDEX} if options else set()
+    )
     assert all((out / n).read_text() == FILES[n] for n in copied)
     assert len(weights) == (5 if options else 1)
     seen = {}

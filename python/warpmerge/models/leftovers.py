@@ -8,7 +8,7 @@ from pathlib import Path
 from .. import system
 from ..errors import OutputError
 from .documents import MANIFEST_LIMIT, read_json
-from .names import CARD, CONFIG, MANIFEST, is_companion, is_weights
+from .names import CARD, CONFIG, MANIFEST, RECIPE, is_companion, is_weights
 
 
 def leftovers(directory: Path) -> set[str]:
@@ -49,7 +49,7 @@ def _is_regular(path: Path) -> bool:
 
 
 def _is_ours(name: str) -> bool:
-    return name in (CARD, CONFIG, MANIFEST) or (is_companion(name) and name.isprintable())
+    return name in (CARD, CONFIG, MANIFEST, RECIPE) or (is_companion(name) and name.isprintable())
 
 
 def _said(manifest: Path) -> frozenset[str]:

@@ -10,6 +10,7 @@ SINGLE = "model.safetensors"
 CONFIG = "config.json"
 CARD = "README.md"
 MANIFEST = "warpmerge.json"
+RECIPE = "mergekit_config.yml"  # where programs look for the recipe of a merge
 COPIED_SUFFIXES = {".json", ".jinja", ".model", ".txt", ".tiktoken", ".bpe", ".vocab", ".py"}
 NOT_COPIED = {
     CARD.lower(),

@@ -17,7 +17,7 @@ from ..dtypes import DType
 from .card import card
 from .checkpoint import Checkpoint
 from .companions import Companion, companions, located
-from .names import CARD, CONFIG, MANIFEST
+from .names import CARD, CONFIG, MANIFEST, RECIPE
 
 if TYPE_CHECKING:
     from ..plan.file_plan import Plan
@@ -84,7 +84,8 @@ def sidecars(plan: Plan) -> Sidecars:
     """Reads and renders the small files. Raises CheckpointError as `taken_over` does."""
     dtypes = plan.dtypes
     main = max((d for d in dtypes if d.is_float), key=lambda d: dtypes[d], default=None)
-    ready = taken_over(plan.metadata_source, main, plan.config) | {CARD: card(plan.recipe, plan.seed)}
+    ours = {CARD: card(plan.recipe, plan.seed), RECIPE: plan.recipe.to_yaml().encode()}
+    ready = taken_over(plan.metadata_source, main, plan.config) | ours
     frame = json.dumps(_frame(plan, sorted({MANIFEST, *ready})), indent=1, allow_nan=False)
     return Sidecars(ready, frame)
 

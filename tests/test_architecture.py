@@ -23,6 +23,7 @@ ROOMS = [
     ["twins"],
     ["tasks"],
     ["recipe"],
+    ["vocabulary"],
     ["plan"],
     ["backends"],
     ["engine"],

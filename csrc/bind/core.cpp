@@ -53,6 +53,17 @@ View joined_view(std::vector<View> parts, std::vector<int64_t> starts) {
   return composed(dtype, std::make_shared<JoinedParts>(std::move(parts), std::move(starts)));
 }
 
+View mean_view(int dtype, std::vector<View> sources, const py::buffer& index, int64_t row_elements) {
+  const py::buffer_info info = index.request();
+  if (!info.item_type_is_equivalent_to<int64_t>() || info.ndim != 2 || info.strides[1] != sizeof(int64_t) ||
+      info.strides[0] != info.shape[1] * int64_t(sizeof(int64_t)) || sources.empty() ||
+      info.shape[0] != py::ssize_t(sources.size()))
+    throw py::value_error("the index of means is a contiguous one of int64, a row for each source");
+  const int64_t* rows = static_cast<const int64_t*>(info.ptr);  // copied: workers cannot hold Python objects
+  return composed(Dtype(dtype), std::make_shared<MeanRows>(Dtype(dtype), std::move(sources),
+                                                           std::vector<int64_t>(rows, rows + info.size), row_elements));
+}
+
 using StepRow = std::array<int, 6>;
 
 std::shared_ptr<Code> make_code(int inputs, const std::vector<StepRow>& rows, int registers, std::vector<int> outputs,
@@ -131,6 +142,8 @@ PYBIND11_MODULE(_core, m) {
            py::arg("offset") = 0)
       .def_static("gathered", &gathered_view, py::arg("source"), py::arg("index"), py::arg("row_bytes"))
       .def_static("joined", &joined_view, py::arg("parts"), py::arg("starts"))
+      .def_static("mean_rows", &mean_view, py::arg("dtype"), py::arg("sources"), py::arg("index"),
+                  py::arg("row_elements"))
       .def("from_byte", &View::from, py::arg("byte"), "The same view without its first bytes.");
   py::class_<Code, std::shared_ptr<Code>>(m, "Code", "A structure of warpmerge.expr.program.")
       .def(py::init(&make_code), py::arg("inputs"), py::arg("code"), py::arg("registers"), py::arg("outputs"),

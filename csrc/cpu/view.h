@@ -67,4 +67,24 @@ class JoinedParts final : public Composition {
   const std::vector<int64_t> starts_;
 };
 
+// Row i is the mean of a row of each source that has one for it: of source s the row index[s * rows + i], unless that
+// is negative. Of no source it is zero. Sources may be of other types: a single row is converted, a mean is taken in
+// double and rounded once. Ranges are whole elements.
+class MeanRows final : public Composition {
+ public:
+  MeanRows(Dtype dtype, std::vector<View> sources, std::vector<int64_t> index, int64_t row_elements);
+  void read(int64_t begin, int64_t bytes, char* out) const override;
+
+ private:
+  int64_t index(int source, int64_t row) const { return index_[size_t(source * int64_t(only_.size()) + row)]; }
+  void convert(const View& source, int64_t first, int64_t count, char* out) const;
+  void mean(int64_t row, int64_t first, int64_t count, char* out) const;
+
+  const Dtype dtype_;
+  const std::vector<View> sources_;
+  const std::vector<int64_t> index_;
+  const int64_t row_;
+  std::vector<int> only_;  // of each row its single source, kNone or kSeveral
+};
+
 }  // namespace warpmerge

@@ -125,7 +125,7 @@ def merge(
         options, needed = _resources(plan, info, device, count, memory, device_memory)
         directory = OutputDirectory(
             place,
-            inputs=[c.path for c in plan.checkpoints],
+            inputs=plan.directories,
             overwrite=overwrite,
             resume=resume,
             sync=sync,
@@ -258,7 +258,7 @@ def describe(recipe: str | Path | Mapping[str, Any] | Recipe, **options: Any) ->
             "shards": len(plan.shards),
             "memory": needed,
             "backend": f"{info.name} on {chosen['device']}, {count} threads",
-            "notices": list(recipe.notices),
+            "notices": list(plan.notices),
             "models": [
                 {
                     "model": str(c),

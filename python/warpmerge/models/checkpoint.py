@@ -113,6 +113,10 @@ class TensorFiles:
         column = FileColumn(self.columns, self.shard_of, [shard.file for shard in self.shards])
         return column if names == self.names else column.take([self.rows.get(name, ABSENT) for name in names])
 
+    def holder(self, name: str) -> Checkpoint | None:
+        """Itself, if it has this tensor: what models.picked.Picked says of each of its tensors."""
+        return self if name in self.rows else None
+
     def is_quantized(self) -> bool:
         """Whether the config says that the weights are codes."""
         return False

@@ -8,10 +8,14 @@ from pathlib import PurePath
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 CONFIG = "config.json"
+GENERATION = "generation_config.json"
 CARD = "README.md"
 MANIFEST = "warpmerge.json"
 RECIPE = "mergekit_config.yml"  # where programs look for the recipe of a merge
 COPIED_SUFFIXES = {".json", ".jinja", ".model", ".txt", ".tiktoken", ".bpe", ".vocab", ".py"}
+TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+SPECIAL_TOKENS, ADDED_TOKENS = "special_tokens_map.json", "added_tokens.json"
+TEMPLATE, OLD_TEMPLATE = "chat_template.jinja", "chat_template.json"
 NOT_COPIED = {
     CARD.lower(),
     MANIFEST,
@@ -43,3 +47,19 @@ def is_companion(name: str) -> bool:
         and not name.endswith(".index.json")
         and not name.startswith(".")
     )
+
+
+# What tokenizers are made of where there is no tokenizer.json, or beside it.
+VOCABULARIES = {"vocab.json", "merges.txt", "vocab.txt", "bpe.codes", "tekken.json", "source.spm", "target.spm"}
+_VOCABULARY_SUFFIXES = (".model", ".tiktoken", ".bpe", ".spm", ".vocab")
+_TOKENIZER_FILES = {TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS, ADDED_TOKENS, TEMPLATE, OLD_TEMPLATE}
+
+
+def is_vocabulary(name: str) -> bool:
+    """Whether a companion of this name holds the vocabulary of a tokenizer in a form of its own."""
+    return name in VOCABULARIES or name.endswith(_VOCABULARY_SUFFIXES)
+
+
+def is_tokenizer_file(name: str) -> bool:
+    """Whether a companion of this name is part of a tokenizer, its chat template included."""
+    return name in _TOKENIZER_FILES or is_vocabulary(name)

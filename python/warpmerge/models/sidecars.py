@@ -17,7 +17,7 @@ from ..dtypes import DType
 from .card import card
 from .checkpoint import Checkpoint
 from .companions import Companion, companions, located
-from .names import CARD, CONFIG, MANIFEST, RECIPE
+from .names import CARD, CONFIG, MANIFEST, RECIPE, is_tokenizer_file
 
 if TYPE_CHECKING:
     from ..plan.file_plan import Plan
@@ -85,7 +85,10 @@ def sidecars(plan: Plan) -> Sidecars:
     dtypes = plan.dtypes
     main = max((d for d in dtypes if d.is_float), key=lambda d: dtypes[d], default=None)
     ours = {CARD: card(plan.recipe, plan.seed), RECIPE: plan.recipe.to_yaml().encode()}
-    ready = taken_over(plan.metadata_source, main, plan.config) | ours
+    theirs = taken_over(plan.metadata_source, main, plan.config)
+    if plan.tokenizer.files is not None:
+        theirs = {name: file for name, file in theirs.items() if not is_tokenizer_file(name)} | dict(plan.tokenizer.files)
+    ready = theirs | ours
     frame = json.dumps(_frame(plan, sorted({MANIFEST, *ready})), indent=1, allow_nan=False)
     return Sidecars(ready, frame)
 

@@ -4,6 +4,7 @@
     Memory         contiguous memory of the host or a device  direct
     GatheredRows   rows of another view, by an index          produced range by range
     JoinedParts    other views, joined along an axis          produced range by range
+    MeanRows       means of rows of several views             produced range by range (models/row_views.py)
 
 Views nest. Nothing is materialised: whoever reads a view asks for one range at a time, so that a tile of a permuted
 vocabulary needs the memory of a tile.
@@ -201,16 +202,10 @@ class GatheredRows(View):
         return rows[(start - first * self.row) * size : (end - first * self.row) * size]
 
     def ranges(self, start: int = 0, count: int | None = None) -> Iterator[Range]:
-        """In the order of the file: a disk gives neighbouring rows faster than rows in any other order."""
-        import numpy as np
-
         end = start + self._length(start, count)
-        if start == end:
-            return
-        rows = np.unique(self.index[start // self.row : -(-end // self.row)])
-        near = max(1, GAP // (self.row * self.dtype.itemsize))
-        for run in np.split(rows, np.flatnonzero(np.diff(rows) > near) + 1):
-            yield from self.source.ranges(int(run[0]) * self.row, int(run[-1] - run[0] + 1) * self.row)
+        return row_ranges(
+            self.source, self.index[start // self.row : -(-end // self.row)] if start < end else (), self.row
+        )
 
     def native(self) -> Any:
         if self._native is None:
@@ -222,6 +217,19 @@ class GatheredRows(View):
 
         source = self.source.tensor()
         return source.index_select(0, torch.from_numpy(self.index).to(source.device))
+
+
+def row_ranges(source: View, index: Any, row: int) -> Iterator[Range]:
+    """What these rows, of `row` elements each, read from files. They come in the order of the file: a disk gives
+    neighbouring rows faster than rows in any other order."""
+    import numpy as np
+
+    if not len(index):
+        return
+    rows = np.unique(index)
+    near = max(1, GAP // (row * source.dtype.itemsize))
+    for run in np.split(rows, np.flatnonzero(np.diff(rows) > near) + 1):
+        yield from source.ranges(int(run[0]) * row, int(run[-1] - run[0] + 1) * row)
 
 
 class JoinedParts(View):

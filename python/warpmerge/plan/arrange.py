@@ -34,6 +34,7 @@ class Arrangement:
         source: has the output's names, shapes and dtypes.
         inputs: the merged models; with `partial`, one that lacks a tensor is no input for it.
         base: the reference, if deltas are taken from one.
+        slice_of: the slice of the tensor of a name.
         auxiliary: by label the auxiliary tensors.
         values: the parameters for a tensor's name.
         labels: for a tensor's name those of its inputs and auxiliary tensors, the base's last.
@@ -41,11 +42,13 @@ class Arrangement:
         bases: those of all references.
         beside: by label those of the auxiliary tensors.
         config: the metadata source's, made to fit.
+        kinds: the dtypes of the output (indices into DTYPES), if they are not those of the views of `source`.
     """
 
     source: Model
     inputs: Sequence[Model]
     base: Model | None
+    slice_of: Callable[[str], Slice]
     auxiliary: Mapping[str, Model]
     values: Callable[[str], Mapping[str, Any]]
     labels: Callable[[str], Sequence[str]]
@@ -54,6 +57,7 @@ class Arrangement:
     bases: list[Checkpoint]
     beside: Mapping[str, Checkpoint]
     config: dict[str, Any]
+    kinds: bytes | None = None
 
 
 def arrange(recipe: Recipe, opened: Opened) -> Arrangement:
@@ -91,7 +95,18 @@ def _whole(part: Slice, source: Checkpoint, opened: Opened) -> Arrangement:
 
     bases = [base] if base else []
     return Arrangement(
-        source, inputs, base, beside, values, lambda name: labels, False, inputs, bases, beside, source.config()
+        source,
+        inputs,
+        base,
+        lambda name: part,
+        beside,
+        values,
+        lambda name: labels,
+        False,
+        inputs,
+        bases,
+        beside,
+        source.config(),
     )
 
 
@@ -151,6 +166,7 @@ def _layered(recipe: Recipe, opened: Opened) -> Arrangement:
         picked("the first source", lambda part: part.metadata_source),
         inputs,
         base,
+        lambda name: slices[rows[name].slice],
         {},
         values,
         lambda name: labels[rows[name].slice],

@@ -9,6 +9,7 @@ from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from .. import __version__
@@ -24,6 +25,7 @@ from ..recipe import ModelRef, Recipe
 from ..tasks import Group, Jobs
 from .arrange import arrange
 from .jobs import is_whole, make_jobs
+from .tokenizer import Tokenized, with_tokenizer
 
 
 @dataclass
@@ -42,10 +44,21 @@ class Plan:
     config: dict[str, Any]  # of the output
     auxiliary: Mapping[str, Checkpoint] = field(default_factory=dict)  # by label: "fisher of MODEL"
     stands_for: str = ""  # the fingerprint of the plan that this one carries out, if it is another's
+    tokenizer: Tokenized = field(default_factory=Tokenized)
     sidecars: Sidecars = field(init=False)
 
     def __post_init__(self) -> None:
         self.sidecars = sidecars(self)
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What users should know, a sentence each."""
+        return (*self.recipe.notices, *self.tokenizer.notices)
+
+    @property
+    def directories(self) -> list[Path]:
+        """What is read, and must not be written to."""
+        return [*(checkpoint.path for checkpoint in self.checkpoints), *self.tokenizer.directories]
 
     @property
     def checkpoints(self) -> list[Checkpoint]:
@@ -124,6 +137,7 @@ class Plan:
             self.seed,
             files,
             [(s.name, s.nbytes) for s in self.shards],
+            self.tokenizer.fingerprint,
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -164,7 +178,7 @@ def make_plan(
         return opened[ref]
 
     metadata_source = checkpoint(recipe.metadata_source)
-    found = arrange(recipe, checkpoint)
+    found, tokenizer = with_tokenizer(recipe, arrange(recipe, checkpoint), checkpoint)
     wanted = recipe.out_dtype or recipe.dtype
     jobs = make_jobs(
         recipe.method,
@@ -172,7 +186,7 @@ def make_plan(
         found.inputs,
         found.base,
         values=found.values,
-        out_kinds=lambda kinds: bytes([DTYPES.index(wanted)] * len(kinds)) if wanted else kinds,
+        out_kinds=lambda kinds: bytes([DTYPES.index(wanted)] * len(kinds)) if wanted else found.kinds or kinds,
         labels=found.labels,
         auxiliary=found.auxiliary,
         take_from_source=recipe.base is not None,
@@ -195,6 +209,7 @@ def make_plan(
         found.config,
         found.beside,
         stands_for,
+        tokenizer,
     )
 
 

@@ -18,6 +18,7 @@ from .document import plain, read
 from .parse import parse
 from .slices import Slice
 from .stages import names_of, ordered
+from .tokenizer import ChatTemplate, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Recipe:
         out_dtype: the key `out_dtype`, or None.
         notices: what the recipe says without effect, a sentence each.
         stages: documents whose results this one merges: names and recipes, in the order in which they are merged.
+        tokenizer: what `tokenizer` or `tokenizer_source` asks for, or None.
+        chat_template: the key `chat_template`, or None.
         source: the document that the recipe was made from.
     """
 
@@ -41,6 +44,8 @@ class Recipe:
     dtype: DType | None = None
     out_dtype: DType | None = None
     notices: tuple[str, ...] = ()
+    tokenizer: Tokenizer | None = None
+    chat_template: ChatTemplate | None = None
     source: Mapping[str, Any] = field(default_factory=dict)
     stages: tuple[tuple[str, Recipe], ...] = ()
 

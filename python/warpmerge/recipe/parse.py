@@ -17,13 +17,10 @@ from ..models.reference import ModelRef
 from .references import model_ref
 from .settings import Constant, Setting, parse_setting
 from .slices import RecipeModel, Slice
+from .tokenizer import ChatTemplate, Tokenizer, read_template, read_tokenizer
 
-KEYS = ("merge_method", "models", "slices", "modules", "base_model", "parameters", "dtype", "out_dtype", "name")
-LATER = {
-    "tokenizer": "all models must share the base's tokenizer, which is copied; remove the key",
-    "tokenizer_source": "all models must share the base's tokenizer, which is copied; remove the key",
-    "chat_template": "the base's chat template is copied; remove the key",
-}
+KEYS: tuple[str, ...] = ("merge_method", "models", "slices", "modules", "base_model", "parameters", "dtype")
+KEYS += ("out_dtype", "tokenizer_source", "tokenizer", "chat_template", "name")
 ENTRY, SOURCE = ("model", "parameters"), ("model", "layer_range", "parameters")
 SLICE = ("sources", "parameters", "base_model", "residual_weight")
 MODULE = ("models", "slices", "parameters")
@@ -42,6 +39,8 @@ class Parsed(NamedTuple):
     dtype: DType | None
     out_dtype: DType | None
     notices: tuple[str, ...]
+    tokenizer: Tokenizer | None
+    chat_template: ChatTemplate | None
 
 
 def parse(document: Any, where: str) -> Parsed:
@@ -76,10 +75,11 @@ class _Reader:
         where = self.where
         with self._noting():
             self.method = _method(document, where)
-        self._check_keys(document, KEYS, where, more=LATER)
-        for key in LATER:
-            if document.get(key) is not None:
-                self.problems.append(f"{where}: '{key}' is not supported yet: {LATER[key]}.")
+        self._check_keys(document, KEYS, where)
+        tokenizer = read_tokenizer(document, where, self._noting)
+        template = None
+        with self._noting():
+            template = read_template(document, where)
         if self.method is None:
             return None
         base = dtype = out_dtype = None
@@ -94,8 +94,10 @@ class _Reader:
         for part in slices if not self.problems else ():
             with self._noting():
                 self._check(part)
+        if not slices:
+            return None
         notices = tuple(dict.fromkeys(self.notices))
-        return Parsed(self.method, slices, base, dtype, out_dtype, notices) if slices else None
+        return Parsed(self.method, slices, base, dtype, out_dtype, notices, tokenizer, template)
 
     def _slices(
         self, document: Mapping[str, Any], base: ModelRef | None, scopes: tuple[Mapping[str, Setting], ...], where: str
@@ -220,16 +222,14 @@ class _Reader:
         base = document.get("base_model")
         return None if base is None else model_ref(base, f"{where}: base_model")
 
-    def _check_keys(
-        self, document: Mapping[str, Any], keys: tuple[str, ...], where: str, more: Mapping[str, str] = {}
-    ) -> None:
+    def _check_keys(self, document: Mapping[str, Any], keys: tuple[str, ...], where: str) -> None:
         for key in document:
-            if key in keys or key in more:
+            if key in keys:
                 continue
             if key in MERGEKIT:
                 self.notices.append(f"{where}: '{key}' has no effect here; parameters stand under 'parameters'.")
                 continue
-            near = close_matches(key, [*keys, *more])
+            near = close_matches(key, keys)
             self.problems.append(f"{where}: unknown key {shown(key)}{near or '.'} Keys: {', '.join(keys)}.")
 
     def _check(self, part: Slice) -> None:

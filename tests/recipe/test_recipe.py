@@ -56,9 +56,6 @@ BAD = {
         ["'c' must be one of the sources"],
     ),
     "two modules": ("merge_method: linear\nmodules: {a: {models: [x]}, b: {models: [x]}}\n", ["modules", "2 of them"]),
-    "tokenizer": (f"{LINEAR}tokenizer: {{source: union}}\n", ["'tokenizer'", "not supported"]),
-    "tokenizer_source": (f"{LINEAR}tokenizer_source: union\n", ["'tokenizer_source'", "not supported"]),
-    "chat_template": (f"{LINEAR}chat_template: auto\n", ["'chat_template'", "not supported"]),
     "misspelt key": (f"{LINEAR}base_modl: /m/a\n", ["'base_modl'", "did you mean 'base_model'"]),
     "number as key": (f"{LINEAR}1: x\n", ["the key 1 is no text"]),
     "no method": ("models: [{model: /m/a}]\n", ["'merge_method' is missing"]),
@@ -317,13 +314,13 @@ def test_what_has_no_effect_is_said(tmp_path, name):
 
 
 def test_all_faults_are_reported_at_once(tmp_path):
-    text = f"{TIES}dtype: bfloat61\nparameters: {{densty: 1, weight: heavy}}\nbase_modl: x\ntokenizer_source: union\n"
+    text = f"{TIES}dtype: bfloat61\nparameters: {{densty: 1, weight: heavy}}\nbase_modl: x\nchat_template: chtml\n"
     path = write_recipe(tmp_path / "r.yml", text)
     with pytest.raises(UsageError) as caught:
         Recipe.load(path)
     lines = str(caught.value).split("\n")
     assert len(lines) == 5 and all(line.startswith(str(path)) for line in lines)
-    for word in ("base_modl", "tokenizer_source", "bfloat61", "densty", "heavy"):
+    for word in ("base_modl", "chat_template", "bfloat61", "densty", "heavy"):
         assert sum(word in line for line in lines) == 1
 
 

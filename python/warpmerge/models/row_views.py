@@ -73,7 +73,8 @@ class MeanRows(View):
         for source, rows in zip(self.sources, self.index[:, first:last], strict=True):
             for place in np.flatnonzero(rows >= 0):
                 data = source.read(int(rows[place]) * self.row, self.row)
-                total[place] += values(data, source.dtype)
+                with np.errstate(invalid="ignore"):
+                    total[place] += values(data, source.dtype)
                 found[place] += 1
                 if source.dtype is self.dtype:
                     copied[place] = data
@@ -162,7 +163,7 @@ def rounded(numbers: Any, dtype: DType) -> bytes:
     """float64 numbers rounded once, to nearest even; every NaN becomes the canonical one."""
     import numpy as np
 
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         if dtype is not BFLOAT16:
             found = numbers.astype(_NUMPY[dtype])
             found[np.isnan(numbers)] = np.nan

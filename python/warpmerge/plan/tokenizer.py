@@ -95,9 +95,10 @@ class _Work:
         output = output_tokenizer(choice, list(members.values()))
         rows = Rows(choice, output.ids)
         views = self._views(rows, members)
-        if rows.without:
-            some = ", ".join(sorted(repr(token) for token in rows.without)[:3])
-            self.notices.append(f"no model has rows for {len(rows.without)} tokens ({some}): their rows are zeros.")
+        for name, tokens in rows.without.items():
+            if tokens:
+                some = ", ".join(sorted(map(repr, tokens))[:3])
+                self.notices.append(f"tensor '{name}': no model has the {len(tokens)} tokens {some}: their rows are 0.")
         self.notices += output.notices
         self.fingerprint = _digest(rows, list(members.values()))
         moved = _moved(base.tokenizer, output)

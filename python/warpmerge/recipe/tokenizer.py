@@ -22,6 +22,7 @@ TEMPLATES = ("alpaca", "chatml", "exaone", "llama3", "mistral")  # of vocabulary
 AUTO = "auto"
 SHORTEST = 20  # characters of a template that is written out
 TEMPLATE_LIMIT = 16 << 20  # bytes of a template's file
+TEMPLATE_SUFFIXES = (".jinja", ".jinja2", ".j2")  # no recipe puts other files of this machine into an output
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ def read_template(document: Mapping[str, Any], where: str) -> ChatTemplate | Non
     if "{" in value and len(value) >= SHORTEST:
         return ChatTemplate(None, _checked(value, where))
     path = os.path.expanduser(value)
-    if system.is_file(path):
+    if path.endswith(TEMPLATE_SUFFIXES) and system.is_file(path):
         try:
             text = system.read_file(path, TEMPLATE_LIMIT).decode()
         except (OSError, ValueError) as error:
@@ -187,7 +188,7 @@ def read_template(document: Mapping[str, Any], where: str) -> ChatTemplate | Non
     near = close_matches(value, [AUTO, *TEMPLATES])
     raise UsageError(
         f"{where}: {shown(value)} is no template{near or '.'} Write {AUTO}, {', '.join(TEMPLATES)}, the path of a "
-        f"file, or a Jinja template of at least {SHORTEST} characters."
+        f".jinja file, or a Jinja template of at least {SHORTEST} characters."
     )
 
 

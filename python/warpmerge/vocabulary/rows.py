@@ -35,7 +35,7 @@ class Rows:
         self._tokens = sorted(ids, key=ids.__getitem__)
         self.count = -(-len(self._tokens) // choice.multiple) * choice.multiple
         self._own: dict[tuple[int, int], Any] = {}
-        self.without: set[Token] = set()  # tokens that no model has
+        self.without: dict[str, set[Token]] = {}  # by tensor the tokens that no model has
 
     def own(self, ids: Mapping[Token, int], rows: int) -> Any:
         """For each token of the output its row in a model of these ids and so many rows; -1: it has none."""
@@ -53,14 +53,14 @@ class Rows:
     def index(self, inputs: Sequence[Input], base: int | None, number: int, name: str) -> Any:
         """(K, V) integers: from which row of each input the rows of the input `number` are taken; -1: from none.
 
-        Several of them mean the mean of these rows. The row of a token that the input lacks is that of the base, else the
-        mean of the rows of all that have it.
+        Several mean the mean of these rows. The row of a token that the input lacks is that of the base, else the mean
+        of the rows of all that have it.
         """
         import numpy as np
 
         own = np.stack([self.own(i.ids, i.view.shape[0]) for i in inputs])
         there = own >= 0
-        self.without.update(self._tokens[place] for place in np.flatnonzero(~there.any(0)))
+        without = self.without[name] = {self._tokens[place] for place in np.flatnonzero(~there.any(0))}
         index = np.full_like(own, -1)
         index[number] = own[number]
         missing = ~there[number]
@@ -70,7 +70,7 @@ class Rows:
         index[:, missing] = own[:, missing]
         for token, row in self._choice.tokens.items():
             place = self._ids[token]
-            self.without.discard(token)
+            without.discard(token)
             if there[number, place] and not row.force:
                 continue
             if row.needs_source:

@@ -1,5 +1,7 @@
 """Rows of embeddings and heads by token: the values that the rules of docs/recipes.md give, worked out by hand."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -319,8 +321,6 @@ def test_auxiliary_tensors_are_not_rearranged(tmp_path, three):
 def test_a_resume_needs_the_same_rows(pair):
     plans = [planned(halves(*pair, tokenizer_source=source)) for source in ("base", "base")]
     assert plans[0].fingerprint() == plans[1].fingerprint()
-    path = f"{pair[1]}/tokenizer.json"
-    text = open(path).read()
-    with open(path, "w") as file:
-        file.write(text.replace('"x":2', '"y":2').replace('"x": 2', '"y": 2'))
+    path = Path(pair[1], "tokenizer.json")
+    path.write_text(path.read_text().replace('"x":2', '"y":2'))
     assert planned(halves(*pair, tokenizer_source="base")).fingerprint() != plans[0].fingerprint()

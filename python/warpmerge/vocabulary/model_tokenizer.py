@@ -71,7 +71,7 @@ class Reader:
             with library.reading(title):
                 for tokens in _beside(documents):
                     _add(found, tokens)
-                self._known[key] = ModelTokenizer(title, found, files, ids_of(found), added_of(found))
+                self._known[key] = ModelTokenizer(title, found, files, ids_of(found, title), added_of(found))
         known = self._known[key]
         return ModelTokenizer(title, known.tokenizer, files, known.ids, known.added)
 
@@ -112,12 +112,14 @@ def _text(raw: bytes, title: str) -> str:
         raise CheckpointError(f"the tokenizer of {title} cannot be read: {TOKENIZER} is not UTF-8.") from None
 
 
-def ids_of(tokenizer: Any) -> dict[Token, int]:
-    """The ids of all tokens, and those that no token has."""
+def ids_of(tokenizer: Any, title: str) -> dict[Token, int]:
+    """The ids of all tokens, and those that no token has. Raises CheckpointError if two tokens have the same id."""
     found: dict[Token, int] = dict(tokenizer.get_vocab(with_added_tokens=True))
     used = set(found.values())
     if len(used) < len(found):
-        raise CheckpointError("two of its tokens have the same id; give each token an id of its own")
+        raise CheckpointError(
+            f"the tokenizer of {title}: two tokens have the same id, as its ids have gaps; number them without gaps."
+        )
     found.update((number, number) for number in range(max(used, default=-1)) if number not in used)
     return found
 

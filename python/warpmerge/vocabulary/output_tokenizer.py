@@ -84,7 +84,7 @@ def output_tokenizer(choice: Tokenizer, members: Sequence[Member]) -> OutputToke
     with library.reading(donor.tokenizer.title):
         made = library.parsed(_stripped(donor.tokenizer.tokenizer.to_str(), set(beyond)), donor.tokenizer.title)
         made.add_tokens(list(new.values()))
-        ids = ids_of(made)
+        ids = ids_of(made, donor.tokenizer.title)
         files = _files(donor.tokenizer, made, set(beyond), {ids[token]: token for token in new})
     return OutputTokenizer(donor, ids, files, tuple(notices))
 

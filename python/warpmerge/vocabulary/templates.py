@@ -37,8 +37,7 @@ NAMED = {
         "{% for message in messages %}"
         "{% if loop.first and message['role'] != 'system' %}{{ '[|system|][|endofturn|]\\n' }}{% endif %}"
         "{{ '[|' + message['role'] + '|]' + message['content'] }}"
-        "{% if message['role'] != 'user' %}{{ '[|endofturn|]' }}{% endif %}"
-        "{% if not loop.last or add_generation_prompt %}{{ '\\n' }}{% endif %}"
+        "{{ '\\n' if message['role'] == 'user' else '[|endofturn|]\\n' }}"
         "{% endfor %}"
         "{% if add_generation_prompt %}{{ '[|assistant|]' }}{% endif %}"
     ),

@@ -8,6 +8,8 @@ import tempfile
 
 import torch
 from kernel_helpers import buffer, changed, native_file, task
+from warpmerge.backends.reference.output import round_to
+from warpmerge.models.row_views import MeanRows
 from warpmerge.models.views import FileRegion, GatheredRows, JoinedParts
 
 
@@ -61,11 +63,24 @@ class Views:
         views, tensors = zip(*made, strict=True)
         return JoinedParts(views, axis - self.random.choice([0, len(shape)]), "t"), torch.cat(tensors, axis)
 
+    def mean(self, shape, depth):
+        made = [self.view((self.random.randint(1, 5), *shape[1:]), depth - 1) for _ in range(self.random.randint(1, 3))]
+        index = [[self.random.randint(-1, len(tensor) - 1) for _ in range(shape[0])] for _, tensor in made]
+        total = torch.zeros(shape, dtype=torch.float64)
+        for row, places in enumerate(zip(*index, strict=True)):
+            found = [tensor[at].double() for (_, tensor), at in zip(made, places, strict=True) if at >= 0]
+            total[row] = sum(found[1:], found[0]) / len(found) if found else 0
+        dtype = buffer(torch.zeros(0, dtype=self.dtype)).dtype
+        return MeanRows([view for view, _ in made], index, dtype, "t"), round_to(total, dtype)
+
     def view(self, shape, depth=2):
         """A view of that shape out of up to `depth` views around each other, and its tensor."""
         if depth == 0 or not shape:
             return self.leaf(shape)
-        return self.random.choice([self.gathered, self.joined])(shape, depth)
+        kinds = [self.gathered, self.joined]
+        if self.dtype.is_floating_point and not self.in_place and shape[0]:
+            kinds.append(self.mean)
+        return self.random.choice(kinds)(shape, depth)
 
     def task(self, method, shape, models, **parameters):
         """A task whose operands are views, as `kernel_helpers.task` makes it, and the same of tensors."""

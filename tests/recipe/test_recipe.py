@@ -320,7 +320,7 @@ def test_all_faults_are_reported_at_once(tmp_path):
         Recipe.load(path)
     lines = str(caught.value).split("\n")
     assert len(lines) == 5 and all(line.startswith(str(path)) for line in lines)
-    for word in ("base_modl", "chat_template", "bfloat61", "densty", "heavy"):
+    for word in ("base_modl", "chtml", "bfloat61", "densty", "heavy"):
         assert sum(word in line for line in lines) == 1
 
 

@@ -105,7 +105,7 @@ def document_of(tokenizer):
 def test_new_tokens_where_ids_have_gaps_are_refused(tmp_path, out):
     gap = Tokenizer.from_str(json.dumps(document_of(words("abc"))).replace('"b": 1', '"b": 3'))
     paths = [model(tmp_path / "A", gap, 0, count=4), model(tmp_path / "B", words("abq"), 0)]
-    with pytest.raises(CheckpointError, match="the tokenizer of model '.*A': two tokens have the same id"):
+    with pytest.raises(CheckpointError, match=r"the tokenizer of model '.*A': two tokens have the same id"):
         merged(linear(*paths, tokenizer_source="union"), out)
 
 
@@ -181,14 +181,14 @@ def test_code_of_a_tokenizer_is_not_run(tmp_path, out):
         "tokenizer_config.json": '{"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", null]}}',
         "own.py": f"open({str(tmp_path / 'ran')!r}, 'w')\n",
     }
-    paths = [model(tmp_path / name, None, 0, count=2, files=files) for name in "AB"]
-    with pytest.raises(CheckpointError, match="the tokenizer of model '.*A' cannot be read"):
+    paths = [model(tmp_path / name, None, 0, count=2, files=files) for name in ("A", "B")]
+    with pytest.raises(CheckpointError, match=r"the tokenizer of model '.*A' cannot be read"):
         merged(linear(*paths, tokenizer_source="union"), out)
     assert not (tmp_path / "ran").exists()
 
 
 def test_a_missing_library_is_named(tmp_path, monkeypatch, out):
-    paths = [model(tmp_path / name, words("ab"), 0) for name in "AB"]
+    paths = [model(tmp_path / name, words("ab"), 0) for name in ("A", "B")]
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(UsageError, match=r"pip install warpmerge\[tokenizer\]"):
         merged(linear(*paths, tokenizer_source="union"), out)
@@ -196,7 +196,7 @@ def test_a_missing_library_is_named(tmp_path, monkeypatch, out):
 
 
 def test_recipes_without_a_tokenizer_import_no_library(tmp_path):
-    paths = [model(tmp_path / name, words("ab"), 0) for name in "AB"]
+    paths = [model(tmp_path / name, words("ab"), 0) for name in ("A", "B")]
     code = (
         "import sys, warpmerge as wm\n"
         f"wm.merge({linear(*paths, chat_template='chatml')!r}, {str(tmp_path / 'out')!r}, sync=False)\n"

@@ -18,6 +18,7 @@ from ..tasks import Group, Jobs, Shape, Tensors
 from ..twins import Twins
 
 COPIED: Mapping[str, Any] = {"nonfinite": "propagate"}  # the values of tensors that no method merges
+VOCABULARIES = " Their vocabularies differ; `tokenizer_source: union` in the recipe matches rows by their tokens."
 _FLOATS = frozenset(number for number, dtype in enumerate(DTYPES) if dtype.is_float)
 
 
@@ -163,7 +164,7 @@ def check_views(names: Sequence[str], source: Model, own: ViewColumn, other: Mod
     if own.shapes != column.shapes:
         for name, wanted, found, kind in zip(names, own.shapes, column.shapes, column.kinds, strict=True):
             if wanted != found and kind != NO_KIND:
-                hint = " Their vocabularies differ." if any(w in name for w in ("embed", "lm_head", "wte")) else ""
+                hint = VOCABULARIES if any(word in name for word in ("embed", "lm_head", "wte")) else ""
                 raise CheckpointError(
                     f"{_tensor(name)} is {list(wanted)} in {source.title} but {list(found)} in {other.title}.{hint}"
                 )

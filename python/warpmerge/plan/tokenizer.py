@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -39,6 +38,7 @@ from ..vocabulary import (
 )
 from ..vocabulary.model_tokenizer import document
 from ..vocabulary.places import renamed
+from ..vocabulary.tokenizer_json import Token, json_bytes
 from .arrange import Arrangement, Opened
 
 
@@ -93,7 +93,7 @@ class _Work:
         members = {member.ref: member for member in self._members(choice)}
         base, *_ = members.values()
         output = output_tokenizer(choice, list(members.values()))
-        rows = Rows(choice, output.ids)
+        rows = Rows(choice, output.json)
         views = self._views(rows, members)
         for name, tokens in rows.without.items():
             if tokens:
@@ -148,13 +148,18 @@ class _Work:
         """By tensor and id of a checkpoint its view."""
         models = [*self.found.inputs, self.found.source, *([self.found.base] if self.found.base else [])]
         found: dict[str, dict[int, View]] = {}
+        places: dict[int, Mapping[str, int]] = {}  # by id of a checkpoint its tensors with a vocabulary
         for name in self.found.source.names:
             source = _holder(self.found.source, name)
-            if source is None or name not in vocabulary_tensors(source):
+            if source is None:
+                continue
+            if id(source) not in places:
+                places[id(source)] = vocabulary_tensors(source)
+            if name not in places[id(source)]:
                 continue
             holders = {id(h): h for h in (_holder(model, name) for model in models) if h}
             part = self.found.slice_of(name)
-            inputs = [Input(h.ref, members[h.ref].tokenizer.ids, h.column([name]).view(0)) for h in holders.values()]
+            inputs = [Input(h.ref, members[h.ref].tokenizer.json, h.column([name]).view(0)) for h in holders.values()]
             base = next((n for n, i in enumerate(inputs) if part.base is not None and i.ref == part.base), None)
             found[name] = dict(zip(holders, rows.views(inputs, base, self.recipe.dtype, name), strict=True))
         return found
@@ -164,7 +169,7 @@ class _Work:
         file = companions(self.opened(self.recipe.metadata_source).path).get(GENERATION) if moved else None
         if file is None or moved is None:
             return {}
-        return {GENERATION: (json.dumps(renamed(document(file, GENERATION), moved), indent=2) + "\n").encode()}
+        return {GENERATION: json_bytes(renamed(document(file, GENERATION), moved))}
 
 
 def _holder(model: Model, name: str) -> Checkpoint | None:
@@ -174,16 +179,16 @@ def _holder(model: Model, name: str) -> Checkpoint | None:
 
 def _moved(base: ModelTokenizer, output: OutputTokenizer) -> Callable[[int], int | None] | None:
     """From a token's id in the base to its id in the output; None: no id changes."""
-    if all(output.ids.get(token, number) == number for token, number in base.ids.items()):
+    if output.donor.tokenizer.json is base.json:  # tokens come after its own
         return None
-    texts = base.texts()
-    return lambda number: output.ids.get(texts.get(number, number))
+    texts: dict[int, Token] = {number: token for token, number in base.ids.items()}
+    return lambda number: output.json.ids.get(texts.get(number, number))
 
 
 def _digest(rows: Rows, members: list[Member]) -> str:
     found = hashlib.sha256()
     for member in members:
-        found.update(rows.own(member.tokenizer.ids, member.rows or 0).tobytes())
+        found.update(rows.own(member.tokenizer.json, member.rows or 0).tobytes())
     return found.hexdigest()
 
 

@@ -39,11 +39,11 @@ def reading(title: str) -> Iterator[None]:
         raise CheckpointError(f"the tokenizer of {title} cannot be read: {reason or type(error).__name__}.") from None
 
 
-def parsed(text: str, title: str) -> Any:
+def parsed(raw: bytes, title: str) -> Any:
     """The tokenizer that a tokenizer.json describes. Raises CheckpointError."""
     library = tokenizers()
     with reading(title):
-        return library.Tokenizer.from_str(text)
+        return library.Tokenizer.from_buffer(raw)
 
 
 def converted(directory: Path, title: str) -> dict[str, bytes]:

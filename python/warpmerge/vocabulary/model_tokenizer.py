@@ -21,9 +21,7 @@ from ..models.names import (
 )
 from ..models.sidecars import Content
 from . import library
-
-Token = str | int  # its text; an id below the largest one that no token has stands for itself
-FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+from .tokenizer_json import FLAGS, JsonReader, Token, TokenizerJson
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,28 +30,30 @@ class ModelTokenizer:
 
     Attributes:
         title: what messages call the model.
-        tokenizer: of the library `tokenizers`.
+        json: its tokenizer.json, with the tokens that files beside it add.
         files: by name, as the model has them.
-        ids: by token.
-        added: by text the added tokens (`tokenizers.AddedToken`), in the order of their ids.
     """
 
     title: str
-    tokenizer: Any
+    json: TokenizerJson
     files: Mapping[str, Content]
-    ids: Mapping[Token, int]
-    added: Mapping[str, Any]
 
-    def texts(self) -> dict[int, Token]:
-        """The token of each id."""
-        return {number: token for token, number in self.ids.items()}
+    @property
+    def ids(self) -> Mapping[Token, int]:
+        """The ids by token."""
+        return self.json.ids
+
+    @property
+    def added(self) -> Mapping[str, Mapping[str, Any]]:
+        """By text the added tokens with their flags, in the order of their ids."""
+        return self.json.added
 
 
 class Reader:
-    """Reads tokenizers. Models with the same files share one."""
+    """Reads tokenizers."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[tuple[str, bytes], ...], ModelTokenizer] = {}
+        self._reader = JsonReader()
 
     def read(self, directory: Path, title: str) -> ModelTokenizer | None:
         """The tokenizer in a directory; None: there is none. Raises CheckpointError."""
@@ -62,18 +62,14 @@ class Reader:
             if not any(map(is_vocabulary, files)):
                 return None
             files = library.converted(directory, title)
-        read = [name for name in (TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS, ADDED_TOKENS) if name in files]
-        texts = {name: content(files[name]) for name in read}
-        key = tuple(texts.items())
-        if key not in self._known:
-            documents = {name: document(files[name], name) for name in texts if name != TOKENIZER}
-            found = library.parsed(_text(texts[TOKENIZER], title), title)
-            with library.reading(title):
-                for tokens in _beside(documents):
-                    _add(found, tokens)
-                self._known[key] = ModelTokenizer(title, found, files, ids_of(found, title), added_of(found))
-        known = self._known[key]
-        return ModelTokenizer(title, known.tokenizer, files, known.ids, known.added)
+        made = self._reader.read(content(files[TOKENIZER]), title)
+        beside = [name for name in (TOKENIZER_CONFIG, SPECIAL_TOKENS, ADDED_TOKENS) if name in files]
+        with library.reading(title):
+            new: dict[str, Mapping[str, Any]] = {}
+            for text, flags in _beside({name: document(files[name], name) for name in beside}):
+                if text not in made.ids:
+                    new.setdefault(text, flags)
+        return ModelTokenizer(title, made.changed(set(), new) if new else made, files)
 
 
 def tokenizer_files(directory: Path) -> dict[str, Companion]:
@@ -105,40 +101,25 @@ def document(file: Content, name: str) -> dict[str, Any]:
     return found
 
 
-def _text(raw: bytes, title: str) -> str:
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        raise CheckpointError(f"the tokenizer of {title} cannot be read: {TOKENIZER} is not UTF-8.") from None
-
-
-def ids_of(tokenizer: Any, title: str) -> dict[Token, int]:
-    """The ids of all tokens, and those that no token has. Raises CheckpointError if two tokens have the same id."""
-    found: dict[Token, int] = dict(tokenizer.get_vocab(with_added_tokens=True))
-    used = set(found.values())
-    if len(used) < len(found):
-        raise CheckpointError(
-            f"the tokenizer of {title}: two tokens have the same id, as its ids have gaps; number them without gaps."
-        )
-    found.update((number, number) for number in range(max(used, default=-1)) if number not in used)
-    return found
-
-
-def added_of(tokenizer: Any) -> dict[str, Any]:
-    """The added tokens in the order of their ids."""
-    return {token.content: token for _, token in sorted(tokenizer.get_added_tokens_decoder().items())}
-
-
-def _beside(documents: Mapping[str, Mapping[str, Any]]) -> Iterator[list[Any]]:
+def _beside(documents: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The tokens that files beside tokenizer.json add, in the order in which transformers adds them."""
     config = documents.get(TOKENIZER_CONFIG, {})
     decoder = config.get("added_tokens_decoder")
-    numbered = {int(n): flags for n, flags in decoder.items() if n.isdigit()} if isinstance(decoder, dict) else {}
-    yield [token for _, flags in sorted(numbered.items()) if (token := added_token(flags))]
+    numbered = {int(n): entry for n, entry in decoder.items() if n.isdigit()} if isinstance(decoder, dict) else {}
+    for _, entry in sorted(numbered.items()):
+        text = token_text(entry)
+        if text is not None:
+            special = isinstance(entry, Mapping) and bool(entry.get("special"))
+            yield text, flags(special) | {f: bool(entry[f]) for f in FLAGS if isinstance(entry, Mapping) and f in entry}
     added = {token: number for token, number in documents.get(ADDED_TOKENS, {}).items() if isinstance(number, int)}
-    yield [added_token(token) for token in sorted(added, key=added.__getitem__)]
+    yield from ((text, flags(False)) for text in sorted(added, key=added.__getitem__))
     for listed in (documents.get(SPECIAL_TOKENS, {}), config):
-        yield [added_token(token, special=True) for token in special_tokens(listed)]
+        yield from ((text, flags(True)) for text in special_tokens(listed))
+
+
+def flags(special: bool) -> dict[str, bool]:
+    """Those of an added token of which nothing else is known: text that is no special token is normalized."""
+    return dict.fromkeys(FLAGS, False) | {"normalized": not special, "special": special}
 
 
 def special_tokens(listed: Mapping[str, Any]) -> list[str]:
@@ -154,19 +135,3 @@ def token_text(value: Any) -> str | None:
     """The text of a token that is written as text or with its flags."""
     text = value.get("content") if isinstance(value, Mapping) else value
     return text if isinstance(text, str) and text else None
-
-
-def added_token(value: Any, *, special: bool = False) -> Any:
-    """A `tokenizers.AddedToken` of a text, or of a mapping with flags; None: it is neither."""
-    text = token_text(value)
-    if text is None:
-        return None
-    flags = {flag: bool(value[flag]) for flag in FLAGS if flag in value} if isinstance(value, Mapping) else {}
-    special = flags.pop("special", special)
-    return library.tokenizers().AddedToken(text, special=special, **{"normalized": not special, **flags})
-
-
-def _add(tokenizer: Any, tokens: list[Any]) -> None:
-    new = [token for token in tokens if tokenizer.token_to_id(token.content) is None]
-    if new:
-        tokenizer.add_tokens(new)

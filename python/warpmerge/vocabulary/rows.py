@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from itertools import repeat
 from typing import Any, NamedTuple
 
 from ..dtypes import FLOAT32, FLOAT64, DType
@@ -11,14 +12,14 @@ from ..models.reference import ModelRef
 from ..models.row_views import MeanRows, RowsMean
 from ..models.views import FileRegion, GatheredRows, JoinedParts, View
 from ..recipe.tokenizer import Tokenizer, TokenRow
-from .model_tokenizer import Token
+from .tokenizer_json import Token, TokenizerJson
 
 
 class Input(NamedTuple):
     """A model that is merged with others in one tensor."""
 
     ref: ModelRef
-    ids: Mapping[Token, int]
+    json: TokenizerJson
     view: View  # of its rows
 
 
@@ -27,30 +28,30 @@ class Rows:
 
     Args:
         choice: what the recipe says.
-        ids: of the output's tokens.
+        json: the tokenizer of the output.
     """
 
-    def __init__(self, choice: Tokenizer, ids: Mapping[Token, int]) -> None:
-        self._choice, self._ids = choice, ids
-        self._tokens = sorted(ids, key=ids.__getitem__)
+    def __init__(self, choice: Tokenizer, json: TokenizerJson) -> None:
+        self._choice, self._json = choice, json
+        self._tokens = sorted(json.ids, key=json.ids.__getitem__)
         self.count = -(-len(self._tokens) // choice.multiple) * choice.multiple
         self._own: dict[tuple[int, int], Any] = {}
         self.without: dict[str, set[Token]] = {}  # by tensor the tokens that no model has
 
-    def own(self, ids: Mapping[Token, int], rows: int) -> Any:
-        """For each token of the output its row in a model of these ids and so many rows; -1: it has none."""
+    def own(self, json: TokenizerJson, rows: int) -> Any:
+        """For each token of the output its row in a model of this tokenizer and so many rows; -1: it has none."""
         import numpy as np
 
-        key = id(ids), rows
+        key = id(json), rows
         if key not in self._own:
-            if ids is self._ids:
-                found = np.arange(len(ids), dtype=np.int64)
-            else:
-                found = np.fromiter((ids.get(token, -1) for token in self._tokens), np.int64, len(self._tokens))
+            found = np.arange(len(self._tokens), dtype=np.int64)
+            shared = json.shared(self._json)
+            more = self._tokens[shared:]
+            found[shared:] = np.fromiter(map(json.ids.get, more, repeat(-1)), np.int64, len(more))
             self._own[key] = np.where(found < rows, found, -1)
         return self._own[key]
 
-    def index(self, inputs: Sequence[Input], base: int | None, number: int, name: str) -> Any:
+    def _index(self, number: int, own: Any, base: int | None, inputs: Sequence[Input], name: str) -> Any:
         """(K, V) integers: from which row of each input the rows of the input `number` are taken; -1: from none.
 
         Several mean the mean of these rows. The row of a token that the input lacks is that of the base, else the mean
@@ -58,20 +59,16 @@ class Rows:
         """
         import numpy as np
 
-        own = np.stack([self.own(i.ids, i.view.shape[0]) for i in inputs])
-        there = own >= 0
-        without = self.without[name] = {self._tokens[place] for place in np.flatnonzero(~there.any(0))}
         index = np.full_like(own, -1)
         index[number] = own[number]
-        missing = ~there[number]
+        missing = np.flatnonzero(own[number] < 0)
         if base is not None:
             index[base, missing] = own[base, missing]
-            missing = missing & ~there[base]
+            missing = missing[own[base, missing] < 0]
         index[:, missing] = own[:, missing]
         for token, row in self._choice.tokens.items():
-            place = self._ids[token]
-            without.discard(token)
-            if there[number, place] and not row.force:
+            place = self._json.ids[token]
+            if own[number, place] >= 0 and not row.force:
                 continue
             if row.needs_source:
                 raise UsageError(
@@ -92,10 +89,15 @@ class Rows:
             dtype: what the recipe computes in, at least.
             name: the tensor's.
         """
+        import numpy as np
+
         wide = promoted([i.view.dtype for i in inputs] + ([dtype] if dtype else []))
+        own = np.stack([self.own(i.json, i.view.shape[0]) for i in inputs])
+        nobody = {self._tokens[place] for place in np.flatnonzero((own < 0).all(0))}
+        self.without[name] = nobody.difference(self._choice.tokens)
         made = []
         for number in range(len(inputs)):
-            index = self.index(inputs, base, number, name)
+            index = self._index(number, own, base, inputs, name)
             made.append(self._padded(_view(inputs, number, index, wide, name), name))
         return made
 
@@ -117,7 +119,9 @@ def _source(row: TokenRow, token: str, inputs: Sequence[Input], name: str) -> tu
         listed = ", ".join(f"'{found.ref}'" for found in inputs)
         raise UsageError(f"{where}: the source '{row.model}' is no model of the tensor '{name}'; these are: {listed}.")
     found, rows = inputs[donor], inputs[donor].view.shape[0]
-    number = row.other if isinstance(row.other, int) else found.ids.get(token if row.other is None else row.other, rows)
+    number = (
+        row.other if isinstance(row.other, int) else found.json.ids.get(token if row.other is None else row.other, rows)
+    )
     if number >= rows:
         what = f"row {row.other}" if isinstance(row.other, int) else f"the token {row.other or token!r}"
         raise UsageError(f"{where}: the source '{row.model}' lacks {what}.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from ..models.names import OLD_TEMPLATE, TEMPLATE, TOKENIZER_CONFIG
 from ..models.sidecars import Content
 from ..recipe.tokenizer import AUTO, ChatTemplate
 from .model_tokenizer import content, document, tokenizer_files
+from .tokenizer_json import json_bytes
 
 # The published formats of these names, as templates for transformers.
 NAMED = {
@@ -105,5 +105,5 @@ def with_template(files: Mapping[str, Content], text: str) -> dict[str, Content]
     if TOKENIZER_CONFIG in files:
         config: dict[str, Any] = document(files[TOKENIZER_CONFIG], TOKENIZER_CONFIG)
         if config.pop("chat_template", None) is not None:
-            made[TOKENIZER_CONFIG] = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+            made[TOKENIZER_CONFIG] = json_bytes(config)
     return made

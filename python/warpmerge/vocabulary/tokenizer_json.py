@@ -1,0 +1,176 @@
+"""The file tokenizer.json: its vocabulary and its added tokens, read and changed.
+
+A model's tokenizer.json has up to 30 MB, nearly all of it the vocabulary and merges under the key `model`, and models
+that are merged mostly have the same. So this part is kept as it is written, and what equal parts say is read once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from ..errors import CheckpointError
+from ..models.documents import parse_json
+from . import library
+
+Token = str | int  # its text; an id below the largest one that no token has stands for itself
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+CANDIDATES = 8  # places that are tried
+_MODEL = re.compile(rb'"model"\s*:\s*')
+
+
+@dataclass(frozen=True, eq=False)
+class TokenizerJson:
+    """What a tokenizer.json says.
+
+    Attributes:
+        title: what messages call the model.
+        head: all keys but `model` and `added_tokens`.
+        model: the value of `model`, as it is written.
+        vocabulary: its ids by token; the same object for the same text.
+        added: by text the added tokens with their flags, in the order of their ids.
+        ids: by token.
+        dense: whether every reader gives new tokens the ids that follow.
+    """
+
+    title: str
+    head: Mapping[str, Any]
+    model: bytes
+    vocabulary: Mapping[Token, int]
+    added: Mapping[str, Mapping[str, Any]]
+    ids: Mapping[Token, int]
+    dense: bool
+
+    def shared(self, other: TokenizerJson) -> int:
+        """How many of the first ids are those of the same tokens in both, at least."""
+        same = self.vocabulary is other.vocabulary and self.dense and other.dense
+        return len(self.vocabulary) if same else 0
+
+    def text(self) -> bytes:
+        """The file."""
+        listed = [{"id": self.ids[token], "content": token, **flags} for token, flags in self.added.items()]
+        start = json_bytes({**self.head, "added_tokens": listed, "model": None})
+        return start.removesuffix(b"null\n}\n") + self.model + b"\n}\n"
+
+    def changed(self, lost: set[Token], new: Mapping[str, Mapping[str, Any]]) -> TokenizerJson:
+        """Without some tokens, then with new ones that have these flags. Raises CheckpointError if that cannot be."""
+        ids = {token: number for token, number in self.ids.items() if token not in lost} if lost else dict(self.ids)
+        added = {token: flags for token, flags in self.added.items() if token not in lost} | dict(new)
+        for token in new:
+            ids[token] = len(ids)
+        made = dataclasses.replace(self, added=added, ids=ids)
+        if lost:
+            vocabulary = {token: number for token, number in self.vocabulary.items() if token not in lost}
+            made = dataclasses.replace(made, model=_stripped(self.model, lost), vocabulary=vocabulary)
+        if lost or not self.dense:
+            made._check()
+        return made
+
+    def _check(self) -> None:
+        """Raises CheckpointError if the library that everybody reads the file with finds other ids."""
+        found = library.parsed(self.text(), self.title).get_vocab(with_added_tokens=True)
+        if found != {token: number for token, number in self.ids.items() if isinstance(token, str)}:
+            raise CheckpointError(
+                f"the tokenizer of {self.title}: its ids have gaps, so that new tokens cannot follow them; number its "
+                "tokens without gaps."
+            )
+
+
+class JsonReader:
+    """Reads tokenizer.json files."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, dict[Token, int]] = {}  # by the text of a model its vocabulary
+
+    def read(self, raw: bytes, title: str) -> TokenizerJson:
+        """Raises CheckpointError if it is no tokenizer."""
+        with library.reading(title):
+            head, model = _split(raw)
+            if model not in self._known:
+                self._known[model] = _vocabulary(parse_json(model, integer=int))
+            vocabulary = self._known[model]
+            entries = head.pop("added_tokens", None) or []
+            added = {entry["content"]: {flag: bool(entry.get(flag)) for flag in FLAGS} for entry in entries}
+            numbers = {entry["content"]: entry["id"] for entry in entries}
+        dense = _is_dense(vocabulary, numbers)
+        if not dense:
+            return _read_by_library(raw, head, model, title)
+        return TokenizerJson(title, head, model, vocabulary, added, vocabulary | numbers, dense)
+
+
+def json_bytes(value: Any) -> bytes:
+    """A small JSON file."""
+    try:
+        return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError:  # halves of surrogate pairs, as JSON may spell them
+        return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def _split(raw: bytes) -> tuple[dict[str, Any], bytes]:
+    """The document without the key `model`, and the text of its value. Raises ValueError."""
+    for found in islice(_MODEL.finditer(raw), CANDIDATES):
+        start, end = raw[: found.end()], raw[found.end() :].rstrip()
+        try:
+            head = parse_json(start + b"null}")
+        except ValueError:
+            continue  # a key of a deeper mapping
+        if end.endswith(b"}"):
+            head.pop("model")
+            return head, end[:-1].rstrip()
+    raise ValueError("it has no model, or other keys after it")
+
+
+def _vocabulary(model: Any) -> dict[Token, int]:
+    """The ids by token. Raises ValueError."""
+    found = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(found, list):  # Unigram: pairs of token and score in the order of ids
+        return {token: number for number, (token, _) in enumerate(found)}
+    if not isinstance(found, dict) or not set(map(type, found.values())) <= {int}:
+        raise ValueError("its model has no vocabulary")
+    return dict(found)
+
+
+def _is_dense(vocabulary: Mapping[Token, int], added: Mapping[str, int]) -> bool:
+    """Whether ids have no gaps, and added tokens have those that every reader gives them: that of the vocabulary, else
+    the one after the last."""
+    count = len(vocabulary)
+    if len(set(vocabulary.values())) != count or max(vocabulary.values(), default=-1) != count - 1:
+        return False
+    for token, number in added.items():
+        if number != vocabulary.get(token, count):
+            return False
+        count += token not in vocabulary
+    return True
+
+
+def _read_by_library(raw: bytes, head: dict[str, Any], model: bytes, title: str) -> TokenizerJson:
+    """Its ids and added tokens as the library `tokenizers` finds them."""
+    made = library.parsed(raw, title)
+    ids: dict[Token, int] = dict(made.get_vocab(with_added_tokens=True))
+    used = set(ids.values())
+    if len(used) < len(ids):
+        raise CheckpointError(f"the tokenizer of {title} has two tokens of one id; number its tokens without gaps.")
+    ids.update((number, number) for number in range(max(used, default=-1)) if number not in used)
+    decoder = sorted(made.get_added_tokens_decoder().items())
+    added = {token.content: {flag: getattr(token, flag) for flag in FLAGS} for _, token in decoder}
+    return TokenizerJson(title, head, model, ids, added, ids, False)
+
+
+def _stripped(model: bytes, tokens: set[Token]) -> bytes:
+    """The model without these tokens."""
+    made = parse_json(model)
+    vocabulary = made["vocab"]
+    if isinstance(vocabulary, list):
+        made["vocab"] = [entry for entry in vocabulary if entry[0] not in tokens]
+    else:
+        made["vocab"] = {token: number for token, number in vocabulary.items() if token not in tokens}
+    if "merges" in made:
+        merges = [entry.split(" ") if isinstance(entry, str) else entry for entry in made["merges"]]
+        made["merges"] = [m for m in merges if tokens.isdisjoint([*m, "".join(m)])]
+    return json_bytes(made).rstrip()

@@ -84,7 +84,7 @@ def _gained(members: Sequence[Member], known: Set[Token]) -> Iterator[tuple[str,
     found: dict[str, Member] = {}
     for member in members:
         ids = member.tokenizer.ids
-        for token in sorted(ids.keys() - known, key=ids.__getitem__):
+        for token in sorted([token for token in ids if token not in known], key=ids.__getitem__):
             if isinstance(token, str) and member.rows is not None and member.has(token):
                 found.setdefault(token, member)
     added = {token for token, member in found.items() if token in member.tokenizer.added}

@@ -6,6 +6,7 @@ that are merged mostly have the same. So this part is kept as it is written, and
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -22,7 +23,8 @@ Token = str | int  # its text; an id below the largest one that no token has sta
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 CANDIDATES = 8  # places that are tried
-_MODEL = re.compile(rb'"model"\s*:\s*')
+SPACES = 64  # that may follow the last bracket
+_MODEL, _VOCABULARY = (re.compile(rb'"%b"\s*:\s*' % key) for key in (b"model", b"vocab"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +58,7 @@ class TokenizerJson:
         """The file."""
         listed = [{"id": self.ids[token], "content": token, **flags} for token, flags in self.added.items()]
         start = json_bytes({**self.head, "added_tokens": listed, "model": None})
-        return start.removesuffix(b"null\n}\n") + self.model + b"\n}\n"
+        return b"".join([start.removesuffix(b"null\n}\n"), self.model, b"}\n"])
 
     def changed(self, lost: set[Token], new: Mapping[str, Mapping[str, Any]]) -> TokenizerJson:
         """Without some tokens, then with new ones that have these flags. Raises CheckpointError if that cannot be."""
@@ -86,15 +88,16 @@ class JsonReader:
     """Reads tokenizer.json files."""
 
     def __init__(self) -> None:
-        self._known: dict[bytes, dict[Token, int]] = {}  # by the text of a model its vocabulary
+        self._known: list[tuple[bytes, dict[Token, int]]] = []  # texts of models, each with its vocabulary
 
     def read(self, raw: bytes, title: str) -> TokenizerJson:
         """Raises CheckpointError if it is no tokenizer."""
         with library.reading(title):
             head, model = _split(raw)
-            if model not in self._known:
-                self._known[model] = _vocabulary(parse_json(model, integer=int))
-            vocabulary = self._known[model]
+            vocabulary = next((found for text, found in self._known if text == model), None)
+            if vocabulary is None:
+                vocabulary = _vocabulary(model)
+                self._known.append((model, vocabulary))
             entries = head.pop("added_tokens", None) or []
             added = {entry["content"]: {flag: bool(entry.get(flag)) for flag in FLAGS} for entry in entries}
             numbers = {entry["content"]: entry["id"] for entry in entries}
@@ -114,26 +117,32 @@ def json_bytes(value: Any) -> bytes:
 
 def _split(raw: bytes) -> tuple[dict[str, Any], bytes]:
     """The document without the key `model`, and the text of its value. Raises ValueError."""
-    for found in islice(_MODEL.finditer(raw), CANDIDATES):
-        start, end = raw[: found.end()], raw[found.end() :].rstrip()
-        try:
-            head = parse_json(start + b"null}")
-        except ValueError:
-            continue  # a key of a deeper mapping
-        if end.endswith(b"}"):
-            head.pop("model")
-            return head, end[:-1].rstrip()
-    raise ValueError("it has no model, or other keys after it")
+    start, head = _value(raw, _MODEL)
+    last = raw[-SPACES:]
+    end = len(raw) - len(last) + len(last.rstrip())
+    if raw[end - 1 : end] != b"}":
+        raise ValueError("it has other keys after its model")
+    head.pop("model")
+    return head, raw[start : end - 1]
 
 
-def _vocabulary(model: Any) -> dict[Token, int]:
-    """The ids by token. Raises ValueError."""
-    found = model.get("vocab") if isinstance(model, dict) else None
+def _value(raw: bytes, key: re.Pattern[bytes]) -> tuple[int, dict[str, Any]]:
+    """Where the value of a key of the outermost mapping starts, and the mapping up to there. Raises ValueError."""
+    for found in islice(key.finditer(raw), CANDIDATES):
+        with contextlib.suppress(ValueError):  # a key of a deeper mapping
+            return found.end(), parse_json(raw[: found.end()] + b"null}")
+    raise ValueError(f"it has no {key.pattern[1:6].decode()}")
+
+
+def _vocabulary(model: bytes) -> dict[Token, int]:
+    """The ids by token. Merges, which come after them, are not looked at. Raises ValueError."""
+    start, _ = _value(model, _VOCABULARY)
+    found, _ = json.JSONDecoder().raw_decode(model[start:].decode())
     if isinstance(found, list):  # Unigram: pairs of token and score in the order of ids
         return {token: number for number, (token, _) in enumerate(found)}
     if not isinstance(found, dict) or not set(map(type, found.values())) <= {int}:
         raise ValueError("its model has no vocabulary")
-    return dict(found)
+    return found
 
 
 def _is_dense(vocabulary: Mapping[Token, int], added: Mapping[str, int]) -> bool:
@@ -173,4 +182,4 @@ def _stripped(model: bytes, tokens: set[Token]) -> bytes:
     if "merges" in made:
         merges = [entry.split(" ") if isinstance(entry, str) else entry for entry in made["merges"]]
         made["merges"] = [m for m in merges if tokens.isdisjoint([*m, "".join(m)])]
-    return json_bytes(made).rstrip()
+    return json_bytes(made)

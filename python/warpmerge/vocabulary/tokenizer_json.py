@@ -118,12 +118,13 @@ def json_bytes(value: Any) -> bytes:
 def _split(raw: bytes) -> tuple[dict[str, Any], bytes]:
     """The document without the key `model`, and the text of its value. Raises ValueError."""
     start, head = _value(raw, _MODEL)
-    last = raw[-SPACES:]
-    end = len(raw) - len(last) + len(last.rstrip())
-    if raw[end - 1 : end] != b"}":
-        raise ValueError("it has other keys after its model")
+    last = raw[-SPACES:].rstrip()
+    model = raw[start : len(raw) - len(raw[-SPACES:]) + len(last) - 1]
+    if not last.endswith(b"}") or not model.rstrip().endswith(b"}"):  # other keys follow, though no library writes any
+        head = parse_json(raw)
+        return {key: value for key, value in head.items() if key != "model"}, json_bytes(head["model"])
     head.pop("model")
-    return head, raw[start : end - 1]
+    return head, model
 
 
 def _value(raw: bytes, key: re.Pattern[bytes]) -> tuple[int, dict[str, Any]]:

@@ -39,7 +39,7 @@ class MergeReport:
         seconds: wall time.
         resumed_shards: number of shards that an earlier run had finished.
         dry_run: True if nothing was written.
-        notices: what the recipe says without effect, a sentence each.
+        notices: what the recipe says without effect, and what became of tokens, a sentence each.
     """
 
     out: Path

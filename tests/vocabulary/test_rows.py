@@ -302,6 +302,23 @@ def test_embedding_head_and_bias_change_and_nothing_else(tmp_path, out):
     assert config(out) == {"vocab_size": 3, "text_config": {"vocab_size": 3}, "torch_dtype": "float32"}
 
 
+def test_a_head_of_another_length_than_the_embedding(tmp_path, out):
+    """Each tensor has its own rows: a token without one there is one that the model lacks in this tensor."""
+    for name, first in (("A", 100), ("B", 200)):
+        tensors = {EMBED: rows(first, 3), HEAD: rows(first, 2 if name == "A" else 3)}
+        path = write_model(tmp_path / name, tensors, config={"vocab_size": 3})
+        (path / "tokenizer.json").write_text(words("abc").to_str())
+    wm.merge(linear(str(tmp_path / "A"), str(tmp_path / "B"), tokenizer_source="union"), out, sync=False)
+    assert values(out) == [300, 302, 304] and values(out, HEAD) == [300, 302, 404]
+
+
+def test_a_base_of_a_slice_that_is_no_source(tmp_path, out):
+    a, b = model(tmp_path / "A", words("ab"), 100), model(tmp_path / "B", words("ba"), 200)
+    slices = [{"sources": [{"model": a, "layer_range": [0, 1]}], "base_model": b}]
+    recipe = {"merge_method": "passthrough", "slices": slices, "tokenizer_source": "base"}
+    assert merged(recipe, out) == {"a": 100, "b": 101}
+
+
 def test_models_without_an_embedding(tmp_path):
     for name in "AB":
         path = write_model(tmp_path / name, {"w": np.ones(3, np.float32)})

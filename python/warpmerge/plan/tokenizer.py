@@ -118,7 +118,8 @@ class _Work:
     def _members(self, choice: Tokenizer) -> Iterator[Member]:
         """The models with their tokenizers: first the base, then the others in the order of the recipe."""
         reader = Reader()
-        merged = dict.fromkeys([self.recipe.metadata_source, *self.recipe.models])
+        bases = [part.base for part in self.recipe.slices if part.base is not None]
+        merged = dict.fromkeys([self.recipe.metadata_source, *self.recipe.models, *bases])
         base: ModelTokenizer | None = None
         for ref in dict.fromkeys([*merged, *choice.models]):
             title = f"model '{ref}'"

@@ -12,7 +12,9 @@ from ..recipe.resolve import layer_of
 # The last part but one of the tensors' names.
 EMBEDDINGS = {"embed_tokens", "wte", "word_embeddings", "word_embedding", "tok_embeddings", "token_embedding"}
 EMBEDDINGS |= {"embed_in", "shared", "embeddings"}
-HEADS = {"lm_head", "embed_out", "output", "output_layer", "proj_out", "decoder", "predictions", "vocab_projector"}
+HEADS = {"lm_head", "embed_out"}
+# Also of other tensors: these are heads if they have the rows of the embedding.
+MAYBE_HEADS = {"output", "output_layer", "proj_out", "decoder", "predictions", "vocab_projector"}
 
 
 def vocabulary_tensors(checkpoint: Checkpoint) -> dict[str, int]:
@@ -28,12 +30,14 @@ def vocabulary_tensors(checkpoint: Checkpoint) -> dict[str, int]:
     declared = [name for name in embeddings if outside[name][0] in sizes]
     if not embeddings:
         raise CheckpointError(f"{checkpoint.title} has no input embedding, which a recipe with a tokenizer rearranges.")
-    rows = outside[(declared or embeddings)[0]][0]
-    return {
-        name: rows
-        for name, shape in outside.items()
-        if shape[0] == rows and (name in embeddings or _part(name) in HEADS)
-    }
+    first = (declared or embeddings)[0]
+    rows = outside[first][0]
+
+    def has_vocabulary(name: str, count: int) -> bool:
+        return _part(name) in HEADS or (count == rows and _part(name) in EMBEDDINGS | MAYBE_HEADS)
+
+    found = {name: shape[0] for name, shape in outside.items() if has_vocabulary(name, shape[0])}
+    return {first: rows, **found}
 
 
 def _part(name: str) -> str:

@@ -118,12 +118,11 @@ def _source(row: TokenRow, token: str, inputs: Sequence[Input], name: str) -> tu
     if donor is None:
         listed = ", ".join(f"'{found.ref}'" for found in inputs)
         raise UsageError(f"{where}: the source '{row.model}' is no model of the tensor '{name}'; these are: {listed}.")
-    found, rows = inputs[donor], inputs[donor].view.shape[0]
-    number = (
-        row.other if isinstance(row.other, int) else found.json.ids.get(token if row.other is None else row.other, rows)
-    )
+    ids, rows = inputs[donor].json.ids, inputs[donor].view.shape[0]
+    wanted = token if row.other is None else row.other
+    number = wanted if isinstance(wanted, int) else ids.get(wanted, rows)
     if number >= rows:
-        what = f"row {row.other}" if isinstance(row.other, int) else f"the token {row.other or token!r}"
+        what = f"row {wanted}" if isinstance(wanted, int) else f"the token {wanted!r}"
         raise UsageError(f"{where}: the source '{row.model}' lacks {what}.")
     return donor, number
 

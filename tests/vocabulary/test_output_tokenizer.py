@@ -297,6 +297,14 @@ def test_ids_of_special_tokens_are_those_of_the_output(tmp_path, out):
     assert (out / "generation_config.json").read_text() == SIDE["generation_config.json"]
 
 
+def test_ids_of_special_tokens_that_are_left_out(tmp_path, out):
+    base = model(
+        tmp_path / "base", words("ab", special=["<pad>"]), 0, count=2, config={"pad_token_id": 2, "eos_token_id": 1}
+    )
+    merged(linear(base, tokenizer_source="base"), out)
+    assert (config(out)["pad_token_id"], config(out)["eos_token_id"]) == (None, 1)
+
+
 def test_byte_level_tokens_of_another_model_match_as_whole_texts(tmp_path, out):
     base, one = model(tmp_path / "base", byte_level(), 0), model(tmp_path / "one", byte_level(["zebra"]), 0)
     merged(linear(base, one, tokenizer_source="union"), out)

@@ -75,7 +75,7 @@ def test_a_row_that_no_model_has_is_zero(tmp_path, out):
     b = model(tmp_path / "B", words("ab"), 200)
     report = wm.merge(linear(b, a, tokenizer_source=a), out, sync=False)
     assert values(out) == [300, 302, 0]
-    assert [n for n in report.notices if "no model has the 1 tokens 'c'" in n]
+    assert [n for n in report.notices if "no model has a row for 1 of the tokens, such as 'c'" in n]
 
 
 def test_the_rows_of_a_named_model_are_ordered_as_its_tokens(three, out):

@@ -97,8 +97,10 @@ class _Work:
         views = self._views(rows, members)
         for name, tokens in rows.without.items():
             if tokens:
-                some = ", ".join(sorted(map(repr, tokens))[:3])
-                self.notices.append(f"tensor '{name}': no model has the {len(tokens)} tokens {some}: their rows are 0.")
+                self.notices.append(
+                    f"tensor '{name}': no model has a row for {len(tokens)} of the tokens, such as "
+                    f"{min(map(repr, tokens))}: they get zeros."
+                )
         self.notices += output.notices
         self.fingerprint = _digest(rows, list(members.values()))
         moved = _moved(base.tokenizer, output)
@@ -180,7 +182,7 @@ def _holder(model: Model, name: str) -> Checkpoint | None:
 
 def _moved(base: ModelTokenizer, output: OutputTokenizer) -> Callable[[int], int | None] | None:
     """From a token's id in the base to its id in the output; None: no id changes."""
-    if output.donor.tokenizer.json is base.json:  # tokens come after its own
+    if output.json is base.json or base.ids.items() <= output.json.ids.items():
         return None
     texts: dict[int, Token] = {number: token for token, number in base.ids.items()}
     return lambda number: output.json.ids.get(texts.get(number, number))

@@ -226,7 +226,7 @@ def row_ranges(source: View, index: Any, row: int) -> Iterator[Range]:
 
     if not len(index):
         return
-    rows = np.unique(index)
+    rows = index if (np.diff(index) > 0).all() else np.unique(index)
     near = max(1, GAP // (row * source.dtype.itemsize))
     for run in np.split(rows, np.flatnonzero(np.diff(rows) > near) + 1):
         yield from source.ranges(int(run[0]) * row, int(run[-1] - run[0] + 1) * row)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +68,7 @@ def output_tokenizer(choice: Tokenizer, members: Sequence[Member]) -> OutputToke
     known = theirs.keys() - lost if lost else theirs.keys()
     new: dict[str, Mapping[str, Any]] = {}
     if choice.source == UNION:
-        new = dict(_gained(members, known))
+        new = dict(_gained(members, known, donor.tokenizer.json.vocabulary if not lost else None))
         notices += _differing(members)
     for token in choice.tokens:
         if token not in known and token not in new:
@@ -79,12 +79,16 @@ def output_tokenizer(choice: Tokenizer, members: Sequence[Member]) -> OutputToke
     return OutputTokenizer(donor, made, _files(donor.tokenizer, made, lost, new), tuple(notices))
 
 
-def _gained(members: Sequence[Member], known: Set[Token]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The tokens that the base lacks: first the ordinary ones of each model, then the added ones, by model and id."""
+def _gained(
+    members: Sequence[Member], known: Set[Token], vocabulary: Mapping[Token, int] | None
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The tokens that the base lacks: first the ordinary ones of each model, then the added ones, by model and id.
+    Of a model with the same `vocabulary` only the added ones are looked at."""
     found: dict[str, Member] = {}
     for member in members:
-        ids = member.tokenizer.ids
-        for token in sorted([token for token in ids if token not in known], key=ids.__getitem__):
+        ids, theirs = member.tokenizer.ids, member.tokenizer.json.vocabulary
+        tokens: Collection[Token] = list(member.tokenizer.added) if theirs is vocabulary else ids
+        for token in sorted([token for token in tokens if token not in known], key=ids.__getitem__):
             if isinstance(token, str) and member.rows is not None and member.has(token):
                 found.setdefault(token, member)
     added = {token for token, member in found.items() if token in member.tokenizer.added}

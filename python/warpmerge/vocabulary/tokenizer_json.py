@@ -120,7 +120,9 @@ def _split(raw: bytes) -> tuple[dict[str, Any], bytes]:
     start, head = _value(raw, _MODEL)
     last = raw[-SPACES:].rstrip()
     model = raw[start : len(raw) - len(raw[-SPACES:]) + len(last) - 1]
-    if not last.endswith(b"}") or not model.rstrip().endswith(b"}"):  # other keys follow, though no library writes any
+    if not last.endswith(b"}") or not model[-SPACES:].rstrip().endswith(
+        b"}"
+    ):  # other keys follow, though no library writes any
         head = parse_json(raw)
         return {key: value for key, value in head.items() if key != "model"}, json_bytes(head["model"])
     head.pop("model")

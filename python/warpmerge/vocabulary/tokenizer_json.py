@@ -88,23 +88,23 @@ class JsonReader:
     """Reads tokenizer.json files."""
 
     def __init__(self) -> None:
-        self._known: list[tuple[bytes, dict[Token, int]]] = []  # texts of models, each with its vocabulary
+        self._known: list[tuple[bytes, dict[Token, int], bool]] = []  # texts of models, each with what it says
 
     def read(self, raw: bytes, title: str) -> TokenizerJson:
         """Raises CheckpointError if it is no tokenizer."""
         with library.reading(title):
             head, model = _split(raw)
-            vocabulary = next((found for text, found in self._known if text == model), None)
-            if vocabulary is None:
-                vocabulary = _vocabulary(model)
-                self._known.append((model, vocabulary))
+            known = next((found for found in self._known if found[0] == model), None)
+            if known is None:
+                known = model, *_vocabulary(model)
+                self._known.append(known)
+            model, vocabulary, dense = known
             entries = head.pop("added_tokens", None) or []
             added = {entry["content"]: {flag: bool(entry.get(flag)) for flag in FLAGS} for entry in entries}
             numbers = {entry["content"]: entry["id"] for entry in entries}
-        dense = _is_dense(vocabulary, numbers)
-        if not dense:
+        if not dense or not _follow(vocabulary, numbers):
             return _read_by_library(raw, head, model, title)
-        return TokenizerJson(title, head, model, vocabulary, added, vocabulary | numbers, dense)
+        return TokenizerJson(title, head, model, vocabulary, added, vocabulary | numbers, True)
 
 
 def json_bytes(value: Any) -> bytes:
@@ -137,23 +137,23 @@ def _value(raw: bytes, key: re.Pattern[bytes]) -> tuple[int, dict[str, Any]]:
     raise ValueError(f"it has no {key.pattern[1:6].decode()}")
 
 
-def _vocabulary(model: bytes) -> dict[Token, int]:
-    """The ids by token. Merges, which come after them, are not looked at. Raises ValueError."""
+def _vocabulary(model: bytes) -> tuple[dict[Token, int], bool]:
+    """The ids by token, and whether they have no gaps. Merges, which come after them, are not looked at. Raises
+    ValueError."""
     start, _ = _value(model, _VOCABULARY)
     found, _ = json.JSONDecoder().raw_decode(model[start:].decode())
     if isinstance(found, list):  # Unigram: pairs of token and score in the order of ids
-        return {token: number for number, (token, _) in enumerate(found)}
+        found = {token: number for number, (token, _) in enumerate(found)}
     if not isinstance(found, dict) or not set(map(type, found.values())) <= {int}:
         raise ValueError("its model has no vocabulary")
-    return found
+    numbers = set(found.values())
+    return found, len(numbers) == len(found) == max(numbers, default=-1) + 1
 
 
-def _is_dense(vocabulary: Mapping[Token, int], added: Mapping[str, int]) -> bool:
-    """Whether ids have no gaps, and added tokens have those that every reader gives them: that of the vocabulary, else
-    the one after the last."""
+def _follow(vocabulary: Mapping[Token, int], added: Mapping[str, int]) -> bool:
+    """Whether added tokens have the ids that every reader gives them: that of the vocabulary, else the one after the
+    last."""
     count = len(vocabulary)
-    if len(set(vocabulary.values())) != count or max(vocabulary.values(), default=-1) != count - 1:
-        return False
     for token, number in added.items():
         if number != vocabulary.get(token, count):
             return False

@@ -100,6 +100,7 @@ def test_ids_that_do_not_follow_each_other(change):
         b'{"model": {"vocab": {"a": "b"}}}',
         b'{"model": {"vocab": {"a": true}}}',
         b'{"model": {"vocab": [1, 2]}}',
+        b'{"model": {"type": "BPE", "vocab": {"a": -1, "b": 0, "c": 2}, "merges": []}}',
         b'{"added_tokens": [{"content": "x"}], "model": {"vocab": {"a": 0}}}',
         b'{"added_tokens": 3, "model": {"vocab": {"a": 0}}}',
         b'{"model": ' * 20_000,

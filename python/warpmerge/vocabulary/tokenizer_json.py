@@ -147,7 +147,7 @@ def _vocabulary(model: bytes) -> tuple[dict[Token, int], bool]:
     if not isinstance(found, dict) or not set(map(type, found.values())) <= {int}:
         raise ValueError("its model has no vocabulary")
     numbers = set(found.values())
-    return found, len(numbers) == len(found) == max(numbers, default=-1) + 1
+    return found, len(numbers) == len(found) == max(numbers, default=-1) + 1 and min(numbers, default=0) >= 0
 
 
 def _follow(vocabulary: Mapping[Token, int], added: Mapping[str, int]) -> bool:

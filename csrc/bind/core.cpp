@@ -144,6 +144,8 @@ PYBIND11_MODULE(_core, m) {
       .def_static("joined", &joined_view, py::arg("parts"), py::arg("starts"))
       .def_static("mean_rows", &mean_view, py::arg("dtype"), py::arg("sources"), py::arg("index"),
                   py::arg("row_elements"))
+      .def("sum_rows", &sum_rows, py::arg("rows"), py::arg("row_elements"), py::call_guard<py::gil_scoped_release>(),
+           "The sum of its rows in double, added one after the other.")
       .def("from_byte", &View::from, py::arg("byte"), "The same view without its first bytes.");
   py::class_<Code, std::shared_ptr<Code>>(m, "Code", "A structure of warpmerge.expr.program.")
       .def(py::init(&make_code), py::arg("inputs"), py::arg("code"), py::arg("registers"), py::arg("outputs"),

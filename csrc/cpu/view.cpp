@@ -171,4 +171,20 @@ void MeanRows::mean(int64_t row, int64_t first, int64_t count, char* out) const 
   }
 }
 
+std::vector<double> sum_rows(const View& view, int64_t rows, int64_t row_elements) {
+  constexpr int64_t kRead = 1 << 20;  // bytes
+  std::vector<double> sums(size_t(row_elements), 0.0);
+  const int64_t row_bytes = row_elements * itemsize(view.dtype), step = std::max<int64_t>(1, kRead / row_bytes);
+  std::vector<char> staged(size_t(std::min(step, rows) * row_bytes));
+  for (int64_t first = 0; first < rows; first += step) {
+    const int64_t n = std::min(step, rows - first);
+    view.read(first * row_bytes, n * row_bytes, staged.data());
+    double* const sum = sums.data();
+    for (int64_t row = 0; row < n; ++row)
+      for_each(view.dtype, staged.data() + row * row_bytes, row_elements,
+               [=](int64_t i, double value) { sum[i] += value; });
+  }
+  return sums;
+}
+
 }  // namespace warpmerge

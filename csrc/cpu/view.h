@@ -87,4 +87,7 @@ class MeanRows final : public Composition {
   std::vector<int> only_;  // of each row its single source, kNone or kSeveral
 };
 
+// The sum of the rows of a view, added in double one after the other. Throws InputError.
+std::vector<double> sum_rows(const View& view, int64_t rows, int64_t row_elements);
+
 }  // namespace warpmerge

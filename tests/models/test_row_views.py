@@ -108,3 +108,11 @@ def test_rows_that_do_not_go_together():
         MeanRows([narrow, wide], [[0], [0]], FLOAT32, "embed")
     with pytest.raises(CheckpointError, match="'embed': row 3 is needed, but there are 3 rows"):
         MeanRows([narrow], [[3]], FLOAT32, "embed")
+
+
+def test_a_file_that_ends_early_is_an_error_of_the_input(tmp_path):
+    (tmp_path / "short").write_bytes(bytes(100))
+    region = FileRegion(FLOAT32, (10, 3), opened(tmp_path / "short"), 0)
+    for view in (MeanRows([region, region], [[0, 9], [1, 9]], FLOAT32, "t"), RowsMean(region)):
+        with pytest.raises(CheckpointError, match="changed while it was being read"):
+            view.read()

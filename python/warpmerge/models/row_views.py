@@ -14,7 +14,6 @@ from ..dtypes import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, DType
 from ..errors import CheckpointError
 from .views import Range, View, row_ranges
 
-_CHUNK = 4 << 20  # bytes of a view that are summed at a time
 _NUMPY = {FLOAT16: "<f2", FLOAT32: "<f4", FLOAT64: "<f8"}
 
 
@@ -105,7 +104,8 @@ class MeanRows(View):
 
 
 class RowsMean(View):
-    """One row: the mean of all rows of a view. It is computed when it is first asked for, not while a merge is planned.
+    """One row: the mean of all rows of a view, summed in float64 and rounded once. It is computed when it is first
+    asked for, not while a merge is planned.
 
     Args:
         source: of the shape (rows, ...) with at least one row.
@@ -127,13 +127,9 @@ class RowsMean(View):
         import numpy as np
 
         if self._bytes is None:
-            total = np.zeros(self.count)
-            step = max(1, _CHUNK // max(1, self.nbytes))
-            for row in range(0, self.source.shape[0], step):
-                rows = min(step, self.source.shape[0] - row)
-                found = values(self.source.read(row * self.count, rows * self.count), self.dtype)
-                total += found.reshape(rows, self.count).sum(0, dtype=np.float64)
-            self._bytes = np.frombuffer(rounded(total / self.source.shape[0], self.dtype), np.uint8)
+            rows = self.source.shape[0]
+            total = np.array(self.source.native().sum_rows(rows, self.count))
+            self._bytes = np.frombuffer(rounded(total / rows, self.dtype), np.uint8)
         return self._bytes
 
     def read(self, start: int = 0, count: int | None = None) -> memoryview:

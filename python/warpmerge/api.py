@@ -150,7 +150,7 @@ def merge(
             time.perf_counter() - started,
             resumed,
             dry_run,
-            recipe.notices,
+            (*recipe.notices, *(notice for p in made for notice in p.tokenizer.notices)),
         )
 
     def run_document(document: Recipe, place: Path) -> None:
@@ -258,7 +258,7 @@ def describe(recipe: str | Path | Mapping[str, Any] | Recipe, **options: Any) ->
             "shards": len(plan.shards),
             "memory": needed,
             "backend": f"{info.name} on {chosen['device']}, {count} threads",
-            "notices": list(plan.notices),
+            "notices": [*recipe.notices, *(notice for p in made for notice in p.tokenizer.notices)],
             "models": [
                 {
                     "model": str(c),

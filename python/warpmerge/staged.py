@@ -33,8 +33,10 @@ def plans(recipe: Recipe, *, seed: int, shard_size: int) -> list[Plan]:
             made.append(plan)
             # Its files are called after what decides their content, so that fingerprints of later documents have that.
             shards = [(f"{plan.fingerprint()}/{shard.name}", shard.nbytes) for shard in plan.shards]
-            source = plan.metadata_source.path
-            coming[name] = ComingCheckpoint(ModelRef(name), source, plan.layout, plan.shard_of, shards, plan.config)
+            source, files = plan.metadata_source.path, plan.sidecars.ready
+            coming[name] = ComingCheckpoint(
+                ModelRef(name), source, plan.layout, plan.shard_of, shards, plan.config, files
+            )
     except BaseException:
         close(made)
         raise

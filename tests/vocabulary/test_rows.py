@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 import warpmerge as wm
-from helpers import array, bf16, read_model, write_model
+import yaml
+from helpers import array, bf16, read_model, write_model, write_recipe
 from kernel_helpers import assert_same_bits
 from vocabulary_helpers import EMBED, HEAD, by_token, config, linear, model, rows, values, words
 from warpmerge.errors import CheckpointError, UsageError
@@ -341,3 +342,19 @@ def test_a_resume_needs_the_same_rows(pair):
     path = Path(pair[1], "tokenizer.json")
     path.write_text(path.read_text().replace('"x":2', '"y":2'))
     assert planned(halves(*pair, tokenizer_source="base")).fingerprint() != plans[0].fingerprint()
+
+
+def test_a_document_is_merged_by_its_tokens(tmp_path, out):
+    """A document's result has its own vocabulary, which the next document sees before it is written."""
+    a, b = model(tmp_path / "A", words("ab"), 100), model(tmp_path / "B", words("bac"), 200)
+    c = model(tmp_path / "C", words("cdb"), 1000)
+    first = linear(a, b, tokenizer_source="union", chat_template="chatml", name="both")
+    tokens = {"new": {"source": {"kind": "model_token", "model": "both", "token": "c"}}}
+    second = linear("both", c, tokenizer={"source": "union", "tokens": tokens})
+    recipe = write_recipe(tmp_path / "r.yml", yaml.safe_dump_all([first, second], sort_keys=False))
+    wm.merge(recipe, out, sync=False, dry_run=True)
+    assert merged(recipe, out) == {"a": 602, "b": 301 + 1002, "c": 404 + 1000, "d": 2002, "new": 808}
+    assert "im_start" in (out / "chat_template.jinja").read_text()
+    only = [first, linear(a, b, tokenizer_source="both")]
+    recipe = write_recipe(tmp_path / "r.yml", yaml.safe_dump_all(only, sort_keys=False))
+    assert list(merged(recipe, out)) == ["a", "b", "c"]

@@ -7,13 +7,14 @@ import hashlib
 import os
 import resource
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from .. import _core, system
 from ..errors import CheckpointError, UsageError, close_matches, shown, unreadable
+from .companions import companions
 from .documents import CONFIG_LIMIT, INDEX_LIMIT, read_json
 from .inputs import Noted, check_identity
 from .names import CONFIG, INDEX, SINGLE
@@ -113,7 +114,11 @@ class TensorFiles:
         column = FileColumn(self.columns, self.shard_of, [shard.file for shard in self.shards])
         return column if names == self.names else column.take([self.rows.get(name, ABSENT) for name in names])
 
-    def holder(self, name: str) -> Checkpoint | None:
+    def companions(self) -> Mapping[str, Any]:
+        """The small files that a merge may take over, by name (models.companions). Raises CheckpointError."""
+        return companions(self.path)
+
+    def holder(self, name: str) -> Any:
         """Itself, if it has this tensor: what models.picked.Picked says of each of its tensors."""
         return self if name in self.rows else None
 

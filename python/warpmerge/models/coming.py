@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from array import array
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ class ComingCheckpoint(TensorFiles):
         columns, shard_of: its tensors, and the shard of each.
         shards: names and sizes of its files.
         config: its config.
+        files: its small files by name (models.sidecars).
     """
 
     def __init__(
@@ -49,14 +51,18 @@ class ComingCheckpoint(TensorFiles):
         shard_of: array[int],
         shards: list[tuple[str, int]],
         config: dict[str, Any],
+        files: Mapping[str, Any],
     ) -> None:
         self.ref, self.path, self.columns, self.shard_of = ref, path, columns, shard_of
         self.shards: list[Any] = [ComingShard(Path(name), size) for name, size in shards]
-        self._config = config
+        self._config, self._files = config, files
 
     @property
     def title(self) -> str:
         return f"document '{self.ref}'"
+
+    def companions(self) -> Mapping[str, Any]:
+        return self._files
 
     def is_quantized(self) -> bool:
         return False

@@ -51,11 +51,6 @@ class Plan:
         self.sidecars = sidecars(self)
 
     @property
-    def notices(self) -> tuple[str, ...]:
-        """What users should know, a sentence each."""
-        return (*self.recipe.notices, *self.tokenizer.notices)
-
-    @property
     def directories(self) -> list[Path]:
         """What is read, and must not be written to."""
         return [*(checkpoint.path for checkpoint in self.checkpoints), *self.tokenizer.directories]

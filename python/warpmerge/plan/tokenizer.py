@@ -13,7 +13,7 @@ from typing import Any
 from .. import system
 from ..errors import CheckpointError, UsageError
 from ..models import Checkpoint
-from ..models.checkpoint import resolve
+from ..models.checkpoint import TensorFiles
 from ..models.companions import companions
 from ..models.names import GENERATION
 from ..models.picked import Picked, Replaced
@@ -111,22 +111,24 @@ class _Work:
     def result(self) -> Tokenized:
         recipe, source = self.recipe, self.opened(self.recipe.metadata_source)
         if recipe.chat_template is not None:
-            refs = dict.fromkeys([recipe.metadata_source, *recipe.models])
-            text = chosen(recipe.chat_template, [self.opened(ref).path for ref in refs])
+            text = chosen(recipe.chat_template, (self.opened(ref).companions() for ref in recipe.merged))
             if text is not None:
-                self.files = with_template(tokenizer_files(source.path) if self.files is None else self.files, text)
+                own = tokenizer_files(source.companions()) if self.files is None else self.files
+                self.files = with_template(own, text)
         return Tokenized(self.files, tuple(self.notices), tuple(self.directories), self.fingerprint)
 
     def _members(self, choice: Tokenizer) -> Iterator[Member]:
         """The models with their tokenizers: first the base, then the others in the order of the recipe."""
         reader = Reader()
-        bases = [part.base for part in self.recipe.slices if part.base is not None]
-        merged = dict.fromkeys([self.recipe.metadata_source, *self.recipe.models, *bases])
+        merged = self.recipe.merged
         base: ModelTokenizer | None = None
         for ref in dict.fromkeys([*merged, *choice.models]):
             title = f"model '{ref}'"
-            directory = self.opened(ref).path if ref in merged else self._directory(ref)
-            tokenizer = reader.read(directory, title)
+            if ref in merged:
+                directory, files = self.opened(ref).path, self.opened(ref).companions()
+            else:
+                directory, files = self._beside(ref)
+            tokenizer = reader.read(files, directory, title)
             if tokenizer is None and (base is None or ref == choice.source):
                 raise CheckpointError(
                     f"{directory} has no tokenizer, which the recipe asks for; add its tokenizer.json, or remove "
@@ -140,11 +142,15 @@ class _Work:
             rows = next(iter(vocabulary_tensors(self.opened(ref)).values())) if ref in merged else None
             yield Member(ref, tokenizer, rows)
 
-    def _directory(self, ref: ModelRef) -> Path:
-        """Of a model that gives its tokenizer only, and needs no weights."""
+    def _beside(self, ref: ModelRef) -> tuple[Path, Mapping[str, Content]]:
+        """The directory and the companions of a model that gives its tokenizer only, and needs no weights."""
         path = Path(os.path.expanduser(ref.path))
-        found = path if ref.revision is None and system.is_directory(path) else resolve(ref)
-        self.directories.append(found)
+        if ref.revision is None and system.is_directory(path):
+            found: tuple[Path, Mapping[str, Content]] = path, companions(path)
+        else:
+            checkpoint = self.opened(ref)
+            found = checkpoint.path, checkpoint.companions()
+        self.directories.append(found[0])
         return found
 
     def _views(self, rows: Rows, members: Mapping[ModelRef, Member]) -> dict[str, dict[int, View]]:
@@ -169,15 +175,16 @@ class _Work:
 
     def _generation(self, moved: Callable[[int], int | None] | None) -> dict[str, Content]:
         """The settings of generation name special tokens by their ids."""
-        file = companions(self.opened(self.recipe.metadata_source).path).get(GENERATION) if moved else None
+        file = self.opened(self.recipe.metadata_source).companions().get(GENERATION) if moved else None
         if file is None or moved is None:
             return {}
         return {GENERATION: json_bytes(renamed(document(file, GENERATION), moved))}
 
 
 def _holder(model: Model, name: str) -> Checkpoint | None:
-    assert isinstance(model, Checkpoint | Picked)
-    return model.holder(name)
+    assert isinstance(model, TensorFiles | Picked)
+    holder: Checkpoint | None = model.holder(name)
+    return holder
 
 
 def _moved(base: ModelTokenizer, output: OutputTokenizer) -> Callable[[int], int | None] | None:
@@ -200,7 +207,7 @@ def _replaced(found: Arrangement, views: Mapping[str, Mapping[int, View]], confi
     made: dict[int, Model] = {}
 
     def fitted(model: Model) -> Model:
-        assert isinstance(model, Checkpoint | Picked)
+        assert isinstance(model, TensorFiles | Picked)
         if id(model) not in made:
             held = {name: of.get(id(model.holder(name))) for name, of in views.items()}
             made[id(model)] = Replaced(model, {name: view for name, view in held.items() if view is not None})

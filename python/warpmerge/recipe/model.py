@@ -93,9 +93,15 @@ class Recipe:
 
     @property
     def references(self) -> tuple[ModelRef, ...]:
-        """The references of all models and bases, each once."""
+        """The references of all models and bases, and of those that tokens come from, each once."""
+        named = self.tokenizer.models if self.tokenizer else ()
+        return tuple(dict.fromkeys([*self.merged, *named]))
+
+    @property
+    def merged(self) -> tuple[ModelRef, ...]:
+        """The references of all models and bases, each once, that of the metadata source first."""
         bases = [part.base for part in self.slices if part.base is not None]
-        return tuple(dict.fromkeys([*self.models, *bases, *([self.base] if self.base else [])]))
+        return tuple(dict.fromkeys([self.metadata_source, *self.models, *bases]))
 
     def located(self, places: Mapping[str, Path]) -> Recipe:
         """The recipe with directories in place of the names of documents."""
@@ -112,7 +118,12 @@ class Recipe:
             )
             for part in self.slices
         )
-        return dataclasses.replace(self, slices=slices, base=None if self.base is None else there(self.base))
+        return dataclasses.replace(
+            self,
+            slices=slices,
+            base=None if self.base is None else there(self.base),
+            tokenizer=None if self.tokenizer is None else self.tokenizer.located(there),
+        )
 
     @property
     def metadata_source(self) -> ModelRef:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -61,6 +62,15 @@ class Tokenizer:
         """The models that the key names."""
         named = [self.source, *(row.model for row in self.tokens.values())]
         return tuple(dict.fromkeys(ref for ref in named if isinstance(ref, ModelRef)))
+
+    def located(self, there: Callable[[ModelRef], ModelRef]) -> Tokenizer:
+        """With other references in place of its own."""
+        source = there(self.source) if isinstance(self.source, ModelRef) else self.source
+        tokens = {
+            token: row if row.model is None else dataclasses.replace(row, model=there(row.model))
+            for token, row in self.tokens.items()
+        }
+        return dataclasses.replace(self, source=source, tokens=tokens)
 
 
 @dataclass(frozen=True)

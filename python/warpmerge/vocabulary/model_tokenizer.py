@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import system
 from ..errors import CheckpointError, unreadable
-from ..models.companions import LARGEST, Companion, companions
+from ..models.companions import LARGEST
 from ..models.documents import CONFIG_LIMIT, parse_json
 from ..models.names import (
     ADDED_TOKENS,
@@ -55,9 +55,9 @@ class Reader:
     def __init__(self) -> None:
         self._reader = JsonReader()
 
-    def read(self, directory: Path, title: str) -> ModelTokenizer | None:
-        """The tokenizer in a directory; None: there is none. Raises CheckpointError."""
-        files: Mapping[str, Content] = tokenizer_files(directory)
+    def read(self, files: Mapping[str, Content], directory: Path, title: str) -> ModelTokenizer | None:
+        """The tokenizer among the companions of a model; None: there is none. Raises CheckpointError."""
+        files = tokenizer_files(files)
         if TOKENIZER not in files:
             if not any(map(is_vocabulary, files)):
                 return None
@@ -72,9 +72,9 @@ class Reader:
         return ModelTokenizer(title, made.changed(set(), new) if new else made, files)
 
 
-def tokenizer_files(directory: Path) -> dict[str, Companion]:
-    """The files of a model's tokenizer by name, its chat template included. Raises CheckpointError."""
-    return {name: file for name, file in companions(directory).items() if is_tokenizer_file(name)}
+def tokenizer_files(files: Mapping[str, Content]) -> dict[str, Content]:
+    """Those of a model's companions that are its tokenizer's, the chat template included."""
+    return {name: file for name, file in files.items() if is_tokenizer_file(name)}
 
 
 def content(file: Content) -> bytes:

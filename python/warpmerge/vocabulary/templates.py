@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..errors import CheckpointError
 from ..models.names import OLD_TEMPLATE, TEMPLATE, TOKENIZER_CONFIG
 from ..models.sidecars import Content
 from ..recipe.tokenizer import AUTO, ChatTemplate
-from .model_tokenizer import content, document, tokenizer_files
+from .model_tokenizer import content, document
 from .tokenizer_json import json_bytes
 
 # The published formats of these names, as templates for transformers.
@@ -86,15 +85,14 @@ def _decoded(raw: bytes) -> str:
         raise CheckpointError(f"{TEMPLATE} is not UTF-8.") from None
 
 
-def chosen(template: ChatTemplate, directories: Sequence[Path]) -> str | None:
-    """The text of the output's template; None: no model has one. Of equally frequent ones the first model's wins."""
+def chosen(template: ChatTemplate, models: Iterable[Mapping[str, Content]]) -> str | None:
+    """The text of the output's template; None: no model has one. Of equally frequent ones the first model's wins.
+    `models`: the companions of each."""
     if template.name is None:
         return template.text
     if template.name != AUTO:
         return NAMED[template.name]
-    found = Counter(
-        text.strip() for directory in directories if (text := template_of(tokenizer_files(directory))) is not None
-    )
+    found = Counter(text.strip() for files in models if (text := template_of(files)) is not None)
     return found.most_common(1)[0][0] if found else None
 
 

@@ -25,7 +25,8 @@ def in_order(out):
 
 
 def files(out):
-    return {path.name for path in out.iterdir()} - {"README.md", "warpmerge.json", "model.safetensors", "config.json"}
+    ours = {"README.md", "warpmerge.json", "mergekit_config.yml", "model.safetensors", "config.json"}
+    return {path.name for path in out.iterdir()} - ours
 
 
 def document(out, name):

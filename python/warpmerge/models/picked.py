@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, TensorFiles
 from .view_columns import FileColumn
 from .views import View
 
@@ -42,7 +42,7 @@ class Picked:
 class Replaced:
     """A model (models.view_columns.Model) that offers other views in place of some tensors of another one."""
 
-    def __init__(self, model: Checkpoint | Picked, views: Mapping[str, View]) -> None:
+    def __init__(self, model: TensorFiles | Picked, views: Mapping[str, View]) -> None:
         self._model, self._views = model, views
         self.title, self.names = model.title, model.names
 

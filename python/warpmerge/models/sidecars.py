@@ -87,9 +87,8 @@ def sidecars(plan: Plan) -> Sidecars:
     ours = {CARD: card(plan.recipe, plan.seed), RECIPE: plan.recipe.to_yaml().encode()}
     theirs = taken_over(plan.metadata_source, main, plan.config)
     if plan.tokenizer.files is not None:
-        theirs = {name: file for name, file in theirs.items() if not is_tokenizer_file(name)} | dict(
-            plan.tokenizer.files
-        )
+        rest = {name: file for name, file in theirs.items() if not is_tokenizer_file(name)}
+        theirs = rest | dict(plan.tokenizer.files)
     ready = theirs | ours
     frame = json.dumps(_frame(plan, sorted({MANIFEST, *ready})), indent=1, allow_nan=False)
     return Sidecars(ready, frame)

@@ -4,9 +4,10 @@
     python tests/sanitizers/run.py native cpu      some steps
     python tests/sanitizers/run.py cpu --isa avx2 -- tests/backends/cpu/test_select.py
 
-steps   native    the pool, files and the pipeline without Python: thread sanitizer, then address and undefined
-        cpu       tests of kernels, views, pools and hostile files, with each instruction set: address and undefined
-        fuzz      inputs of the fuzzers: address and undefined
+steps   native      the pool, files and the pipeline without Python: thread sanitizer, then address and undefined
+        cpu         tests of kernels, views, pools and hostile files, with each instruction set: address and undefined
+        fuzz        inputs of the fuzzers: address and undefined
+        interrupts  merges that are interrupted once and twice: address and undefined
 
 Any report fails the run. The builds are in build/sanitize-*.
 
@@ -126,12 +127,13 @@ def pytest(tests: list[str], isa: str) -> None:
 
 
 def main() -> None:
-    steps = ("native", "cpu", "fuzz")
+    steps = ("native", "cpu", "fuzz", "interrupts")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("steps", nargs="*", help=", ".join(steps))
     parser.add_argument("--isa", choices=ISAS, action="append", help="default: all")
     parser.add_argument("--rounds", type=int, default=50, help="of the native program")
     parser.add_argument("--inputs", type=int, default=20_000, help="of the fuzzers")
+    parser.add_argument("--interrupts", type=int, default=1000, help="single ones, and as many double ones")
     arguments, tests = sys.argv[1:], []
     if "--" in arguments:
         place = arguments.index("--")
@@ -144,6 +146,8 @@ def main() -> None:
         build(ADDRESS, "address,undefined", "_core")
         if step == "fuzz":
             python("tests/fuzz/run.py", "--inputs", str(chosen.inputs))
+        elif step == "interrupts":
+            python("tests/torture/__main__.py", "interrupts", "--interrupts", str(chosen.interrupts))
         else:
             for isa in chosen.isa or ISAS:
                 pytest(tests or CPU, isa)

@@ -1,15 +1,17 @@
-"""Small models of transformers with adapters that peft trained nowhere but made and saved, and merges of both."""
+"""Small models of transformers with adapters that peft wrote, and merges of both by peft and by us."""
 
 import copy
+import json
 import warnings
 
 import torch
 import warpmerge as wm
 from helpers import write_recipe
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 SIZES = {"hidden_size": 24, "intermediate_size": 40, "num_attention_heads": 3, "num_key_value_heads": 1}
 
 
@@ -78,3 +80,17 @@ def ulps(found, wanted, beside=None):
         near = torch.maximum(near, beside.to(found.dtype).abs())
     step = torch.nextafter(near, torch.full_like(near, torch.inf)).double() - near.double()
     return ((found.double() - wanted.double()).abs() / step).max().item()
+
+
+def save(model, path):
+    if isinstance(model, Convolutions):
+        path.mkdir()
+        save_file(model.state_dict(), path / "model.safetensors")
+    else:
+        model.save_pretrained(path)
+    return path
+
+
+def change_config(path, **changes):
+    config = json.loads((path / "adapter_config.json").read_text()) | changes
+    (path / "adapter_config.json").write_text(json.dumps(config))

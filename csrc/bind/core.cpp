@@ -13,6 +13,7 @@
 #include "../cpu/formula_item.h"
 #include "../cpu/gram.h"
 #include "../cpu/histogram.h"
+#include "../cpu/low_rank.h"
 #include "../cpu/reduce_columns.h"
 #include "../cpu/reduce_rows.h"
 #include "../cpu/reduce_tensor.h"
@@ -64,6 +65,24 @@ View mean_view(int dtype, std::vector<View> sources, const py::buffer& index, in
                                                            std::vector<int64_t>(rows, rows + info.size), row_elements));
 }
 
+const Kernels& kernels_named(const std::string& isa) {
+  const Kernels* kernels = find_kernels(isa.c_str());
+  if (!kernels) throw py::value_error("instruction set '" + isa + "' is unknown or not available on this processor");
+  return *kernels;
+}
+
+View low_rank_view(const View& base, View left, View right, int64_t rows, int64_t columns, int rank, bool transposed,
+                   double scale, const std::optional<View>& magnitudes, bool by_column, const std::string& isa) {
+  return composed(base.dtype, std::make_shared<LowRank>(
+                                  kernels_named(isa), base, std::move(left), std::move(right),
+                                  LowRank::Shape{rows, columns, rank, transposed}, scale,
+                                  magnitudes ? std::make_shared<const View>(*magnitudes) : nullptr, by_column));
+}
+
+View rounded_view(View source, int dtype, const std::string& isa) {
+  return composed(Dtype(dtype), std::make_shared<Rounded>(kernels_named(isa), std::move(source), Dtype(dtype)));
+}
+
 using StepRow = std::array<int, 6>;
 
 std::shared_ptr<Code> make_code(int inputs, const std::vector<StepRow>& rows, int registers, std::vector<int> outputs,
@@ -105,12 +124,6 @@ bool wait_for(Launch& launch, int milliseconds) {
   return done;
 }
 
-const Kernels& kernels_named(const std::string& isa) {
-  const Kernels* kernels = find_kernels(isa.c_str());
-  if (!kernels) throw py::value_error("instruction set '" + isa + "' is unknown or not available on this processor");
-  return *kernels;
-}
-
 using ItemPtr = std::shared_ptr<Item>;
 
 }  // namespace
@@ -120,6 +133,7 @@ PYBIND11_MODULE(_core, m) {
   bind_files(m);
   bind_headers(m);
   m.attr("BLOCK") = kBlock;
+  m.attr("HELD_FACTORS") = kHeldFactors;
   m.def("digest_length", &digest_length, py::arg("bytes"), "The length's share of the digest of so many bytes.");
   m.def("compiler", [] { return std::string(__VERSION__); });
   m.def(
@@ -146,6 +160,10 @@ PYBIND11_MODULE(_core, m) {
                   py::arg("row_elements"))
       .def("sum_rows", &sum_rows, py::arg("rows"), py::arg("row_elements"), py::call_guard<py::gil_scoped_release>(),
            "The sum of its rows in double, added one after the other.")
+      .def_static("low_rank", &low_rank_view, py::arg("base"), py::arg("left"), py::arg("right"), py::arg("rows"),
+                  py::arg("columns"), py::arg("rank"), py::arg("transposed"), py::arg("scale"), py::arg("magnitudes"),
+                  py::arg("by_column"), py::arg("isa") = "")
+      .def_static("rounded", &rounded_view, py::arg("source"), py::arg("dtype"), py::arg("isa") = "")
       .def("from_byte", &View::from, py::arg("byte"), "The same view without its first bytes.");
   py::class_<Code, std::shared_ptr<Code>>(m, "Code", "A structure of warpmerge.expr.program.")
       .def(py::init(&make_code), py::arg("inputs"), py::arg("code"), py::arg("registers"), py::arg("outputs"),

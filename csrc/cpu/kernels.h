@@ -126,6 +126,28 @@ struct SelectCounts {
   int64_t above = 0, at_high = 0, at_low = 0, inside = 0;
 };
 
+// A matrix W under an adapter: W + s L R (low_rank.inl), each row or column times a factor. Pointers of factors may be
+// null.
+struct LowRankArgs {
+  const double* left;   // rows x rank
+  const double* right;  // rank x columns, in panels
+  int rank;
+  int64_t columns;
+  double scale;
+  bool exact;  // whether products of L and R are exact in float64
+  const double *row_factors, *column_factors;
+};
+// R lies in panels of so many columns, one after the other, each row-major. The last panel is filled up with zeros to a
+// multiple of kPanelStep columns.
+constexpr int kPanelColumns = 256, kPanelStep = 16;
+
+inline int64_t panel_width(int64_t columns, int64_t panel) {
+  const int64_t left = (columns + kPanelStep - 1) / kPanelStep * kPanelStep - panel * kPanelColumns;
+  return left < kPanelColumns ? left : kPanelColumns;
+}
+// The squares of a row are added up in lanes, which are then folded in halves.
+constexpr int kSquareLanes = 64;
+
 template <class T>
 struct KernelSet {
   // Each adds to `nonfinite` how many elements of each input, then of the base, are NaN or infinite; then how many
@@ -177,6 +199,12 @@ struct Kernels {
   KernelSet<float> fp32;
   KernelSet<double> fp64;
   uint64_t (*digest)(const void* data, size_t bytes, uint64_t first_word);
+  // Makes the elements [begin, begin + count) of a matrix from those of W, in place.
+  void (*add_low_rank)(const LowRankArgs&, Dtype, int64_t begin, int64_t count, char* data);
+  // Adds the squares of W + s L R in whole rows to those of each column, or to the lanes of each row.
+  void (*low_rank_squares)(const LowRankArgs&, Dtype, int64_t row, int64_t rows, const char* data, double* squares,
+                           bool by_column);
+  void (*convert)(const void* data, Dtype from, int64_t count, Dtype to, void* out);
 
   template <class T>
   const KernelSet<T>& of() const {
@@ -187,7 +215,8 @@ struct Kernels {
   }
 };
 
-// Bytes of scratch that any kernel needs for this many models, apart from a formula and from the pairs of a Gram matrix.
+// Bytes of scratch that any kernel needs for this many models, apart from a formula and from the pairs of a Gram
+// matrix.
 constexpr size_t scratch_bytes(int models) {
   const size_t stage = kStage * sizeof(double);
   const size_t lanes = kLanes * sizeof(double);

@@ -35,12 +35,17 @@ namespace {
 #include "reduce_rows.inl"
 #include "reduce_columns.inl"
 #include "weighted_sum.inl"
+#include "low_rank.inl"
 // clang-format on
 
 template <class T>
 constexpr KernelSet<T> kernel_set() {
   return {weighted_sum<T>, elect_and_sum<T>, formula<T>,   tensor_sums<T>, kept_sums<T>,      gram<T>,          keys<T>,
           collect<T>,      select<T>,        histogram<T>, reduce_rows<T>, reduce_columns<T>, decide_by_rank<T>};
+}
+
+constexpr Kernels all_kernels(const char* isa) {
+  return {isa, kernel_set<float>(), kernel_set<double>(), digest, add_low_rank, low_rank_squares, convert};
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
 #include "kernels.inl"
 
 namespace warpmerge {
-const Kernels kernels_baseline{"baseline", kernel_set<float>(), kernel_set<double>(), digest};
+const Kernels kernels_baseline = all_kernels("baseline");
 }

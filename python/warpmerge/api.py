@@ -150,7 +150,7 @@ def merge(
             time.perf_counter() - started,
             resumed,
             dry_run,
-            (*recipe.notices, *(notice for p in made for notice in p.tokenizer.notices)),
+            notices,
         )
 
     def run_document(document: Recipe, place: Path) -> None:
@@ -159,6 +159,7 @@ def merge(
             run(plan, place, overwrite=True, resume=True, dry_run=False)
 
     try:
+        notices = _notices(made, strict)
         last, fingerprint = made[-1], made[-1].fingerprint()
         if dry_run or not recipe.stages or (resume and staged.is_of(out, fingerprint)):
             return run(last, out, overwrite, resume, dry_run)
@@ -180,6 +181,14 @@ def load(source: str | Path | Mapping[str, Any] | Recipe, *, strict: bool = Fals
     return recipe
 
 
+def _notices(plans: list[Plan], strict: bool) -> tuple[str, ...]:
+    """Those of the recipe and of its models, and what became of tokens. `strict`: the former are an error."""
+    found = tuple(dict.fromkeys(notice for plan in plans for notice in plan.notices))
+    if strict and found:
+        raise UsageError(*found)
+    return (*found, *(notice for plan in plans for notice in plan.tokenizer.notices))
+
+
 def _resources(
     plan: Plan,
     info: backends.BackendInfo,
@@ -197,7 +206,9 @@ def _resources(
         if limit is not None:
             raise UsageError("memory is for merges on the CPU; on a GPU use device_memory.")
         budget = None if device_limit is None else parse_size(device_limit, "device_memory")
-        return {"device": "cuda" if device == "auto" else device, "budget": budget}, host_memory(threads)
+        return {"device": "cuda" if device == "auto" else device, "budget": budget}, (
+            host_memory(threads) + plan.factor_bytes(threads)
+        )
     tile, needed = _cpu_memory(plan, threads, limit)
     return {"device": "cpu", "tile": tile}, needed
 
@@ -215,16 +226,17 @@ def _cpu_memory(plan: Plan, threads: int, limit: int | str | None) -> tuple[int,
     measures = any(plan.passes(group) > 1 for group in groups)
     extent = cpu.Extent(threads, models, itemsize, largest, measures)
     whole = plan.whole_bytes()
+    held = whole + plan.factor_bytes(threads)
     try:
-        tile = cpu.tile_for(None if budget is None else budget - whole, extent)
+        tile = cpu.tile_for(None if budget is None else budget - held, extent)
     except ValueError as error:
-        least = show_size(error.args[0] + whole)
+        least = show_size(error.args[0] + held)
         why = f", because method '{plan.recipe.method.name}' holds more of a tensor than tiles" if whole else ""
         raise UsageError(
             f"memory: {show_size(budget or 0)} is too little: with threads={threads} a merge needs {least}{why}; allow "
             "more, or use fewer threads."
         ) from None
-    return tile, cpu.memory(extent, tile) + whole
+    return tile, cpu.memory(extent, tile) + held
 
 
 def describe(recipe: str | Path | Mapping[str, Any] | Recipe, **options: Any) -> dict[str, Any]:
@@ -236,6 +248,7 @@ def describe(recipe: str | Path | Mapping[str, Any] | Recipe, **options: Any) ->
     made = staged.plans(recipe, seed=seed, shard_size=shard_size)
     plan = made[-1]
     try:
+        notices = _notices(made, options.get("strict", False))
         count = thread_count(options.get("threads"))
         chosen, needed = _resources(plan, info, device, count, options.get("memory"), options.get("device_memory"))
         merged = len(plan.jobs.merged())
@@ -258,13 +271,13 @@ def describe(recipe: str | Path | Mapping[str, Any] | Recipe, **options: Any) ->
             "shards": len(plan.shards),
             "memory": needed,
             "backend": f"{info.name} on {chosen['device']}, {count} threads",
-            "notices": [*recipe.notices, *(notice for p in made for notice in p.tokenizer.notices)],
+            "notices": list(notices),
             "models": [
                 {
                     "model": str(c),
                     "role": roles[id(c)],
                     "tensors": len(c.names),
-                    "bytes": sum(s.size for s in c.shards),
+                    "bytes": sum(f.identity.size for part in c.parts for f in part.files),
                     "path": str(c.path),
                 }
                 for c in plan.checkpoints

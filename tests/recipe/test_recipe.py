@@ -72,8 +72,11 @@ BAD = {
     "entry without model": ("merge_method: linear\nmodels: [{path: a}]\n", ["models[0]", "'model'"]),
     "entry's unknown key": ("merge_method: linear\nmodels: [{model: a, wait: 1}]\n", ["unknown key 'wait'"]),
     "entry's misspelt key": ("merge_method: linear\nmodels: [{model: a, parmeters: {}}]\n", ["mean 'parameters'"]),
-    "lora": ("merge_method: linear\nmodels: [{model: a+b}]\n", ["a+b", "LoRA", "not supported"]),
-    "lora key": ("merge_method: linear\nmodels: [{model: {model: a, lora: b}}]\n", ["'lora'", "not supported"]),
+    "two adapters": ("merge_method: linear\nmodels: [{model: a+b+c}]\n", ["'a+b+c'", "one adapter"]),
+    "no adapter": ("merge_method: linear\nmodels: [{model: a+}]\n", ["'a+'", "one adapter"]),
+    "adapter of none": ("merge_method: linear\nmodels: [{model: +b}]\n", ["'+b'", "one adapter"]),
+    "adapters twice": ("merge_method: linear\nmodels: [{model: {model: a+b, lora: c}}]\n", ["one adapter"]),
+    "adapter's key": ("merge_method: linear\nmodels: [{model: {model: a, lora: {p: c}}}]\n", ["lora: unknown key 'p'"]),
     "architecture": (
         "merge_method: linear\nmodels: [{model: {model: a, override_architecture: X}}]\n",
         ["'override_architecture'", "not supported"],
@@ -223,6 +226,29 @@ def test_long_form_of_models_revisions_and_odd_paths(tmp_path):
     odd = tmp_path / "a+b@c d-é"
     odd.mkdir()
     assert refs(str(odd)) == [(str(odd), None)]
+
+
+def test_adapters_of_models(tmp_path):
+    def ref(model):
+        [found] = Recipe.load({"merge_method": "passthrough", "models": [{"model": model}]}).models
+        adapter = found.adapter
+        return found.path, found.revision, adapter and adapter.path, adapter and adapter.revision
+
+    assert ref("org/m@v1+org/a@v2") == ("org/m", "v1", "org/a", "v2")
+    assert ref("org/m+org/a") == ("org/m", None, "org/a", None)
+    assert ref({"model": {"path": "org/m", "revision": "1"}, "lora": {"path": "b", "revision": "2"}}) == (
+        *("org/m", "1"),
+        *("b", "2"),
+    )
+    assert ref({"model": "org/m", "lora": "b@2"}) == ("org/m", None, "b", "2")
+    assert ref({"model": "org/m@v+a", "lora": None}) == ("org/m", "v", "a", None)
+    (tmp_path / "c++").mkdir()
+    (tmp_path / "c++/a+b").mkdir()
+    assert ref(f"{tmp_path}/c+++{tmp_path}/c++/a+b") == (f"{tmp_path}/c++", None, f"{tmp_path}/c++/a+b", None)
+    assert ref(f"{tmp_path}/c++") == (f"{tmp_path}/c++", None, None, None)
+    assert str(ModelRef("m", "1", ModelRef("a", "2"))) == "m@1+a@2"
+    recipe = Recipe.load({"merge_method": "linear", "models": ["m+a", "m+b", "m"], "parameters": {"weight": 1}})
+    assert len(set(recipe.models)) == 3
 
 
 def test_yaml_features_that_recipes_use(tmp_path):

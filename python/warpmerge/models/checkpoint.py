@@ -7,23 +7,48 @@ import hashlib
 import os
 import resource
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from .. import _core, system
 from ..errors import CheckpointError, UsageError, close_matches, shown, unreadable
 from .companions import companions
 from .documents import CONFIG_LIMIT, INDEX_LIMIT, read_json
 from .inputs import Noted, check_identity
-from .names import CONFIG, INDEX, SINGLE
+from .names import ADAPTER_CONFIG, CONFIG, INDEX, SINGLE
 from .reference import ModelRef
 from .safetensors import Columns, TensorEntry, read_columns
 from .view_columns import ABSENT, FileColumn
-from .views import FileRegion
+from .views import FileRegion, View
 
 OTHER_FILES = 256  # descriptors that are left to outputs and to whatever else the process has open
+
+
+class InputFile(Protocol):
+    """A file that was there when a plan was made."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def identity(self) -> system.Identity: ...
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """For the manifest: what was hashed, and its SHA-256."""
+        ...
+
+
+class Part(Protocol):
+    """A directory, or a file, that tensors are read from."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def files(self) -> Sequence[InputFile]: ...
 
 
 class Shard:
@@ -53,13 +78,13 @@ class Shard:
         return self.columns.by_name()
 
     @cached_property
-    def header_digest(self) -> str:
-        """SHA-256 of the bytes before the first tensor."""
+    def digests(self) -> dict[str, str]:
+        """The SHA-256 of the bytes before the first tensor."""
         nbytes = self.columns.offsets[0] if self.columns.names else self.size
         try:
             fd = system.open_regular(self.path)
             try:
-                return hashlib.sha256(system.read_at(fd, nbytes, 0)).hexdigest()
+                return {"header_sha256": hashlib.sha256(system.read_at(fd, nbytes, 0)).hexdigest()}
             finally:
                 system.close(fd)
         except OSError as error:
@@ -106,6 +131,21 @@ class TensorFiles:
         return f"the file '{self.path}'"
 
     @property
+    def parts(self) -> Sequence[Part]:
+        """What it is read from: itself, or a model and an adapter."""
+        return [self]
+
+    @property
+    def files(self) -> Sequence[InputFile]:
+        """The files that decide what its tensors are."""
+        return self.shards
+
+    @property
+    def notices(self) -> Sequence[str]:
+        """What a user should know of it, a sentence each."""
+        return ()
+
+    @property
     def names(self) -> Sequence[str]:
         return self.columns.names
 
@@ -137,7 +177,7 @@ class TensorFiles:
         pairs = zip(self.shard_of, self.columns.entries(), strict=True)
         return {entry.name: (self.shards[number], entry) for number, entry in pairs}
 
-    def view(self, name: str) -> FileRegion:
+    def view(self, name: str) -> View:
         shard, entry = self.entries[name]
         return FileRegion(entry.dtype, entry.shape, shard.file, entry.offset)
 
@@ -191,7 +231,7 @@ class Checkpoint(TensorFiles):
         if system.is_file(self.path / SINGLE):
             return [self.path / SINGLE]
         index = self.path / INDEX
-        document = _read_object(index, INDEX_LIMIT)
+        document = read_object(index, INDEX_LIMIT)
         self._weight_map = document.get("weight_map")
         if not isinstance(self._weight_map, dict):
             raise CheckpointError(f"{index}: not a valid index: it has no 'weight_map'. Download the model again.")
@@ -229,7 +269,7 @@ class Checkpoint(TensorFiles):
                 there = system.exists(path, follow=False)  # a link to nothing is an error
             except OSError as error:
                 raise unreadable(error.errno, error.strerror, path) from None
-            self._config = _read_object(path, CONFIG_LIMIT, constants=True) if there else {}
+            self._config = read_object(path, CONFIG_LIMIT, constants=True) if there else {}
         return self._config
 
     def check(self) -> None:
@@ -238,7 +278,8 @@ class Checkpoint(TensorFiles):
         super().check()
 
 
-def _read_object(path: Path, limit: int, *, constants: bool = False) -> dict[str, Any]:
+def read_object(path: Path, limit: int, *, constants: bool = False) -> dict[str, Any]:
+    """The JSON object in a file of a model. Raises CheckpointError if there is none."""
     try:
         document = read_json(path, limit, constants=constants)
     except OSError as error:
@@ -251,27 +292,35 @@ def _read_object(path: Path, limit: int, *, constants: bool = False) -> dict[str
 
 
 def resolve(ref: ModelRef) -> Path:
-    """The directory of a model: a path, else the hub's cache, else a download. Raises UsageError if there is none."""
+    """The directory of a model, as `directory_of` finds it. Raises UsageError and CheckpointError if it holds none."""
+    return _with_weights(directory_of(ref, _has_weights))
+
+
+def directory_of(ref: ModelRef, is_complete: Callable[[Path], bool], kind: str = "model") -> Path:
+    """Where a reference leads: a path, else the hub's cache if what is there is complete, else a download.
+
+    Raises UsageError if there is none.
+    """
     path = Path(os.path.expanduser(ref.path))
     if system.is_directory(path):
         if ref.revision is not None:
             raise UsageError(
-                f"model '{ref}': {ref.path} is a directory and has no revisions; remove the '@' and what follows it."
+                f"{kind} '{ref}': {ref.path} is a directory and has no revisions; remove the '@' and what follows it."
             )
-        return _with_weights(path)
+        return path
     if system.is_file(path):
-        raise UsageError(f"model '{ref}' is a file; name the directory that holds it.")
+        raise UsageError(f"{kind} '{ref}' is a file; name the directory that holds it.")
     reason = ""
     if not ref.path.startswith((".", "/", "~")) and ref.path.count("/") <= 1:
-        found, why = _hub(ref)
+        found, why = _hub(ref, is_complete)
         if found:
-            return _with_weights(found)
+            return found
         reason = f", and the Hugging Face hub did not provide it ({why})"
     try:
         siblings = [n for n in system.calls.listdir(path.parent) if system.is_directory(path.parent / n)]
     except (OSError, ValueError):
         siblings = []
-    raise UsageError(f"model '{ref}' is not a directory{reason}{close_matches(path.name, siblings) or '.'}")
+    raise UsageError(f"{kind} '{ref}' is not a directory{reason}{close_matches(path.name, siblings) or '.'}")
 
 
 def _has_weights(path: Path) -> bool:
@@ -281,6 +330,10 @@ def _has_weights(path: Path) -> bool:
 def _with_weights(path: Path) -> Path:
     if _has_weights(path):
         return path
+    if system.is_file(path / ADAPTER_CONFIG):
+        raise UsageError(
+            f"{path} holds an adapter, not a model; write MODEL+{path} with the model that it was trained on."
+        )
     try:
         names = system.calls.listdir(path)
     except OSError as error:
@@ -301,8 +354,8 @@ _HUB_ERRORS = {
 }
 
 
-def _hub(ref: ModelRef) -> tuple[Path | None, str]:
-    """The snapshot of a model on the hub, from the cache if it is there, or why there is none."""
+def _hub(ref: ModelRef, is_complete: Callable[[Path], bool]) -> tuple[Path | None, str]:
+    """The snapshot of a reference on the hub, from the cache if it is there, or why there is none."""
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
@@ -318,6 +371,6 @@ def _hub(ref: ModelRef) -> tuple[Path | None, str]:
             name = type(error).__name__
             why = _HUB_ERRORS.get(name, name)
             continue
-        if _has_weights(path) or not cached:  # a cache can hold the config alone
+        if is_complete(path) or not cached:  # a cache can hold the config alone
             return path, ""
     return None, why

@@ -17,7 +17,7 @@ from .safetensors import Columns
 class ComingShard:
     """A shard that does not exist yet (see `checkpoint.Shard`)."""
 
-    header_digest = ""
+    digests: dict[str, str] = {}  # noqa: RUF012
 
     def __init__(self, path: Path, size: int) -> None:
         self.path, self.size = path, size

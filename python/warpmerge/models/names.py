@@ -9,6 +9,8 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 CARD = "README.md"
 MANIFEST = "warpmerge.json"
 RECIPE = "mergekit_config.yml"  # where programs look for the recipe of a merge
@@ -21,7 +23,7 @@ NOT_COPIED = {
     MANIFEST,
     CONFIG,
     "trainer_state.json",
-    "adapter_config.json",
+    ADAPTER_CONFIG,
     "quantize_config.json",
 }
 

@@ -111,20 +111,20 @@ def _frame(plan: Plan, files: Sequence[str]) -> dict[str, Any]:
         "fingerprint": plan.fingerprint(),
         "inputs": [
             {
-                "model": str(c),
-                **roles.get(id(c), {}),
-                "path": str(c.path.resolve()),
+                "model": str(part),
+                **roles.get(id(part), {}),
+                "path": str(part.path.resolve()),
                 "files": [
                     {
-                        "name": s.path.name,
-                        "bytes": s.size,
-                        "mtime_ns": s.identity.mtime_ns,
-                        "header_sha256": s.header_digest,
+                        "name": f.path.name,
+                        "bytes": f.identity.size,
+                        "mtime_ns": f.identity.mtime_ns,
+                        **f.digests,
                     }
-                    for s in c.shards
+                    for f in part.files
                 ],
             }
-            for c in plan.checkpoints
+            for part in plan.parts
         ],
         "files": files,
         "shards": [{"name": s.name, "bytes": s.nbytes} for s in plan.shards],

@@ -6,8 +6,8 @@
     JoinedParts    other views, joined along an axis          produced range by range
     MeanRows       means of rows of several views             produced range by range (models/row_views.py)
 
-Views nest. Nothing is materialised: whoever reads a view asks for one range at a time, so that a tile of a permuted
-vocabulary needs the memory of a tile.
+`low_rank.py` has two more, whose elements are computed. Views nest. Nothing is materialised: whoever reads a view asks
+for one range at a time, so that a tile of a permuted vocabulary needs the memory of a tile.
 
 Each kind says the same thing in up to three ways, and all of them stand in its class. `read` is the definition, in
 plain Python, and what the reference computes with. `native` is the description by which the compiled loader

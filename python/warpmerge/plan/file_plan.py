@@ -16,9 +16,13 @@ from .. import __version__
 from ..dtypes import DTYPES, FLOAT64, DType
 from ..methods.parameters import checked_seed
 from ..models import SINGLE, Checkpoint, Columns, OutputShard, allow_open_files, layout
+from ..models.adapted import AdaptedCheckpoint
+from ..models.adapter import Adapter
+from ..models.checkpoint import Part
 from ..models.coming import ComingCheckpoint
 from ..models.companions import Companion
 from ..models.inputs import check_identity
+from ..models.low_rank import memory
 from ..models.names import shard_name
 from ..models.sidecars import Sidecars, sidecars
 from ..recipe import ModelRef, Recipe
@@ -53,12 +57,17 @@ class Plan:
     @property
     def directories(self) -> list[Path]:
         """What is read, and must not be written to."""
-        return [*(checkpoint.path for checkpoint in self.checkpoints), *self.tokenizer.directories]
+        return [*(part.path for part in self.parts), *self.tokenizer.directories]
 
     @property
     def checkpoints(self) -> list[Checkpoint]:
         everything = [*self.inputs, *self.auxiliary.values(), *self.bases, self.metadata_source]
         return list({id(c): c for c in everything}.values())
+
+    @property
+    def parts(self) -> list[Part]:
+        """What the checkpoints are read from, each once."""
+        return list({id(part): part for checkpoint in self.checkpoints for part in checkpoint.parts}.values())
 
     def passes(self, group: Group) -> int:
         """How often the tensors of a group are read."""
@@ -107,6 +116,15 @@ class Plan:
             default=0,
         )
 
+    def factor_bytes(self, threads: int) -> int:
+        """What models hold of their adapters."""
+        return memory([v for c in self.checkpoints if isinstance(c, AdaptedCheckpoint) for v in c.low_rank], threads)
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What the recipe says without effect, and what a user should know of the models."""
+        return (*self.recipe.notices, *(notice for c in self.checkpoints for notice in c.notices))
+
     @property
     def write_bytes(self) -> int:
         return sum(shard.nbytes for shard in self.shards)
@@ -125,7 +143,7 @@ class Plan:
         if self.stands_for:
             return self.stands_for
         # Without the device: its number may be another one after a restart.
-        files = [[str(s.path), *s.identity[1:]] for checkpoint in self.checkpoints for s in checkpoint.shards]
+        files = [[str(f.path), *f.identity[1:]] for part in self.parts for f in part.files]
         parts = [
             __version__,
             self.recipe.to_yaml(),
@@ -169,7 +187,10 @@ def make_plan(
     def checkpoint(ref: ModelRef) -> Checkpoint:
         if ref not in opened:
             named: Any = coming.get(ref.path)
-            opened[ref] = Checkpoint(ref) if named is None else named
+            if ref.adapter is not None:
+                opened[ref] = AdaptedCheckpoint(ref, checkpoint(ref.without_adapter), Adapter(ref.adapter))
+            else:
+                opened[ref] = Checkpoint(ref) if named is None else named
         return opened[ref]
 
     metadata_source = checkpoint(recipe.metadata_source)

@@ -245,6 +245,8 @@ class _Reader:
                 f"{where}: the base_model '{base}' must be one of the sources of each slice; add it with its "
                 "layer_range."
             )
+        if part.reference is not None and [m.ref for m in part.inputs] == [base]:
+            self.notices.append(f"{where}: only the base '{base}' is listed, so the result is the base.")
         try:
             method.check_models(len(part.inputs))
         except UsageError as error:

@@ -44,10 +44,13 @@ class Slice:
 
     @property
     def inputs(self) -> tuple[RecipeModel, ...]:
-        """The models that are merged, in order. A reference base is not one of them; an endpoint base is the first."""
+        """The models that are merged, in order. A reference base is not one of them; an endpoint base is the first.
+
+        If layers of the reference alone are listed, it is merged with itself: the result is the reference.
+        """
         others = tuple(m for m in self.models if m.ref != self.base)
         if self.method.base.is_reference:
-            return others
+            return others if others or self.is_whole else self.models
         if self.method.base is Base.ENDPOINT and self.base is not None:
             return (self._base(), *others)
         return self.models

@@ -29,7 +29,8 @@ class Input(NamedTuple):
     Attributes:
         model: its name in the recipe.
         path: of its directory.
-        files: by name, of each weight file its size in bytes and the SHA-256 of its header ("": not known).
+        files: by name, of each weight file its size in bytes and the SHA-256 of its header ("": not known); of an
+            adapter's config that of its content.
     """
 
     model: str
@@ -75,7 +76,7 @@ class Manifest:
                     {
                         _typed(str, file["name"]): (
                             _typed(int, file["bytes"]),
-                            _typed(str, file.get("header_sha256", "")),
+                            _typed(str, file.get("header_sha256", file.get("sha256", ""))),
                         )
                         for file in model["files"]
                     },

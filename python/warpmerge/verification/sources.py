@@ -11,7 +11,11 @@ from typing import Any
 from .. import system
 from ..errors import CheckpointError, UsageError, close_matches, shown
 from ..methods import find
-from ..models import Checkpoint, Shard
+from ..models import Checkpoint
+from ..models.adapter import Adapter
+from ..models.checkpoint import InputFile
+from ..models.names import ADAPTER_CONFIG
+from ..models.reference import ModelRef
 from ..recipe import Recipe
 from .manifest import Input, Manifest, checked_path
 
@@ -58,12 +62,12 @@ class Sources:
         for path, model in self._inputs.items():
             if not system.is_directory(path):
                 raise CheckpointError(f"the model '{model.model}' is not in {path} any more; {HINT}.")
-            with closing(Checkpoint(path)) as checkpoint:
-                found = {shard.path.name: shard for shard in checkpoint.shards}
+            with closing(Adapter(ModelRef(path)) if ADAPTER_CONFIG in model.files else Checkpoint(path)) as part:
+                found = {file.path.name: file for file in part.files}
                 for name in sorted(found.keys() | model.files.keys()):
                     if name not in found or name not in model.files or not _is_same(found[name], *model.files[name]):
                         raise CheckpointError(
-                            f"{checkpoint.path / name} is not the file of '{model.model}' that was merged: the "
+                            f"{part.path / name} is not the file of '{model.model}' that was merged: the "
                             f"manifest has another size or header; {HINT}."
                         )
 
@@ -91,10 +95,18 @@ class Sources:
     def _path(self, reference: Any) -> str:
         """The directory of a model, as the recipe refers to it."""
         name = _spelling(reference)
-        path = self._by_name.get(name) or self._same_directory(name)
+        path = self._by_name.get(name) or self._adapted(name) or self._same_directory(name)
         if path is None:
             raise CheckpointError(f"{self._manifest.path} does not say where the model '{name}' was; {HINT}.")
         return path
+
+    def _adapted(self, name: str) -> str | None:
+        """A model with an adapter: the manifest has both by their own names."""
+        for at, character in enumerate(name):
+            found = [self._by_name.get(n) or self._same_directory(n) for n in (name[:at], name[at + 1 :])]
+            if character == "+" and found[0] and found[1]:
+                return f"{found[0]}+{found[1]}"
+        return None
 
     def _same_directory(self, name: str) -> str | None:
         """A recipe may spell a directory in several ways; the manifest has the first."""
@@ -128,6 +140,8 @@ def _moved(model: Input, moved: Mapping[str, str], unused: dict[str, str]) -> st
 
 def _spelling(reference: Any) -> str:
     """A reference in the spelling of the manifest. Mergekit's long form is a mapping: {model: {path, revision}}."""
+    if isinstance(reference, Mapping) and reference.get("lora") is not None:
+        return f"{_spelling(reference['model'])}+{_spelling(reference['lora'])}"
     while isinstance(reference, Mapping) and "model" in reference:
         reference = reference["model"]
     if isinstance(reference, Mapping):
@@ -136,6 +150,6 @@ def _spelling(reference: Any) -> str:
     return str(reference)
 
 
-def _is_same(shard: Shard, size: int, header_digest: str) -> bool:
+def _is_same(file: InputFile, size: int, digest: str) -> bool:
     """Whether a file is as the manifest says; older ones say nothing of headers."""
-    return shard.size == size and header_digest in ("", shard.header_digest)
+    return file.identity.size == size and digest in ("", *file.digests.values())

@@ -15,7 +15,7 @@ PACKAGE = Path(warpmerge.__file__).parent
 # module beside the folders.
 ROOMS = [
     ["errors"],
-    ["units", "random", "dtypes", "callable_package", "finite", "signals", "threads", "system", "plain"],
+    ["units", "random", "dtypes", "callable_package", "finite", "signals", "threads", "system", "worker", "plain"],
     ["expr"],
     ["requests"],
     ["models"],

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from .. import _core, system
 from ..errors import CheckpointError, MergeError, OutputError
 from ..threads import thread_count
 from ..units import show_size
+from ..worker import Job, Worker
 from .journal import JOURNAL, Claims, Journal, OutputShard, journal_claims, manifest_claims
 from .leftovers import leftovers
 from .names import INDEX, MANIFEST
@@ -67,8 +68,8 @@ class OutputDirectory:
         self._kept: Claims = {}  # the finished shards
         self._in_place: set[str] = set()  # those of them that lie in the output
         self._staged: list[str] = []  # names of the small files
-        self._finishing: list[Future] = []
-        self._worker = ThreadPoolExecutor(1, "output")
+        self._finishing: list[Job] = []
+        self._worker = Worker()
         self._rereader = Rereader(thread_count(threads))
         try:
             check_place(self.path, self._staging.path, self._inputs)
@@ -105,7 +106,7 @@ class OutputDirectory:
         self._index = index
         try:
             self._staging.lock(sync=self.sync)
-            self._worker.submit(int).result()  # started, it does whatever it is given before `shutdown` returns
+            self._worker.start()
             check_place(self.path, self._staging.path, self._inputs)
             self._take_over(checked)
             if not self.finished:
@@ -203,11 +204,11 @@ class OutputDirectory:
         if not self.sync:
             self._close_shard(file, name, digests)
             return
-        for future in self._finishing:
-            if future.done():
-                future.result()  # a disk that fails is found while the merge goes on, not after it
-        self._finishing = [future for future in self._finishing if not future.done()]
-        self._finishing.append(self._worker.submit(self._close_shard, file, name, digests))
+        for job in self._finishing:
+            if job.done:
+                job.wait()  # a disk that fails is found while the merge goes on, not after it
+        self._finishing = [job for job in self._finishing if not job.done]
+        self._finishing.append(self._worker.submit(functools.partial(self._close_shard, file, name, digests)))
 
     def _close_shard(self, file: Any, name: str, digests: Sequence[int] | None) -> None:
         if self.sync:
@@ -247,8 +248,8 @@ class OutputDirectory:
         """Moves everything into its place: the shards, the small files and the index. What has begun to move is moved
         to the end, whatever signals come. Raises OutputError."""
         try:
-            for future in self._finishing:
-                future.result()
+            for job in self._finishing:
+                job.wait()
             if self._index is not None:
                 self.stage({INDEX: self._index})
             names = [*self._staged, *(name for name in self._shards if name not in self._in_place)]
@@ -257,7 +258,7 @@ class OutputDirectory:
             if self._journal:
                 self._journal.sync()
             with _core.Guard(self._worker.shutdown):
-                self._worker.submit(self._place, names).result()
+                self._worker.submit(functools.partial(self._place, names)).wait()
         except OSError as error:
             raise self.error(error) from None
         self.close()
@@ -278,9 +279,6 @@ class OutputDirectory:
         """After a failure or Ctrl-C: keeps finished shards for --resume (if `keep`), removes the rest. Returns how many
         it kept. What is published stays."""
         self._worker.shutdown()
-        for future in self._finishing:
-            with contextlib.suppress(Exception):
-                future.result()
         done = self.published or self.finished
         kept = self._kept if keep and not done else {}
         with contextlib.suppress(OSError):  # the error that led here is the one to show

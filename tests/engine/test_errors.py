@@ -87,7 +87,7 @@ CASES = {
     "negative weight": (parameters(weight=-1), 2, ["negative weight", "normalize: false"]),
     "no base": (lambda p: set_recipe(p, base_model=None), 2, ["'ties'", "base_model"]),
     "slerp of three": (lambda p: set_recipe(p, merge_method="slerp", parameters={"t": 0.5}), 2, ["exactly 2", "got 3"]),
-    "slices": (lambda p: set_recipe(p, slices=[]), 2, ["'slices'", "not supported"]),
+    "slices": (lambda p: set_recipe(p, slices=[{"sources": []}]), 2, ["'models' and 'slices'", "not both"]),
     "lora": (lambda p: set_recipe(p, models=[f"{p}/a+lora", f"{p}/b"]), 2, ["adapter 'lora' is not a directory"]),
     "linear, weights cancel": (
         lambda p: set_recipe(

@@ -23,7 +23,8 @@ namespace {
 constexpr int kElectThreads = 256;
 
 // Thread blocks on a multiprocessor: as many as the registers for K models allow.
-constexpr int elect_and_sum_blocks(int models, size_t itemsize) {
+constexpr int elect_and_sum_blocks(int models, size_t itemsize, bool elect) {
+  if (models == 4 && itemsize == 4 && !elect) return 2;  // with three it would spill 4 bytes
   return models <= 2 || (models == 3 && itemsize == 2) ? 4 : models <= 4 ? 3 : 2;
 }
 
@@ -83,7 +84,7 @@ __global__ void __launch_bounds__(kElectThreads, 1) elect_and_sum_any(WM_PARAM T
 
 // All inputs and the base have storage type S and are aligned.
 template <class S, int K, bool kElect>
-__global__ void __launch_bounds__(kElectThreads, elect_and_sum_blocks(K, sizeof(S)))
+__global__ void __launch_bounds__(kElectThreads, elect_and_sum_blocks(K, sizeof(S), kElect))
     elect_and_sum_packed(WM_PARAM Table table, bool elect) {
   __shared__ Rule<float> rules[K];
   const Chunk chunk = chunk_of(table, blockIdx.x);

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -12,6 +13,10 @@ sys.path[:0] = [str(folder) for folder in (HERE, *sorted(HERE.rglob("*/"))) if f
 # Read when numpy, torch and huggingface_hub are imported, so set before any test is. Threads of torch and numpy only
 # wait for each other in tensors as small as these, and sums of products may differ with their number.
 os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
+
+# Jobs in the background ignore Ctrl-C, and those under nohup SIGHUP. Tests send themselves both.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_finish():

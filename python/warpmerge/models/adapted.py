@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ..dtypes import FLOAT32, DType
 from ..errors import CheckpointError, close_matches
 from .adapter import Adapter, Module
 from .checkpoint import Checkpoint, Part
+from .companions import Companion
 from .low_rank import Factors, LowRank, Rounded
 from .reference import ModelRef
 from .view_columns import FileColumn
@@ -50,6 +51,9 @@ class AdaptedCheckpoint(Checkpoint):
         found = super().column(names)
         found.replace({row: self.changed[name] for row, name in enumerate(names) if name in self.changed})
         return found
+
+    def companions(self) -> Mapping[str, Companion]:
+        return self.base.companions()
 
     def check(self) -> None:
         self.base.check()

@@ -6,9 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import warpmerge as wm
+from helpers import write_model
 from odd_arrays import TORCH_REFUSED
 from pool_models import FIXTURES, MERGES, ROWS, WEIGHTS, assert_equal, save, untied
 from warpmerge.errors import CheckpointError, MergeError, UsageError
@@ -332,3 +334,15 @@ def test_coefficients_that_are_no_numbers(rows):
     pool = wm.Pool(None, [{"a": torch.ones(3)}], device="cpu")
     with pytest.raises(UsageError, match="coefficients must be rows of numbers, got "):
         pool.sweep(rows)
+
+
+def test_pools_that_nobody_closed_keep_no_files(tmp_path):
+    for name in ("base", "a"):
+        write_model(tmp_path / name, {f"w{i}": np.full((4, 4), i, np.float32) for i in range(4)}, shards=4)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(10):
+        pool = wm.Pool(str(tmp_path / "base"), [str(tmp_path / "a")])
+        pool.merge("linear", weight=1.0)
+        assert len(os.listdir("/proc/self/fd")) <= before + 8
+    del pool
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -189,10 +189,10 @@ def test_objects_of_python_callers(key, name):
 def test_many_models_take_time_in_proportion_to_their_number():
     def seconds(count):
         models = [{"model": f"/m/{i}", "parameters": {"weight": 1.0}} for i in range(count)]
-        started = time.perf_counter()
+        started = time.process_time()
         recipe = Recipe.load({"merge_method": "linear", "models": models})
         assert len(recipe.slices[0].inputs) == count
-        return time.perf_counter() - started
+        return time.process_time() - started
 
     seconds(100)
     assert seconds(40_000) < 40 * max(seconds(4_000), 0.05)

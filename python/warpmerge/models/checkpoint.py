@@ -146,6 +146,11 @@ class TensorFiles:
         return ()
 
     @property
+    def low_rank(self) -> Sequence[Any]:
+        """The views that hold factors of an adapter while they are read."""
+        return ()
+
+    @property
     def names(self) -> Sequence[str]:
         return self.columns.names
 

@@ -16,20 +16,17 @@ from .. import __version__
 from ..dtypes import DTYPES, FLOAT64, DType
 from ..methods.parameters import checked_seed
 from ..models import SINGLE, Checkpoint, Columns, OutputShard, allow_open_files, layout
-from ..models.adapted import AdaptedCheckpoint
-from ..models.adapter import Adapter
 from ..models.checkpoint import Part
 from ..models.coming import ComingCheckpoint
 from ..models.companions import Companion
 from ..models.inputs import check_identity
-from ..models.low_rank import memory
 from ..models.names import shard_name
 from ..models.sidecars import Sidecars, sidecars
 from ..recipe import ModelRef, Recipe
 from ..tasks import Group, Jobs
 from .arrange import arrange
 from .jobs import is_whole, make_jobs
-from .tokenizer import Tokenized, with_tokenizer
+from .tokenized import Tokenized
 
 
 @dataclass
@@ -118,7 +115,12 @@ class Plan:
 
     def factor_bytes(self, threads: int) -> int:
         """What models hold of their adapters."""
-        return memory([v for c in self.checkpoints if isinstance(c, AdaptedCheckpoint) for v in c.low_rank], threads)
+        views = [view for checkpoint in self.checkpoints for view in checkpoint.low_rank]
+        if not views:
+            return 0
+        from ..models.low_rank import memory
+
+        return memory(views, threads)
 
     @property
     def notices(self) -> tuple[str, ...]:
@@ -188,13 +190,19 @@ def make_plan(
         if ref not in opened:
             named: Any = coming.get(ref.path)
             if ref.adapter is not None:
+                from ..models.adapted import AdaptedCheckpoint, Adapter  # few merges have adapters
+
                 opened[ref] = AdaptedCheckpoint(ref, checkpoint(ref.without_adapter), Adapter(ref.adapter))
             else:
                 opened[ref] = Checkpoint(ref) if named is None else named
         return opened[ref]
 
     metadata_source = checkpoint(recipe.metadata_source)
-    found, tokenizer = with_tokenizer(recipe, arrange(recipe, checkpoint), checkpoint)
+    found, tokenizer = arrange(recipe, checkpoint), Tokenized()
+    if recipe.tokenizer is not None or recipe.chat_template is not None:
+        from .tokenizer import with_tokenizer  # few merges work on tokenizers
+
+        found, tokenizer = with_tokenizer(recipe, found, checkpoint)
     wanted = recipe.out_dtype or recipe.dtype
     jobs = make_jobs(
         recipe.method,

@@ -40,23 +40,7 @@ from ..vocabulary.model_tokenizer import document
 from ..vocabulary.places import renamed
 from ..vocabulary.tokenizer_json import Token, json_bytes
 from .arrange import Arrangement, Opened
-
-
-@dataclass(frozen=True)
-class Tokenized:
-    """What a recipe's choice of a tokenizer and a chat template comes to.
-
-    Attributes:
-        files: by name those that replace the tokenizer of the metadata source; None: it is taken over.
-        notices: what users should know, a sentence each.
-        directories: what was read beside the checkpoints.
-        fingerprint: of the rows that are taken from each model.
-    """
-
-    files: Mapping[str, Content] | None = None
-    notices: tuple[str, ...] = ()
-    directories: tuple[Path, ...] = ()
-    fingerprint: str = ""
+from .tokenized import Tokenized
 
 
 def with_tokenizer(recipe: Recipe, found: Arrangement, opened: Opened) -> tuple[Arrangement, Tokenized]:
@@ -66,8 +50,6 @@ def with_tokenizer(recipe: Recipe, found: Arrangement, opened: Opened) -> tuple[
         UsageError: the recipe asks for a token or a model that is not there, or a library is missing.
         CheckpointError: a tokenizer is missing or damaged.
     """
-    if recipe.tokenizer is None and recipe.chat_template is None:
-        return found, Tokenized()
     work = _Work(recipe, found, opened)
     if recipe.tokenizer is not None:
         found = work.rearranged(recipe.tokenizer)

@@ -318,3 +318,14 @@ def test_the_cpu_path_imports_no_torch(models):
 
 def test_tables_are_padded():
     assert cli.table(["a", "n"], [["long", "1"], ["x", "22"]], right={1}) == "a      n\n----  --\nlong   1\nx     22"
+
+
+def test_each_fault_of_a_recipe_is_a_line(tmp_path):
+    recipe = tmp_path / "two\nlines.yml"
+    recipe.write_text("merge_method: ties\nbase_modle: x\ndtype: bfloat61\nmodels: [a]\n")
+    done = run_cli("plan", recipe)
+    assert done.status == 2
+    lines = done.stderr.splitlines()
+    assert len(lines) == 2 and lines[0].startswith("error: ")
+    assert all("two\\nlines.yml: " in line for line in lines)
+    assert "did you mean 'base_model'" in lines[0] and "bfloat61" in lines[1]

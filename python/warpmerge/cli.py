@@ -312,7 +312,8 @@ def run(arguments: list[str] | None = None) -> int:
         _complain(str(error.__cause__ or error) or "interrupted.")
         return INTERRUPTED
     except (MergeError, MemoryError, OSError) as error:
-        _complain(f"error: {_text(error)}")
+        text = f"error: {_text(error)}"  # of a MergeError one line for each fault, in which names are escaped already
+        _complain(*(text.split("\n") if isinstance(error, MergeError) else [text]))
         return error.exit_status if isinstance(error, MergeError) else 1
     return status if isinstance(status, int) else 0
 

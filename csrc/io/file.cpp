@@ -15,28 +15,29 @@ namespace warpmerge {
 
 // The open files that can be opened again, in a circle. A hand goes round to find one to close: it passes by files that
 // were used since its last round. So the choice is near to the least recently used, and a use costs one store.
+//
+// Nobody calls the system while holding the mutex: a slow disk would keep others waiting, and a watcher may run code
+// that lets go of other files.
 class OpenFiles {
  public:
   std::mutex mutex;
   int64_t limit = 512;
+  int64_t opening = 0;  // files that are about to be added
 
   void add(File* file) { files_.push_back(file); }
   void remove(File* file) { files_.erase(std::remove(files_.begin(), files_.end(), file), files_.end()); }
-  void make_room() {
-    while (int64_t(files_.size()) >= limit && close_one()) {
-    }
-  }
-  // False if all are in use.
-  bool close_one() {
+  bool is_full() const { return int64_t(files_.size()) + opening >= limit; }
+  // The descriptor of a file that is not in use, for the caller to close; -1 if all are in use.
+  int take_one() {
     for (size_t steps = 2 * files_.size(); steps > 0; --steps) {
       hand_ = (hand_ + 1) % files_.size();
       File* file = files_[hand_];
-      int reason;
-      if (file->recent_.exchange(false) || !file->close_unless_used(&reason)) continue;
+      int fd;
+      if (file->recent_.exchange(false) || !file->detach_unless_used(&fd)) continue;
       files_.erase(files_.begin() + std::ptrdiff_t(hand_));
-      return true;
+      if (fd >= 0) return fd;
     }
-    return false;
+    return -1;
   }
 
  private:
@@ -104,57 +105,91 @@ File::~File() {
 }
 
 int File::opened() {
-  std::lock_guard<std::mutex> lock(open_files().mutex);
-  if (closed_ || !reopens_) throw InputError(EBADF, path_, "it is closed");
-  if (fd_ >= 0) return fd_;
-  open_files().make_room();
-  const auto opening = [this] { return system::open(path_.c_str(), O_RDONLY | O_NONBLOCK | O_NOCTTY); };
-  int fd = opening();
-  while (fd < 0 && (errno == EMFILE || errno == ENFILE) && open_files().close_one()) fd = opening();
-  if (fd < 0) throw InputError(errno, path_, std::generic_category().message(errno));
-  struct stat status;
-  const bool same = ::fstat(fd, &status) == 0 && identity_of(status) == identity_;
-  if (!same) {
-    system::close(fd);
-    throw InputError(ESTALE, path_, "it is not the file that it was");
+  OpenFiles& others = open_files();
+  std::unique_lock<std::mutex> lock(others.mutex);
+  // Closes another file. False if all are in use.
+  const auto make_room = [&] {
+    const int taken = others.take_one();
+    if (taken < 0) return false;
+    lock.unlock();
+    system::close(taken);
+    lock.lock();
+    return true;
+  };
+  while (fd_ < 0 && others.is_full() && make_room()) {
   }
-  open_files().add(this);
-  fd_ = fd;
+  if (closed_ || !reopens_) throw InputError(EBADF, path_, "it is closed");
+  if (fd_ >= 0) return fd_;  // somebody else has opened it meanwhile
+  ++others.opening;
+  int fd, reason = 0;
+  do {
+    lock.unlock();
+    fd = verified(&reason);
+    lock.lock();
+  } while (fd < 0 && (reason == EMFILE || reason == ENFILE) && make_room());
+  --others.opening;
+  const int there = fd_;
+  if (fd >= 0 && there < 0 && !closed_) {
+    others.add(this);
+    fd_ = fd;
+    return fd;
+  }
+  lock.unlock();
+  if (fd >= 0) system::close(fd);
+  if (closed_) throw InputError(EBADF, path_, "it is closed");
+  if (there >= 0) return there;
+  throw InputError(reason, path_,
+                   reason == ESTALE ? "it is not the file that it was" : std::generic_category().message(reason));
+}
+
+// A descriptor of the file, if it is the one that it was. -1 otherwise; `reason` is an errno.
+int File::verified(int* reason) const {
+  const int fd = system::open(path_.c_str(), O_RDONLY | O_NONBLOCK | O_NOCTTY);
+  struct stat status;
+  if (fd < 0) {
+    *reason = errno;
+  } else if (::fstat(fd, &status) != 0 || identity_of(status) != identity_) {
+    system::close(fd);
+    *reason = ESTALE;
+    return -1;
+  }
   return fd;
 }
 
-// Whether it was not in use, and so is closed now. `reason`: errno, 0 if there was no error.
-bool File::close_unless_used(int* reason) {
-  *reason = 0;
+// Whether it was not in use. Then it has no descriptor any more: `fd` is for the caller to close, -1 if there was none.
+bool File::detach_unless_used(int* fd) {
   int users = 0;
+  *fd = -1;
   if (!users_.compare_exchange_strong(users, -1)) return false;
-  const int fd = fd_.exchange(-1);
-  if (fd >= 0 && system::close(fd) < 0) *reason = errno;
+  *fd = fd_.exchange(-1);
   users_ = 0;
   return true;
 }
 
 void File::release() {
-  if (users_.fetch_sub(1) != 1 || !closed_) return;
-  int reason;  // whoever closed it has been told that all is well; nobody closes an output in use
-  close_unless_used(&reason);
+  int fd;  // whoever closed it has been told that all is well; nobody closes an output in use
+  if (users_.fetch_sub(1) == 1 && closed_ && detach_unless_used(&fd) && fd >= 0) system::close(fd);
 }
 
 void File::close() {
-  int reason = 0;
+  int fd;
   {
     std::lock_guard<std::mutex> lock(open_files().mutex);
     closed_ = true;
-    close_unless_used(&reason);
+    detach_unless_used(&fd);
     if (reopens_) open_files().remove(this);
   }
-  if (reason && !reopens_) throw std::system_error(reason, std::generic_category());  // nothing read is lost
+  const bool lost = fd >= 0 && system::close(fd) < 0 && !reopens_;  // nothing is lost of what was only read
+  if (lost) throw std::system_error(errno, std::generic_category());
 }
 
 void File::put_away() {
-  std::lock_guard<std::mutex> lock(open_files().mutex);
-  int reason;  // nothing is lost of what was only read
-  if (reopens_ && close_unless_used(&reason)) open_files().remove(this);
+  int fd = -1;
+  {
+    std::lock_guard<std::mutex> lock(open_files().mutex);
+    if (reopens_ && detach_unless_used(&fd)) open_files().remove(this);
+  }
+  if (fd >= 0) system::close(fd);
 }
 
 void File::read(void* data, size_t bytes, int64_t offset) {

@@ -62,7 +62,8 @@ class File {
   class Use;  // while it lives, the descriptor stays open
   friend class OpenFiles;
   int opened();
-  bool close_unless_used(int* reason);
+  int verified(int* reason) const;
+  bool detach_unless_used(int* fd);
   void release();
 
   const std::string path_;

@@ -132,6 +132,31 @@ def test_calls_are_completed(tmp_path, watched):
     assert calls[2][3] == b"3456789"
 
 
+def test_other_files_may_go_while_one_is_opened_or_closed(tmp_path, room):
+    """As when Python collects garbage within a watcher."""
+    room(2)
+    held = {name: file_of(tmp_path / name) for name in "abcdef"}
+    for name in "ab":
+        held[name].read(0, 1)
+
+    def let_go(call, *_):
+        if held and call in ("open", "close"):
+            held.popitem()[1].read(0, 1)
+        return 0
+
+    first = held.pop("a")
+    _core.watch(let_go)
+    try:
+        for _ in range(4):
+            file_of(tmp_path / "g").read(0, 1)
+            first.read(0, 1)
+            first.put_away()
+        first.close()
+    finally:
+        _core.watch(None)
+    assert not held
+
+
 def test_what_fails_is_said(tmp_path, watched):
     _, answers = watched
     file = file_of(tmp_path / "a")

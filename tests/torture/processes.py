@@ -13,11 +13,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 from torture.figures import Figures
 from torture.merges import Workplace
+
+LATE = 5.0  # seconds: a merge here takes milliseconds
 
 # Prints a line when all is imported, then merges once for each line that it reads, each time in a child of its own.
 # A line "trace" has the child wait for a signal first, so that somebody can attach to it.
@@ -158,6 +161,12 @@ def _traced(server: Server, *options: str) -> int:
         assert tracer.poll() is None, "strace cannot attach to the process"
         time.sleep(0.0005)
     os.kill(child, signal.SIGUSR1)
-    status = server.status()
+    # A signal in the moment in which strace attaches can get lost. The child's number is nobody else's yet.
+    again = threading.Timer(LATE, os.kill, (child, signal.SIGUSR1))
+    again.start()
+    try:
+        status = server.status()
+    finally:
+        again.cancel()
     tracer.wait()
     return status
